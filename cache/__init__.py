@@ -1,5 +1,43 @@
 """The feature cache: frozen models' features, standard zarr on disk, mapped in memory."""
 
+from thinkjepa.cache.catalog import describe_set
 from thinkjepa.cache.errors import CacheError, ThinkJepaError
+from thinkjepa.cache.fingerprint import VIDEO_ID_HEX, file_digest, fingerprint
+from thinkjepa.cache.reader import FeatureCache
+from thinkjepa.cache.records import (
+    STREAMS,
+    TOKEN_CHUNK,
+    TOKEN_KINDS,
+    ArraySpec,
+    ClipFeatures,
+    ClipRow,
+    Failure,
+    FeatureSet,
+    IndexRow,
+    Kind,
+)
+from thinkjepa.cache.session import WriteSession, done_clip_ids
+from thinkjepa.cache.writer import SetWriter
 
-__all__ = ["CacheError", "ThinkJepaError"]
+__all__ = [
+    "STREAMS",
+    "TOKEN_CHUNK",
+    "TOKEN_KINDS",
+    "VIDEO_ID_HEX",
+    "ArraySpec",
+    "CacheError",
+    "ClipFeatures",
+    "ClipRow",
+    "Failure",
+    "FeatureCache",
+    "FeatureSet",
+    "IndexRow",
+    "Kind",
+    "SetWriter",
+    "ThinkJepaError",
+    "WriteSession",
+    "describe_set",
+    "done_clip_ids",
+    "file_digest",
+    "fingerprint",
+]

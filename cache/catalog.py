@@ -1,0 +1,111 @@
+"""cache.json: the schema version and the feature sets of a cache."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from thinkjepa.cache.disk import explained_os_errors, replace_file
+from thinkjepa.cache.errors import CacheError
+from thinkjepa.cache.fingerprint import SET_NAME_HEX, fingerprint
+from thinkjepa.cache.layout import SCHEMA, cache_json
+from thinkjepa.cache.records import ArraySpec, FeatureSet, Kind
+
+
+def read_catalog(root: Path) -> dict[str, FeatureSet]:
+    """Feature sets by name. Raises CacheError where `root` is no cache or one of another schema."""
+    path = cache_json(root)
+    if not path.is_file():
+        raise CacheError(f"{str(root)!r} is not a feature cache (it has no cache.json): check the path")
+    try:
+        with explained_os_errors("read", path):
+            content = json.loads(path.read_text(encoding="utf-8"))
+        schema = content["schema"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CacheError(f"{str(path)!r} is damaged ({error}): restore it from a copy") from error
+    if schema != SCHEMA:
+        raise CacheError(
+            f"{str(root)!r} has schema {schema!r}, this version reads {SCHEMA!r}: "
+            "use the version of thinkjepa that wrote it, or extract into a new folder"
+        )
+    return {record["name"]: FeatureSet.from_json(record) for record in content["feature_sets"]}
+
+
+def write_catalog(root: Path, feature_sets: Mapping[str, FeatureSet]) -> None:
+    records = [feature_sets[name].to_json() for name in sorted(feature_sets)]
+    text = json.dumps(
+        {"schema": SCHEMA, "feature_sets": records}, indent=2, ensure_ascii=False, sort_keys=True
+    )
+    replace_file(cache_json(root), (text + "\n").encode())
+
+
+def describe_set(
+    kind: Kind,
+    *,
+    origin: Mapping[str, Any],
+    source: Mapping[str, Any],
+    arrays: tuple[ArraySpec, ...],
+    shard_bytes: int,
+    typical_clip_bytes: int,
+) -> FeatureSet:
+    """A feature set named by the fingerprint of its origin."""
+    digest = fingerprint({"kind": kind, **origin})
+    return FeatureSet(
+        name=f"{kind}-{digest[:SET_NAME_HEX]}",
+        kind=kind,
+        fingerprint=digest,
+        origin=json.loads(json.dumps(dict(origin))),
+        source=dict(source),
+        arrays={spec.name: spec for spec in sorted(arrays, key=lambda spec: spec.name)},
+        rows_per_shard=max(1, min(MAX_ROWS_PER_SHARD, shard_bytes // max(1, typical_clip_bytes))),
+    )
+
+
+MAX_ROWS_PER_SHARD = 256
+"""Keeps a shard's index small: 256 clips x 8 layers x 64 token chunks x 16 B = 2 MiB."""
+
+
+def resolve_set(wanted: FeatureSet, existing: Mapping[str, FeatureSet]) -> FeatureSet:
+    """The existing set that already answers `wanted`, or `wanted` itself.
+
+    A set answers when it is the same, or differs only in holding more thinker layers.
+    """
+    if wanted.name in existing:
+        return existing[wanted.name]
+    for candidate in existing.values():
+        same = replace(candidate, origin={**candidate.origin, "layers": ()}).origin == {
+            **wanted.origin,
+            "layers": (),
+        }
+        if (
+            candidate.kind == wanted.kind == "thinker"
+            and same
+            and set(wanted.layers) <= set(candidate.layers)
+        ):
+            return candidate
+    return wanted
+
+
+def choose_set(feature_sets: Mapping[str, FeatureSet], kind: Kind, selectors: tuple[str, ...]) -> FeatureSet:
+    """The one set of `kind` that is named (or begun) by a selector, or the only one there is."""
+    of_kind = {name: item for name, item in feature_sets.items() if item.kind == kind}
+    named = [
+        item
+        for name, item in of_kind.items()
+        if any(name.startswith(text) or item.fingerprint.startswith(text) for text in selectors)
+    ]
+    candidates = named or list(of_kind.values())
+    if len(candidates) == 1:
+        return candidates[0]
+    if not candidates:
+        raise CacheError(f"the cache holds no {kind} features: run thinkjepa-cache extract first")
+    listed = ", ".join(f"{item.name} ({_summary(item)})" for item in candidates)
+    raise CacheError(f"the cache holds {len(candidates)} {kind} sets, choose one with --set NAME: {listed}")
+
+
+def _summary(item: FeatureSet) -> str:
+    model = item.source.get("model", "?")
+    return f"{model}, {item.origin.get('prompt', '')!r}" if item.kind == "thinker" else str(model)

@@ -1,0 +1,55 @@
+"""Where things lie in a cache folder, and the version of that arrangement."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+SCHEMA = "thinkjepa.cache.v1"
+
+
+def cache_json(root: Path) -> Path:
+    """Schema version and feature sets."""
+    return root / "cache.json"
+
+
+def lock_file(root: Path) -> Path:
+    """Held by the process that writes."""
+    return root / ".lock"
+
+
+def clips_dir(root: Path) -> Path:
+    """Numbered parquet files of clips; of two rows with the same key the later file holds."""
+    return root / "clips"
+
+
+def failures_file(root: Path) -> Path:
+    """Videos and clips without features, with stage and reason."""
+    return root / "failures.parquet"
+
+
+def index_dir(root: Path, set_name: str) -> Path:
+    """One parquet file per sealed shard of a feature set: a row in it makes a clip visible."""
+    return root / set_name / "index"
+
+
+def index_file(root: Path, set_name: str, shard: int) -> Path:
+    return index_dir(root, set_name) / f"{shard:06d}.parquet"
+
+
+def journal_file(root: Path, set_name: str) -> Path:
+    """Batches committed to the shard being written; gone when the shard is sealed."""
+    return root / set_name / "journal.jsonl"
+
+
+def store_dir(root: Path) -> Path:
+    """The zarr v3 group of all feature sets."""
+    return root / "features.zarr"
+
+
+def array_dir(root: Path, set_name: str, array: str) -> Path:
+    return store_dir(root) / set_name / array
+
+
+def shard_file(root: Path, set_name: str, array: str, *, shard: int, rank: int) -> Path:
+    """A shard spans all axes but the clip axis, so its zarr key is `c/<shard>/0/0...` of `rank` numbers."""
+    return array_dir(root, set_name, array).joinpath("c", str(shard), *["0"] * (rank - 1))

@@ -1,0 +1,189 @@
+"""What the cache stores, as frozen records: the contract between extraction and training.
+
+Shape letters: L thinker layers, S tokens of a clip (ragged), D feature width, T latent time steps,
+P patches (row-major height x width), W future windows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+
+Kind = Literal["thinker", "encoder"]
+"""A feature set comes from one frozen model: the vision-language model or the video encoder."""
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "uint8": torch.uint8,
+}
+
+TOKEN_CHUNK = 64
+"""Tokens per inner chunk: at the paper's sizes 64 x 2048 x 2 B = 256 KiB, and 1,166 tokens waste 4 %."""
+
+STREAMS = ("prompt", "generated")
+"""Order of the `stream` axis of `pooled`."""
+
+TOKEN_KINDS = ("text", "visual", "generated", "reasoning")
+"""Values 1..4 of `token_kind`; 0 marks the unused rest of the token axis."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySpec:
+    """One array of a feature set, described per clip (the clip axis comes first on disk)."""
+
+    name: str
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    dtype: str
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"array {self.name!r}: dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
+        if not len(self.dims) == len(self.shape) == len(self.chunks):
+            raise ValueError(
+                f"array {self.name!r}: {self.dims}, {self.shape} and {self.chunks} differ in rank"
+            )
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+    @property
+    def clip_bytes(self) -> int:
+        """Bytes of one clip when every chunk of it is written."""
+        return math.prod(self.shape) * self.torch_dtype.itemsize
+
+    @property
+    def chunk_grid(self) -> tuple[int, ...]:
+        """Inner chunks per axis of one clip."""
+        return tuple(math.ceil(size / chunk) for size, chunk in zip(self.shape, self.chunks, strict=True))
+
+    @property
+    def chunk_bytes(self) -> int:
+        return math.prod(self.chunks) * self.torch_dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureSet:
+    """Features of one origin. Two sets with another `origin` never share an array.
+
+    `origin` is what determines the values and is fingerprinted; `source` is what helps a person
+    (model name, exact versions, device) and is not.
+    """
+
+    name: str
+    kind: Kind
+    fingerprint: str
+    origin: Mapping[str, Any]
+    source: Mapping[str, Any]
+    arrays: Mapping[str, ArraySpec]
+    rows_per_shard: int
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Thinker layers held, in the order of the `layer` axis; empty for an encoder."""
+        return tuple(self.origin.get("layers", ()))
+
+    def to_json(self) -> dict[str, Any]:
+        record = {"name": self.name, "kind": self.kind, "fingerprint": self.fingerprint}
+        arrays = {name: asdict(spec) for name, spec in self.arrays.items()}
+        return {
+            **record,
+            "origin": dict(self.origin),
+            "source": dict(self.source),
+            "arrays": arrays,
+            "rows_per_shard": self.rows_per_shard,
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> FeatureSet:
+        arrays = {
+            name: ArraySpec(
+                name=spec["name"],
+                dims=tuple(spec["dims"]),
+                shape=tuple(spec["shape"]),
+                chunks=tuple(spec["chunks"]),
+                dtype=spec["dtype"],
+            )
+            for name, spec in record["arrays"].items()
+        }
+        return cls(**{**record, "arrays": arrays})
+
+
+@dataclass(frozen=True, slots=True)
+class ClipRow:
+    """One clip: a video and a split frame, and the frames chosen around the split.
+
+    `clip_id` is `<first 16 hex digits of the video's sha256>@<split_frame>`: the same content is the same
+    clip wherever the file lies. Indices count decoded frames from 0, times are presentation times in
+    seconds; every thinker and observed index is < `split_frame`, every future index is >= it.
+    """
+
+    clip_id: str
+    video: str
+    video_digest: str
+    thinker_sampling: str
+    dense_sampling: str
+    split_frame: int
+    split_time_s: float
+    thinker_frames: tuple[int, ...]
+    thinker_times_s: tuple[float, ...]
+    observed_frames: tuple[int, ...]
+    observed_times_s: tuple[float, ...]
+    future_frames: tuple[tuple[int, ...], ...]
+    future_times_s: tuple[tuple[float, ...], ...]
+
+    @property
+    def label(self) -> str:
+        """How messages name the clip."""
+        return f"clip {self.clip_id!r} ({self.video!r})"
+
+    def sampling(self, kind: Kind) -> str:
+        return self.thinker_sampling if kind == "thinker" else self.dense_sampling
+
+
+@dataclass(frozen=True, slots=True)
+class ClipFeatures:
+    """Features of one clip, ready to be written. Ragged arrays are shorter along their `token` axis."""
+
+    clip_id: str
+    arrays: Mapping[str, torch.Tensor]
+    token_count: int = 0
+    prompt_token_count: int = 0
+    token_ids: tuple[int, ...] = ()
+    generated_text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a video, or one clip of it, has no features. `clip_id` is empty where no clip could be planned."""
+
+    video: str
+    stage: Literal["open", "plan", "decode", "thinker", "encoder"]
+    reason: str
+    clip_id: str = ""
+    video_digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class IndexRow:
+    """One clip of a feature set. `row` is its place on the clip axis, -1 where extraction failed."""
+
+    clip_id: str
+    status: Literal["ok", "failed"]
+    row: int = -1
+    shard: int = -1
+    token_count: int = 0
+    prompt_token_count: int = 0
+    token_ids: tuple[int, ...] = field(default=())
+    generated_text: str = ""
+    checksum: str = ""
+    stage: str = ""
+    reason: str = ""

@@ -1,0 +1,147 @@
+"""One zarr v3 shard as a file: streamed by the writer, mapped by the reader.
+
+Format (zarr v3 specification, `sharding_indexed` codec, index at the end): encoded inner chunks in any
+order, then the index, a little-endian uint64 pair (offset, bytes) per inner chunk in C order of the
+shard's chunk grid, (2^64 - 1, 2^64 - 1) where a chunk is missing, then the crc32c of the index. An inner
+chunk is its raw little-endian values followed by their crc32c (4 bytes), by which any zarr
+implementation detects a flipped bit.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+from thinkjepa.cache.disk import explained_os_errors, fsync_folder
+from thinkjepa.cache.errors import CacheError
+
+Bytes = npt.NDArray[np.uint8]
+ChunkEntry = tuple[int, int, int]
+"""Number of an inner chunk in C order of the shard's grid, offset in the file, encoded bytes."""
+
+CRC_BYTES = 4
+MISSING = np.uint64(2**64 - 1)
+INDEX_DTYPE = np.dtype("<u8")
+
+
+def crc32c(raw: Bytes, crc: int = 0) -> int:
+    """crc32c of bytes, continuing from `crc`. The library takes only read-only buffers."""
+    view = raw.view()
+    view.setflags(write=False)
+    return int(google_crc32c.extend(crc, view)) if crc else int(google_crc32c.value(view))
+
+
+class ShardWriter:
+    """Appends inner chunks to `<shard>.partial`; `seal` adds the index and gives the file its name."""
+
+    def __init__(self, path: Path, *, num_chunks: int, size: int = 0) -> None:
+        """Continue the partial file at `size` bytes (0: begin). Raises CacheError if it is shorter."""
+        self.path = path
+        self.partial = path.with_name(path.name + ".partial")
+        self._index = np.full((num_chunks, 2), MISSING, dtype=INDEX_DTYPE)
+        with explained_os_errors("write", self.partial):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.partial.open("r+b" if size else "wb")
+            found = os.fstat(self._file.fileno()).st_size
+            if found < size:
+                self._file.close()
+                raise CacheError(
+                    f"{str(self.partial)!r} has {found} bytes, the journal says {size}: the file was changed "
+                    "from outside; remove it and the journal beside the set's index, then extract again"
+                )
+            self._file.truncate(size)
+            self._file.seek(size)
+        self.size = size
+
+    def append(self, number: int, raw: Bytes) -> ChunkEntry:
+        """Append one inner chunk (its raw bytes), not yet durable."""
+        with explained_os_errors("write", self.partial):
+            self._file.write(raw.data)
+            self._file.write(crc32c(raw).to_bytes(CRC_BYTES, "little"))
+        entry = (number, self.size, raw.nbytes + CRC_BYTES)
+        self.size += raw.nbytes + CRC_BYTES
+        self.adopt([entry])
+        return entry
+
+    def adopt(self, entries: Sequence[ChunkEntry]) -> None:
+        """Take entries (of this run or an earlier one's journal) into the index."""
+        for number, offset, length in entries:
+            self._index[number] = (offset, length)
+
+    def flush(self) -> None:
+        """Make everything appended durable."""
+        with explained_os_errors("write", self.partial):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def seal(self) -> None:
+        """Write the index, make all durable and visible under the shard's own name."""
+        raw = self._index.view(np.uint8).reshape(-1)
+        with explained_os_errors("write", self.partial):
+            self._file.write(raw.data)
+            self._file.write(crc32c(raw).to_bytes(CRC_BYTES, "little"))
+            self.flush()
+            self._file.close()
+            self.partial.replace(self.path)
+            fsync_folder(self.path.parent)
+
+    def close(self) -> None:
+        """Leave the partial file for a later run; what was not flushed was never committed."""
+        with suppress(
+            OSError
+        ):  # closing flushes: on a full disk it fails again, and the first error is on its way
+            self._file.close()
+
+
+class MappedShard:
+    """A sealed shard, mapped read-only. Chunks are checked against their crc32c when first touched."""
+
+    def __init__(self, path: Path, *, num_chunks: int) -> None:
+        """Raises CacheError where the file is missing, too short or its index is damaged."""
+        self.path = path
+        if not path.is_file():
+            raise CacheError(f"shard {str(path)!r} is missing: restore it, or extract into a new cache")
+        with explained_os_errors("read", path), path.open("rb") as file:
+            index_bytes = num_chunks * 2 * INDEX_DTYPE.itemsize
+            size = os.fstat(file.fileno()).st_size
+            if size < index_bytes + CRC_BYTES:
+                raise CacheError(
+                    f"shard {str(path)!r} is truncated: {size} bytes, its index alone has {index_bytes}"
+                )
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._bytes: Bytes = np.frombuffer(self._map, dtype=np.uint8)
+        raw = self._bytes[-index_bytes - CRC_BYTES : -CRC_BYTES]
+        if crc32c(raw) != int.from_bytes(self._bytes[-CRC_BYTES:].tobytes(), "little"):
+            raise CacheError(f"shard {str(path)!r} has a damaged or truncated index: restore it from a copy")
+        self._index = raw.view(INDEX_DTYPE).reshape(num_chunks, 2)
+        self._end = size - index_bytes - CRC_BYTES
+        self._checked = np.zeros(num_chunks, dtype=bool)
+
+    def chunk(self, number: int) -> Bytes | None:
+        """The raw bytes of an inner chunk, a view into the map; None where it was never written."""
+        offset, length = self._index[number]
+        if offset == MISSING and length == MISSING:
+            return None
+        if length <= CRC_BYTES or offset + length > self._end:
+            raise CacheError(f"shard {str(self.path)!r}: inner chunk {number} lies outside the file")
+        encoded = self._bytes[int(offset) : int(offset) + int(length)]
+        raw = encoded[:-CRC_BYTES]
+        if not self._checked[number]:
+            if crc32c(raw) != int.from_bytes(encoded[-CRC_BYTES:].tobytes(), "little"):
+                raise CacheError(
+                    f"shard {str(self.path)!r}: inner chunk {number} is damaged (crc32c differs)"
+                )
+            self._checked[number] = True
+        return raw
+
+
+def chunk_number(grid: tuple[int, ...], row: int, position: tuple[int, ...]) -> int:
+    """C-order number, within a shard, of the chunk at `position` of the clip in `row`."""
+    return row * math.prod(grid) + int(np.ravel_multi_index(position, grid)) if grid else row

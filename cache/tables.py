@@ -1,0 +1,83 @@
+"""Parquet tables of the frozen records."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from thinkjepa.cache.disk import replace_file
+from thinkjepa.cache.errors import CacheError
+from thinkjepa.cache.records import ClipRow, Failure, IndexRow
+
+Record = TypeVar("Record", ClipRow, IndexRow, Failure)
+
+CLIPS_SCHEMA = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("video", pa.string()),
+        ("video_digest", pa.string()),
+        ("thinker_sampling", pa.string()),
+        ("dense_sampling", pa.string()),
+        ("split_frame", pa.int64()),
+        ("split_time_s", pa.float64()),
+        ("thinker_frames", pa.list_(pa.int64())),
+        ("thinker_times_s", pa.list_(pa.float64())),
+        ("observed_frames", pa.list_(pa.int64())),
+        ("observed_times_s", pa.list_(pa.float64())),
+        ("future_frames", pa.list_(pa.list_(pa.int64()))),
+        ("future_times_s", pa.list_(pa.list_(pa.float64()))),
+    ]
+)
+
+INDEX_SCHEMA = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("status", pa.string()),
+        ("row", pa.int64()),
+        ("shard", pa.int64()),
+        ("token_count", pa.int32()),
+        ("prompt_token_count", pa.int32()),
+        ("token_ids", pa.list_(pa.int32())),
+        ("generated_text", pa.string()),
+        ("checksum", pa.string()),
+        ("stage", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
+
+FAILURES_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("video", "stage", "reason", "clip_id", "video_digest")]
+)
+
+
+def write_table(path: Path, records: Iterable[ClipRow | IndexRow | Failure], schema: pa.Schema) -> None:
+    """Write records as one parquet file, atomically; the same records give the same bytes."""
+    table = pa.Table.from_pylist([asdict(record) for record in records], schema=schema)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    replace_file(path, buffer.getvalue())
+
+
+def read_table(path: Path, record: type[Record], schema: pa.Schema) -> list[Record]:
+    """Read records back. Raises CacheError on a damaged file or missing columns."""
+    try:
+        rows = pq.read_table(path, columns=schema.names).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise CacheError(
+            f"cannot read {str(path)!r}: {error}; restore it, or extract into a new cache"
+        ) from error
+    return [record(**{name: _frozen(value) for name, value in row.items()}) for row in rows]
+
+
+def numbered_files(folder: Path) -> Sequence[Path]:
+    """The parquet files of a folder in the order of their numbers."""
+    return sorted(folder.glob("[0-9]*.parquet"))
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value

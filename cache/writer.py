@@ -1,0 +1,307 @@
+"""Writing one feature set: batches appended to a shard, journaled, sealed, then visible.
+
+Commit order: payload, then journal line (a killed run continues behind it), then, when the shard is full
+or the run ends, the sealed shards, and last the index file that makes their clips visible. A sealed
+shard is never touched again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+import zarr
+from thinkjepa.cache.disk import explained_os_errors
+from thinkjepa.cache.journal import append_line, read_lines, remove
+from thinkjepa.cache.layout import array_dir, index_dir, index_file, journal_file, shard_file, store_dir
+from thinkjepa.cache.records import ArraySpec, ClipFeatures, Failure, FeatureSet, IndexRow
+from thinkjepa.cache.shard import ChunkEntry, ShardWriter, chunk_number, crc32c
+from thinkjepa.cache.tables import INDEX_SCHEMA, numbered_files, write_table
+from zarr.codecs import Crc32cCodec
+
+NOT_FINITE_BITS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7F800000}
+"""Exponent bits that are all ones in inf and NaN; testing them is one pass without a float conversion."""
+
+
+def create_arrays(root: Path, feature_set: FeatureSet) -> None:
+    """Write the zarr metadata of a feature set; what exists is kept."""
+    with explained_os_errors("write", store_dir(root)):
+        group = zarr.open_group(store_dir(root), mode="a", zarr_format=3)
+        group = group.require_group(feature_set.name)
+        for spec in feature_set.arrays.values():
+            if spec.name not in group:
+                _create_array(group, spec, feature_set.rows_per_shard)
+
+
+def _create_array(group: zarr.Group, spec: ArraySpec, rows_per_shard: int) -> None:
+    stored = "uint16" if spec.dtype == "bfloat16" else spec.dtype
+    grid = spec.chunk_grid
+    group.create_array(
+        spec.name,
+        shape=(0, *spec.shape),
+        chunks=(1, *spec.chunks),
+        shards=(rows_per_shard, *(n * size for n, size in zip(grid, spec.chunks, strict=True))),
+        dtype=stored,
+        compressors=[Crc32cCodec()],
+        fill_value=0,
+        dimension_names=("clip", *spec.dims),
+        attributes={"encoding": spec.dtype},
+    )
+
+
+def clip_problem(features: ClipFeatures, feature_set: FeatureSet) -> str:
+    """Why these features must not be stored, or an empty string. Finds shapes, dtypes, inf and NaN."""
+    for name, spec in feature_set.arrays.items():
+        values = features.arrays.get(name)
+        if values is None:
+            return f"{name} is missing"
+        ragged = spec.dims.index("token") if "token" in spec.dims else None
+        expected = tuple(values.shape[i] if i == ragged else size for i, size in enumerate(spec.shape))
+        if tuple(values.shape) != expected or values.dtype != spec.torch_dtype:
+            return f"{name} is {values.dtype} {tuple(values.shape)}, the set holds {spec.dtype} {spec.shape}"
+        if ragged is not None and values.shape[ragged] > spec.shape[ragged]:
+            return (
+                f"{name} has {values.shape[ragged]} tokens, the cache holds at most {spec.shape[ragged]}: "
+                "use fewer thinker frames or a lower resolution"
+            )
+        if problem := _not_finite(values, spec, feature_set):
+            return problem
+    return ""
+
+
+def _not_finite(values: torch.Tensor, spec: ArraySpec, feature_set: FeatureSet) -> str:
+    mask = NOT_FINITE_BITS.get(values.dtype)
+    if mask is None:
+        return ""
+    integer = torch.int32 if values.dtype == torch.float32 else torch.int16
+    bad = (values.contiguous().view(integer) & mask) == mask
+    if not bool(bad.any()):
+        return ""
+    first = int(bad.reshape(bad.shape[0], -1).any(dim=1).nonzero()[0])
+    where = f"layer {feature_set.layers[first]}" if spec.dims[0] == "layer" else f"{spec.dims[0]} {first}"
+    return (
+        f"{spec.name}, {where}: {int(bad[first].sum())} values of {tuple(bad[first].shape)} are inf or NaN "
+        f"in {spec.dtype}; extract with --dtype {'float32' if spec.dtype == 'bfloat16' else 'bfloat16'}"
+    )
+
+
+@dataclass(slots=True)
+class _OpenShard:
+    number: int
+    writers: Mapping[str, ShardWriter]
+    rows: list[IndexRow]
+
+    @property
+    def used(self) -> int:
+        return sum(row.status == "ok" for row in self.rows)
+
+
+class SetWriter:
+    """Appends batches of clips to one feature set of a cache that this process holds.
+
+    As a context manager it seals the shard in hand on a normal exit; after an exception the shard stays
+    open with its journal, and the next writer of the set continues behind the last committed batch.
+    """
+
+    def __init__(self, root: Path, feature_set: FeatureSet) -> None:
+        self.root = root
+        self.feature_set = feature_set
+        create_arrays(root, feature_set)
+        self._open: _OpenShard | None = None
+        self._resume()
+
+    @property
+    def unsealed_rows(self) -> Sequence[IndexRow]:
+        """Rows committed to the journal and not yet visible to readers."""
+        return tuple(self._open.rows) if self._open else ()
+
+    def append(self, batch: Sequence[ClipFeatures], failures: Sequence[Failure] = ()) -> list[Failure]:
+        """Commit a batch. Features that are not finite or misshapen are refused, recorded and returned."""
+        refused: list[Failure] = []
+        remaining = list(batch)
+        lost = [_failed_row(failure) for failure in failures if failure.clip_id]
+        while remaining or lost:
+            shard = self._shard()
+            room = self.feature_set.rows_per_shard - shard.used
+            now, remaining = remaining[:room], remaining[room:]
+            refused += self._commit(shard, now, lost)
+            lost = []
+            if shard.used == self.feature_set.rows_per_shard:
+                self._seal()
+        return refused
+
+    def __enter__(self) -> SetWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._seal()
+        elif self._open:
+            for writer in self._open.writers.values():
+                writer.close()
+
+    # -- one batch ---------------------------------------------------------------------------------
+
+    def _commit(
+        self, shard: _OpenShard, batch: Sequence[ClipFeatures], lost: Sequence[IndexRow]
+    ) -> list[Failure]:
+        refused: list[Failure] = []
+        rows = list(lost)
+        chunks: dict[str, list[ChunkEntry]] = {name: [] for name in shard.writers}
+        used = shard.used
+        for features in batch:
+            if problem := clip_problem(features, self.feature_set):
+                failure = Failure(
+                    video="", stage=self.feature_set.kind, reason=problem, clip_id=features.clip_id
+                )
+                refused.append(failure)
+                rows.append(_failed_row(failure))
+                continue
+            checksum = self._write_clip(shard, features, used, chunks)
+            rows.append(self._ok_row(features, shard.number, used, checksum))
+            used += 1
+        for writer in shard.writers.values():
+            writer.flush()
+        self._journal({"rows": [asdict(row) for row in rows], "chunks": chunks})
+        shard.rows.extend(rows)
+        return refused
+
+    def _write_clip(
+        self, shard: _OpenShard, features: ClipFeatures, slot: int, chunks: dict[str, list[ChunkEntry]]
+    ) -> str:
+        checksum = 0
+        for name, writer in shard.writers.items():
+            spec = self.feature_set.arrays[name]
+            values = features.arrays[name].contiguous()
+            checksum = crc32c(values.view(torch.uint8).numpy().reshape(-1), checksum)
+            for position in np.ndindex(*spec.chunk_grid):
+                if (raw := _chunk_bytes(values, spec, position)) is not None:
+                    chunks[name].append(writer.append(chunk_number(spec.chunk_grid, slot, position), raw))
+        return f"{checksum:08x}"
+
+    def _ok_row(self, features: ClipFeatures, shard: int, slot: int, checksum: str) -> IndexRow:
+        return IndexRow(
+            clip_id=features.clip_id,
+            status="ok",
+            row=shard * self.feature_set.rows_per_shard + slot,
+            shard=shard,
+            token_count=features.token_count,
+            prompt_token_count=features.prompt_token_count,
+            token_ids=features.token_ids,
+            generated_text=features.generated_text,
+            checksum=checksum,
+        )
+
+    # -- one shard ---------------------------------------------------------------------------------
+
+    def _shard(self) -> _OpenShard:
+        if self._open is None:
+            sealed = numbered_files(index_dir(self.root, self.feature_set.name))
+            number = int(sealed[-1].stem) + 1 if sealed else 0
+            self._journal({"shard": number, "fingerprint": self.feature_set.fingerprint})
+            self._open = _OpenShard(number, self._writers(number, {}), [])
+        return self._open
+
+    def _writers(self, number: int, sizes: Mapping[str, int]) -> dict[str, ShardWriter]:
+        return {
+            name: ShardWriter(
+                self._shard_file(number, spec),
+                num_chunks=self.feature_set.rows_per_shard * int(np.prod(spec.chunk_grid, dtype=np.int64)),
+                size=sizes.get(name, 0),
+            )
+            for name, spec in self.feature_set.arrays.items()
+        }
+
+    def _shard_file(self, number: int, spec: ArraySpec) -> Path:
+        return shard_file(self.root, self.feature_set.name, spec.name, shard=number, rank=1 + len(spec.shape))
+
+    def _seal(self) -> None:
+        shard = self._open
+        if shard is None:
+            return
+        for name, writer in shard.writers.items():
+            writer.seal()
+            self._grow(name, (shard.number + 1) * self.feature_set.rows_per_shard)
+        self._publish(shard.number, shard.rows)
+
+    def _publish(self, number: int, rows: Sequence[IndexRow]) -> None:
+        write_table(index_file(self.root, self.feature_set.name, number), rows, INDEX_SCHEMA)
+        remove(journal_file(self.root, self.feature_set.name))
+        self._open = None
+
+    def _grow(self, name: str, rows: int) -> None:
+        path = array_dir(self.root, self.feature_set.name, name)
+        with explained_os_errors("write", path):
+            array = zarr.open_array(path, mode="r+")
+            if array.shape[0] < rows:
+                array.resize((rows, *array.shape[1:]))
+
+    # -- the journal -------------------------------------------------------------------------------
+
+    def _journal(self, record: Mapping[str, Any]) -> None:
+        append_line(journal_file(self.root, self.feature_set.name), record)
+
+    def _resume(self) -> None:
+        lines = read_lines(journal_file(self.root, self.feature_set.name))
+        if not lines:
+            return
+        number, batches = int(lines[0]["shard"]), lines[1:]
+        rows = [_index_row(row) for line in batches for row in line["rows"]]
+        if index_file(self.root, self.feature_set.name, number).exists():
+            remove(journal_file(self.root, self.feature_set.name))
+            return
+        self._open = _OpenShard(number, self._reopened(number, batches), rows)
+        if self._open.used == self.feature_set.rows_per_shard:
+            self._seal()
+
+    def _reopened(self, number: int, batches: Sequence[Mapping[str, Any]]) -> dict[str, ShardWriter]:
+        """Writers of a shard left open, behind its last committed chunk.
+
+        A run killed while sealing has renamed some arrays already: their bytes are taken back.
+        """
+        entries = {
+            name: [(int(n), int(at), int(size)) for line in batches for n, at, size in line["chunks"][name]]
+            for name in self.feature_set.arrays
+        }
+        sizes = {
+            name: max((at + size for _, at, size in chunks), default=0) for name, chunks in entries.items()
+        }
+        for spec in self.feature_set.arrays.values():
+            sealed = self._shard_file(number, spec)
+            if sealed.exists():
+                with explained_os_errors("continue", sealed):
+                    sealed.replace(sealed.with_name(sealed.name + ".partial"))
+        writers = self._writers(number, sizes)
+        for name, writer in writers.items():
+            writer.adopt(entries[name])
+        return writers
+
+
+def _chunk_bytes(
+    values: torch.Tensor, spec: ArraySpec, position: tuple[int, ...]
+) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
+    """Raw bytes of one inner chunk, zero-padded at the ragged end; None where the clip has none of it."""
+    starts = [place * size for place, size in zip(position, spec.chunks, strict=True)]
+    if any(start >= size for start, size in zip(starts, values.shape, strict=True)):
+        return None
+    part = values[tuple(slice(start, start + size) for start, size in zip(starts, spec.chunks, strict=True))]
+    if tuple(part.shape) != spec.chunks:
+        padded = torch.zeros(spec.chunks, dtype=values.dtype)
+        padded[tuple(slice(0, size) for size in part.shape)] = part
+        part = padded
+    return part.contiguous().view(torch.uint8).numpy().reshape(-1)
+
+
+def _failed_row(failure: Failure) -> IndexRow:
+    return IndexRow(clip_id=failure.clip_id, status="failed", stage=failure.stage, reason=failure.reason)
+
+
+def _index_row(record: Mapping[str, Any]) -> IndexRow:
+    return IndexRow(**{**record, "token_ids": tuple(record["token_ids"])})
