@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from thinkjepa.cache.disk import explained_os_errors
 from thinkjepa.cache.fingerprint import canonical_json
 from thinkjepa.cache.shard import crc32c

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from thinkjepa.cache.catalog import choose_set, read_catalog
 from thinkjepa.cache.errors import CacheError
 from thinkjepa.cache.layout import failures_file, shard_file

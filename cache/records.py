@@ -161,12 +161,15 @@ class ClipFeatures:
     generated_text: str = ""
 
 
+FailureStage = Literal["open", "plan", "decode", "thinker", "encoder"]
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why a video, or one clip of it, has no features. `clip_id` is empty where no clip could be planned."""
 
     video: str
-    stage: Literal["open", "plan", "decode", "thinker", "encoder"]
+    stage: FailureStage
     reason: str
     clip_id: str = ""
     video_digest: str = ""

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 
 from filelock import FileLock, Timeout
+
 from thinkjepa.cache.catalog import read_catalog, resolve_set, write_catalog
 from thinkjepa.cache.disk import explained_os_errors
 from thinkjepa.cache.errors import CacheError

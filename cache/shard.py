@@ -19,6 +19,7 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
+
 from thinkjepa.cache.disk import explained_os_errors, fsync_folder
 from thinkjepa.cache.errors import CacheError
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 from thinkjepa.cache.disk import replace_file
 from thinkjepa.cache.errors import CacheError
 from thinkjepa.cache.records import ClipRow, Failure, IndexRow

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 import zarr
+from zarr.codecs import Crc32cCodec
+
 from thinkjepa.cache.disk import explained_os_errors
 from thinkjepa.cache.journal import append_line, read_lines, remove
 from thinkjepa.cache.layout import array_dir, index_dir, index_file, journal_file, shard_file, store_dir
 from thinkjepa.cache.records import ArraySpec, ClipFeatures, Failure, FeatureSet, IndexRow
 from thinkjepa.cache.shard import ChunkEntry, ShardWriter, chunk_number, crc32c
 from thinkjepa.cache.tables import INDEX_SCHEMA, numbered_files, write_table
-from zarr.codecs import Crc32cCodec
 
 NOT_FINITE_BITS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7F800000}
 """Exponent bits that are all ones in inf and NaN; testing them is one pass without a float conversion."""

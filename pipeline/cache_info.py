@@ -1,0 +1,102 @@
+"""What is in a cache, as one JSON object and as text."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from thinkjepa.cache import FeatureCache, FeatureSet
+from thinkjepa.cache.layout import array_dir, journal_file
+from thinkjepa.pipeline.units import human_bytes
+
+
+def cache_info(path: Path) -> dict[str, Any]:
+    """Feature sets, clips, shapes, bytes on disk and failures. Raises CacheError for no cache."""
+    cache = FeatureCache.open(path)
+    sets = [_describe_set(cache, item) for item in cache.feature_sets.values()]
+    return {
+        "cache": str(path),
+        "clips": len({clip.clip_id for clip in cache.clips.values()}),
+        "videos": len({clip.video_digest for clip in cache.clips.values()}),
+        "bytes": sum(item["bytes"] for item in sets),
+        "feature_sets": sets,
+        "failures": [asdict(failure) for failure in cache.failures],
+    }
+
+
+def _describe_set(cache: FeatureCache, feature_set: FeatureSet) -> dict[str, Any]:
+    rows = cache.index(feature_set.name).values()
+    done = [row for row in rows if row.status == "ok"]
+    arrays = {
+        name: {
+            "dims": ["clip", *spec.dims],
+            "shape": [len(done), *spec.shape],
+            "dtype": spec.dtype,
+            "bytes": _bytes_on_disk(array_dir(cache.path, feature_set.name, name)),
+        }
+        for name, spec in feature_set.arrays.items()
+    }
+    return {
+        "name": feature_set.name,
+        "kind": feature_set.kind,
+        "fingerprint": feature_set.fingerprint,
+        "clips": len(done),
+        "failed_clips": len(rows) - len(done),
+        "unfinished_shard": journal_file(cache.path, feature_set.name).exists(),
+        "tokens_per_clip": [min(lengths), max(lengths)]
+        if (lengths := [row.token_count for row in done if row.token_count])
+        else None,
+        "bytes": sum(array["bytes"] for array in arrays.values()),
+        "arrays": arrays,
+        "origin": dict(feature_set.origin),
+        "source": dict(feature_set.source),
+    }
+
+
+def _bytes_on_disk(folder: Path) -> int:
+    """Bytes allocated, as `du` counts them."""
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+
+
+def describe_info(info: dict[str, Any]) -> str:
+    """`info` for people."""
+    lines = [
+        f"{info['cache']}: {info['clips']} clips of {info['videos']} videos, {human_bytes(info['bytes'])}"
+    ]
+    for item in info["feature_sets"]:
+        lines += ["", *_set_lines(item)]
+    if info["failures"]:
+        lines += ["", f"{len(info['failures'])} failures:"]
+        lines += [
+            f"  {failure['video']!r} {failure['clip_id']} [{failure['stage']}] {failure['reason']}".replace(
+                "  [", " ["
+            )
+            for failure in info["failures"]
+        ]
+    return "\n".join(lines)
+
+
+def _set_lines(item: dict[str, Any]) -> list[str]:
+    source, origin = item["source"], item["origin"]
+    made = [
+        f"{source.get('model')} ({source.get('revision')})",
+        origin["dtype"],
+        f"on {source.get('device')}",
+    ]
+    lines = [f"{item['name']}: {item['clips']} clips, {human_bytes(item['bytes'])}", "  " + ", ".join(made)]
+    if item["kind"] == "thinker":
+        layers = " ".join(str(layer) for layer in origin["layers"])
+        lines.append(f"  prompt {origin['prompt']!r}, {origin['max_new_tokens']} new tokens, layers {layers}")
+    sampling = {name: value for name, value in origin["sampling"].items() if name != "fingerprint"}
+    lines.append("  frames " + ", ".join(f"{name} {value}" for name, value in sampling.items()))
+    for name, array in item["arrays"].items():
+        shape = " x ".join(f"{dim} {n}" for dim, n in zip(array["dims"], array["shape"], strict=True))
+        lines.append(f"  {name:<10} {array['dtype']:<8} {shape} ({human_bytes(array['bytes'])})")
+    if item["tokens_per_clip"]:
+        lines.append("  tokens per clip {} to {}".format(*item["tokens_per_clip"]))
+    if item["failed_clips"]:
+        lines.append(f"  {item['failed_clips']} clips failed")
+    if item["unfinished_shard"]:
+        lines.append("  an interrupted run left a shard open: run the same extraction again to finish it")
+    return lines

@@ -1,0 +1,68 @@
+"""What all command lines share: exit statuses, one-line errors, and output for people or for scripts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any, NoReturn
+
+import typer
+from rich.console import Console
+from typer.exceptions import Abort, TyperException
+
+from thinkjepa.cache import ThinkJepaError
+
+EXIT_DONE = 0
+EXIT_WRONG_USE = 2
+"""The command could not be carried out as given: one line on standard error says why."""
+EXIT_FAILURES = 3
+"""Done, but more videos failed than --max-failures allows."""
+EXIT_INTERRUPTED = 130
+
+errors = Console(stderr=True, highlight=False)
+"""Progress and messages go to standard error, so that standard output stays clean for --json."""
+
+
+def new_app(help_text: str) -> typer.Typer:
+    """A typer app whose tracebacks are plain and which keeps the name of a single command."""
+    app = typer.Typer(
+        help=help_text, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
+    )
+    app.callback()(_no_command_of_its_own)
+    app.info.help = help_text
+    return app
+
+
+def _no_command_of_its_own() -> None:
+    """Typer drops the name of an app's only command unless the app has a callback."""
+
+
+def run_app(app: typer.Typer) -> NoReturn:
+    """Run a command line; user errors end in one line on standard error and status 2."""
+    try:
+        status = app(standalone_mode=False)
+    except TyperException as error:
+        _fail(error.format_message())
+    except ThinkJepaError as error:
+        _fail(str(error))
+    except (KeyboardInterrupt, Abort):
+        errors.print("interrupted: run the same command again to continue")
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        sys.exit(EXIT_DONE)
+    sys.exit(status if isinstance(status, int) else EXIT_DONE)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on standard output."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def print_text(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _fail(message: str) -> NoReturn:
+    line = " ".join(message.split())
+    sys.stderr.write(f"error: {line}\n")
+    sys.exit(EXIT_WRONG_USE)

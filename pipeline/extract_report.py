@@ -1,0 +1,30 @@
+"""The summary of an extraction, for people."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from thinkjepa.stages.extract.extraction import ExtractReport
+
+
+def describe_report(report: ExtractReport) -> str:
+    """Some lines: what was done, what failed and why, what to do next."""
+    rate = report.extracted / report.seconds if report.seconds else 0.0
+    lines = [
+        f"{report.videos} videos, {report.clips} clips: {report.extracted} extracted, "
+        f"{report.already_there} already there, {report.failed_clips} failed "
+        f"({report.seconds:.1f} s, {rate:.2f} clips/s)",
+        f"thinker set {report.thinker_set}, encoder set {report.encoder_set} in {report.cache_dir}",
+    ]
+    if report.repeats:
+        lines.append(f"{len(report.repeats)} files repeat the content of another one and were taken once")
+    if report.failures:
+        stages = Counter(failure.stage for failure in report.failures)
+        reasons = ", ".join(f"{number} at {stage}" for stage, number in sorted(stages.items()))
+        lines.append(f"{report.failed_videos} videos failed ({reasons}): thinkjepa-cache info lists them")
+    if report.too_many_failures:
+        lines.append(
+            f"more than the {report.allowed_failed_videos} allowed: mend or remove them and run again, "
+            "or accept them with --max-failures"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,89 @@
+"""One settings field = one flag = one help line = one key of params.yaml.
+
+Settings are frozen dataclasses of the stages, each field with a default and `metadata={"help": ...}`.
+`with_settings` turns their fields into typer options; `parse_settings` checks plain values (of the
+command line or of a section of params.yaml) against the same fields, unknown names refused.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import Field, fields
+from typing import Annotated, Any, TypeVar
+
+import typer
+from pydantic import TypeAdapter, ValidationError
+
+from thinkjepa.cache import ThinkJepaError
+
+Settings = TypeVar("Settings")
+
+
+class SettingsError(ThinkJepaError):
+    """A setting has an unknown name or a value that is not allowed."""
+
+
+def with_settings(**groups: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the options of settings classes: `@with_settings(clips=ClipSettings)`.
+
+    The command receives a ready instance under the name of its parameter, here `clips`.
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(command, eval_str=True)
+
+        @functools.wraps(command)
+        def run(**values: Any) -> Any:
+            for name, kind in groups.items():
+                own = {item.name: values.pop(item.name) for item in fields(kind)}
+                values[name] = parse_settings(kind, own)
+            return command(**values)
+
+        parameters = [item for name, item in signature.parameters.items() if name not in groups]
+        parameters += [_option(item, kind) for kind in groups.values() for item in fields(kind)]
+        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {item.name: item.annotation for item in parameters}
+        return run
+
+    return decorate
+
+
+def parse_settings(kind: type[Settings], values: Mapping[str, Any], *, where: str = "") -> Settings:
+    """An instance of `kind` from plain values; a list becomes comma-separated text, as a flag has it.
+
+    Raises SettingsError naming `where` the setting stands, the setting, and what it allows.
+    """
+    place = f"{where}: " if where else ""
+    known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(set(values) - known):
+        listed = ", ".join(sorted(known))
+        raise SettingsError(f"{place}unknown setting {unknown[0]!r}; known are {listed}")
+    plain = {name: _comma_separated(value) for name, value in values.items()}
+    try:
+        return TypeAdapter(kind).validate_python(plain)
+    except ValidationError as error:
+        raise SettingsError(place + _first_problem(error)) from error
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        return message
+    flag = "--" + str(first["loc"][0]).replace("_", "-")
+    return f"{flag} {first['input']!r}: {message}"
+
+
+def _option(item: Field[Any], kind: type[Any]) -> inspect.Parameter:
+    hint = typing.get_type_hints(kind)[item.name]
+    option = typer.Option("--" + item.name.replace("_", "-"), help=item.metadata["help"])
+    return inspect.Parameter(
+        item.name, inspect.Parameter.KEYWORD_ONLY, default=item.default, annotation=Annotated[hint, option]
+    )
+
+
+def _comma_separated(value: Any) -> Any:
+    return ",".join(str(part) for part in value) if isinstance(value, list | tuple) else value

@@ -1,0 +1,111 @@
+"""Which frames a clip consists of: pure functions of the frame times, and nothing past the split is observed.
+
+Frames are chosen by presentation time with floor and clamp: of the frames shown at or before the wanted
+time the last one, and never one at or past the split. Rounding to the nearest may pick a future frame
+at 27 fps or at a variable rate.
+
+`times_s` is always the strictly increasing presentation time of every frame of the video, `(frame,)` in
+seconds. `split_frame` is the first frame of the future.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Times = npt.NDArray[np.float64]
+Frames = npt.NDArray[np.int64]
+
+TOLERANCE_S = 1e-3
+"""A frame shown up to 1 ms after the wanted time still counts as shown: containers such as Matroska store
+whole milliseconds, and decord's float32 times are within 0.25 ms in the first hour."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClipFrames:
+    """Chosen frames: thinker `(n,)` and observed `(n,)` < split_frame <= future `(window, n)`."""
+
+    split_frame: int
+    thinker: Frames
+    observed: Frames
+    future: Frames
+
+
+def shown_at(times_s: Times, wanted_s: Times, *, first: int, stop: int) -> Frames:
+    """The frame shown at each wanted time, clamped into `[first, stop)`."""
+    shown = np.searchsorted(times_s, wanted_s + TOLERANCE_S, side="right") - 1
+    return np.clip(shown, first, stop - 1).astype(np.int64)
+
+
+def history_frames(times_s: Times, split_frame: int, *, num_frames: int) -> Frames:
+    """The large stride: frames spread uniformly over `[0, split_frame)`, its first and last included."""
+    wanted_s = np.linspace(times_s[0], times_s[split_frame - 1], num_frames)
+    frames = shown_at(times_s, wanted_s, first=0, stop=split_frame)
+    frames[-1] = split_frame - 1
+    return frames
+
+
+def observed_frames(times_s: Times, split_frame: int, *, num_frames: int, fps: float) -> Frames:
+    """The small stride: frames at `fps`, the last one being `split_frame - 1`."""
+    wanted_s = times_s[split_frame - 1] - np.arange(num_frames - 1, -1, -1) / fps
+    return shown_at(times_s, wanted_s, first=0, stop=split_frame)
+
+
+def future_frames(
+    times_s: Times, split_frame: int, *, num_windows: int, num_frames: int, fps: float
+) -> Frames:
+    """Windows `(window, num_frames)` at `fps` one after the other, the first starting at `split_frame`."""
+    wanted_s = times_s[split_frame] + np.arange(num_windows * num_frames) / fps
+    frames = shown_at(times_s, wanted_s, first=split_frame, stop=len(times_s))
+    return frames.reshape(num_windows, num_frames)
+
+
+def window_splits(
+    times_s: Times, *, observed_span_s: float, future_span_s: float, stride_s: float
+) -> list[int]:
+    """Split frames every `stride_s` whose observed and future windows both lie inside the video.
+
+    Whether a split exists depends only on how long the video is, never on what it shows.
+    """
+    earliest_s = times_s[0] + observed_span_s
+    first = int(np.searchsorted(times_s, earliest_s - TOLERANCE_S)) + 1
+    splits: list[int] = []
+    while first < len(times_s):
+        wanted_s = times_s[first] + stride_s * len(splits)
+        split = int(np.searchsorted(times_s, wanted_s - TOLERANCE_S))
+        if split >= len(times_s) or times_s[split] + future_span_s > times_s[-1] + TOLERANCE_S:
+            break
+        if not splits or split > splits[-1]:
+            splits.append(split)
+        else:  # a stride below one frame's duration, or a gap in the video: one split a frame is enough
+            break
+    return splits
+
+
+def dual_clip(
+    times_s: Times,
+    split_frame: int,
+    *,
+    thinker_frames: int,
+    num_observed: int,
+    num_future: int,
+    num_windows: int,
+    fps: float,
+) -> ClipFrames:
+    """Preset `dual`: the thinker over the whole history, the encoder over a dense window."""
+    return ClipFrames(
+        split_frame=split_frame,
+        thinker=history_frames(times_s, split_frame, num_frames=thinker_frames),
+        observed=observed_frames(times_s, split_frame, num_frames=num_observed, fps=fps),
+        future=future_frames(times_s, split_frame, num_windows=num_windows, num_frames=num_future, fps=fps),
+    )
+
+
+def release_clip(num_frames: int, *, num_observed: int, num_future: int) -> ClipFrames:
+    """Preset `release`, as the published code: split at half the frames, each half sampled by index."""
+    split = num_frames // 2
+    observed = np.linspace(0, split - 1, num_observed).astype(np.int64)
+    future = np.linspace(split, num_frames - 1, num_future).astype(np.int64)
+    return ClipFrames(split_frame=split, thinker=observed, observed=observed, future=future[None])

@@ -1,0 +1,77 @@
+"""The videos of a folder, identified by what they contain."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from thinkjepa.cache import VIDEO_ID_HEX, file_digest
+from thinkjepa.stages.errors import StageError
+
+SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceVideo:
+    """A video file. `name` is its path under the videos folder, with forward slashes."""
+
+    path: Path
+    name: str
+    digest: str
+
+    @property
+    def video_id(self) -> str:
+        """The first 16 hex digits of the content's sha256: unique among 10^6 videos but for 3 in 10^8."""
+        return self.digest[:VIDEO_ID_HEX]
+
+
+def find_videos(folder: Path) -> list[Path]:
+    """Every video file under `folder`, recursively, sorted by its relative path. Links are not followed
+    out of the folder.
+
+    Raises StageError where the folder (or one below it) cannot be read or holds no video.
+    """
+    if not folder.exists():
+        raise StageError(f"videos folder {str(folder)!r} does not exist: check --videos")
+    if not folder.is_dir():
+        raise StageError(f"--videos {str(folder)!r} is a file: give the folder that holds it")
+    root = folder.resolve()
+    found = [path for path in _files(folder) if path.suffix.lower() in SUFFIXES and _inside(path, root)]
+    if not found:
+        raise StageError(f"no videos under {str(folder)!r}: looked for {', '.join(SUFFIXES)}, recursively")
+    return sorted(found, key=lambda path: display_name(path, folder))
+
+
+def identify(path: Path, *, folder: Path) -> SourceVideo:
+    """Read a whole file to identify it. Raises OSError."""
+    return SourceVideo(path=path, name=display_name(path, folder), digest=file_digest(path))
+
+
+def display_name(path: Path, folder: Path) -> str:
+    """The path under the folder; bytes of a name that are not UTF-8 are shown as escapes."""
+    return path.relative_to(folder).as_posix().encode("utf-8", "backslashreplace").decode()
+
+
+def same_content(videos: Sequence[SourceVideo]) -> Iterator[tuple[SourceVideo, SourceVideo]]:
+    """Pairs of a video and the earlier one that has the same content."""
+    first: dict[str, SourceVideo] = {}
+    for video in videos:
+        if video.digest in first:
+            yield video, first[video.digest]
+        else:
+            first[video.digest] = video
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    def stop(error: OSError) -> None:
+        raise StageError(f"cannot read folder {str(error.filename)!r}: {error.strerror}") from error
+
+    for parent, _, names in os.walk(folder, onerror=stop):
+        yield from (Path(parent, name) for name in names)
+
+
+def _inside(path: Path, root: Path) -> bool:
+    """Whether a path is a file that really lies in the folder; a link is judged by where it points."""
+    return not path.is_symlink() or path.resolve().is_relative_to(root)

@@ -1,0 +1,239 @@
+"""The thinker through transformers: hooks on the decoder layers during greedy generation.
+
+Hooks, not `output_hidden_states`: Qwen3-VL adds DeepStack features between its first layers, so what a
+layer returns is not what the next one reads, and the last entry of `output_hidden_states` is after the
+norm. Hooks also hold only the chosen layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as image_ops
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+
+from thinkjepa.stages.data.decode_process import FrameStack
+from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.extract.device import library_versions, run_source
+from thinkjepa.stages.extract.settings import ModelSettings, parse_layers
+from thinkjepa.stages.extract.thinker import Scene, Thought, token_kinds
+from thinkjepa.stages.extract.weights import (
+    ModelFolder,
+    explained_load_errors,
+    preprocessing_digest,
+    weights_digest,
+)
+
+ATTENTION = "sdpa"
+CLOCK_FPS = 1000
+"""Frames are placed on a clock of milliseconds: real times at any frame rate, and nothing derived from the
+video's length or average rate, which only the future would tell."""
+
+
+class HookedThinker:
+    """A vision-language model of transformers, which can be described before `load` brings its weights."""
+
+    def __init__(
+        self, folder: ModelFolder, settings: ModelSettings, *, dtype: str, device: torch.device
+    ) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.dtype = dtype
+        self.device = device
+        with explained_load_errors(folder, "thinker"):
+            config = AutoConfig.from_pretrained(folder.path)
+            text = config.get_text_config()
+            self.num_layers, self.width = int(text.num_hidden_layers), int(text.hidden_size)
+            self._visual_ids = frozenset(
+                token
+                for name in ("image_token_id", "video_token_id")
+                if isinstance(token := getattr(config, name, None), int)
+            )
+        self.layers = parse_layers(settings.layers, num_layers=self.num_layers)
+        self._model: Any = None
+        self._processor: Any = None
+
+    @property
+    def origin(self) -> Mapping[str, Any]:
+        return {
+            "backend": "transformers",
+            "weights": weights_digest(self.folder),
+            "layers": list(self.layers),
+            "prompt": self.settings.prompt,
+            "max_new_tokens": self.settings.max_new_tokens,
+            "dtype": self.dtype,
+            "preprocessing": {
+                "files": preprocessing_digest(self.folder),
+                "short_side_px": self.settings.thinker_size,
+                "cap_pixels_per_frame": True,
+                "clock_fps": CLOCK_FPS,
+            },
+            "attention": ATTENTION,
+            "versions": library_versions(),
+        }
+
+    @property
+    def source(self) -> Mapping[str, Any]:
+        return run_source(self.folder, self.device)
+
+    def load(self) -> None:
+        """Bring processor and weights into memory. Raises StageError for what transformers cannot load."""
+        with explained_load_errors(self.folder, "thinker"):
+            self._processor = AutoProcessor.from_pretrained(self.folder.path)
+            if getattr(self._processor, "video_processor", None) is None:
+                raise StageError(f"--thinker {self.folder.name!r} takes no video: choose one that does")
+            self._model = AutoModelForImageTextToText.from_pretrained(
+                self.folder.path,
+                dtype=getattr(torch, self.dtype),
+                attn_implementation=ATTENTION,
+                use_safetensors=True,
+                trust_remote_code=False,
+            ).eval()
+        self._model.to(self.device)
+        self._decoder_layers = find_decoder_layers(self._model, self.num_layers, self.folder)
+        tokenizer = self._processor.tokenizer
+        self._think_tags = [_token_id(tokenizer, tag) for tag in ("<think>", "</think>")]
+        tokenizer.padding_side = "left"
+        ends = self._model.generation_config.eos_token_id
+        self._stop_ids = frozenset([ends] if isinstance(ends, int) else ends or [])
+        self._generation = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=self.settings.max_new_tokens,
+            eos_token_id=sorted(self._stop_ids) or None,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+
+    @torch.inference_mode()
+    def think(self, scenes: Sequence[Scene]) -> list[Thought]:
+        inputs = self.prepare(scenes).to(self.device)
+        prompt_length = inputs["input_ids"].shape[1]
+        with captured_states(self._decoder_layers, self.layers) as steps:
+            sequences = self._model.generate(**inputs, generation_config=self._generation)
+        hidden_LBSD = torch.stack([torch.cat(steps[layer], dim=1) for layer in self.layers])
+        padding = prompt_length - inputs["attention_mask"].sum(dim=1)
+        return [
+            self._thought(
+                hidden_LBSD[:, place], sequences[place].tolist(), int(padding[place]), prompt_length
+            )
+            for place in range(len(scenes))
+        ]
+
+    def prepare(self, scenes: Sequence[Scene]) -> Any:
+        """The model's inputs for a batch, left-padded; frames are passed as chosen, never sampled again."""
+        videos = [shrink(scene.frames, short_side_px=self.settings.thinker_size) for scene in scenes]
+        content = [{"type": "video"}, {"type": "text", "text": self.settings.prompt}]
+        text = self._processor.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        options = {"do_sample_frames": False}
+        if hasattr(self._processor.video_processor, "cap_pixels_per_frame"):
+            options["cap_pixels_per_frame"] = True
+        return self._processor(
+            text=[text] * len(scenes),
+            videos=videos,
+            videos_kwargs={**options, "video_metadata": [clock_metadata(scene) for scene in scenes]},
+            padding=True,
+            return_tensors="pt",
+        )
+
+    def _thought(self, hidden_LSD: Tensor, ids: Sequence[int], padding: int, prompt_length: int) -> Thought:
+        prompt_ids = ids[padding:prompt_length]
+        generated_ids = until_stop(ids[prompt_length:], self._stop_ids)
+        num_states = len(prompt_ids) + len(generated_ids) - 1
+        think_open, think_close = self._think_tags
+        return Thought(
+            hidden_LSD=hidden_LSD[:, padding : padding + num_states].contiguous(),
+            token_kind_S=token_kinds(
+                prompt_ids,
+                generated_ids,
+                visual_ids=self._visual_ids,
+                think_open=think_open,
+                think_close=think_close,
+            ),
+            token_ids=(*prompt_ids, *generated_ids),
+            prompt_token_count=len(prompt_ids),
+            text=self._processor.tokenizer.decode(generated_ids, skip_special_tokens=True),
+        )
+
+
+def find_decoder_layers(model: Any, num_layers: int, folder: ModelFolder) -> nn.ModuleList:
+    """The text decoder's layers, as many as its config says. Raises StageError where there are none."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    layers = getattr(decoder, "layers", None)
+    if not isinstance(layers, nn.ModuleList) or len(layers) != num_layers:
+        raise StageError(
+            f"--thinker {folder.name!r}: no list of {num_layers} decoder layers in {type(decoder).__name__}"
+        )
+    return layers
+
+
+@contextmanager
+def captured_states(
+    decoder_layers: nn.ModuleList, layers: Sequence[int]
+) -> Iterator[dict[int, list[Tensor]]]:
+    """Copies on the CPU of what enters the chosen layers, `(batch, token, dim)` a forward pass."""
+    steps: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    handles: list[RemovableHandle] = []
+
+    def keep_input(layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        states = args[0] if args else kwargs["hidden_states"]
+        steps[layer].append(states.to("cpu", copy=True))
+
+    def keep_output(layer: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        states = output[0] if isinstance(output, tuple) else output
+        steps[layer].append(states.to("cpu", copy=True))
+
+    try:
+        for layer in layers:
+            if layer < len(decoder_layers):
+                hook = partial(keep_input, layer)
+                handles.append(decoder_layers[layer].register_forward_pre_hook(hook, with_kwargs=True))
+            else:
+                handles.append(decoder_layers[-1].register_forward_hook(partial(keep_output, layer)))
+        yield steps
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def shrink(frames: FrameStack, *, short_side_px: int) -> Tensor:
+    """Frames `(frame, 3, height, width)` uint8, scaled down to a short side, never up."""
+    video = torch.from_numpy(frames.copy()).permute(0, 3, 1, 2)
+    if min(video.shape[-2:]) <= short_side_px:
+        return video.contiguous()
+    smaller: Tensor = image_ops.resize(
+        video, [short_side_px], interpolation=InterpolationMode.BICUBIC, antialias=True
+    )
+    return smaller.contiguous()
+
+
+def clock_metadata(scene: Scene) -> dict[str, Any]:
+    """Frame times for the processor, on a millisecond clock that ends with the last frame seen."""
+    ticks = [round(time_s * CLOCK_FPS) for time_s in scene.times_s]
+    length = ticks[-1] - ticks[0] + max(1, ticks[-1] - ticks[-2])
+    return {
+        "fps": CLOCK_FPS,
+        "frames_indices": ticks,
+        "total_num_frames": length,
+        "duration": length / CLOCK_FPS,
+    }
+
+
+def until_stop(generated_ids: Sequence[int], stop_ids: frozenset[int]) -> list[int]:
+    """Generated tokens up to the first stop token, which belongs to them; behind it is padding."""
+    for place, token in enumerate(generated_ids):
+        if token in stop_ids:
+            return list(generated_ids[: place + 1])
+    return list(generated_ids)
+
+
+def _token_id(tokenizer: Any, token: str) -> int | None:
+    number = tokenizer.convert_tokens_to_ids(token)
+    return number if isinstance(number, int) and number != tokenizer.unk_token_id else None

@@ -1,0 +1,107 @@
+"""What a user may choose about stage one. One field: type, default, unit, one sentence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from thinkjepa.stages.data.clips import setting
+
+PAPER_LEVELS = 8
+"""Thinker layers of the paper (arXiv 2603.22281)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """The two frozen models and what is asked of them: all of it determines the features."""
+
+    thinker: str = setting(
+        "Qwen/Qwen3-VL-2B-Thinking", "Vision-language model: a hub name or a local folder."
+    )
+    revision: str = setting("main", "Branch, tag or commit of the thinker on the hub.")
+    layers: str = setting(
+        "auto",
+        "Thinker layers to keep, e.g. 1,5,9: k is the residual stream that enters decoder layer k "
+        "(0: embeddings, number of layers: after the last); auto: eight spread as in the paper.",
+    )
+    prompt: str = setting("Describe this video.", "What the thinker is asked about the frames.")
+    max_new_tokens: int = setting(16, "Tokens the thinker generates, greedily; N tokens give N - 1 states.")
+    thinker_size: int = setting(
+        256, "Short side of the thinker's frames, pixels; larger ones are scaled down."
+    )
+    encoder: str = setting(
+        "facebook/vjepa2-vitl-fpc64-256", "V-JEPA 2 encoder: a hub name or a local folder."
+    )
+    encoder_revision: str = setting("main", "Branch, tag or commit of the encoder on the hub.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
+        "auto", "Precision of the models and of the stored features; auto: bfloat16 on a GPU, float32 on CPU."
+    )
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"--max-new-tokens {self.max_new_tokens}: give 1 or more")
+        if self.thinker_size < 32:
+            raise ValueError(f"--thinker-size {self.thinker_size}: give 32 pixels or more")
+        if not self.prompt.strip():
+            raise ValueError("--prompt is empty: say what the thinker shall do with the frames")
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionSettings:
+    """How the work is done; none of it changes what is computed."""
+
+    device: str = setting("auto", "Where the models run: auto, cpu, cuda, cuda:1, mps.")
+    batch_size: int = setting(4, "Clips that go through the models together.")
+    decode_timeout: float = setting(60.0, "Seconds without an answer after which the decoder is ended.")
+    max_failures: str = setting("0", "Failed videos that are accepted: a number, or a percentage such as 5%.")
+    shard_mb: int = setting(512, "Megabytes of features per shard file.")
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"--batch-size {self.batch_size}: give 1 or more")
+        if not self.decode_timeout > 0:
+            raise ValueError(f"--decode-timeout {self.decode_timeout}: give seconds above 0")
+        if self.shard_mb < 1:
+            raise ValueError(f"--shard-mb {self.shard_mb}: give 1 or more")
+        allowed_failures(self.max_failures, num_videos=1)
+
+
+def allowed_failures(text: str, *, num_videos: int) -> int:
+    """How many of `num_videos` may fail: `text` is a count or a percentage. Raises ValueError."""
+    number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
+    try:
+        value = float(number) if percent else int(number)
+    except ValueError:
+        value = -1
+    if value < 0 or (percent and value > 100):
+        raise ValueError(f"--max-failures {text!r}: give a count such as 3 or a percentage such as 5%")
+    return int(num_videos * value / 100) if percent else int(value)
+
+
+def spread_layers(num_layers: int) -> tuple[int, ...]:
+    """The paper's choice for any depth: 28 layers give 1 5 9 13 17 21 25 28 in our numbering.
+
+    The published 0 4 8 .. 24 27 are layer outputs, so each is one more here.
+    """
+    stride = max(1, -(-(num_layers - 1) // (PAPER_LEVELS - 1)))
+    outputs = sorted({min(level * stride, num_layers - 1) for level in range(PAPER_LEVELS)})
+    return tuple(output + 1 for output in outputs)
+
+
+def parse_layers(text: str, *, num_layers: int) -> tuple[int, ...]:
+    """Layers in increasing order. Raises ValueError for one outside 0..num_layers."""
+    if text.strip() == "auto":
+        return spread_layers(num_layers)
+    try:
+        layers = [int(part) for part in text.replace(" ", ",").split(",") if part]
+    except ValueError:
+        layers = []
+    if not layers or len(set(layers)) != len(layers):
+        raise ValueError(f"--layers {text!r}: give different numbers such as 1,5,9, or auto")
+    for layer in layers:
+        if not 0 <= layer <= num_layers:
+            raise ValueError(
+                f"--layers {text!r}: layer {layer} is out of range, the thinker has {num_layers} layers: "
+                f"give numbers from 0 (embeddings) to {num_layers} (after the last layer)"
+            )
+    return tuple(sorted(layers))

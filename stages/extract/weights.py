@@ -1,0 +1,122 @@
+"""Frozen models on disk: found, identified by content, never a pickle among them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from thinkjepa.cache import file_digest, fingerprint
+from thinkjepa.stages.errors import StageError
+
+NEEDED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
+"""What is fetched from a hub: configuration, tokenizer and safetensors; no pickled weights, no code."""
+
+MEMORY_FILE = ".thinkjepa-digest.json"
+"""Remembers a weights digest beside the weights, for as long as their sizes and change times stay."""
+
+INFORMATIVE = ("README.md", MEMORY_FILE, ".gitattributes")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """A model in standard transformers files. `name` is what the user asked for."""
+
+    name: str
+    path: Path
+    revision: str
+
+    @property
+    def weight_files(self) -> Sequence[Path]:
+        return sorted(self.path.glob("*.safetensors"))
+
+
+def find_model(name: str, *, revision: str, role: str) -> ModelFolder:
+    """The local folder, or the hub's snapshot (downloaded if need be). Raises StageError with the remedy."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        found = ModelFolder(name, folder, revision="local")
+    else:
+        found = _from_hub(name, revision, role)
+    if not (found.path / "config.json").is_file():
+        raise StageError(
+            f"--{role} {name!r}: the folder has no config.json, so it is not a transformers model"
+        )
+    if not found.weight_files:
+        raise StageError(
+            f"--{role} {name!r}: no .safetensors weights; convert them first, other formats are never loaded"
+        )
+    return found
+
+
+def weights_digest(model: ModelFolder) -> str:
+    """sha256 over the names and contents of the weight files and config.json."""
+    files = [model.path / "config.json", *model.weight_files]
+    state = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    memory = model.path / MEMORY_FILE
+    if (known := _remembered(memory, state)) is not None:
+        return known
+    digest = fingerprint([[path.name, file_digest(path)] for path in files])
+    try:
+        memory.write_text(json.dumps({"files": state, "digest": digest}), encoding="utf-8")
+    except OSError:
+        return digest  # a read-only model folder: computed again next time
+    return digest
+
+
+def preprocessing_digest(model: ModelFolder) -> str:
+    """sha256 over everything beside the weights: tokenizer, chat template, processor settings."""
+    weights = {path.name for path in model.weight_files}
+    files = [
+        path
+        for path in sorted(model.path.iterdir())
+        if path.is_file() and path.name not in weights and path.name not in ("config.json", *INFORMATIVE)
+    ]
+    joined = hashlib.sha256()
+    for path in files:
+        joined.update(f"{path.name} {file_digest(path)}\n".encode())
+    return joined.hexdigest()
+
+
+@contextmanager
+def explained_load_errors(model: ModelFolder, role: str) -> Iterator[None]:
+    """Turn what transformers raises for a folder it cannot load into one line."""
+    try:
+        yield
+    except StageError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise StageError(
+            f"--{role} {model.name!r} cannot be loaded: {type(error).__name__}: {reason}"
+        ) from error
+
+
+def _remembered(memory: Path, state: object) -> str | None:
+    try:
+        known = json.loads(memory.read_text(encoding="utf-8"))
+        return str(known["digest"]) if known["files"] == state else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _from_hub(name: str, revision: str, role: str) -> ModelFolder:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        path = Path(snapshot_download(name, revision=revision, allow_patterns=list(NEEDED)))
+    except HFValidationError as error:
+        raise StageError(
+            f"--{role} {name!r} is neither a folder nor a hub name such as 'Qwen/Qwen3-VL-2B'"
+        ) from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise StageError(
+            f"--{role} {name!r} (revision {revision!r}) is no local folder and was not found on the hub: "
+            f"{reason}; check the name, log in for gated models, or give a folder that holds the model"
+        ) from error
+    return ModelFolder(name, path, revision=path.name)
