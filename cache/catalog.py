@@ -90,13 +90,17 @@ def resolve_set(wanted: FeatureSet, existing: Mapping[str, FeatureSet]) -> Featu
 
 
 def choose_set(feature_sets: Mapping[str, FeatureSet], kind: Kind, selectors: tuple[str, ...]) -> FeatureSet:
-    """The one set of `kind` that is named (or begun) by a selector, or the only one there is."""
+    """The one set of `kind` that is named (or begun) by a selector, or the only one there is.
+
+    A selector may name a set of another kind, but not nothing.
+    """
+    for text in selectors:
+        if not any(_names(text, item) for item in feature_sets.values()):
+            raise CacheError(
+                f"--set {text!r} names no feature set; there are: {', '.join(sorted(feature_sets))}"
+            )
     of_kind = {name: item for name, item in feature_sets.items() if item.kind == kind}
-    named = [
-        item
-        for name, item in of_kind.items()
-        if any(name.startswith(text) or item.fingerprint.startswith(text) for text in selectors)
-    ]
+    named = [item for item in of_kind.values() if any(_names(text, item) for text in selectors)]
     candidates = named or list(of_kind.values())
     if len(candidates) == 1:
         return candidates[0]
@@ -104,6 +108,10 @@ def choose_set(feature_sets: Mapping[str, FeatureSet], kind: Kind, selectors: tu
         raise CacheError(f"the cache holds no {kind} features: run thinkjepa-cache extract first")
     listed = ", ".join(f"{item.name} ({_summary(item)})" for item in candidates)
     raise CacheError(f"the cache holds {len(candidates)} {kind} sets, choose one with --set NAME: {listed}")
+
+
+def _names(selector: str, item: FeatureSet) -> bool:
+    return item.name.startswith(selector) or item.fingerprint.startswith(selector)
 
 
 def _summary(item: FeatureSet) -> str:

@@ -1,0 +1,5 @@
+"""Stage two: measure trained runs."""
+
+from thinkjepa.stages.evaluate.evaluation import evaluate
+
+__all__ = ["evaluate"]

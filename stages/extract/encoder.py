@@ -40,7 +40,7 @@ class VideoEncoder:
             config = AutoConfig.from_pretrained(folder.path)
             if config.model_type != "vjepa2":
                 raise StageError(
-                    f"--encoder {folder.name!r} is a {config.model_type!r} model: give a V-JEPA 2 one"
+                    f"--encoder {folder.name!r} is a {config.model_type!r}, not a V-JEPA 2 model"
                 )
         self.tubelet, self.width = int(config.tubelet_size), int(config.hidden_size)
         self.crop_px = int(config.crop_size)

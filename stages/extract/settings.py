@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from thinkjepa.stages.data.clips import setting
+from thinkjepa.stages.errors import StageError
 
 PAPER_LEVELS = 8
 """Thinker layers of the paper (arXiv 2603.22281)."""
@@ -89,7 +90,7 @@ def spread_layers(num_layers: int) -> tuple[int, ...]:
 
 
 def parse_layers(text: str, *, num_layers: int) -> tuple[int, ...]:
-    """Layers in increasing order. Raises ValueError for one outside 0..num_layers."""
+    """Layers in increasing order. Raises StageError for one outside 0..num_layers."""
     if text.strip() == "auto":
         return spread_layers(num_layers)
     try:
@@ -97,10 +98,10 @@ def parse_layers(text: str, *, num_layers: int) -> tuple[int, ...]:
     except ValueError:
         layers = []
     if not layers or len(set(layers)) != len(layers):
-        raise ValueError(f"--layers {text!r}: give different numbers such as 1,5,9, or auto")
+        raise StageError(f"--layers {text!r}: give different numbers such as 1,5,9, or auto")
     for layer in layers:
         if not 0 <= layer <= num_layers:
-            raise ValueError(
+            raise StageError(
                 f"--layers {text!r}: layer {layer} is out of range, the thinker has {num_layers} layers: "
                 f"give numbers from 0 (embeddings) to {num_layers} (after the last layer)"
             )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from thinkjepa.cache import TOKEN_CHUNK, ArraySpec, ClipFeatures, ClipRow, FeatureSet, describe_set
 
 LAYERS, DIM, CAPACITY = 3, 8, 256

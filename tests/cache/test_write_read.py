@@ -14,6 +14,7 @@ import torch
 import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from thinkjepa.cache import (
     CacheError,
     ClipFeatures,

@@ -1,0 +1,39 @@
+# Everything runs in an environment of its own, made on first use and again when what it was made from changes.
+
+VENV ?= .venv
+PYTHON ?=
+ARGS ?=
+
+bin := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help environment test check demo soak clean distclean
+
+help: ## List the targets
+	@echo "make TARGET, where TARGET is one of"
+	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' Makefile | expand -t 16
+	@echo "Variables: VENV=.venv, PYTHON=(3.11 or newer), ARGS=(more arguments for pytest)"
+
+environment: ## Install the pinned dependencies into VENV, unless that is done
+	@VENV='$(VENV)' PYTHON='$(PYTHON)' .ci/environment
+
+test: environment ## Run the tests
+	$(bin)/python -m pytest $(ARGS)
+
+check: environment ## Check style, format and types
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/mypy
+
+demo: environment ## Run the whole pipeline on sample videos with untrained models, into demo/
+	$(bin)/thinkjepa-sample demo demo
+
+soak: environment ## Run the long tests
+	$(bin)/python -m pytest -m soak --timeout 3600 $(ARGS)
+
+clean: ## Remove what tests, checks and builds leave behind
+	rm -rf build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean ## Remove the environment too
+	rm -rf '$(VENV)'

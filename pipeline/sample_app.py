@@ -1,0 +1,76 @@
+"""`thinkjepa-sample`: small models and videos to try the pipeline out with, made on the spot."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from thinkjepa.pipeline.console import new_app, print_json, print_text, run_app
+from thinkjepa.pipeline.sample.folder import claim_folder, mark_files
+
+app = new_app("Make small models and videos to try the pipeline out with. No download, no GPU.")
+
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write to; made where missing.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same files.")]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force", help="Write into a folder that holds other files: same names are replaced, the rest stays."
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+@app.command()
+def models(out: Out, seed: Seed = 0, force: Force = False, as_json: AsJson = False) -> None:
+    """Write tiny UNTRAINED models of the real classes: OUT/thinker (Qwen3-VL) and OUT/encoder (V-JEPA 2).
+
+    Their weights are random: they show that everything runs, and nothing about the method.
+    """
+    from thinkjepa.pipeline.sample.models import write_tiny_models
+
+    claim_folder(out, kind="models", force=force)
+    others = set(out.rglob("*"))
+    write_tiny_models(out, seed=seed)
+    folders = {"thinker": out / "thinker", "encoder": out / "encoder"}
+    written = [path for folder in folders.values() for path in folder.iterdir() if path not in others]
+    mark_files(out, kind="models", files=written)
+    if as_json:
+        paths = {name: str(folder) for name, folder in folders.items()}
+        print_json({**paths, "seed": seed, "trained": False})
+        return
+    print_text("UNTRAINED models with random weights, for trying the pipeline out only:")
+    for name, folder in folders.items():
+        print_text(f"  {name:8} {folder}")
+
+
+@app.command()
+def videos(
+    out: Out,
+    num_videos: Annotated[int, typer.Option(min=1, help="Number of videos.")] = 12,
+    seconds: Annotated[float, typer.Option(min=0, help="Length of each video in seconds.")] = 6.0,
+    fps: Annotated[int, typer.Option(min=1, max=240, help="Frames per second.")] = 30,
+    width: Annotated[int, typer.Option(help="Width in pixels: even, at least 32.")] = 160,
+    height: Annotated[int, typer.Option(help="Height in pixels: even, at least 32.")] = 120,
+    seed: Seed = 0,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write synthetic H.264 videos of moving shapes, OUT/<motion>/<i>.mp4."""
+    from thinkjepa.pipeline.sample.videos import check_encodable, write_videos
+
+    check_encodable(seconds=seconds, fps=fps, size=(width, height))
+    claim_folder(out, kind="videos", force=force)
+    paths = write_videos(
+        out, num_videos=num_videos, seconds=seconds, fps=fps, size=(width, height), seed=seed
+    )
+    mark_files(out, kind="videos", files=paths)
+    if as_json:
+        names = [path.relative_to(out).as_posix() for path in paths]
+        print_json({"folder": str(out), "videos": names, "fps": fps, "seed": seed})
+        return
+    print_text(f"{len(paths)} videos of {seconds:g} s at {fps} frames/s, {width}x{height} px: {out}")
+
+
+def main() -> None:
+    run_app(app)

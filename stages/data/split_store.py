@@ -1,0 +1,77 @@
+"""A cache's splits on disk: made once, read back, extended by new videos only.
+
+`CACHE/splits/<12 hex digits of the rule>.json` holds the rule, the grouping it resolved to, the side of every
+group and of every video (by content digest).
+"""
+
+import hashlib
+import json
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from thinkjepa.cache.disk import explained_os_errors
+from thinkjepa.stages.data.groups import group_of, resolve_rule
+from thinkjepa.stages.data.splits import Split, SplitRule, as_side, assign_splits
+from thinkjepa.stages.json_files import read_json, write_json
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSplit:
+    """A split with the rule that made it; `grouping` is the rule with `auto` made definite."""
+
+    rule: SplitRule
+    grouping: str
+    split: Split
+
+    def to_json(self) -> dict[str, object]:
+        sides = {"groups": dict(self.split.groups), "videos": dict(self.split.videos)}
+        return {"rule": asdict(self.rule), "grouping": self.grouping, **sides}
+
+
+def split_file(cache_dir: Path, rule: SplitRule) -> Path:
+    """Where a cache keeps the split of this rule."""
+    name = hashlib.sha256(json.dumps(asdict(rule), sort_keys=True).encode()).hexdigest()[:12]
+    return cache_dir / "splits" / f"{name}.json"
+
+
+def stored_split(cache_dir: Path, rule: SplitRule, videos: Collection[tuple[str, str]]) -> StoredSplit:
+    """The cache's split of `videos`, pairs of relative path and content digest.
+
+    Made at the first call and written to the cache; later calls read it and write only to add what is new.
+    """
+    path = split_file(cache_dir, rule)
+    if path.exists() and _covers(current := _read(path, rule), videos):
+        return current
+    with explained_os_errors("write the split", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_suffix(".lock"))
+        lock.acquire()
+    try:
+        extended = _extend(_read(path, rule) if path.exists() else None, rule, videos)
+        write_json(path, extended.to_json())
+    finally:
+        lock.release()
+    return extended
+
+
+def _extend(current: StoredSplit | None, rule: SplitRule, videos: Collection[tuple[str, str]]) -> StoredSplit:
+    grouping = current.grouping if current else resolve_rule(rule.group_by, [path for path, _ in videos])
+    members: dict[str, set[str]] = {}
+    for path, digest in videos:
+        members.setdefault(group_of(path, grouping), set()).add(digest)
+    split = assign_splits(members, rule=rule, known=current.split if current else None)
+    return StoredSplit(rule=rule, grouping=grouping, split=split)
+
+
+def _covers(stored: StoredSplit, videos: Collection[tuple[str, str]]) -> bool:
+    return all(digest in stored.split.videos for _, digest in videos)
+
+
+def _read(path: Path, rule: SplitRule) -> StoredSplit:
+    record = read_json(path)
+    groups = {group: as_side(side) for group, side in record["groups"].items()}
+    videos = {digest: as_side(side) for digest, side in record["videos"].items()}
+    return StoredSplit(rule=rule, grouping=record["grouping"], split=Split(groups=groups, videos=videos))

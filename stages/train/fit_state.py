@@ -1,0 +1,35 @@
+"""How far a fit has come: its learning curve and the best weights so far."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class EpochLosses:
+    """Mean squared errors of one epoch: of the training clips as it went along, of validation after it."""
+
+    epoch: int
+    train_loss: float
+    validation_loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class FitState:
+    """The learning curve so far, and the weights of the epoch that was best on validation (on the CPU)."""
+
+    curve: tuple[EpochLosses, ...] = ()
+    best_weights: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def best(self) -> EpochLosses:
+        """The epoch of lowest validation loss; the first of equals."""
+        return min(self.curve, key=lambda losses: losses.validation_loss)
+
+    def after(self, losses: EpochLosses, model: nn.Module) -> "FitState":
+        """The state after one more epoch, which left `model` as it is."""
+        if self.curve and losses.validation_loss >= self.best.validation_loss:
+            return FitState((*self.curve, losses), self.best_weights)
+        weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+        return FitState((*self.curve, losses), weights)

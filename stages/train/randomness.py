@@ -1,0 +1,19 @@
+"""Random streams with names: pure functions of a seed, apart from each other and from torch's global one."""
+
+import hashlib
+
+import torch
+
+
+def named_generator(seed: int, *names: object) -> torch.Generator:
+    """A CPU generator for one purpose, say `(seed, "order", epoch)`: the same arguments, the same stream."""
+    key = ":".join(str(part) for part in (seed, *names))
+    number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little", signed=True)
+    return torch.Generator().manual_seed(number)
+
+
+def epoch_order(num_items: int, *, seed: int, epoch: int) -> list[int]:
+    """The order of an epoch's items, a permutation that `(num_items, seed, epoch)` alone determines."""
+    generator = named_generator(seed, "order", epoch)
+    order: list[int] = torch.randperm(num_items, generator=generator).tolist()
+    return order

@@ -1,0 +1,218 @@
+"""One training run: from a cache to a folder with weights, metrics, curve, split and all that was decided.
+
+RUN/run.json       settings, feature sets, model shape, split digest, versions, weights file; no times
+RUN/split.json     the split, with the clips of each side
+RUN/metrics.json   losses, best epoch, counts of clips
+RUN/curve.csv      losses by epoch, and curve.png
+RUN/checkpoints/   model-<digest>.safetensors
+RUN/resume.safetensors   only while a run is unfinished
+"""
+
+import hashlib
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from thinkjepa.cache import FeatureCache, FeatureSet
+from thinkjepa.stages.data.split_store import StoredSplit, stored_split
+from thinkjepa.stages.data.splits import SIDES, Side, SplitRule
+from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.json_files import json_bytes, write_json
+from thinkjepa.stages.train.batches import batches_in_order
+from thinkjepa.stages.train.checkpoint import save_weights, shape_to_json
+from thinkjepa.stages.train.curve import write_curve
+from thinkjepa.stages.train.determinism import repeatable_kernels
+from thinkjepa.stages.train.features import Features, choose_features
+from thinkjepa.stages.train.fit_state import FitState
+from thinkjepa.stages.train.loop import TrainProgress, fit, persistence_loss
+from thinkjepa.stages.train.randomness import epoch_order
+from thinkjepa.stages.train.resume import ResumeFile
+from thinkjepa.stages.train.settings import TrainSettings
+from thinkjepa.stages.train.shapes import ModelShape
+from thinkjepa.stages.train.statistics import PooledStatistics, pooled_statistics
+from thinkjepa.stages.train.variants import Forecaster, build_forecaster
+
+RUN_SCHEMA = "thinkjepa.run.v1"
+LIBRARIES = ("thinkjepa", "torch", "accelerate", "safetensors", "numpy", "zarr")
+STATISTICS_CLIPS = 4096  # enough for a mean and spread per dim; reading more takes time and adds nothing
+
+
+@dataclass(frozen=True, slots=True)
+class DividedClips:
+    """A stored split, applied to the clips of a run: ids by side, each sorted."""
+
+    stored: StoredSplit
+    ids: Mapping[Side, tuple[str, ...]]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.stored.to_json(), "clips": {side: list(ids) for side, ids in self.ids.items()}}
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """All that determines a run, decided before the first step. `record` is it in JSON, without times."""
+
+    settings: TrainSettings
+    features: Features
+    clips: DividedClips
+    shape: ModelShape
+    record: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """Equal for runs that give equal results."""
+        return hashlib.sha256(json_bytes(self.record)).hexdigest()
+
+
+def train(
+    cache_dir: Path,
+    out_dir: Path,
+    settings: TrainSettings,
+    *,
+    thinker_set: str | None,
+    encoder_set: str | None,
+    split: SplitRule,
+    progress: TrainProgress,
+) -> dict[str, Any]:
+    """Train one model on a cache, write the run to `out_dir` and return its metrics.
+
+    `thinker_set` and `encoder_set` name feature sets (or the beginning of their names); None takes the only
+    one there is. A run that was interrupted continues. Raises StageError or CacheError for what its user can
+    put right.
+    """
+    accelerator = make_accelerator(settings)
+    features = choose_features(
+        FeatureCache.open(cache_dir),
+        variant=settings.variant,
+        thinker_set=thinker_set,
+        encoder_set=encoder_set,
+    )
+    with accelerator.main_process_first():  # one process makes the split, the others read it
+        clips = divide_clips(features, cache_dir, split)
+    plan = plan_run(cache_dir, settings, features, clips, num_processes=accelerator.num_processes)
+    resume = ResumeFile(out_dir / "resume.safetensors", plan.key)
+    with repeatable_kernels(accelerator.device):
+        state = fit(
+            build_model(plan),
+            features,
+            train_ids=clips.ids["train"],
+            validation_ids=clips.ids["validation"],
+            settings=settings,
+            accelerator=accelerator,
+            resume=resume,
+            progress=progress,
+        )
+    metrics = run_metrics(plan, state)
+    if accelerator.is_main_process:
+        write_run(out_dir, plan, state, metrics)
+        resume.remove()
+    accelerator.wait_for_everyone()
+    return metrics
+
+
+def make_accelerator(settings: TrainSettings) -> Accelerator:
+    """accelerate's view of the processes and device; it also reads what `accelerate launch` set."""
+    precision = {"fp32": "no", "bf16": "bf16"}[settings.precision]
+    return Accelerator(cpu=settings.device == "cpu", mixed_precision=precision)
+
+
+def divide_clips(features: Features, cache_dir: Path, rule: SplitRule) -> DividedClips:
+    """The run's clips by side of the cache's split, which is made or extended where needed."""
+    clips = features.clips()
+    videos = sorted({(clip.video, clip.video_digest) for clip in clips})
+    stored = stored_split(cache_dir, rule, videos)
+    sides = stored.split.videos
+    ids: dict[Side, tuple[str, ...]] = {
+        side: tuple(clip.clip_id for clip in clips if sides[clip.video_digest] == side) for side in SIDES
+    }
+    if empty := [side for side in SIDES if not ids[side]]:
+        raise StageError(
+            f"of {len(clips)} clips with features none is in {' or '.join(empty)}: this cache keeps its "
+            "split, and its videos there have no features now; extract those, or use another split seed"
+        )
+    return DividedClips(stored=stored, ids=ids)
+
+
+def plan_run(
+    cache_dir: Path,
+    settings: TrainSettings,
+    features: Features,
+    clips: DividedClips,
+    *,
+    num_processes: int,
+) -> RunPlan:
+    """Put together what the settings ask for and what the features' sizes require."""
+    shape = ModelShape(
+        variant=settings.variant,
+        grid=features.grid,
+        trunk=settings.trunk,
+        thinker=None if settings.variant == "jepa" else features.thinker_shape,
+        fusion_width=settings.fusion_width,
+    )
+    record = {
+        "schema": RUN_SCHEMA,
+        "cache": str(cache_dir),
+        "settings": asdict(settings),
+        "feature_sets": {
+            "encoder": _set_record(features.encoder),
+            "thinker": _set_record(features.thinker),
+        },
+        "model": shape_to_json(shape),
+        "split_sha256": hashlib.sha256(json_bytes(clips.to_json())).hexdigest(),
+        "processes": num_processes,
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
+    }
+    return RunPlan(settings=settings, features=features, clips=clips, shape=shape, record=record)
+
+
+def build_model(plan: RunPlan) -> Forecaster:
+    """The untrained model, standardising the thinker's states by those of the training clips."""
+    model = build_forecaster(plan.shape, seed=plan.settings.seed)
+    if plan.shape.thinker is not None:
+        model.set_thinker_statistics(thinker_statistics(plan.features, plan.clips.ids["train"]))
+    return model
+
+
+def thinker_statistics(features: Features, train_ids: Sequence[str]) -> PooledStatistics:
+    """Mean and spread of the thinker's states over training clips, or a fixed sample where there are many."""
+    order = epoch_order(len(train_ids), seed=0, epoch=0)[:STATISTICS_CLIPS]
+    sample = [train_ids[index] for index in sorted(order)]
+    return pooled_statistics(features.pooled(batch) for batch in batches_in_order(sample, batch_size=256))
+
+
+def run_metrics(plan: RunPlan, state: FitState) -> dict[str, Any]:
+    """Losses of the best epoch, persistence on the same validation clips, and counts."""
+    best, last = state.best, state.curve[-1]
+    persistence = persistence_loss(
+        plan.features, plan.clips.ids["validation"], batch_size=plan.settings.clips_per_forward
+    )
+    return {
+        "train_loss": best.train_loss,
+        "validation_loss": best.validation_loss,
+        "best_epoch": best.epoch,
+        "epochs": last.epoch,
+        "last_train_loss": last.train_loss,
+        "last_validation_loss": last.validation_loss,
+        "persistence_validation_loss": persistence,
+        "num_clips": {side: len(ids) for side, ids in plan.clips.ids.items()},
+    }
+
+
+def write_run(out_dir: Path, plan: RunPlan, state: FitState, metrics: Mapping[str, Any]) -> None:
+    """Write all files of a run; `run.json` last, so that where it is new, the rest is, too."""
+    checkpoint = save_weights(out_dir, state.best_weights)
+    write_curve(out_dir, state.curve, persistence_loss=metrics["persistence_validation_loss"])
+    write_json(out_dir / "split.json", plan.clips.to_json())
+    write_json(out_dir / "metrics.json", metrics)
+    write_json(out_dir / "run.json", {**plan.record, "checkpoint": asdict(checkpoint)})
+
+
+def _set_record(item: FeatureSet | None) -> dict[str, str] | None:
+    return None if item is None else {"name": item.name, "fingerprint": item.fingerprint}

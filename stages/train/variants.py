@@ -1,0 +1,138 @@
+"""The three models that one cache can train, behind one call: `forecaster(observed, pooled)`.
+
+    thinkjepa   the predictor, guided at every depth by the pyramid
+    jepa        the predictor alone
+    vlm         the thinker's features alone, without observed latents
+
+Parameters of `thinkjepa` and `jepa` with the same seed start equal: each part draws from a stream of its own.
+
+Shape letters: B batch, T latent steps, P patches, D latent dim, L levels, S streams, W width.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.train.predictor import Predictor
+from thinkjepa.stages.train.pyramid import STREAMS, Pyramid, ThinkerProjection
+from thinkjepa.stages.train.randomness import named_generator
+from thinkjepa.stages.train.rope import grid_positions, rotation_at
+from thinkjepa.stages.train.shapes import LatentGrid, ModelShape, ThinkerShape, TrunkShape
+from thinkjepa.stages.train.statistics import PooledStatistics
+from thinkjepa.stages.train.trunk import Trunk, initialise
+
+
+class Forecaster(nn.Module):
+    """Predicts future latents `(batch, future step, patch, dim)` from what is known at the split frame."""
+
+    def forward(self, observed: Tensor, pooled: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+    def set_thinker_statistics(self, statistics: PooledStatistics) -> None:
+        """Standardise the thinker's states with these; a model without a thinker needs none."""
+
+
+class Jepa(Forecaster):
+    """The unguided predictor; thinker states are ignored."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        super().__init__()
+        self.predictor = predictor
+
+    def forward(self, observed: Tensor, pooled: Tensor | None) -> Tensor:
+        future: Tensor = self.predictor(observed)
+        return future
+
+
+class ThinkJepa(Forecaster):
+    """The predictor under the pyramid's guidance, each sample under its own."""
+
+    def __init__(self, predictor: Predictor, pyramid: Pyramid) -> None:
+        super().__init__()
+        self.predictor = predictor
+        self.pyramid = pyramid
+
+    def forward(self, observed: Tensor, pooled: Tensor | None) -> Tensor:
+        assert pooled is not None, "guided variants are always given pooled states"
+        future: Tensor = self.predictor(observed, guidance=self.pyramid(pooled))
+        return future
+
+    def set_thinker_statistics(self, statistics: PooledStatistics) -> None:
+        self.pyramid.projection.set_statistics(statistics)
+
+
+class ThinkerOnly(Forecaster):
+    """Future latents from the thinker's pooled states alone.
+
+    Each level and stream is a context token; queries carry learned position embeddings, since identical mask
+    tokens over a context without positions would all give the same output.
+    """
+
+    def __init__(self, grid: LatentGrid, trunk: TrunkShape, thinker: ThinkerShape) -> None:
+        super().__init__()
+        self.grid = grid
+        self.projection = ThinkerProjection(thinker, width=trunk.width)
+        self.context_embedding = nn.Parameter(torch.zeros(thinker.levels * STREAMS, trunk.width))
+        self.step_embedding = nn.Parameter(torch.zeros(grid.future_steps, trunk.width))
+        self.patch_embedding = nn.Parameter(torch.zeros(grid.tokens_per_step, trunk.width))
+        self.trunk = Trunk(trunk)
+        self.proj = nn.Linear(trunk.width, grid.dim)
+
+    def forward(self, observed: Tensor, pooled: Tensor | None) -> Tensor:
+        assert pooled is not None, "guided variants are always given pooled states"
+        context_BNW = self.projection(pooled).flatten(1, 2) + self.context_embedding
+        queries_BNW = self._queries().to(context_BNW.dtype).expand(len(context_BNW), -1, -1)
+        num_context, grid = context_BNW.shape[1], self.grid
+        spans = self.trunk.spans(
+            num_steps=grid.future_steps, tokens_per_step=grid.tokens_per_step, prefix_tokens=num_context
+        )
+        rotation = rotation_at(
+            self._positions(num_context, context_BNW.device), head_dim=self.trunk.shape.head_dim
+        )
+        states_BNW = self.trunk(torch.cat((context_BNW, queries_BNW), dim=1), rotation, spans)
+        future: Tensor = self.proj(states_BNW[:, num_context:])
+        return future.view(len(future), grid.future_steps, grid.tokens_per_step, -1)
+
+    def set_thinker_statistics(self, statistics: PooledStatistics) -> None:
+        self.projection.set_statistics(statistics)
+
+    def _queries(self) -> Tensor:
+        """One query per future step and patch, `(1, step * patch, width)`."""
+        return (self.step_embedding[:, None] + self.patch_embedding[None]).flatten(0, 1).unsqueeze(0)
+
+    def _positions(self, num_context: int, device: torch.device) -> Tensor:
+        """Future positions as in the predictor; context tokens at the origin, which rotates nothing."""
+        grid = self.grid
+        queries = grid_positions(
+            first_step=grid.observed_steps,
+            num_steps=grid.future_steps,
+            height=grid.height,
+            width=grid.width,
+            device=device,
+        )
+        return torch.cat((torch.zeros(num_context, queries.shape[1], device=device), queries))
+
+
+def build_forecaster(shape: ModelShape, *, seed: int) -> Forecaster:
+    """The variant that `shape` names, its parameters drawn from `seed` (and nothing else)."""
+    if shape.variant == "vlm":
+        only = ThinkerOnly(shape.grid, shape.trunk, _thinker(shape))
+        initialise(only, named_generator(seed, "thinker only"))
+        return only
+    predictor = Predictor(shape.grid, shape.trunk)
+    initialise(predictor, named_generator(seed, "predictor"))
+    if shape.variant == "jepa":
+        return Jepa(predictor)
+    trunk = shape.trunk
+    pyramid = Pyramid(_thinker(shape), depth=trunk.depth, width=trunk.width, fusion_width=shape.fusion_width)
+    initialise(pyramid, named_generator(seed, "pyramid"))
+    return ThinkJepa(predictor, pyramid)
+
+
+def _thinker(shape: ModelShape) -> ThinkerShape:
+    if shape.thinker is None:
+        raise StageError(
+            f"variant {shape.variant!r} needs a thinker's features, the cache gave none; extract them, or "
+            "train --variant jepa"
+        )
+    return shape.thinker

@@ -1,0 +1,123 @@
+"""The decoder in its child process: exact frames, and every way it can end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from thinkjepa.stages.data.decode_process import DecodeError, VideoDecoder, check_times
+
+TIMEOUT_S = 20.0
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"),
+    [("mp4", "libx264"), ("mkv", "libx264"), ("webm", "libvpx-vp9"), ("avi", "mpeg4"), ("mov", "libx264")],
+)
+def test_any_order_of_indices_gives_exactly_those_frames(
+    tmp_path: Path,
+    make_video: Callable[..., Path],
+    read_frame_number: Callable[..., int],
+    suffix: str,
+    codec: str,
+) -> None:
+    path = make_video(tmp_path / f"v.{suffix}", num_frames=60, fps=27, codec=codec)
+    wanted = [59, 0, 31, 31, 1, 58, 12]
+    with VideoDecoder(timeout_s=TIMEOUT_S) as decoder:
+        info = decoder.open(path)
+        frames = decoder.frames(path, wanted)
+    assert [read_frame_number(frame) for frame in frames] == wanted
+    assert len(info.times_s) == 60
+    assert np.allclose(info.times_s, np.arange(60) / 27, atol=1e-3)
+
+
+def test_variable_frame_times_are_kept(tmp_path: Path, make_video: Callable[..., Path]) -> None:
+    times_s = [0.0, 0.04, 0.3, 0.31, 0.9, 1.0, 1.7, 1.75]
+    path = make_video(tmp_path / "v.mp4", num_frames=8, timestamps=times_s)
+    with VideoDecoder(timeout_s=TIMEOUT_S) as decoder:
+        assert np.allclose(decoder.open(path).times_s, times_s, atol=1e-3)
+
+
+@pytest.mark.parametrize("content", [b"", b"this is not a video", b"\x00" * 5000])
+def test_what_is_no_video_is_an_error_and_the_decoder_goes_on(
+    tmp_path: Path, make_video: Callable[..., Path], content: bytes
+) -> None:
+    bad, good = tmp_path / "bad.mp4", make_video(tmp_path / "good.mp4", num_frames=10)
+    bad.write_bytes(content)
+    with VideoDecoder(timeout_s=TIMEOUT_S) as decoder:
+        with pytest.raises(DecodeError, match="cannot be decoded"):
+            decoder.open(bad)
+        assert len(decoder.open(good).times_s) == 10
+
+
+def test_a_hanging_decoder_is_ended_and_the_next_video_read(
+    tmp_path: Path, make_video: Callable[..., Path]
+) -> None:
+    path = make_video(tmp_path / "v.mp4", num_frames=10)
+    with VideoDecoder(timeout_s=0.5) as decoder:
+        decoder.open(path)
+        pid = decoder.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(DecodeError, match=r"no answer from the decoder for 0\.5 s"):
+            decoder.frames(path, [3])
+        assert not psutil.pid_exists(pid)
+        decoder.timeout_s = TIMEOUT_S
+        assert decoder.frames(path, [3]).shape[0] == 1
+
+
+def test_a_crashing_decoder_costs_one_video(tmp_path: Path, make_video: Callable[..., Path]) -> None:
+    path = make_video(tmp_path / "v.mp4", num_frames=10)
+    with VideoDecoder(timeout_s=TIMEOUT_S) as decoder:
+        decoder.open(path)
+        assert decoder.pid is not None
+        os.kill(decoder.pid, signal.SIGABRT)
+        with pytest.raises(DecodeError, match="ended by itself"):
+            decoder.frames(path, [3])
+        assert decoder.frames(path, [3]).shape[0] == 1
+
+
+def test_a_hanging_decoder_does_not_outlive_a_killed_parent(
+    tmp_path: Path, make_video: Callable[..., Path]
+) -> None:
+    path = make_video(tmp_path / "v.mp4", num_frames=10)
+    script = (
+        "import os, signal, sys, time\nfrom pathlib import Path\n"
+        "from thinkjepa.stages.data.decode_process import VideoDecoder\n"
+        "decoder = VideoDecoder(timeout_s=60)\ndecoder.open(Path(sys.argv[1]))\n"
+        "os.kill(decoder.pid, signal.SIGSTOP)\nprint(decoder.pid, flush=True)\ntime.sleep(60)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        parent.kill()
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the decoder still runs"
+        time.sleep(0.05)
+
+
+def test_a_name_that_looks_like_a_protocol_is_a_file(
+    tmp_path: Path, make_video: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_video(tmp_path / "plain.mp4", num_frames=10).rename(tmp_path / "concat:x|y.mp4")
+    monkeypatch.chdir(tmp_path)
+    with VideoDecoder(timeout_s=TIMEOUT_S) as decoder:
+        assert len(decoder.open(Path("concat:x|y.mp4")).times_s) == 10
+
+
+@pytest.mark.parametrize("times_s", [[0.0, 0.1, 0.1], [0.0, 0.2, 0.1], [0.0, float("nan"), 0.2]])
+def test_frame_times_that_are_not_real_are_refused(times_s: list[float]) -> None:
+    with pytest.raises(DecodeError, match=r"do not increase|no time"):
+        check_times(np.array(times_s))

@@ -1,0 +1,147 @@
+"""A trained run is measured on its own clips, beside latent persistence."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from thinkjepa.cache import FeatureCache
+from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.evaluate import evaluate
+from thinkjepa.stages.train import SplitRule, TrainSettings, train
+
+BuildCache = Callable[..., Path]
+
+
+def silent(*, epoch: int, step: int, total_steps: int, loss: float) -> None:
+    """A progress callback that says nothing."""
+
+
+@pytest.fixture
+def trained(latent_cache: BuildCache, tmp_path: Path) -> Path:
+    settings = TrainSettings(
+        epochs=3, batch_size=4, depth=2, width=24, heads=2, fusion_width=16, learning_rate=3e-3, device="cpu"
+    )
+    train(
+        latent_cache(),
+        tmp_path / "run",
+        settings,
+        thinker_set=None,
+        encoder_set=None,
+        split=SplitRule(),
+        progress=silent,
+    )
+    return tmp_path / "run"
+
+
+def test_validation_l2_is_the_loss_that_training_reported(trained: Path) -> None:
+    """Weights, features, split and clips all came back as they were."""
+    metrics = json.loads((trained / "metrics.json").read_text())
+    result = evaluate(trained, split="validation")
+    assert result["num_clips"] == metrics["num_clips"]["validation"]
+    assert result["latent"]["model"]["l2"] == pytest.approx(metrics["validation_loss"], rel=1e-6)
+    assert result["latent"]["persistence"]["l2"] == pytest.approx(
+        metrics["persistence_validation_loss"], rel=1e-6
+    )
+
+
+def test_result_is_on_the_test_clips_and_written_to_the_run(trained: Path) -> None:
+    result = evaluate(trained)
+    assert json.loads((trained / "eval-test.json").read_text()) == result
+    clips = json.loads((trained / "split.json").read_text())["clips"]["test"]
+    rows = list(csv.DictReader((trained / "eval-test-clips.csv").read_text().splitlines()))
+    assert [row["clip_id"] for row in rows] == clips
+    mean = sum(float(row["model_cosine"]) for row in rows) / len(rows)
+    assert mean == pytest.approx(result["latent"]["model"]["cosine"])
+
+
+def test_persistence_is_off_by_the_step_that_every_future_takes(trained: Path) -> None:
+    scores = evaluate(trained)["latent"]["persistence"]
+    assert scores["l1"] == pytest.approx(1.0, abs=1e-3)
+    assert scores["l2"] == pytest.approx(1.0, abs=2e-3)
+    assert scores["smooth_l1"] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_curve_over_the_horizon_averages_to_the_whole(trained: Path) -> None:
+    result = evaluate(trained)
+    curve = result["horizon"]
+    assert [record["step"] for record in curve] == [1, 2]
+    assert [record["seconds"] for record in curve] == pytest.approx([0.15, 0.35])
+    for forecast in ("model", "persistence"):
+        mean = sum(record[forecast]["l2"] for record in curve) / len(curve)
+        assert mean == pytest.approx(result["latent"][forecast]["l2"])
+
+
+def test_evaluating_twice_writes_the_same_bytes(trained: Path) -> None:
+    evaluate(trained)
+    before = (trained / "eval-test.json").read_bytes()
+    evaluate(trained)
+    assert (trained / "eval-test.json").read_bytes() == before
+
+
+def test_future_latents_do_not_reach_the_forecast(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all futures changed, errors change and the forecasts do not."""
+    forecasts: list[torch.Tensor] = []
+    from thinkjepa.stages.evaluate import evaluation
+
+    original_metrics, original_read = evaluation.latent_metrics, FeatureCache.read
+
+    def keep(predicted: torch.Tensor, future: torch.Tensor) -> dict[str, torch.Tensor]:
+        forecasts.append(predicted.clone())
+        return original_metrics(predicted, future)
+
+    def altered(self, set_name, array, clip_ids, *, out=None):
+        values = original_read(self, set_name, array, clip_ids, out=out)
+        return values + 7 if array == "future" else values
+
+    monkeypatch.setattr(evaluation, "latent_metrics", keep)
+    before = evaluate(trained)
+    monkeypatch.setattr(FeatureCache, "read", altered)
+    after = evaluate(trained)
+    half = len(forecasts) // 2
+    assert all(torch.equal(*pair) for pair in zip(forecasts[:half], forecasts[half:], strict=True))
+    assert after["latent"]["model"]["l2"] > before["latent"]["model"]["l2"] + 1
+
+
+def test_a_moved_cache_is_named_by_hand(trained: Path, tmp_path: Path) -> None:
+    before = evaluate(trained)
+    shutil.move(tmp_path / "cache", tmp_path / "elsewhere")
+    assert evaluate(trained, cache_dir=tmp_path / "elsewhere") == before
+
+
+def test_features_of_another_origin_are_refused(trained: Path) -> None:
+    record = json.loads((trained / "run.json").read_text())
+    record["feature_sets"]["encoder"]["fingerprint"] = "0" * 64
+    (trained / "run.json").write_text(json.dumps(record))
+    with pytest.raises(StageError, match="lacks feature set encoder-"):
+        evaluate(trained)
+
+
+def test_damaged_weights_are_refused(trained: Path) -> None:
+    file = next((trained / "checkpoints").iterdir())
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(StageError, match="damaged or from another run"):
+        evaluate(trained)
+
+
+def test_clips_that_left_the_cache_are_refused(trained: Path) -> None:
+    record = json.loads((trained / "split.json").read_text())
+    record["clips"]["test"].append("feedfeedfeedfeed@8")
+    (trained / "split.json").write_text(json.dumps(record))
+    with pytest.raises(StageError, match="'feedfeedfeedfeed@8'"):
+        evaluate(trained)
+
+
+def test_unknown_split_and_folder_without_a_run_are_refused(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="'tset' is not one of train, validation, test"):
+        evaluate(trained, split="tset")
+    with pytest.raises(StageError, match="no finished training run"):
+        evaluate(tmp_path / "nothing")

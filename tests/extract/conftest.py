@@ -1,0 +1,70 @@
+"""The installed command on small clips: 8 + 8 frames at 10 per second, 8 thinker frames."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SMALL = ("--thinker-frames", "8", "--observed-frames", "8", "--future-frames", "8", "--dense-fps", "10")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        parsed: dict[str, Any] = json.loads(self.stdout)
+        return parsed
+
+
+RunCommand = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="session")
+def run_command() -> RunCommand:
+    """Run an installed command of the project to its end."""
+
+    def run(name: str, *arguments: object, timeout_s: float = 240, shell_prefix: str = "") -> Outcome:
+        command = [str(Path(sys.executable).parent / name), *[str(argument) for argument in arguments]]
+        if shell_prefix:
+            command = ["bash", "-c", f'{shell_prefix}; exec "$0" "$@"', *command]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def extract_arguments(tiny_models: Path) -> Callable[[Path, Path], Sequence[object]]:
+    """The arguments of a small extraction with the tiny models."""
+
+    def arguments(videos: Path, cache_dir: Path) -> Sequence[object]:
+        places = ("--videos", videos, "--cache-dir", cache_dir)
+        models = ("--thinker", tiny_models / "thinker", "--encoder", tiny_models / "encoder")
+        return ("extract", *places, *models, *SMALL, "--batch-size", 2)
+
+    return arguments
+
+
+@pytest.fixture(scope="session")
+def run_extract(run_command: RunCommand, extract_arguments: Callable[..., Sequence[object]]) -> RunCommand:
+    """`thinkjepa-cache extract` with the tiny models on small clips; further flags win."""
+
+    def run(videos: Path, cache_dir: Path, *flags: object, **options: Any) -> Outcome:
+        return run_command(
+            "thinkjepa-cache", *extract_arguments(videos, cache_dir), *flags, "--json", **options
+        )
+
+    return run

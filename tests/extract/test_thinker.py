@@ -1,0 +1,203 @@
+"""The thinker's states against an independent computation: an own loop over the decoder's layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from thinkjepa.cache import TOKEN_KINDS
+from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.extract.hooked_thinker import HookedThinker, clock_metadata, until_stop
+from thinkjepa.stages.extract.settings import ModelSettings, allowed_failures, parse_layers, spread_layers
+from thinkjepa.stages.extract.thinker import KIND, Scene, Thought, pool_streams, token_kinds
+from thinkjepa.stages.extract.weights import find_model
+
+ALL_LAYERS = "0,1,2,3,4,5,6"
+
+
+def load_thinker(models: Path, *, layers: str = ALL_LAYERS, **settings: Any) -> HookedThinker:
+    folder = find_model(str(models / "thinker"), revision="main", role="thinker")
+    thinker = HookedThinker(
+        folder, ModelSettings(layers=layers, **settings), dtype="float32", device=torch.device("cpu")
+    )
+    thinker.load()
+    return thinker
+
+
+@pytest.fixture(scope="module")
+def thinker(tiny_models: Path) -> HookedThinker:
+    return load_thinker(tiny_models)
+
+
+def scene(seed: int, *, height: int = 96, width: int = 128, num_frames: int = 8) -> Scene:
+    frames = np.random.default_rng(seed).integers(0, 256, (num_frames, height, width, 3), dtype=np.uint8)
+    return Scene(frames, [0.1 + 0.37 * i for i in range(num_frames)])
+
+
+@torch.inference_mode()
+def states_by_own_loop(thinker: HookedThinker, seen: Scene, thought: Thought) -> Tensor:
+    """What enters each decoder layer and what leaves the last, `(layer + 1, token, dim)`, in one pass
+    without a key-value cache, DeepStack features added between the layers by hand."""
+    model = thinker._model.model
+    inputs = thinker.prepare([seen])
+    generated = thought.token_ids[thought.prompt_token_count : -1]
+    ids = torch.tensor([[*inputs["input_ids"][0].tolist(), *generated]])
+    kinds = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, len(generated)))
+    vision = model.get_video_features(inputs["pixel_values_videos"], inputs["video_grid_thw"])
+    states = model.get_input_embeddings()(ids)
+    visual = ids[0] == model.config.video_token_id
+    states[0, visual] = torch.cat(vision.pooler_output)
+    positions, _ = model.get_rope_index(ids, kinds, video_grid_thw=inputs["video_grid_thw"])
+    rotation = model.language_model.rotary_emb(states, positions)
+    length = ids.shape[1]
+    mask = torch.full((length, length), float("-inf")).triu(1)[None, None]
+    entering = []
+    for depth, layer in enumerate(model.language_model.layers):
+        entering.append(states[0].clone())
+        states = layer(states, attention_mask=mask, position_embeddings=rotation)
+        if depth + 1 == len(model.language_model.layers):
+            break
+        if depth < len(vision.deepstack_features):
+            states = states.clone()
+            states[0, visual] += torch.cat(list(vision.deepstack_features[depth]))
+    return torch.stack([*entering, states[0]])
+
+
+def test_states_equal_an_own_loop_at_every_layer(thinker: HookedThinker) -> None:
+    seen = scene(0)
+    thought = thinker.think([seen])[0]
+    expected = states_by_own_loop(thinker, seen, thought)
+    assert thought.hidden_LSD.shape == expected.shape
+    scale = expected.abs().max()
+    assert (thought.hidden_LSD - expected).abs().max() < 1e-5 * scale
+    assert len(thinker._model.config.vision_config.deepstack_visual_indexes) >= 2
+
+
+def test_deepstack_makes_layer_inputs_differ_from_layer_outputs(thinker: HookedThinker) -> None:
+    """The control of the test above: without the DeepStack term it would fail at the first layers."""
+    seen = scene(0)
+    thought = thinker.think([seen])[0]
+    inputs = thinker.prepare([seen])
+    with torch.inference_mode():
+        plain = thinker._model(**inputs, output_hidden_states=True).hidden_states
+    prompt = thought.hidden_LSD[:, : thought.prompt_token_count]
+    visual = thought.token_kind_S[: thought.prompt_token_count] == KIND["visual"]
+    text_difference = (plain[1][0] - prompt[1])[~visual].abs().max()
+    visual_difference = (plain[1][0] - prompt[1])[visual].abs().max()
+    assert text_difference < 1e-4
+    assert visual_difference > 1e-2
+
+
+def test_only_the_chosen_layers_are_kept_in_order(tiny_models: Path, thinker: HookedThinker) -> None:
+    some = load_thinker(tiny_models, layers="6,0,3")
+    assert some.layers == (0, 3, 6)
+    assert torch.equal(
+        some.think([scene(1)])[0].hidden_LSD, thinker.think([scene(1)])[0].hidden_LSD[[0, 3, 6]]
+    )
+
+
+def test_n_generated_tokens_give_n_minus_1_states(tiny_models: Path) -> None:
+    for number in (1, 2, 5):
+        thought = load_thinker(tiny_models, layers="3", max_new_tokens=number).think([scene(2)])[0]
+        assert len(thought.token_ids) - thought.prompt_token_count == number
+        assert thought.hidden_LSD.shape[1] == thought.prompt_token_count + number - 1
+        pooled = pool_streams(thought.hidden_LSD, prompt_token_count=thought.prompt_token_count)
+        assert bool(pooled[:, 1].any()) == (number > 1)
+
+
+def test_batches_of_mixed_length_give_the_states_of_single_clips(thinker: HookedThinker) -> None:
+    scenes = [scene(3), scene(4, height=160), scene(5, width=224)]
+    together = thinker.think(scenes)
+    assert len({thought.hidden_LSD.shape[1] for thought in together}) > 1
+    for seen, thought in zip(scenes, together, strict=True):
+        alone = thinker.think([seen])[0]
+        assert alone.token_ids == thought.token_ids
+        assert torch.equal(alone.token_kind_S, thought.token_kind_S)
+        scale = alone.hidden_LSD.abs().max()
+        assert (alone.hidden_LSD - thought.hidden_LSD).abs().max() < 1e-5 * scale
+
+
+def test_a_changed_neighbour_in_the_batch_changes_nothing(thinker: HookedThinker) -> None:
+    first = thinker.think([scene(6), scene(7)])
+    second = thinker.think([scene(6), scene(8)])
+    assert torch.equal(first[0].hidden_LSD, second[0].hidden_LSD)
+    assert not torch.equal(first[1].hidden_LSD, second[1].hidden_LSD)
+
+
+def test_every_given_frame_reaches_the_model_with_its_time(thinker: HookedThinker) -> None:
+    seen = scene(9)
+    inputs = thinker.prepare([seen])
+    assert inputs["video_grid_thw"][0, 0] == 8 // 2
+    text = thinker._processor.tokenizer.decode(inputs["input_ids"][0])
+    for pair in range(4):
+        middle_s = (seen.times_s[2 * pair] + seen.times_s[2 * pair + 1]) / 2
+        assert f"<{middle_s:.1f} seconds>" in text
+
+
+def test_frame_times_are_told_on_a_clock_that_ends_with_the_last_frame_seen() -> None:
+    record = clock_metadata(Scene(np.zeros((3, 4, 4, 3), np.uint8), [1.5, 1.54, 1.9]))
+    assert record["frames_indices"] == [1500, 1540, 1900]
+    assert record["total_num_frames"] == 400 + 360
+    assert record["fps"] == 1000
+
+
+def test_pooling_before_a_projection_equals_pooling_after_it(thinker: HookedThinker) -> None:
+    thought = thinker.think([scene(10)])[0]
+    pooled = pool_streams(thought.hidden_LSD, prompt_token_count=thought.prompt_token_count)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(64, 32, generator=generator, dtype=torch.float64) / 8
+    projected = thought.hidden_LSD.double() @ weight
+    at = thought.prompt_token_count
+    expected = torch.stack([projected[:, :at].mean(dim=1), projected[:, at:].mean(dim=1)], dim=1)
+    assert (pooled.double() @ weight - expected).abs().max() < 1e-6
+
+
+def test_kinds_mark_visual_text_reasoning_and_generated_tokens() -> None:
+    def names(prompt: Sequence[int], generated: Sequence[int]) -> list[str]:
+        kinds = token_kinds(prompt, generated, visual_ids=frozenset({7}), think_open=90, think_close=91)
+        return [TOKEN_KINDS[kind - 1] for kind in kinds.tolist()]
+
+    assert names([1, 7, 7, 2], [3, 4]) == ["text", "visual", "visual", "text", "generated"]
+    assert names([1, 90], [3, 91, 4, 5]) == ["text", "text", "reasoning", "reasoning", "generated"]
+    assert names([1, 90, 91], [3, 4]) == ["text", "text", "text", "generated"]
+    assert names([1], [90, 3, 91, 4, 5]) == ["text", "reasoning", "reasoning", "reasoning", "generated"]
+
+
+def test_the_stop_token_ends_a_clip_and_belongs_to_it() -> None:
+    assert until_stop([5, 6, 2, 0, 0], frozenset({2})) == [5, 6, 2]
+    assert until_stop([5, 6], frozenset({2})) == [5, 6]
+
+
+def test_the_default_layers_are_the_papers_in_our_numbering() -> None:
+    assert spread_layers(28) == (1, 5, 9, 13, 17, 21, 25, 28)
+    assert spread_layers(6) == (1, 2, 3, 4, 5, 6)
+    assert spread_layers(1) == (1,)
+
+
+@pytest.mark.parametrize("text", ["7", "-1", "1,1", "one", "", "1,99"])
+def test_layers_out_of_range_are_refused(text: str) -> None:
+    with pytest.raises(StageError, match="--layers"):
+        parse_layers(text, num_layers=6)
+
+
+def test_failures_are_allowed_by_count_or_percentage() -> None:
+    assert allowed_failures("3", num_videos=10) == 3
+    assert allowed_failures("5%", num_videos=39) == 1
+    for text in ("-1", "x", "101%", "1.5", "%"):
+        with pytest.raises(ValueError, match="--max-failures"):
+            allowed_failures(text, num_videos=10)
+
+
+def test_pickled_weights_are_never_loaded(tmp_path: Path, tiny_models: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text((tiny_models / "thinker" / "config.json").read_text())
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04N.")
+    with pytest.raises(StageError, match=r"no \.safetensors weights"):
+        find_model(str(folder), revision="main", role="thinker")

@@ -1,0 +1,133 @@
+"""A small cache whose future can be told from the thinker's states, and from them alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from thinkjepa.cache import ArraySpec, ClipFeatures, ClipRow, FeatureSet, WriteSession, describe_set
+from thinkjepa.stages.train.shapes import LatentGrid, ModelShape, ThinkerShape, TrunkShape, Variant
+
+GRID = LatentGrid(observed_steps=3, future_steps=2, height=2, width=3, dim=8)
+THINKER = ThinkerShape(levels=3, dim=10)
+TUBELET = 2
+FPS = 10.0
+MASSIVE_DIM, MASSIVE = 4, 3000.0
+
+BuildCache = Callable[..., Path]
+BuildShape = Callable[..., ModelShape]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Equal bits are promised for equal thread counts; and tests share the machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def model_shape() -> BuildShape:
+    """A tiny model's shape of the given variant."""
+
+    def build(
+        variant: Variant = "thinkjepa", *, attention: str = "frame_causal", depth: int = 2
+    ) -> ModelShape:
+        trunk = TrunkShape(depth=depth, width=24, heads=2, attention=attention)  # type: ignore[arg-type]
+        thinker = None if variant == "jepa" else THINKER
+        return ModelShape(variant=variant, grid=GRID, trunk=trunk, thinker=thinker, fusion_width=16)
+
+    return build
+
+
+@pytest.fixture
+def latent_cache(tmp_path: Path) -> BuildCache:
+    """A function that writes a cache of two clips a video and returns its path.
+
+    Each video's future is its last observed step moved up or down, and only one dim of the thinker's states
+    says which.
+    """
+
+    def build(*, name: str = "cache", num_videos: int = 16, windows: int = 1) -> Path:
+        root = tmp_path / name
+        encoder, thinker = _encoder_set(windows), _thinker_set()
+        clips = [_clip(video, split) for video in range(num_videos) for split in (8, 20)]
+        features = [_features(clip, number, windows) for number, clip in enumerate(clips)]
+        with WriteSession(root) as session:
+            session.add_clips(clips)
+            for feature_set, place in ((encoder, 0), (thinker, 1)):
+                with session.writer(session.resolve(feature_set)) as writer:
+                    assert not writer.append([pair[place] for pair in features])
+        return root
+
+    return build
+
+
+def _encoder_set(windows: int) -> FeatureSet:
+    patches = GRID.tokens_per_step
+    observed = (GRID.observed_steps, patches, GRID.dim)
+    future = (windows, GRID.future_steps, patches, GRID.dim)
+    return describe_set(
+        "encoder",
+        origin={"grid": [GRID.height, GRID.width], "tubelet": TUBELET, "sampling": {"fingerprint": "dense"}},
+        source={"model": "tiny"},
+        arrays=(
+            ArraySpec("observed", ("time", "patch", "dim"), observed, observed, "float16"),
+            ArraySpec("future", ("window", "time", "patch", "dim"), future, (1, *future[1:]), "float16"),
+        ),
+        shard_bytes=64,
+        typical_clip_bytes=1,
+    )
+
+
+def _thinker_set() -> FeatureSet:
+    shape = (THINKER.levels, 2, THINKER.dim)
+    return describe_set(
+        "thinker",
+        origin={"layers": [0, 1, 2], "sampling": {"fingerprint": "sparse"}},
+        source={"model": "tiny"},
+        arrays=(ArraySpec("pooled", ("layer", "stream", "dim"), shape, shape, "float32"),),
+        shard_bytes=64,
+        typical_clip_bytes=1,
+    )
+
+
+def _clip(video: int, split_frame: int) -> ClipRow:
+    digest = hashlib.sha256(f"video {video}".encode()).hexdigest()
+    observed = tuple(range(split_frame - TUBELET * GRID.observed_steps, split_frame))
+    future = tuple(range(split_frame, split_frame + TUBELET * GRID.future_steps))
+    return ClipRow(
+        clip_id=f"{digest[:16]}@{split_frame}",
+        video=f"task{video % 8}/{video}.mp4",
+        video_digest=digest,
+        thinker_sampling="sparse",
+        dense_sampling="dense",
+        split_frame=split_frame,
+        split_time_s=split_frame / FPS,
+        thinker_frames=(0, split_frame - 1),
+        thinker_times_s=(0.0, (split_frame - 1) / FPS),
+        observed_frames=observed,
+        observed_times_s=tuple(frame / FPS for frame in observed),
+        future_frames=(future,),
+        future_times_s=(tuple(frame / FPS for frame in future),),
+    )
+
+
+def _features(clip: ClipRow, number: int, windows: int) -> tuple[ClipFeatures, ClipFeatures]:
+    generator = torch.Generator().manual_seed(number)
+    direction = 1.0 if number % 2 else -1.0
+    patches = GRID.tokens_per_step
+    observed = torch.randn(GRID.observed_steps, patches, GRID.dim, generator=generator)
+    future = (observed[-1:] + direction).expand(windows, GRID.future_steps, patches, GRID.dim).contiguous()
+    pooled = torch.randn(THINKER.levels, 2, THINKER.dim, generator=generator)
+    pooled[..., 0] = direction
+    pooled[..., MASSIVE_DIM] += MASSIVE
+    if number % 5 == 0:
+        pooled[:, 1] = 0.0  # nothing was generated
+    latents = {"observed": observed.half(), "future": future.half()}
+    return ClipFeatures(clip.clip_id, latents), ClipFeatures(clip.clip_id, {"pooled": pooled})

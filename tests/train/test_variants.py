@@ -1,0 +1,152 @@
+"""The three models: equal where they must be, and each fed by what its name says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.train.checkpoint import shape_from_json, shape_to_json
+from thinkjepa.stages.train.losses import latent_error
+from thinkjepa.stages.train.settings import TrainSettings
+from thinkjepa.stages.train.shapes import LatentGrid, ModelShape, ThinkerShape
+from thinkjepa.stages.train.variants import Forecaster, ThinkerOnly, ThinkJepa, build_forecaster
+
+BuildShape = Callable[..., ModelShape]
+TRUNK_WIDTH = 24
+VARIANTS = ("thinkjepa", "jepa", "vlm")
+
+
+def features(shape: ModelShape, batch: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Observed and future latents, and pooled thinker states."""
+    grid, generator = shape.grid, torch.Generator().manual_seed(5)
+    observed = torch.randn(batch, grid.observed_steps, grid.tokens_per_step, grid.dim, generator=generator)
+    future = torch.randn(batch, grid.future_steps, grid.tokens_per_step, grid.dim, generator=generator)
+    return observed, future, torch.randn(batch, 3, 2, 10, generator=generator)
+
+
+def opened(model: Forecaster) -> Forecaster:
+    if isinstance(model, ThinkJepa):
+        torch.nn.init.constant_(model.pyramid.gates, 0.5)
+    return model
+
+
+@pytest.mark.parametrize("attention", ["frame_causal", "bidirectional"])
+def test_training_starts_as_the_jepa_baseline_to_the_last_bit(
+    model_shape: BuildShape, attention: str
+) -> None:
+    guided = build_forecaster(model_shape("thinkjepa", attention=attention), seed=3)
+    alone = build_forecaster(model_shape("jepa", attention=attention), seed=3)
+    observed, future, pooled = features(model_shape())
+    outputs = [model(observed, 1000 * pooled) for model in (guided, alone)]
+    assert torch.equal(*outputs)
+    for output in outputs:
+        latent_error(output, future).mean().backward()
+    own = dict(guided.named_parameters())
+    for name, parameter in alone.named_parameters():
+        assert torch.equal(parameter, own[name])
+        torch.testing.assert_close(parameter.grad, own[name].grad)
+
+
+def test_an_open_gate_changes_the_prediction(model_shape: BuildShape) -> None:
+    model = build_forecaster(model_shape("thinkjepa"), seed=3)
+    observed, _, pooled = features(model_shape())
+    shut = model(observed, pooled)
+    assert (opened(model)(observed, pooled) - shut).abs().max() > 1e-3
+
+
+def test_shut_gates_learn(model_shape: BuildShape) -> None:
+    model = build_forecaster(model_shape("thinkjepa"), seed=3)
+    observed, future, pooled = features(model_shape())
+    latent_error(model(observed, pooled), future).mean().backward()
+    assert isinstance(model, ThinkJepa)
+    assert model.pyramid.gates.grad is not None
+    assert model.pyramid.gates.grad.ne(0).all()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradients_reach_every_parameter_and_no_target(model_shape: BuildShape, variant: str) -> None:
+    model = opened(build_forecaster(model_shape(variant), seed=1))
+    observed, future, pooled = features(model_shape(variant))
+    latent_error(model(observed, pooled), future).mean().backward()
+    without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    # A bias of the keys shifts all of a query's scores alike, which softmax does not see.
+    assert [name for name in without if not name.endswith("attention.key.bias")] == []
+    assert future.grad is None
+    assert not future.requires_grad
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", ["thinkjepa", "vlm"])
+def test_guidance_of_one_sample_reaches_no_other(model_shape: BuildShape, variant: str) -> None:
+    model = opened(build_forecaster(model_shape(variant), seed=1))
+    observed, _, pooled = features(model_shape(variant))
+    altered = pooled.clone()
+    altered[1] = altered[1].flip(0)
+    delta = (model(observed, altered) - model(observed, pooled)).abs().amax(dim=(1, 2, 3))
+    assert delta[[0, 2]].tolist() == [0.0, 0.0]
+    assert delta[1] > 1e-5
+
+
+@torch.no_grad()
+def test_thinker_only_sees_no_latents(model_shape: BuildShape) -> None:
+    model = build_forecaster(model_shape("vlm"), seed=1)
+    observed, _, pooled = features(model_shape("vlm"))
+    assert torch.equal(model(observed, pooled), model(observed + 1, pooled))
+
+
+@torch.no_grad()
+def test_thinker_only_predicts_each_position_apart(model_shape: BuildShape) -> None:
+    shape = model_shape("vlm")
+    model = build_forecaster(shape, seed=1)
+    observed, _, pooled = features(shape, batch=1)
+    outputs = model(observed, pooled).flatten(0, 2)
+    assert len(torch.unique(outputs, dim=0)) == shape.grid.future_steps * shape.grid.tokens_per_step
+
+
+@torch.no_grad()
+def test_thinker_only_is_causal_over_its_steps(model_shape: BuildShape) -> None:
+    model = build_forecaster(model_shape("vlm"), seed=1)
+    assert isinstance(model, ThinkerOnly)
+    observed, _, pooled = features(model_shape("vlm"))
+    before = model(observed, pooled)
+    model.step_embedding[1] += torch.linspace(-1, 1, TRUNK_WIDTH)
+    delta = (model(observed, pooled) - before).abs().amax(dim=(0, 2, 3))
+    assert delta[0] == 0
+    assert delta[1] > 1e-4
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_weights_depend_on_the_seed_and_nothing_else(model_shape: BuildShape, variant: str) -> None:
+    torch.manual_seed(1)
+    first = build_forecaster(model_shape(variant), seed=7).state_dict()
+    torch.manual_seed(2)
+    second = build_forecaster(model_shape(variant), seed=7).state_dict()
+    other = build_forecaster(model_shape(variant), seed=8).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_shape_survives_json(model_shape: BuildShape, variant: str) -> None:
+    shape = model_shape(variant)
+    assert shape_from_json(shape_to_json(shape)) == shape
+
+
+def test_guided_variant_without_a_thinker_is_refused(model_shape: BuildShape) -> None:
+    shape = model_shape("jepa")
+    without = ModelShape("thinkjepa", shape.grid, shape.trunk, thinker=None, fusion_width=16)
+    with pytest.raises(StageError, match="--variant jepa"):
+        build_forecaster(without, seed=0)
+
+
+def test_size_at_the_papers_settings() -> None:
+    """The paper says about 38 M parameters; ours shares one projection of 0.8 M between the two streams."""
+    grid = LatentGrid(observed_steps=16, future_steps=16, height=16, width=16, dim=1024)
+    thinker = ThinkerShape(levels=8, dim=2048)
+    settings = TrainSettings()
+    shape = ModelShape("thinkjepa", grid, settings.trunk, thinker, settings.fusion_width)
+    num_parameters = sum(parameter.numel() for parameter in build_forecaster(shape, seed=0).parameters())
+    assert num_parameters == pytest.approx(37.2e6, rel=0.01)
