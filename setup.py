@@ -9,9 +9,7 @@ from setuptools import find_packages, setup
 ROOTS = ("cache", "stages", "pipeline")
 
 packages = [
-    package
-    for root in ROOTS
-    for package in (root, *(f"{root}.{sub}" for sub in find_packages(root)))
+    package for root in ROOTS for package in (root, *(f"{root}.{sub}" for sub in find_packages(root)))
 ]
 
 setup(

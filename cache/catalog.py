@@ -89,16 +89,23 @@ def resolve_set(wanted: FeatureSet, existing: Mapping[str, FeatureSet]) -> Featu
     return wanted
 
 
+def find_set(feature_sets: Mapping[str, FeatureSet], selector: str) -> FeatureSet:
+    """The one set, of any kind, that a selector (name or fingerprint, or its beginning) names."""
+    named = [item for item in feature_sets.values() if _names(selector, item)]
+    if len(named) == 1:
+        return named[0]
+    listed = ", ".join(f"{item.name} ({_summary(item)})" for item in named or feature_sets.values())
+    how = "several feature sets" if named else "no feature set; there are"
+    raise CacheError(f"--set {selector!r} names {how}: {listed or 'none'}")
+
+
 def choose_set(feature_sets: Mapping[str, FeatureSet], kind: Kind, selectors: tuple[str, ...]) -> FeatureSet:
     """The one set of `kind` that is named (or begun) by a selector, or the only one there is.
 
-    A selector may name a set of another kind, but not nothing.
+    A selector may name a set of another kind, but not nothing and not several.
     """
     for text in selectors:
-        if not any(_names(text, item) for item in feature_sets.values()):
-            raise CacheError(
-                f"--set {text!r} names no feature set; there are: {', '.join(sorted(feature_sets))}"
-            )
+        find_set(feature_sets, text)
     of_kind = {name: item for name, item in feature_sets.items() if item.kind == kind}
     named = [item for item in of_kind.values() if any(_names(text, item) for text in selectors)]
     candidates = named or list(of_kind.values())

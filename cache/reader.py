@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from thinkjepa.cache.catalog import choose_set, read_catalog
+from thinkjepa.cache.catalog import choose_set, find_set, read_catalog
 from thinkjepa.cache.errors import CacheError
 from thinkjepa.cache.layout import failures_file, shard_file
 from thinkjepa.cache.records import ArraySpec, ClipRow, Failure, FeatureSet, IndexRow, Kind
@@ -56,6 +56,10 @@ class FeatureCache:
         if set_name not in self._indexes:
             self._indexes[set_name] = read_index(self.path, self._set(set_name).name)
         return self._indexes[set_name]
+
+    def find_set(self, selector: str) -> FeatureSet:
+        """The one set, of any kind, that a selector names."""
+        return find_set(self.feature_sets, selector)
 
     def choose_set(self, kind: Kind, selectors: Sequence[str] = ()) -> FeatureSet:
         """The one set of `kind` named by a selector (name or its beginning), or the only one there is."""

@@ -24,16 +24,18 @@ errors = Console(stderr=True, highlight=False)
 
 
 def new_app(help_text: str) -> typer.Typer:
-    """A typer app whose tracebacks are plain and which keeps the name of a single command."""
-    app = typer.Typer(
-        help=help_text, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
-    )
-    app.callback()(_no_command_of_its_own)
-    app.info.help = help_text
+    """An app of several commands, with plain tracebacks."""
+    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, no_args_is_help=True)
+    app.callback(help=help_text)(_keep_command_names)
     return app
 
 
-def _no_command_of_its_own() -> None:
+def new_single_app() -> typer.Typer:
+    """An app that is its one command, as `thinkjepa-train`, with plain tracebacks."""
+    return typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+
+
+def _keep_command_names() -> None:
     """Typer drops the name of an app's only command unless the app has a callback."""
 
 

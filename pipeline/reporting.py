@@ -75,3 +75,41 @@ class TerminalProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bars.__exit__(kind, error, trace)
+
+
+class TrainingBar:
+    """Shows a training run: steps done, steps a second, time left, the last loss; a context manager."""
+
+    def __init__(self, console: Console, *, epochs: int) -> None:
+        self._console = console
+        self._epochs = epochs
+        self._bars = RichProgress(
+            TextColumn("{task.description:<14}"),
+            BarColumn(),
+            RateColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("loss {task.fields[loss]:.5f}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task: TaskID | None = None
+
+    def __call__(self, *, epoch: int, step: int, total_steps: int, loss: float) -> None:
+        """One optimiser step is done; epochs and steps count from 1."""
+        if self._task is None:
+            self._task = self._bars.add_task("", total=self._epochs * total_steps, unit="steps", loss=loss)
+        done = (epoch - 1) * total_steps + step
+        self._bars.update(self._task, completed=done, loss=loss, description=f"epoch {epoch}/{self._epochs}")
+        if step == total_steps and not self._console.is_terminal:
+            self._console.print(f"epoch {epoch}/{self._epochs}: loss {loss:.5f}")
+
+    def __enter__(self) -> TrainingBar:
+        self._bars.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.__exit__(kind, error, trace)

@@ -35,7 +35,9 @@ class SplitRule:
     test_fraction: float = field(
         default=0.15, metadata={"help": "Expected fraction of groups that training never touches."}
     )
-    seed: int = field(default=0, metadata={"help": "Seed of the division, apart from the training seed."})
+    split_seed: int = field(
+        default=0, metadata={"help": "Seed of the division, apart from the training seed."}
+    )
 
     def __post_init__(self) -> None:
         fractions = (self.validation_fraction, self.test_fraction)
@@ -68,7 +70,7 @@ def assign_splits(
     clusters = _linked_groups({group: members[group] for group in members.keys() - known.groups.keys()})
     decided = {cluster: _decide(cluster, members, videos, rule) for cluster in clusters}
     free = [cluster for cluster in clusters if not _sides_touched(cluster, members, videos)]
-    _fill_empty_sides(decided, free=free, taken=known.groups.values(), seed=rule.seed)
+    _fill_empty_sides(decided, free=free, taken=known.groups.values(), seed=rule.split_seed)
     groups = dict(known.groups)
     for cluster, side in decided.items():
         for group in cluster:
@@ -80,7 +82,7 @@ def assign_splits(
 
 def hashed_side(name: str, rule: SplitRule) -> Side:
     """The side that the seed and a group's name determine: test from 0 up, then validation, then training."""
-    digest = hashlib.sha256(f"{rule.seed}:{name}".encode()).digest()
+    digest = hashlib.sha256(f"{rule.split_seed}:{name}".encode()).digest()
     place = int.from_bytes(digest[:8], "big") / 2**64
     if place < rule.test_fraction:
         return "test"

@@ -86,8 +86,8 @@ class VideoEncoder:
         crop = self._processor.crop_size
         if (crop["height"], crop["width"]) != (self.crop_px, self.crop_px):
             raise StageError(
-                f"--encoder {self.folder.name!r}: its processor crops to {crop['height']}x{crop['width']} px, "
-                f"its config says {self.crop_px}: use the processor that belongs to the model"
+                f"--encoder {self.folder.name!r}: the processor crops to {crop['height']}x{crop['width']}, "
+                f"the config says {self.crop_px} px: use the processor that belongs to the model"
             )
         self._model.eval().to(self.device)
 

@@ -32,11 +32,13 @@ class Features:
     cache: FeatureCache
     encoder: FeatureSet
     thinker: FeatureSet | None
+    only: frozenset[str] | None = None
+    """The clips that were selected, or None for all of the cache."""
 
     def clips(self) -> list[ClipRow]:
         """Clips complete in all sets, sorted by id."""
         names = [item.name for item in (self.encoder, self.thinker) if item is not None]
-        clips = self.cache.select(*names)
+        clips = [clip for clip in self.cache.select(*names) if self.only is None or clip.clip_id in self.only]
         if not clips:
             raise StageError(f"no clip has features in all of {', '.join(names)}: extract some first")
         return clips

@@ -11,7 +11,7 @@ RUN/resume.safetensors   only while a run is unfinished
 import hashlib
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator
 
 from thinkjepa.cache import FeatureCache, FeatureSet
+from thinkjepa.stages.data.selection import Selection, selected_clip_ids
 from thinkjepa.stages.data.split_store import StoredSplit, stored_split
 from thinkjepa.stages.data.splits import SIDES, Side, SplitRule
 from thinkjepa.stages.errors import StageError
@@ -79,20 +80,23 @@ def train(
     encoder_set: str | None,
     split: SplitRule,
     progress: TrainProgress,
+    selection: Selection | None = None,
 ) -> dict[str, Any]:
     """Train one model on a cache, write the run to `out_dir` and return its metrics.
 
     `thinker_set` and `encoder_set` name feature sets (or the beginning of their names); None takes the only
-    one there is. A run that was interrupted continues. Raises StageError or CacheError for what its user can
-    put right.
+    one there is. A `selection` names both and limits the run to its clips; without one, all clips count. A
+    run that was interrupted continues. Raises StageError or CacheError for what its user can put right.
     """
     accelerator = make_accelerator(settings)
     features = choose_features(
         FeatureCache.open(cache_dir),
         variant=settings.variant,
-        thinker_set=thinker_set,
-        encoder_set=encoder_set,
+        thinker_set=selection.thinker if selection else thinker_set,
+        encoder_set=selection.encoder if selection else encoder_set,
     )
+    if selection:
+        features = replace(features, only=frozenset(selected_clip_ids(cache_dir, selection)))
     with accelerator.main_process_first():  # one process makes the split, the others read it
         clips = divide_clips(features, cache_dir, split)
     plan = plan_run(cache_dir, settings, features, clips, num_processes=accelerator.num_processes)

@@ -16,7 +16,7 @@ from thinkjepa.stages.errors import StageError
 
 Members = dict[str, frozenset[str]]
 
-RULE = SplitRule(seed=1)
+RULE = SplitRule(split_seed=1)
 
 GROUPS = st.dictionaries(
     st.text("abcdef", min_size=1, max_size=4), st.frozensets(st.integers(0, 30), min_size=1, max_size=4)
@@ -89,7 +89,7 @@ def test_what_is_known_never_moves(first: dict[str, frozenset[int]], more: dict[
 @given(st.integers(0, 1000))
 def test_a_groups_side_does_not_depend_on_the_others(seed: int) -> None:
     """True without any memory, as long as no side had to be filled up."""
-    rule = SplitRule(seed=seed)
+    rule = SplitRule(split_seed=seed)
     many = assign_splits(apart(60), rule=rule)
     assert dict(many.groups) == {group: hashed_side(group, rule) for group in apart(60)}
 
@@ -103,7 +103,7 @@ def test_sides_have_about_their_fractions() -> None:
 
 def test_three_groups_are_enough_and_two_are_not() -> None:
     for seed in range(50):
-        split = assign_splits(apart(3), rule=SplitRule(seed=seed))
+        split = assign_splits(apart(3), rule=SplitRule(split_seed=seed))
         assert sorted(split.groups.values()) == sorted(SIDES)
     with pytest.raises(StageError, match=r"at least 3 groups.*got 2.*add videos"):
         assign_splits(apart(2), rule=RULE)
@@ -112,7 +112,7 @@ def test_three_groups_are_enough_and_two_are_not() -> None:
 def test_identical_videos_tie_their_groups_together() -> None:
     members = {**apart(20), "g3": frozenset({"twin", "digest3"}), "g7": frozenset({"twin"})}
     for seed in range(30):
-        split = assign_splits(members, rule=SplitRule(seed=seed))
+        split = assign_splits(members, rule=SplitRule(split_seed=seed))
         assert split.groups["g3"] == split.groups["g7"] == split.videos["twin"]
 
 
@@ -189,7 +189,7 @@ def test_auto_stays_what_it_was_when_folders_are_added(tmp_path: Path) -> None:
 
 
 def test_rules_have_files_of_their_own(tmp_path: Path) -> None:
-    rules = [SplitRule(), SplitRule(seed=1), SplitRule(group_by="video"), SplitRule(test_fraction=0.2)]
+    rules = [SplitRule(), SplitRule(split_seed=1), SplitRule(group_by="video"), SplitRule(test_fraction=0.2)]
     assert len({split_file(tmp_path, rule) for rule in rules}) == 4
 
 

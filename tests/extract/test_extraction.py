@@ -134,7 +134,7 @@ def test_running_again_skips_what_is_there(extracted: Path, videos: Path, run_ex
 def test_another_prompt_and_fewer_layers(
     tmp_path: Path, extracted: Path, videos: Path, run_extract: RunExtract
 ) -> None:
-    """A new prompt is a new thinker set and leaves the encoder's alone; a subset of layers is already there."""
+    """A new prompt is a new thinker set and leaves the encoder's alone; fewer layers are already there."""
     cache_dir = shutil.copytree(extracted, tmp_path / "cache")
     encoder_set = FeatureCache.open(extracted).choose_set("encoder").name
     encoder_before = tree_digest(cache_dir / "features.zarr" / encoder_set)

@@ -1,0 +1,82 @@
+"""params.yaml: every setting of the pipeline, checked before anything runs, unknown keys refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from thinkjepa.pipeline.options import SettingsError, parse_settings
+from thinkjepa.stages.data.clips import ClipSettings
+from thinkjepa.stages.data.splits import SplitRule
+from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
+from thinkjepa.stages.train.settings import TrainSettings
+
+Settings = TypeVar("Settings")
+
+PLACES = ("videos", "cache_dir")
+SECTIONS = ("clips", "models", "execution", "split", "train")
+MATRIX = ("variants", "seeds")
+
+
+@dataclass(frozen=True, slots=True)
+class Params:
+    """What params.yaml says. Paths are relative to the folder that the pipeline runs in."""
+
+    videos: Path
+    cache_dir: Path
+    clips: ClipSettings
+    models: ModelSettings
+    execution: ExecutionSettings
+    split: SplitRule
+    train: TrainSettings
+
+    def training(self, *, variant: str, seed: int) -> TrainSettings:
+        """Training settings of one cell of the matrix."""
+        return parse_settings(TrainSettings, {**asdict(self.train), "variant": variant, "seed": seed})
+
+
+def read_params(path: Path) -> Params:
+    """Raises SettingsError naming file, section and setting."""
+    content = _read_mapping(path)
+    known = (*PLACES, *SECTIONS, *MATRIX)
+    if unknown := sorted(set(content) - set(known)):
+        raise SettingsError(f"{path}: unknown key {unknown[0]!r}; known are {', '.join(known)}")
+    if missing := [name for name in PLACES if not isinstance(content.get(name), str)]:
+        raise SettingsError(f"{path}: {missing[0]} is missing: give a folder")
+    train = _section(content, "train", path)
+    if fixed := sorted({"variant", "seed"} & set(train)):
+        raise SettingsError(f"{path}: train.{fixed[0]} is set by the matrix: use the key {fixed[0]}s")
+    return Params(
+        videos=Path(content["videos"]),
+        cache_dir=Path(content["cache_dir"]),
+        clips=_settings(ClipSettings, content, "clips", path),
+        models=_settings(ModelSettings, content, "models", path),
+        execution=_settings(ExecutionSettings, content, "execution", path),
+        split=_settings(SplitRule, content, "split", path),
+        train=_settings(TrainSettings, content, "train", path),
+    )
+
+
+def _read_mapping(path: Path) -> Mapping[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise SettingsError(f"cannot read {str(path)!r}: {error}") from error
+    if not isinstance(content, dict):
+        raise SettingsError(f"{path}: expected keys such as videos, cache_dir, clips")
+    return content
+
+
+def _section(content: Mapping[str, Any], name: str, path: Path) -> Mapping[str, Any]:
+    section = content.get(name) or {}
+    if not isinstance(section, dict):
+        raise SettingsError(f"{path}: {name} holds {section!r}, expected settings with names")
+    return section
+
+
+def _settings(kind: type[Settings], content: Mapping[str, Any], name: str, path: Path) -> Settings:
+    return parse_settings(kind, _section(content, name, path), where=f"{path}, {name}")

@@ -1,0 +1,115 @@
+"""thinkjepa-stage: the steps of dvc.yaml, each from params.yaml to small files that DVC tracks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from thinkjepa.pipeline.console import EXIT_DONE, EXIT_FAILURES, errors, new_app, print_text, run_app
+from thinkjepa.pipeline.params import read_params
+from thinkjepa.pipeline.reporting import TerminalProgress, TrainingBar
+from thinkjepa.stages.json_files import write_json
+
+app = new_app("The steps of dvc.yaml. For work by hand there are thinkjepa-cache, -train and -eval.")
+
+ParamsOption = Annotated[Path, typer.Option("--params", help="The pipeline's settings.")]
+DEFAULT_PARAMS = Path("params.yaml")
+
+
+@app.command("clips")
+def clips_command(
+    *,
+    out: Annotated[Path, typer.Option(help="The manifest to write.")],
+    params: ParamsOption = DEFAULT_PARAMS,
+) -> None:
+    """List the videos with the digests of their contents, so that any change of the folder is seen."""
+    from thinkjepa.stages.data.manifest import folder_manifest
+
+    settings = read_params(params)
+    with TerminalProgress(errors) as progress:
+        manifest = folder_manifest(settings.videos, progress=progress)
+    write_json(out, manifest)
+
+
+@app.command("extract")
+def extract_command(
+    *,
+    out: Annotated[Path, typer.Option(help="The selection to write: which features the videos have.")],
+    params: ParamsOption = DEFAULT_PARAMS,
+) -> int:
+    """Extract what the cache misses and name the chosen features; fails beyond execution.max_failures."""
+    from thinkjepa.pipeline.extract_report import describe_report
+    from thinkjepa.stages.data.selection import make_selection, write_selection
+    from thinkjepa.stages.extract.extraction import extract
+
+    settings = read_params(params)
+    with TerminalProgress(errors) as progress:
+        report = extract(
+            settings.videos,
+            settings.cache_dir,
+            clips=settings.clips,
+            models=settings.models,
+            execution=settings.execution,
+            progress=progress,
+        )
+    print_text(describe_report(report))
+    if report.too_many_failures:
+        return EXIT_FAILURES
+    selection = make_selection(
+        settings.cache_dir,
+        thinker_set=report.thinker_set,
+        encoder_set=report.encoder_set,
+        clip_ids=report.clip_ids,
+    )
+    write_selection(out, selection)
+    return EXIT_DONE
+
+
+@app.command("train")
+def train_command(
+    *,
+    selection: Annotated[Path, typer.Option(help="The features to train on.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    variant: Annotated[str, typer.Option(help="thinkjepa, jepa or vlm.")],
+    seed: Annotated[int, typer.Option(help="Seed of initial weights and data order.")],
+    params: ParamsOption = DEFAULT_PARAMS,
+) -> None:
+    """Train one cell of the matrix of variants and seeds."""
+    from thinkjepa.pipeline.train_app import describe_metrics
+    from thinkjepa.stages.data.selection import read_selection
+    from thinkjepa.stages.train import train
+
+    settings = read_params(params)
+    training = settings.training(variant=variant, seed=seed)
+    with TrainingBar(errors, epochs=training.epochs) as bar:
+        metrics = train(
+            settings.cache_dir,
+            out,
+            training,
+            thinker_set=None,
+            encoder_set=None,
+            split=settings.split,
+            progress=bar,
+            selection=read_selection(selection),
+        )
+    print_text(describe_metrics(out, metrics))
+
+
+@app.command("evaluate")
+def evaluate_command(
+    *,
+    run: Annotated[Path, typer.Option(help="Folder of the run.")],
+    params: ParamsOption = DEFAULT_PARAMS,
+) -> None:
+    """Measure a run on its test clips."""
+    from thinkjepa.pipeline.eval_app import describe_result
+    from thinkjepa.stages.evaluate import evaluate
+
+    settings = read_params(params)
+    print_text(describe_result(run, evaluate(run, split="test", cache_dir=settings.cache_dir)))
+
+
+def main() -> None:
+    run_app(app)

@@ -1,0 +1,83 @@
+"""thinkjepa-train: train a predictor from a feature cache; reads nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from thinkjepa.cache import FeatureCache
+from thinkjepa.pipeline.console import errors, new_single_app, print_json, print_text, run_app
+from thinkjepa.pipeline.options import with_settings
+from thinkjepa.pipeline.reporting import TrainingBar
+from thinkjepa.stages.data.selection import read_selection
+from thinkjepa.stages.data.splits import SplitRule
+from thinkjepa.stages.train.settings import TrainSettings
+
+app = new_single_app()
+
+
+@app.command()
+@with_settings(settings=TrainSettings, split=SplitRule)
+def train_command(
+    *,
+    cache_dir: Annotated[Path, typer.Option("--cache-dir", help="Folder of the feature cache.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run; an interrupted run continues.")],
+    feature_set: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="Feature set (or the beginning of its name), where the cache holds several."
+        ),
+    ] = None,
+    selection: Annotated[
+        Path | None,
+        typer.Option(
+            help="selection.json of an extraction: train on its clips only, not on the whole cache."
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
+    settings: TrainSettings,
+    split: SplitRule,
+) -> None:
+    """Train a predictor of future video latents from a feature cache.
+
+    Writes metrics.json, curve.csv and curve.png, split.json, run.json and the best epoch's weights. The best
+    epoch is chosen on the validation clips; the test clips are never read.
+    """
+    from thinkjepa.stages.train import train
+
+    cache = FeatureCache.open(cache_dir)
+    named = {cache.find_set(text).kind: text for text in feature_set or ()}
+    with TrainingBar(errors, epochs=settings.epochs) as bar:
+        metrics = train(
+            cache_dir,
+            out,
+            settings,
+            thinker_set=named.get("thinker"),
+            encoder_set=named.get("encoder"),
+            split=split,
+            progress=bar,
+            selection=read_selection(selection) if selection else None,
+        )
+    if json:
+        print_json({"run": str(out), **metrics})
+    else:
+        print_text(describe_metrics(out, metrics))
+
+
+def describe_metrics(out: Path, metrics: dict[str, Any]) -> str:
+    """A run in three lines."""
+    clips = ", ".join(f"{number} {side}" for side, number in metrics["num_clips"].items())
+    return "\n".join(
+        [
+            f"{out}: best epoch {metrics['best_epoch']} of {metrics['epochs']} (clips: {clips})",
+            f"  validation latent MSE {metrics['validation_loss']:.5f}, "
+            f"latent persistence {metrics['persistence_validation_loss']:.5f}",
+            f"  next: thinkjepa-eval --run {out}",
+        ]
+    )
+
+
+def main() -> None:
+    run_app(app)

@@ -1,0 +1,79 @@
+"""Which clips and features a piece of work stands on: small enough to track, exact enough to rely on.
+
+A selection names the two feature sets and the digest of the chosen clips (ids and checksums). The list itself
+lies in the cache, `CACHE/selections/<12 hex digits>.json`, so that tracking a selection never copies it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from thinkjepa.cache import FeatureCache, fingerprint
+from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.json_files import read_json, write_json
+
+SELECTION_SCHEMA = "thinkjepa.selection.v1"
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Chosen sets and clips. Holds no times and no paths: the same features give the same selection."""
+
+    schema: str
+    thinker: str
+    encoder: str
+    num_clips: int
+    clips: str
+    """Digest of the clips' ids and the checksums of their features in both sets."""
+    names: str
+    """Digest of the videos' contents and relative names, from which the groups of a split follow."""
+
+
+def make_selection(
+    cache_dir: Path, *, thinker_set: str, encoder_set: str, clip_ids: Collection[str]
+) -> Selection:
+    """Describe the chosen clips of two sets and keep their list in the cache."""
+    cache = FeatureCache.open(cache_dir)
+    chosen = [clip for clip in cache.select(thinker_set, encoder_set) if clip.clip_id in set(clip_ids)]
+    checksums = [
+        [clip.clip_id, *(cache.index(name)[clip.clip_id].checksum for name in (thinker_set, encoder_set))]
+        for clip in chosen
+    ]
+    selection = Selection(
+        schema=SELECTION_SCHEMA,
+        thinker=cache.feature_sets[thinker_set].name,
+        encoder=cache.feature_sets[encoder_set].name,
+        num_clips=len(chosen),
+        clips=fingerprint(checksums),
+        names=fingerprint(sorted({(clip.video_digest, clip.video) for clip in chosen})),
+    )
+    write_json(_list_file(cache_dir, selection), {"clip_ids": [clip.clip_id for clip in chosen]})
+    return selection
+
+
+def write_selection(path: Path, selection: Selection) -> None:
+    write_json(path, asdict(selection))
+
+
+def read_selection(path: Path) -> Selection:
+    """Raises StageError where the file is no selection."""
+    record = read_json(path)
+    if record.get("schema") != SELECTION_SCHEMA:
+        raise StageError(f"{str(path)!r} is no selection of clips: make it with thinkjepa-cache extract")
+    return Selection(**record)
+
+
+def selected_clip_ids(cache_dir: Path, selection: Selection) -> list[str]:
+    """The chosen clips, sorted. Raises StageError where the cache does not hold the list."""
+    path = _list_file(cache_dir, selection)
+    if not path.is_file():
+        raise StageError(
+            f"cache {str(cache_dir)!r} does not hold this selection of clips: run the extraction again"
+        )
+    return list(read_json(path)["clip_ids"])
+
+
+def _list_file(cache_dir: Path, selection: Selection) -> Path:
+    return cache_dir / "selections" / f"{selection.clips[:12]}.json"
