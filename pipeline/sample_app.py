@@ -10,6 +10,14 @@ from thinkjepa.pipeline.sample.folder import claim_folder, mark_files
 
 app = new_app("Make small models and videos to try the pipeline out with. No download, no GPU.")
 
+WHAT_THE_DEMO_SHOWS = """
+The models are UNTRAINED, their weights random. So this shows that every step runs, what each writes and how
+the variants are compared; it says nothing about the method. Real features: README, "Real models".
+
+  {out}/params.yaml        every setting; change one, run `dvc repro` in {out}, and see what runs again
+  {out}/features           the cache: thinkjepa-cache info {out}/features
+  {out}/results/runs       a folder a run: curve.png, metrics.json, eval-test.json"""
+
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write to; made where missing.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same files.")]
 Force = Annotated[
@@ -70,6 +78,22 @@ def videos(
         print_json({"folder": str(out), "videos": names, "fps": fps, "seed": seed})
         return
     print_text(f"{len(paths)} videos of {seconds:g} s at {fps} frames/s, {width}x{height} px: {out}")
+
+
+@app.command()
+def demo(out: Out, seed: Seed = 0, force: Force = False) -> None:
+    """Run the whole pipeline (dvc repro) on sample videos with untrained models, in a folder OUT of its own.
+
+    Takes a few minutes on two cores. Run it again to see that nothing is done twice.
+    """
+    from thinkjepa.pipeline.runs_table import describe_runs
+    from thinkjepa.pipeline.sample.demo import run_dvc, write_project
+
+    claim_folder(out, kind="demo", force=force)
+    mark_files(out, kind="demo", files=write_project(out, seed=seed))
+    run_dvc(out, "repro")
+    print_text(describe_runs(out / "results" / "runs"))
+    print_text(WHAT_THE_DEMO_SHOWS.format(out=out))
 
 
 def main() -> None:

@@ -1,0 +1,153 @@
+"""`dvc repro` as its user lives it: what runs again after a change, and what a restored result stands on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from thinkjepa.cache import FeatureCache
+from thinkjepa.pipeline.options import SettingsError
+from thinkjepa.pipeline.params import read_params
+from thinkjepa.pipeline.sample.demo import run_dvc
+
+ROOT = Path(__file__).parents[2]
+SMALL: dict[str, Any] = {
+    "videos": "videos",
+    "cache_dir": "../features",
+    "clips": {"thinker_frames": 4, "observed_frames": 4, "future_frames": 4, "dense_fps": 10.0},
+    "models": {"thinker": "models/thinker", "encoder": "models/encoder", "prompt": "What is seen?"},
+    "execution": {"device": "cpu"},
+    "split": {"group_by": "video"},
+    "train": {"epochs": 2, "batch_size": 4, "depth": 2, "width": 48, "heads": 2},
+    "variants": ["thinkjepa"],
+    "seeds": [0],
+}
+RUN = Path("results/runs/thinkjepa-0")
+
+
+class Project:
+    """A DVC project in a folder, without git."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        shutil.copy(ROOT / "dvc.yaml", path)
+        self.params = json.loads(json.dumps(SMALL))
+        run_dvc(path, "init", "--no-scm", "--quiet")
+
+    def repro(self, **changes: dict[str, Any]) -> list[str]:
+        """Change sections of params.yaml, run the pipeline, return the stages whose commands were run."""
+        for section, values in changes.items():
+            self.params[section] |= values
+        (self.path / "params.yaml").write_text(yaml.safe_dump(self.params))
+        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        done = subprocess.run(
+            [sys.executable, "-m", "dvc", "repro"],
+            cwd=self.path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=280,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        lines = done.stdout.splitlines()
+        return [
+            line.split("'")[1]
+            for line, following in pairwise(lines)
+            if line.startswith("Running stage") and following.startswith(">")
+        ]
+
+    def metrics(self) -> dict[str, Any]:
+        return {
+            name: json.loads((self.path / RUN / name).read_text())
+            for name in ("metrics.json", "eval-test.json")
+        }
+
+
+@pytest.mark.timeout(900)
+def test_each_change_runs_exactly_what_depends_on_it(
+    tmp_path: Path, tiny_models: Path, make_video: Callable[..., Path]
+) -> None:
+    folder = tmp_path / "project"
+    for number in range(5):
+        make_video(folder / "videos" / f"{number}.mp4", num_frames=40 + number, size=(160, 128 + 16 * number))
+    shutil.copytree(tiny_models, folder / "models")
+    project = Project(folder)
+
+    assert project.repro() == ["clips", "extract", "train@thinkjepa-0", "evaluate@thinkjepa-0"]
+    first = project.metrics()
+    assert first["eval-test.json"]["latent"]["model"]["l2"] > 0
+
+    assert project.repro() == ["clips"], "a second run looks at the folder and does nothing"
+    assert project.repro(execution={"batch_size": 2}) == ["clips"], "how is not what"
+
+    trained = project.repro(train={"epochs": 3})
+    assert trained == ["clips", "train@thinkjepa-0", "evaluate@thinkjepa-0"]
+    assert project.metrics() != first
+    assert project.repro(train={"epochs": 2}) == ["clips"], "an earlier result is taken from DVC's memory"
+    assert project.metrics() == first
+
+    other = project.repro(models={"prompt": "What happens next?"})
+    assert other == ["clips", "extract", "train@thinkjepa-0", "evaluate@thinkjepa-0"]
+    second = project.metrics()
+    assert second != first
+    project.repro(models={"prompt": "What is seen?"})
+    assert project.metrics() == first, "prompt a, b, a ends with the metrics of a"
+    run = json.loads((folder / RUN / "run.json").read_text())
+    weights = folder / RUN / run["checkpoint"]["file"]
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() == run["checkpoint"]["sha256"]
+
+    cache = FeatureCache.open(tmp_path / "features")
+    rows_before = {name: len(cache.index(name)) for name in cache.feature_sets}
+    make_video(folder / "videos" / "more" / "new.mp4", num_frames=44, size=(240, 128))
+    assert project.repro() == ["clips", "extract", "train@thinkjepa-0", "evaluate@thinkjepa-0"]
+    cache = FeatureCache.open(tmp_path / "features")
+    added = {name: len(cache.index(name)) - rows_before[name] for name in cache.feature_sets}
+    assert sorted(added.values()) == [0, 1, 1], "one clip for the prompt in use and one for the encoder"
+    assert sum(project.metrics()["metrics.json"]["num_clips"].values()) == 6
+
+    (folder / "videos" / "more" / "new.mp4").unlink()
+    project.repro()
+    assert project.metrics() == first, "without the video the cache still holds it, the run does not"
+    assert largest_file(folder / ".dvc") < 100_000, "nothing large is copied"
+
+
+def largest_file(folder: Path) -> int:
+    return max(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"video": "x"}, "unknown key 'video'"),
+        ({"clips": {"thinker_frame": 8}}, "clips: unknown setting 'thinker_frame'"),
+        ({"models": {"max_new_tokens": "many"}}, "models: --max-new-tokens 'many'"),
+        ({"train": {"seed": 1}}, "train.seed is set by the matrix: use the key seeds"),
+        ({"videos": None}, "videos is missing"),
+        ({"execution": {"max_failures": "lots"}}, "--max-failures 'lots'"),
+        ({"clips": 5}, "clips holds 5"),
+    ],
+)
+def test_params_with_a_mistake_are_refused_by_name(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**SMALL, **change}))
+    with pytest.raises(SettingsError) as error:
+        read_params(tmp_path / "params.yaml")
+    assert message in str(error.value)
+
+
+def test_the_projects_own_params_are_valid() -> None:
+    assert read_params(ROOT / "params.yaml").models.thinker == "Qwen/Qwen3-VL-2B-Thinking"
+    assert read_params(ROOT / "pipeline" / "sample" / "demo.yaml").training(variant="vlm", seed=3).seed == 3
