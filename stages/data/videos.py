@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,9 +34,11 @@ def find_videos(folder: Path) -> list[Path]:
 
     Raises StageError where the folder (or one below it) cannot be read or holds no video.
     """
-    if not folder.exists():
-        raise StageError(f"videos folder {str(folder)!r} does not exist: check --videos")
-    if not folder.is_dir():
+    try:
+        kind = folder.stat().st_mode
+    except OSError as error:
+        raise StageError(f"videos folder {str(folder)!r} cannot be read: {error.strerror}") from error
+    if not stat.S_ISDIR(kind):
         raise StageError(f"--videos {str(folder)!r} is a file: give the folder that holds it")
     root = folder.resolve()
     found = [path for path in _files(folder) if path.suffix.lower() in SUFFIXES and _inside(path, root)]
@@ -52,16 +55,6 @@ def identify(path: Path, *, folder: Path) -> SourceVideo:
 def display_name(path: Path, folder: Path) -> str:
     """The path under the folder; bytes of a name that are not UTF-8 are shown as escapes."""
     return path.relative_to(folder).as_posix().encode("utf-8", "backslashreplace").decode()
-
-
-def same_content(videos: Sequence[SourceVideo]) -> Iterator[tuple[SourceVideo, SourceVideo]]:
-    """Pairs of a video and the earlier one that has the same content."""
-    first: dict[str, SourceVideo] = {}
-    for video in videos:
-        if video.digest in first:
-            yield video, first[video.digest]
-        else:
-            first[video.digest] = video
 
 
 def _files(folder: Path) -> Iterator[Path]:

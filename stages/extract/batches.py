@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from thinkjepa.cache import ClipFeatures, ClipRow, Failure, FailureStage, Kind
+from thinkjepa.stages.data.catalog import PlannedFolder
 from thinkjepa.stages.data.decode_process import DecodeError, FrameStack, VideoDecoder
+from thinkjepa.stages.extract.encoder import VideoEncoder
 from thinkjepa.stages.extract.frozen_models import FrozenModels
+from thinkjepa.stages.extract.hooked_thinker import HookedThinker
 from thinkjepa.stages.extract.thinker import Scene, thought_features
 
 Ready = TypeVar("Ready")
+
+RAW_BYTES = 64 * 10**6
+"""Decoded frames held at a time: 10 of 1080p, 2 of 4K."""
+
+MODEL_ERRORS = (RuntimeError, ValueError, IndexError, TypeError, KeyError)
+"""What processors and models raise for an input they cannot take; anything else is a defect."""
 
 
 @dataclass(slots=True)
@@ -27,22 +35,51 @@ class Outcome:
 
 
 class ClipDecoding:
-    """Frames of clips. A video that failed once is not asked again: each time-out would cost its seconds."""
+    """Frames of clips, preprocessed a few at a time: 32 frames of 4K are 0.8 GB raw.
 
-    def __init__(self, decoder: VideoDecoder, paths: Mapping[str, Path]) -> None:
+    A video that failed once is not asked again: each time-out would cost its seconds.
+    """
+
+    def __init__(self, decoder: VideoDecoder, planned: PlannedFolder) -> None:
         self._decoder = decoder
-        self._paths = paths
+        self._planned = planned
         self._broken: dict[str, str] = {}
 
-    def frames(self, clip: ClipRow, indices: Sequence[int]) -> FrameStack:
-        """Frames `(len(indices), height, width, 3)`. Raises DecodeError."""
+    def prepared(
+        self, clip: ClipRow, indices: Sequence[int], prepare: Callable[[FrameStack], Tensor]
+    ) -> Tensor:
+        """`prepare` of the frames by index, joined along the frame axis; it treats each frame by itself.
+
+        Raises DecodeError.
+        """
+        width, height = self._planned.frame_sizes[clip.video_digest]
+        group = max(1, RAW_BYTES // (width * height * 3))
+        parts = [
+            prepare(self._frames(clip, indices[start : start + group]))
+            for start in range(0, len(indices), group)
+        ]
+        return torch.cat(parts)
+
+    def _frames(self, clip: ClipRow, indices: Sequence[int]) -> FrameStack:
         if clip.video_digest in self._broken:
             raise DecodeError(self._broken[clip.video_digest])
         try:
-            return self._decoder.frames(self._paths[clip.video_digest], indices)
+            return self._decoder.frames(self._planned.paths[clip.video_digest], indices)
         except DecodeError as error:
             self._broken[clip.video_digest] = str(error)
             raise
+
+
+def see(clip: ClipRow, thinker: HookedThinker, decoding: ClipDecoding) -> Scene:
+    """What the thinker sees of a clip. Raises DecodeError."""
+    frames = decoding.prepared(clip, clip.thinker_frames, thinker.preprocess)
+    return Scene(frames, clip.thinker_times_s)
+
+
+def watch(clip: ClipRow, encoder: VideoEncoder, decoding: ClipDecoding) -> list[Tensor]:
+    """The encoder's windows of a clip, observed first, each preprocessed by itself. Raises DecodeError."""
+    chosen = (clip.observed_frames, *clip.future_frames)
+    return [decoding.prepared(clip, indices, encoder.preprocess) for indices in chosen]
 
 
 def run_batch(
@@ -53,23 +90,11 @@ def run_batch(
 ) -> dict[Kind, Outcome]:
     """Decode each clip once and run the models on those that miss their features."""
     outcomes: dict[Kind, Outcome] = {"thinker": Outcome(), "encoder": Outcome()}
-    scenes: list[tuple[ClipRow, Scene]] = []
-    windows: list[tuple[ClipRow, list[Tensor]]] = []
-    for clip in batch:
-        kinds: list[Kind] = [kind for kind, ids in missing.items() if clip.clip_id in ids]
-        try:
-            if "thinker" in kinds:
-                scene = Scene(decoding.frames(clip, clip.thinker_frames), clip.thinker_times_s)
-            if "encoder" in kinds:
-                pixels = _windows(clip, frozen, decoding)
-        except DecodeError as error:
-            for kind in kinds:
-                outcomes[kind].failures.append(_failure(clip, "decode", str(error)))
-            continue
-        if "thinker" in kinds:
-            scenes.append((clip, scene))
-        if "encoder" in kinds:
-            windows.append((clip, pixels))
+    wanted = {kind: [clip for clip in batch if clip.clip_id in ids] for kind, ids in missing.items()}
+    scenes = _decode(wanted["thinker"], "thinker", outcomes, lambda clip: see(clip, frozen.thinker, decoding))
+    windows = _decode(
+        wanted["encoder"], "encoder", outcomes, lambda clip: watch(clip, frozen.encoder, decoding)
+    )
     _forward(scenes, lambda ready: _think(ready, frozen), "thinker", outcomes["thinker"])
     _forward(windows, lambda ready: _encode(ready, frozen), "encoder", outcomes["encoder"])
     return outcomes
@@ -80,10 +105,22 @@ def with_video(failure: Failure, clip: ClipRow) -> Failure:
     return replace(failure, video=clip.video, video_digest=clip.video_digest)
 
 
-def _windows(clip: ClipRow, frozen: FrozenModels, decoding: ClipDecoding) -> list[Tensor]:
-    """The observed window and the future windows, each preprocessed by itself."""
-    chosen = (clip.observed_frames, *clip.future_frames)
-    return [frozen.encoder.preprocess(decoding.frames(clip, indices)) for indices in chosen]
+def _decode(
+    clips: Sequence[ClipRow],
+    kind: Kind,
+    outcomes: Mapping[Kind, Outcome],
+    prepare: Callable[[ClipRow], Ready],
+) -> list[tuple[ClipRow, Ready]]:
+    """The clips that could be decoded and preprocessed, with what the model takes."""
+    ready = []
+    for clip in clips:
+        try:
+            ready.append((clip, prepare(clip)))
+        except DecodeError as error:
+            outcomes[kind].failures.append(_failure(clip, "decode", str(error)))
+        except MODEL_ERRORS as error:
+            outcomes[kind].failures.append(_failure(clip, kind, _in_one_line(error)))
+    return ready
 
 
 def _think(ready: Sequence[tuple[ClipRow, Scene]], frozen: FrozenModels) -> list[ClipFeatures]:
@@ -114,13 +151,16 @@ def _forward(
         return
     try:
         outcome.features.extend(model(ready))
-    except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
+    except MODEL_ERRORS as error:
         if len(ready) == 1:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            outcome.failures.append(_failure(ready[0][0], kind, reason))
+            outcome.failures.append(_failure(ready[0][0], kind, _in_one_line(error)))
             return
         for item in ready:
             _forward([item], model, kind, outcome)
+
+
+def _in_one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _failure(clip: ClipRow, stage: FailureStage, reason: str) -> Failure:

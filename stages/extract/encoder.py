@@ -65,11 +65,22 @@ class VideoEncoder:
     def source(self) -> Mapping[str, Any]:
         return run_source(self.folder, self.device)
 
-    def load(self) -> None:
-        """Bring processor and weights into memory. Raises StageError where a weight is missing or the
-        processor's crop is not the model's: the position grid would be wrong without an error."""
+    def load_processor(self) -> None:
+        """Bring what `preprocess` needs into memory. Raises StageError where the processor's crop is not the
+        model's: the position grid would be wrong without an error."""
         with explained_load_errors(self.folder, "encoder"):
             self._processor = AutoVideoProcessor.from_pretrained(self.folder.path)
+            crop = self._processor.crop_size
+        if (crop["height"], crop["width"]) != (self.crop_px, self.crop_px):
+            raise StageError(
+                f"--encoder {self.folder.name!r}: its processor crops to {crop['height']}x{crop['width']} "
+                f"px, its config says {self.crop_px}: use the processor that belongs to the model"
+            )
+
+    def load(self) -> None:
+        """Bring processor and weights into memory. Raises StageError where a weight is missing."""
+        self.load_processor()
+        with explained_load_errors(self.folder, "encoder"):
             self._model, report = VJEPA2Model.from_pretrained(
                 self.folder.path,
                 dtype=getattr(torch, self.dtype),

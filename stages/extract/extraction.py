@@ -123,7 +123,7 @@ def _extract_missing(
     if not pending:
         return []
     frozen.load(kind for kind, ids in missing.items() if ids)
-    decoding = ClipDecoding(decoder, planned.paths)
+    decoding = ClipDecoding(decoder, planned)
     failures: list[Failure] = []
     progress.begin("extracting", total=len(pending), unit="clips")
     for start in range(0, len(pending), execution.batch_size):

@@ -51,7 +51,7 @@ class HookedThinker:
             config = AutoConfig.from_pretrained(folder.path)
             text = config.get_text_config()
             self.num_layers, self.width = int(text.num_hidden_layers), int(text.hidden_size)
-            self._visual_ids = frozenset(
+            self.visual_ids = frozenset(
                 token
                 for name in ("image_token_id", "video_token_id")
                 if isinstance(token := getattr(config, name, None), int)
@@ -83,12 +83,18 @@ class HookedThinker:
     def source(self) -> Mapping[str, Any]:
         return run_source(self.folder, self.device)
 
-    def load(self) -> None:
-        """Bring processor and weights into memory. Raises StageError for what transformers cannot load."""
+    def load_processor(self) -> None:
+        """Bring what `prepare` needs into memory. Raises StageError for what transformers cannot load."""
         with explained_load_errors(self.folder, "thinker"):
             self._processor = AutoProcessor.from_pretrained(self.folder.path)
             if getattr(self._processor, "video_processor", None) is None:
                 raise StageError(f"--thinker {self.folder.name!r} takes no video: choose one that does")
+            self._processor.tokenizer.padding_side = "left"
+
+    def load(self) -> None:
+        """Bring processor and weights into memory. Raises StageError for what transformers cannot load."""
+        self.load_processor()
+        with explained_load_errors(self.folder, "thinker"):
             self._model = AutoModelForImageTextToText.from_pretrained(
                 self.folder.path,
                 dtype=getattr(torch, self.dtype),
@@ -100,7 +106,6 @@ class HookedThinker:
         self._decoder_layers = find_decoder_layers(self._model, self.num_layers, self.folder)
         tokenizer = self._processor.tokenizer
         self._think_tags = [_token_id(tokenizer, tag) for tag in ("<think>", "</think>")]
-        tokenizer.padding_side = "left"
         ends = self._model.generation_config.eos_token_id
         self._stop_ids = frozenset([ends] if isinstance(ends, int) else ends or [])
         self._generation = GenerationConfig(
@@ -125,9 +130,12 @@ class HookedThinker:
             for place in range(len(scenes))
         ]
 
+    def preprocess(self, frames: FrameStack) -> Tensor:
+        """Frames `(frame, 3, height, width)` uint8 of a size that the thinker shall see."""
+        return shrink(frames, short_side_px=self.settings.thinker_size)
+
     def prepare(self, scenes: Sequence[Scene]) -> Any:
         """The model's inputs for a batch, left-padded; frames are passed as chosen, never sampled again."""
-        videos = [shrink(scene.frames, short_side_px=self.settings.thinker_size) for scene in scenes]
         content = [{"type": "video"}, {"type": "text", "text": self.settings.prompt}]
         text = self._processor.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
@@ -137,7 +145,7 @@ class HookedThinker:
             options["cap_pixels_per_frame"] = True
         return self._processor(
             text=[text] * len(scenes),
-            videos=videos,
+            videos=[scene.frames for scene in scenes],
             videos_kwargs={**options, "video_metadata": [clock_metadata(scene) for scene in scenes]},
             padding=True,
             return_tensors="pt",
@@ -153,7 +161,7 @@ class HookedThinker:
             token_kind_S=token_kinds(
                 prompt_ids,
                 generated_ids,
-                visual_ids=self._visual_ids,
+                visual_ids=self.visual_ids,
                 think_open=think_open,
                 think_close=think_close,
             ),

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from thinkjepa.cache import TOKEN_CHUNK, TOKEN_KINDS, ArraySpec, ClipFeatures
-from thinkjepa.stages.data.decode_process import FrameStack
 
 TOKEN_CAPACITY = 4096
 """Length of the token axis on disk; what a clip does not use takes no space."""
@@ -28,9 +27,9 @@ KIND = {name: number for number, name in enumerate(TOKEN_KINDS, start=1)}
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What the thinker sees of a clip: frames `(frame, height, width, 3)` and their times, seconds."""
+    """What the thinker sees of a clip: frames `(frame, 3, height, width)` uint8, their times in seconds."""
 
-    frames: FrameStack
+    frames: Tensor
     times_s: Sequence[float]
 
 

@@ -12,8 +12,11 @@ from pathlib import Path
 from thinkjepa.cache import file_digest, fingerprint
 from thinkjepa.stages.errors import StageError
 
-NEEDED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
-"""What is fetched from a hub: configuration, tokenizer and safetensors; no pickled weights, no code."""
+DESCRIPTION = ("*.json", "*.jinja", "*.txt", "*.model")
+"""The small files of a model: configuration, tokenizer, processor, chat template; no code."""
+
+NEEDED = (*DESCRIPTION, "*.safetensors")
+"""What is fetched from a hub to run a model; no pickled weights."""
 
 MEMORY_FILE = ".thinkjepa-digest.json"
 """Remembers a weights digest beside the weights, for as long as their sizes and change times stay."""
@@ -34,18 +37,21 @@ class ModelFolder:
         return sorted(self.path.glob("*.safetensors"))
 
 
-def find_model(name: str, *, revision: str, role: str) -> ModelFolder:
-    """The local folder, or the hub's snapshot (downloaded if need be). Raises StageError with the remedy."""
+def find_model(name: str, *, revision: str, role: str, need_weights: bool = True) -> ModelFolder:
+    """The local folder, or the hub's snapshot (downloaded if need be). Raises StageError with the remedy.
+
+    Without `need_weights` the model can be described but not loaded, and its weights are not downloaded.
+    """
     folder = Path(name).expanduser()
     if folder.is_dir():
         found = ModelFolder(name, folder, revision="local")
     else:
-        found = _from_hub(name, revision, role)
+        found = _from_hub(name, revision, role, files=NEEDED if need_weights else DESCRIPTION)
     if not (found.path / "config.json").is_file():
         raise StageError(
             f"--{role} {name!r}: the folder has no config.json, so it is not a transformers model"
         )
-    if not found.weight_files:
+    if need_weights and not found.weight_files:
         raise StageError(
             f"--{role} {name!r}: no .safetensors weights; convert them first, other formats are never loaded"
         )
@@ -103,12 +109,12 @@ def _remembered(memory: Path, state: object) -> str | None:
         return None
 
 
-def _from_hub(name: str, revision: str, role: str) -> ModelFolder:
+def _from_hub(name: str, revision: str, role: str, *, files: Sequence[str]) -> ModelFolder:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        path = Path(snapshot_download(name, revision=revision, allow_patterns=list(NEEDED)))
+        path = Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except HFValidationError as error:
         raise StageError(
             f"--{role} {name!r} is neither a folder nor a hub name such as 'Qwen/Qwen3-VL-2B'"

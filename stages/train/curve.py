@@ -8,6 +8,7 @@ from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from thinkjepa.cache.disk import replace_file
 from thinkjepa.stages.train.fit_state import EpochLosses
@@ -36,6 +37,7 @@ def _picture(curve: Sequence[EpochLosses], persistence_loss: float) -> bytes:
     axes.plot(epochs, [point.validation_loss for point in curve], label="validation")
     axes.axhline(persistence_loss, color="gray", linestyle=":", label="latent persistence, validation")
     axes.set(xlabel="epoch", ylabel="latent mean squared error", yscale="log")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120)

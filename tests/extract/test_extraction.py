@@ -99,7 +99,7 @@ def test_stored_features_equal_the_models_on_the_same_frames(
             path = videos / clip.video
             seen = decoder.frames(path, clip.thinker_frames)
             assert [read_frame_number(frame) for frame in seen] == list(clip.thinker_frames)
-            thought = thinker.think([Scene(seen, clip.thinker_times_s)])[0]
+            thought = thinker.think([Scene(thinker.preprocess(seen), clip.thinker_times_s)])[0]
             stored = cache.read(thinker_set, "tokens", [clip.clip_id])[0][:, : thought.hidden_LSD.shape[1]]
             assert (stored - thought.hidden_LSD).abs().max() < 1e-5 * stored.abs().max()
             row = cache.index(thinker_set)[clip.clip_id]
@@ -329,7 +329,7 @@ def test_folders_that_cannot_serve_are_refused(
     (tmp_path / "newer").mkdir()
     (tmp_path / "newer" / "cache.json").write_text('{"schema": "thinkjepa.cache.v7"}')
     for arguments, message in [
-        ((tmp_path / "absent", tmp_path / "c"), "does not exist"),
+        ((tmp_path / "absent", tmp_path / "c"), "No such file or directory"),
         ((tmp_path / "no-videos", tmp_path / "c"), "no videos under"),
         ((videos, tmp_path / "mine"), "not empty and not a feature cache"),
         ((videos, tmp_path / "newer"), "thinkjepa.cache.v7"),
@@ -342,22 +342,21 @@ def test_folders_that_cannot_serve_are_refused(
     assert (outcome.status, outcome.stderr.count("\n")) == (2, 1)
 
 
-def test_an_unreadable_folder_is_refused_by_name(
-    tmp_path: Path, run_extract: RunExtract, make_video: MakeVideo
+def test_info_tells_what_made_each_set(
+    extracted: Path, run_command: Callable[..., Any], tiny_models: Path
 ) -> None:
-    make_video(tmp_path / "videos" / "locked" / "0.mp4", num_frames=90)
-    locked = tmp_path / "videos" / "locked"
-    locked.chmod(0)
-    try:
-        if os.access(
-            locked, os.R_OK
-        ):  # root reads everything: only the files of another user's namespace do not
-            pytest.skip("runs as root, which permissions do not stop")
-        outcome = run_extract(tmp_path / "videos", tmp_path / "cache")
-        assert outcome.status == 2
-        assert "cannot read folder" in outcome.stderr
-    finally:
-        locked.chmod(0o700)
+    info = run_command("thinkjepa-cache", "info", extracted, "--json").json
+    sets = {item["kind"]: item for item in info["feature_sets"]}
+    assert set(sets) == {"thinker", "encoder"}
+    assert info["videos"] == 4
+    assert info["failures"] == []
+    assert sets["thinker"]["source"]["model"] == str(tiny_models / "thinker")
+    assert sets["thinker"]["origin"]["prompt"] == "Describe this video."
+    assert sets["thinker"]["origin"]["layers"] == [1, 2, 3, 4, 5, 6]
+    assert sets["encoder"]["arrays"]["observed"]["shape"] == [info["clips"], 4, 16, 48]
+    assert sets["encoder"]["arrays"]["observed"]["bytes"] > info["clips"] * 4 * 16 * 48 * 4
+    text = run_command("thinkjepa-cache", "info", extracted).stdout
+    assert "prompt 'Describe this video.', 16 new tokens, layers 1 2 3 4 5 6" in text
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from thinkjepa.cache import TOKEN_KINDS
 from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.extract.encoder import VideoEncoder
 from thinkjepa.stages.extract.hooked_thinker import HookedThinker, clock_metadata, until_stop
 from thinkjepa.stages.extract.settings import ModelSettings, allowed_failures, parse_layers, spread_layers
 from thinkjepa.stages.extract.thinker import KIND, Scene, Thought, pool_streams, token_kinds
@@ -36,7 +37,9 @@ def thinker(tiny_models: Path) -> HookedThinker:
 
 
 def scene(seed: int, *, height: int = 96, width: int = 128, num_frames: int = 8) -> Scene:
-    frames = np.random.default_rng(seed).integers(0, 256, (num_frames, height, width, 3), dtype=np.uint8)
+    frames = torch.from_numpy(
+        np.random.default_rng(seed).integers(0, 256, (num_frames, 3, height, width), dtype=np.uint8)
+    )
     return Scene(frames, [0.1 + 0.37 * i for i in range(num_frames)])
 
 
@@ -141,7 +144,7 @@ def test_every_given_frame_reaches_the_model_with_its_time(thinker: HookedThinke
 
 
 def test_frame_times_are_told_on_a_clock_that_ends_with_the_last_frame_seen() -> None:
-    record = clock_metadata(Scene(np.zeros((3, 4, 4, 3), np.uint8), [1.5, 1.54, 1.9]))
+    record = clock_metadata(Scene(torch.zeros((3, 3, 4, 4), dtype=torch.uint8), [1.5, 1.54, 1.9]))
     assert record["frames_indices"] == [1500, 1540, 1900]
     assert record["total_num_frames"] == 400 + 360
     assert record["fps"] == 1000
@@ -201,3 +204,18 @@ def test_pickled_weights_are_never_loaded(tmp_path: Path, tiny_models: Path) -> 
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04N.")
     with pytest.raises(StageError, match=r"no \.safetensors weights"):
         find_model(str(folder), revision="main", role="thinker")
+
+
+def test_frames_are_preprocessed_each_by_itself(tiny_models: Path, thinker: HookedThinker) -> None:
+    """They come in groups, so that 4K needs little memory: how they are grouped must not matter."""
+    encoder = VideoEncoder(
+        find_model(str(tiny_models / "encoder"), revision="main", role="encoder"),
+        dtype="float32",
+        device=torch.device("cpu"),
+    )
+    encoder.load_processor()
+    frames = np.random.default_rng(0).integers(0, 256, (8, 500, 700, 3), dtype=np.uint8)
+    for prepare in (thinker.preprocess, encoder.preprocess):
+        apart = torch.cat([prepare(frames[:3]), prepare(frames[3:4]), prepare(frames[4:])])
+        assert torch.equal(prepare(frames), apart)
+    assert thinker.preprocess(frames).shape == (8, 3, 256, 358)

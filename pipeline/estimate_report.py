@@ -1,0 +1,103 @@
+"""The estimate of an extraction, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from thinkjepa.pipeline.units import human_bytes, human_hours
+from thinkjepa.stages.extract.estimate import Estimate, ModelFigures
+
+TERA = 1e12
+
+
+def describe_estimate(figures: Estimate) -> str:
+    """What will be extracted, a table of the two models, memory, time, then warnings and assumptions."""
+    lines = [
+        _folder_line(figures),
+        "",
+        *_table(_model_rows(figures)),
+        "",
+        f"disk    {human_bytes(figures.disk_bytes)}" + _per_thousand(figures),
+        _memory_line(figures),
+        _time_line(figures),
+    ]
+    lines += [f"warning: {text}" for text in _failure_warnings(figures) + figures.warnings]
+    lines += [f"assumed: {text}" for text in figures.assumptions]
+    return "\n".join(lines)
+
+
+def _folder_line(figures: Estimate) -> str:
+    repeats = f", {len(figures.repeats)} repeat another's content" if figures.repeats else ""
+    return (
+        f"{figures.videos} videos{repeats}, {human_hours(figures.video_hours)}: {figures.clips} clips, "
+        f"{figures.dtype} on {figures.device}"
+    )
+
+
+def _model_rows(figures: Estimate) -> list[tuple[str, str, str]]:
+    models, clips = (figures.thinker, figures.encoder), max(1, figures.clips)
+    return [
+        _row("", ["thinker", "encoder"]),
+        _row("model", [model.model for model in models]),
+        _row("parameters", [f"{model.parameters / 1e6:,.1f} M" for model in models]),
+        _row("weights", [human_bytes(model.weights_bytes) for model in models]),
+        _row("tokens per clip", [_tokens(model) for model in models]),
+        _row("compute per clip", [f"{model.total_flops / clips / TERA:.3g} TFLOP" for model in models]),
+        _row("disk per clip", [human_bytes(model.disk_bytes / clips) for model in models]),
+        _row("disk", [human_bytes(model.disk_bytes) for model in models]),
+    ]
+
+
+def _row(label: str, cells: Sequence[str]) -> tuple[str, str, str]:
+    return label, cells[0], cells[1]
+
+
+def _tokens(model: ModelFigures) -> str:
+    if model.tokens_per_clip is None:
+        return "-"
+    least, most = model.tokens_per_clip
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+
+
+def _table(rows: Sequence[tuple[str, str, str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+
+
+def _per_thousand(figures: Estimate) -> str:
+    if not figures.clips:
+        return ""
+    return f", {human_bytes(1000 * figures.disk_bytes / figures.clips)} per 1,000 clips"
+
+
+def _memory_line(figures: Estimate) -> str:
+    memory = figures.memory
+    device, weights = human_bytes(memory.device_bytes), human_bytes(memory.weights_bytes)
+    host = human_bytes(memory.host_bytes)
+    return (
+        f"memory  {device} on the device (weights {weights}), {host} on the host, "
+        f"at --batch-size {figures.batch_size}"
+    )
+
+
+def _time_line(figures: Estimate) -> str:
+    peak = f"{figures.tflops:.3g} TFLOP/s {'measured here' if figures.tflops_measured else 'given'}"
+    decoded = f"from {figures.decode_clips} clips measured here"
+    return (
+        f"time    {human_hours(figures.hours)}: models ~{human_hours(figures.model_hours)} ({peak}, "
+        f"{figures.utilisation:.0%} used), decoding ~{human_hours(figures.decode_hours)} ({decoded})"
+    )
+
+
+def _failure_warnings(figures: Estimate) -> list[str]:
+    if not figures.failed_videos:
+        return []
+    lines = [f"{failure.video!r} fails [{failure.stage}]: {failure.reason}" for failure in figures.failures]
+    if figures.failed_videos > figures.allowed_failed_videos:
+        lines.append(
+            f"{figures.failed_videos} videos fail, {figures.allowed_failed_videos} are allowed: mend or "
+            "remove them, or accept them with --max-failures"
+        )
+    return lines

@@ -1,0 +1,392 @@
+"""What an extraction will take, before it runs: clips, bytes on disk, memory and hours.
+
+The folder is planned exactly as `extract` plans it. The models are described by their configuration and
+processors; their weights are neither needed nor read. Clips and bytes hold as far as every clip succeeds;
+hours and memory are estimates, and `assumptions` says what they rest on.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from thinkjepa.cache import ArraySpec, ClipRow, Failure
+from thinkjepa.cache.shard import CRC_BYTES
+from thinkjepa.stages.data.catalog import PlannedFolder, plan_folder, record
+from thinkjepa.stages.data.clips import ClipSettings
+from thinkjepa.stages.data.decode_process import DecodeError, VideoDecoder
+from thinkjepa.stages.data.videos import find_videos
+from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.extract.batches import RAW_BYTES, ClipDecoding, see, watch
+from thinkjepa.stages.extract.device import choose_device, choose_dtype, quiet_transformers
+from thinkjepa.stages.extract.encoder import VideoEncoder, encoder_arrays
+from thinkjepa.stages.extract.hooked_thinker import HookedThinker
+from thinkjepa.stages.extract.model_costs import EncoderCosts, ThinkerCosts, encoder_costs, thinker_costs
+from thinkjepa.stages.extract.prompt_sizes import PromptSizes, seen_size
+from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings, allowed_failures
+from thinkjepa.stages.extract.thinker import thinker_arrays
+from thinkjepa.stages.extract.weights import find_model
+from thinkjepa.stages.progress import Progress
+
+UTILISATION = 0.3
+"""Share of the peak that the models reach: an assumption. V-JEPA 2 ViT-L, float32, on two CPU cores reached
+0.4 of the rate that `measured_tflops` gave there."""
+
+MEASURED_CLIPS = 3
+
+PEAK_SECONDS = 1.0
+CPU_MATRIX_SIDE = 1024
+ACCELERATOR_MATRIX_SIDE = 8192
+"""A product of this side is 1.1 TFLOP: long against the start of a kernel. A CPU is busy with 2 GFLOP."""
+
+STATE_COPIES = 3
+"""Times a batch's hidden states lie in memory: as captured, stacked by layer, cut by clip."""
+
+FRAME_COPIES = 2
+"""Times decoded frames lie in memory while they are preprocessed: as decoded, and as tensor."""
+
+PIXEL_BYTES = 4
+"""Preprocessed pixels are float32 until they go to the device."""
+
+TERA = 1e12
+
+
+@dataclass(slots=True)
+class ModelFigures:
+    """One of the two models and its feature set; totals are over all clips."""
+
+    model: str
+    parameters: int
+    weights_bytes: int
+    tokens_per_clip: list[int] | None
+    """Least and most; of the encoder, latent tokens of all windows. None where there are no clips."""
+    total_flops: int
+    disk_bytes: int
+    array_bytes: dict[str, int]
+    """Payload on disk by array, without the indexes of shards (below 0.1 % at real sizes)."""
+
+
+@dataclass(slots=True)
+class MemoryFigures:
+    """Bytes at the peak of a batch, roughly; on the CPU both sums share one memory."""
+
+    weights_bytes: int
+    """Of both models, on the device."""
+    activation_bytes: int
+    """Of the larger of the two forwards, on the device."""
+    key_value_bytes: int
+    """What the thinker keeps while it generates, on the device."""
+    frame_bytes: int
+    """Decoded frames and preprocessed pixels, on the host."""
+    state_bytes: int
+    """Hidden states and latents on their way to the disk, on the host."""
+
+    @property
+    def device_bytes(self) -> int:
+        return self.weights_bytes + self.activation_bytes + self.key_value_bytes
+
+    @property
+    def host_bytes(self) -> int:
+        return self.frame_bytes + self.state_bytes
+
+    def to_json(self) -> dict[str, int]:
+        return {**asdict(self), "device_bytes": self.device_bytes, "host_bytes": self.host_bytes}
+
+
+@dataclass(slots=True)
+class Estimate:
+    """What an extraction will take. `to_json` has all of it, and the sum `hours`."""
+
+    videos: int
+    video_hours: float
+    clips: int
+    failed_videos: int
+    allowed_failed_videos: int
+    failures: list[Failure]
+    repeats: list[tuple[str, str]]
+    device: str
+    dtype: str
+    batch_size: int
+    thinker: ModelFigures
+    encoder: ModelFigures
+    disk_bytes: int
+    memory: MemoryFigures
+    tflops: float
+    tflops_measured: bool
+    """Whether `tflops` was measured here by matrix products rather than given."""
+    utilisation: float
+    model_hours: float
+    decode_hours: float
+    """Decoding and preprocessing, as measured here on `decode_clips` clips."""
+    decode_clips: int
+    warnings: list[str]
+    assumptions: list[str]
+
+    @property
+    def hours(self) -> float:
+        """The sum: a batch is decoded, then goes through the models."""
+        return self.model_hours + self.decode_hours
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "memory": self.memory.to_json(), "hours": self.hours}
+
+
+@dataclass(frozen=True, slots=True)
+class DescribedModels:
+    """The two models without weights, what a forward of each costs, and the arrays they fill."""
+
+    thinker: HookedThinker
+    encoder: VideoEncoder
+    thinker_costs: ThinkerCosts
+    encoder_costs: EncoderCosts
+    thinker_arrays: tuple[ArraySpec, ...]
+    encoder_arrays: tuple[ArraySpec, ...]
+    window_frames: tuple[int, ...]
+    """Frames of each window that goes through the encoder."""
+
+    @classmethod
+    def find(cls, settings: ModelSettings, clips: ClipSettings, *, device: str) -> DescribedModels:
+        """Find configuration and processors. Raises StageError with the remedy."""
+        quiet_transformers()
+        place = choose_device(device)
+        dtype = choose_dtype(settings.dtype, place)
+        seeing = find_model(settings.thinker, revision=settings.revision, role="thinker", need_weights=False)
+        dense = find_model(
+            settings.encoder, revision=settings.encoder_revision, role="encoder", need_weights=False
+        )
+        thinker = HookedThinker(seeing, settings, dtype=dtype, device=place)
+        encoder = VideoEncoder(dense, dtype=dtype, device=place)
+        latent_arrays = encoder_arrays(
+            encoder,
+            observed_frames=clips.observed_frames,
+            future_frames=clips.future_frames,
+            future_windows=clips.future_windows,
+        )
+        thinker.load_processor()
+        encoder.load_processor()
+        return cls(
+            thinker=thinker,
+            encoder=encoder,
+            thinker_costs=thinker_costs(thinker),
+            encoder_costs=encoder_costs(encoder),
+            thinker_arrays=thinker_arrays(thinker.layers, width=thinker.width, dtype=dtype),
+            encoder_arrays=latent_arrays,
+            window_frames=(clips.observed_frames, *[clips.future_frames] * clips.future_windows),
+        )
+
+    @property
+    def window_tokens(self) -> tuple[int, ...]:
+        """Latent tokens of each window."""
+        patches = self.encoder.grid[0] * self.encoder.grid[1]
+        return tuple(frames // self.encoder.tubelet * patches for frames in self.window_frames)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        dtype: torch.dtype = getattr(torch, self.thinker.dtype)
+        return dtype
+
+
+def estimate(
+    videos: Path,
+    *,
+    clips: ClipSettings,
+    models: ModelSettings,
+    execution: ExecutionSettings,
+    tflops: float | None,
+    progress: Progress,
+) -> Estimate:
+    """What `extract` will take with the same settings; nothing is written.
+
+    `tflops` is the peak of the machine that will extract, TFLOP/s; None measures the one here. Raises
+    StageError for wrong use.
+    """
+    if tflops is not None and not (math.isfinite(tflops) and tflops > 0):
+        raise StageError(f"--tflops {tflops:g}: give a number above 0")
+    files = find_videos(videos)
+    described = DescribedModels.find(models, clips, device=execution.device)
+    with VideoDecoder(timeout_s=execution.decode_timeout) as decoder:
+        planned = plan_folder(files, videos, clips, decoder=decoder, progress=progress)
+        prompts = PromptSizes.count(planned.clips, planned.frame_sizes, described.thinker)
+        decode_times_s = _measured_decoding(planned, described, prompts, decoder, progress)
+    peak = tflops or measured_tflops(described.thinker.device, described.torch_dtype)
+    thinker = thinker_figures(planned.clips, described, prompts)
+    encoder = encoder_figures(len(planned.clips), described)
+    model_s = (thinker.total_flops + encoder.total_flops) / (peak * TERA * UTILISATION)
+    decode_s = len(planned.clips) * sum(decode_times_s) / max(1, len(decode_times_s))
+    return Estimate(
+        videos=planned.num_videos,
+        video_hours=planned.duration_s / 3600,
+        clips=len(planned.clips),
+        failed_videos=len({failure.video for failure in planned.failures}),
+        allowed_failed_videos=allowed_failures(execution.max_failures, num_videos=planned.num_videos),
+        failures=planned.failures,
+        repeats=planned.repeats,
+        device=described.thinker.device.type,
+        dtype=described.thinker.dtype,
+        batch_size=execution.batch_size,
+        thinker=thinker,
+        encoder=encoder,
+        disk_bytes=thinker.disk_bytes + encoder.disk_bytes,
+        memory=memory_figures(planned, described, prompts, batch_size=execution.batch_size),
+        tflops=peak,
+        tflops_measured=tflops is None,
+        utilisation=UTILISATION,
+        model_hours=model_s / 3600,
+        decode_hours=decode_s / 3600,
+        decode_clips=len(decode_times_s),
+        warnings=[*prompts.problems(planned.clips), *_precision_warning(models, described, tflops)],
+        assumptions=_assumptions(described, tflops),
+    )
+
+
+def stored_bytes(spec: ArraySpec, *, num_tokens: int) -> int:
+    """Bytes of one clip in an array's shards: whole chunks, each with its checksum; ragged arrays have only
+    the chunks that their tokens reach into."""
+    sizes = [
+        num_tokens if name == "token" else size for name, size in zip(spec.dims, spec.shape, strict=True)
+    ]
+    num_chunks = math.prod(math.ceil(size / chunk) for size, chunk in zip(sizes, spec.chunks, strict=True))
+    return num_chunks * (spec.chunk_bytes + CRC_BYTES)
+
+
+def measured_tflops(device: torch.device, dtype: torch.dtype) -> float:
+    """TFLOP/s of square matrix products in `dtype`, over about a second."""
+    side = CPU_MATRIX_SIDE if device.type == "cpu" else ACCELERATOR_MATRIX_SIDE
+    matrix = torch.ones(side, side, dtype=dtype, device=device)
+    float((matrix @ matrix)[0, 0])
+    started, products = time.perf_counter(), 0
+    while (seconds := time.perf_counter() - started) < PEAK_SECONDS:
+        float((matrix @ matrix)[0, 0])  # reading a value waits for the device
+        products += 1
+    return max(1, products) * 2 * side**3 / seconds / TERA
+
+
+def thinker_figures(
+    clips: Sequence[ClipRow], described: DescribedModels, prompts: PromptSizes
+) -> ModelFigures:
+    """Clips of a frame size that the processor refuses cost nothing; those too long are not stored."""
+    sizes = [size for clip in clips if (size := prompts.of(clip)) is not None]
+    kept = [prompts.num_tokens(size) for size in sizes if prompts.fits(size)]
+    costs = described.thinker_costs
+    array_bytes = {
+        spec.name: sum(stored_bytes(spec, num_tokens=number) for number in kept)
+        for spec in described.thinker_arrays
+    }
+    lengths = [prompts.num_tokens(size) for size in sizes]
+    return ModelFigures(
+        model=described.thinker.folder.name,
+        parameters=costs.parameters,
+        weights_bytes=costs.parameters * described.torch_dtype.itemsize,
+        tokens_per_clip=[min(lengths), max(lengths)] if lengths else None,
+        total_flops=sum(costs.flops(size, new_tokens=prompts.new_tokens) for size in sizes),
+        disk_bytes=sum(array_bytes.values()),
+        array_bytes=array_bytes,
+    )
+
+
+def encoder_figures(num_clips: int, described: DescribedModels) -> ModelFigures:
+    """Every clip costs the same: frames are cropped to the encoder's size."""
+    costs, tokens = described.encoder_costs, described.window_tokens
+    array_bytes = {
+        spec.name: num_clips * stored_bytes(spec, num_tokens=0) for spec in described.encoder_arrays
+    }
+    return ModelFigures(
+        model=described.encoder.folder.name,
+        parameters=costs.parameters,
+        weights_bytes=costs.parameters * described.torch_dtype.itemsize,
+        tokens_per_clip=[sum(tokens)] * 2 if num_clips else None,
+        total_flops=num_clips * sum(costs.flops(number) for number in tokens),
+        disk_bytes=sum(array_bytes.values()),
+        array_bytes=array_bytes,
+    )
+
+
+def memory_figures(
+    planned: PlannedFolder, described: DescribedModels, prompts: PromptSizes, *, batch_size: int
+) -> MemoryFigures:
+    """A batch of the largest clips: what of it is held at the same time, allocators' overhead left out."""
+    batch = min(batch_size, len(planned.clips))
+    item_bytes = described.torch_dtype.itemsize
+    thinker, encoder = described.thinker_costs, described.encoder_costs
+    longest = max(prompts.sizes.values(), key=lambda size: size.prompt_tokens, default=None)
+    num_tokens = prompts.num_tokens(longest) if longest else 0
+    seen = {seen_size(size, described.thinker.settings.thinker_size) for size in planned.frame_sizes.values()}
+    seen_frame = 3 * max((width * height for width, height in seen), default=0)
+    num_thinker_frames = max((len(clip.thinker_frames) for clip in planned.clips), default=0)
+    window_pixels = sum(described.window_frames) * 3 * described.encoder.crop_px**2
+    latent_values = sum(described.window_tokens) * described.encoder.width
+    thinker_live = thinker.live_values(longest) if longest else 0
+    return MemoryFigures(
+        weights_bytes=(thinker.parameters + encoder.parameters) * item_bytes,
+        activation_bytes=batch
+        * item_bytes
+        * max(thinker_live, encoder.live_values(max(described.window_tokens))),
+        key_value_bytes=batch * item_bytes * thinker.cached_values(num_tokens),
+        frame_bytes=batch * (num_thinker_frames * seen_frame + window_pixels * PIXEL_BYTES)
+        + batch * (longest.pixel_bytes if longest else 0)
+        + FRAME_COPIES * RAW_BYTES,
+        state_bytes=batch
+        * item_bytes
+        * (
+            STATE_COPIES * len(described.thinker.layers) * num_tokens * described.thinker.width
+            + latent_values
+        ),
+    )
+
+
+def _measured_decoding(
+    planned: PlannedFolder,
+    described: DescribedModels,
+    prompts: PromptSizes,
+    decoder: VideoDecoder,
+    progress: Progress,
+) -> list[float]:
+    """Seconds to decode and preprocess a clip, as extraction does, for a few clips spread over the plan."""
+    chosen = planned.clips[:: max(1, math.ceil(len(planned.clips) / MEASURED_CLIPS))]
+    decoding = ClipDecoding(decoder, planned)
+    times_s = []
+    described.encoder.preprocess(np.zeros((2, 32, 32, 3), dtype=np.uint8))  # its first call is slower
+    progress.begin("measuring", total=len(chosen), unit="clips")
+    for clip in chosen:
+        started = time.perf_counter()
+        try:
+            scene = see(clip, described.thinker, decoding)
+            if prompts.of(clip):
+                described.thinker.prepare([scene])
+            watch(clip, described.encoder, decoding)
+        except DecodeError as error:
+            failure = Failure(clip.video, "decode", str(error), clip.clip_id, clip.video_digest)
+            record([failure], planned.failures, progress)
+        else:
+            times_s.append(time.perf_counter() - started)
+        progress.advance(1)
+    return times_s
+
+
+def _precision_warning(models: ModelSettings, described: DescribedModels, tflops: float | None) -> list[str]:
+    """`auto` is chosen for the device here, which need not be the one that `tflops` belongs to."""
+    if tflops is None or models.dtype != "auto" or described.thinker.device.type != "cpu":
+        return []
+    return [
+        "--tflops with --dtype auto: figures are for float32, the choice on this CPU; a GPU would take "
+        "bfloat16, half the bytes: give --dtype bfloat16"
+    ]
+
+
+def _assumptions(described: DescribedModels, tflops: float | None) -> list[str]:
+    peak = "measured here with matrix products" if tflops is None else "given by --tflops"
+    return [
+        f"the models reach {UTILISATION:.0%} of the peak, which was {peak}",
+        "answers run to --max-new-tokens; waiting of the single generation steps for memory and kernel "
+        "starts is not counted, which weighs on a GPU with a small --batch-size",
+        "decoding and preprocessing take as long as on this machine, one after the other with the models",
+        "memory is weights, activations, key-value cache, frames and states of one batch; the libraries "
+        "and the allocator's reserve come on top",
+    ]

@@ -1,0 +1,189 @@
+"""What a forward costs, from a model's configuration alone: parameters, FLOPs, values held in memory.
+
+The model's classes are built on the meta device, so that the shapes are exact and no weight exists.
+FLOPs follow the usual count (Kaplan et al., arXiv 2001.08361, table 1; `torch.utils.flop_counter` agrees): a
+weight matrix costs 2 FLOPs per weight and token, attention 4 x width per layer and query-key pair (scores
+and weighted sum). Causal attention is counted over all pairs, as the counter does. Norms, activations and
+embedding lookups are left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageTextToText, VJEPA2Model
+
+from thinkjepa.stages.extract.encoder import VideoEncoder
+from thinkjepa.stages.extract.hooked_thinker import HookedThinker, find_decoder_layers
+from thinkjepa.stages.extract.weights import explained_load_errors
+
+ACTIVATION_WIDTHS = 24
+"""Values of model width alive at once per token of a forward: V-JEPA 2 ViT-L raised the process by 22."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """A stack of attention layers; `width` is heads x head dimension."""
+
+    num_layers: int
+    width: int
+
+    def flops(self, queries: int, keys: int) -> int:
+        return 4 * self.num_layers * self.width * queries * keys
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSize:
+    """What the thinker's processor makes of a clip. Patches attend within their own frame only."""
+
+    prompt_tokens: int
+    visual_tokens: int
+    num_patches: int
+    patches_per_frame: int
+    pixel_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkerCosts:
+    """Weights count what a token (tower: a patch, merger: a visual token) is multiplied with."""
+
+    parameters: int
+    decoder_weights: int
+    head_weights: int
+    tower_weights: int
+    merger_weights: int
+    decoder: Attention
+    tower: Attention
+    key_value_width: int
+
+    def flops(self, size: PromptSize, *, new_tokens: int) -> int:
+        """One clip: the vision tower, the prompt, and `new_tokens` generated; the last is not read again."""
+        steps = new_tokens - 1
+        later_keys = sum(size.prompt_tokens + step for step in range(1, new_tokens))
+        return (
+            2 * self.tower_weights * size.num_patches
+            + self.tower.flops(size.num_patches, size.patches_per_frame)
+            + 2 * self.merger_weights * size.visual_tokens
+            + 2 * self.decoder_weights * (size.prompt_tokens + steps)
+            + self.decoder.flops(size.prompt_tokens, size.prompt_tokens)
+            + self.decoder.flops(1, later_keys)
+            + 2 * self.head_weights * new_tokens
+        )
+
+    def cached_values(self, num_tokens: int) -> int:
+        """Keys and values held for a clip while it generates."""
+        return 2 * self.decoder.num_layers * self.key_value_width * num_tokens
+
+    def live_values(self, size: PromptSize) -> int:
+        """Activations of a clip at the widest point: the tower over patches or the decoder over tokens."""
+        return ACTIVATION_WIDTHS * max(
+            self.decoder.width * size.prompt_tokens, self.tower.width * size.num_patches
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderCosts:
+    """`weights` are those of the encoder, `parameters` those of the whole model: its predictor is loaded."""
+
+    parameters: int
+    weights: int
+    attention: Attention
+
+    def flops(self, num_tokens: int) -> int:
+        """One window of `num_tokens` latent tokens."""
+        return 2 * self.weights * num_tokens + self.attention.flops(num_tokens, num_tokens)
+
+    def live_values(self, num_tokens: int) -> int:
+        return ACTIVATION_WIDTHS * self.attention.width * num_tokens
+
+
+def thinker_costs(thinker: HookedThinker) -> ThinkerCosts:
+    """Counted from the configuration. Raises StageError for a model that transformers cannot build."""
+    with explained_load_errors(thinker.folder, "thinker"):
+        config = AutoConfig.from_pretrained(thinker.folder.path)
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
+        layers = find_decoder_layers(model, thinker.num_layers, thinker.folder)
+        text, vision = config.get_text_config(), getattr(config, "vision_config", None)
+    heads = int(text.num_attention_heads)
+    head_dim = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
+    in_decoder = {id(module) for module in model.get_decoder().modules()} | {
+        id(model.get_output_embeddings())
+    }
+    seeing = [(name, module) for name, module in model.named_modules() if id(module) not in in_decoder]
+    return ThinkerCosts(
+        parameters=count_parameters(model),
+        decoder_weights=multiplied_weights(layers.named_modules(), experts_used=_experts_used(text)),
+        head_weights=model.get_output_embeddings().weight.numel(),
+        tower_weights=multiplied_weights(item for item in seeing if not _merges(item[0])),
+        merger_weights=multiplied_weights(item for item in seeing if _merges(item[0])),
+        decoder=Attention(thinker.num_layers, heads * head_dim),
+        tower=Attention(
+            _first_number(vision, "depth", "num_hidden_layers"),
+            _first_number(vision, "hidden_size", "embed_dim"),
+        ),
+        key_value_width=int(getattr(text, "num_key_value_heads", None) or heads) * head_dim,
+    )
+
+
+def encoder_costs(encoder: VideoEncoder) -> EncoderCosts:
+    """Counted from the configuration. Raises StageError for a model that transformers cannot build."""
+    with explained_load_errors(encoder.folder, "encoder"):
+        config = AutoConfig.from_pretrained(encoder.folder.path)
+        with torch.device("meta"):
+            model = VJEPA2Model(config)
+    return EncoderCosts(
+        parameters=count_parameters(model),
+        weights=multiplied_weights(model.encoder.named_modules()),
+        attention=Attention(int(config.num_hidden_layers), int(config.hidden_size)),
+    )
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Values of a model, tied ones once."""
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def multiplied_weights(modules: Iterable[tuple[str, nn.Module]], *, experts_used: float = 1.0) -> int:
+    """Weights that a token is multiplied with: matrices and kernels, of experts the share that is used."""
+    total = 0.0
+    for name, module in modules:
+        if isinstance(module, nn.Embedding):
+            continue
+        matrices = [weight.numel() for weight in module.parameters(recurse=False) if weight.ndim > 1]
+        total += sum(matrices) * (experts_used if "experts" in name.split(".") else 1.0)
+    return math.ceil(total)
+
+
+def prompt_size(thinker: HookedThinker, inputs: Any) -> PromptSize:
+    """Sizes of one clip's inputs as `HookedThinker.prepare` gives them."""
+    pixels = inputs["pixel_values_videos"]
+    ids = inputs["input_ids"][0].tolist()
+    visual = sum(token in thinker.visual_ids for token in ids)
+    if "video_grid_thw" in inputs:
+        frames, height, width = inputs["video_grid_thw"][0].tolist()
+        num_patches, per_frame = frames * height * width, height * width
+    else:  # whole frames `(clip, frame, 3, height, width)`: the tower turns each into at least its tokens
+        frames = pixels.shape[1]
+        num_patches, per_frame = visual, math.ceil(visual / frames)
+    return PromptSize(len(ids), visual, num_patches, per_frame, pixels.nbytes)
+
+
+def _merges(name: str) -> bool:
+    """Whether a module works on visual tokens, several patches each, rather than on patches."""
+    return any(word in name for word in ("merger", "projector"))
+
+
+def _experts_used(text: Any) -> float:
+    used, there = getattr(text, "num_experts_per_tok", None), getattr(text, "num_experts", None)
+    return used / there if used and there else 1.0
+
+
+def _first_number(config: Any, *names: str) -> int:
+    """The first of these settings that a configuration has, 0 where it has none."""
+    return next((int(value) for name in names if (value := getattr(config, name, None))), 0)
