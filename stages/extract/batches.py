@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -90,11 +91,15 @@ def run_batch(
 ) -> dict[Kind, Outcome]:
     """Decode each clip once and run the models on those that miss their features."""
     outcomes: dict[Kind, Outcome] = {"thinker": Outcome(), "encoder": Outcome()}
-    wanted = {kind: [clip for clip in batch if clip.clip_id in ids] for kind, ids in missing.items()}
-    scenes = _decode(wanted["thinker"], "thinker", outcomes, lambda clip: see(clip, frozen.thinker, decoding))
-    windows = _decode(
-        wanted["encoder"], "encoder", outcomes, lambda clip: watch(clip, frozen.encoder, decoding)
-    )
+    scenes: list[tuple[ClipRow, Scene]] = []
+    windows: list[tuple[ClipRow, list[Tensor]]] = []
+    for clip in batch:  # clip by clip: a clip's frames lie near each other, which spares seeks
+        if clip.clip_id in missing["thinker"]:
+            with _recorded(clip, "thinker", outcomes):
+                scenes.append((clip, see(clip, frozen.thinker, decoding)))
+        if clip.clip_id in missing["encoder"]:
+            with _recorded(clip, "encoder", outcomes):
+                windows.append((clip, watch(clip, frozen.encoder, decoding)))
     _forward(scenes, lambda ready: _think(ready, frozen), "thinker", outcomes["thinker"])
     _forward(windows, lambda ready: _encode(ready, frozen), "encoder", outcomes["encoder"])
     return outcomes
@@ -105,22 +110,15 @@ def with_video(failure: Failure, clip: ClipRow) -> Failure:
     return replace(failure, video=clip.video, video_digest=clip.video_digest)
 
 
-def _decode(
-    clips: Sequence[ClipRow],
-    kind: Kind,
-    outcomes: Mapping[Kind, Outcome],
-    prepare: Callable[[ClipRow], Ready],
-) -> list[tuple[ClipRow, Ready]]:
-    """The clips that could be decoded and preprocessed, with what the model takes."""
-    ready = []
-    for clip in clips:
-        try:
-            ready.append((clip, prepare(clip)))
-        except DecodeError as error:
-            outcomes[kind].failures.append(_failure(clip, "decode", str(error)))
-        except MODEL_ERRORS as error:
-            outcomes[kind].failures.append(_failure(clip, kind, _in_one_line(error)))
-    return ready
+@contextmanager
+def _recorded(clip: ClipRow, kind: Kind, outcomes: Mapping[Kind, Outcome]) -> Iterator[None]:
+    """Record a clip that cannot be decoded or preprocessed as a failure of one set."""
+    try:
+        yield
+    except DecodeError as error:
+        outcomes[kind].failures.append(_failure(clip, "decode", str(error)))
+    except MODEL_ERRORS as error:
+        outcomes[kind].failures.append(_failure(clip, kind, _in_one_line(error)))
 
 
 def _think(ready: Sequence[tuple[ClipRow, Scene]], frozen: FrozenModels) -> list[ClipFeatures]:

@@ -121,3 +121,18 @@ def test_a_name_that_looks_like_a_protocol_is_a_file(
 def test_frame_times_that_are_not_real_are_refused(times_s: list[float]) -> None:
     with pytest.raises(DecodeError, match=r"do not increase|no time"):
         check_times(np.array(times_s))
+
+
+def test_memory_does_not_grow_while_nobody_asks(tmp_path: Path, make_video: Callable[..., Path]) -> None:
+    """decord by itself decodes on into memory: this video would take 0.7 GB."""
+    path = make_video(tmp_path / "v.mp4", num_frames=1500, size=(480, 320), codec="mpeg4")
+    with VideoDecoder(timeout_s=TIMEOUT_S) as decoder:
+        decoder.open(path)
+        decoder.frames(path, [0, 5, 10])
+        assert decoder.pid is not None
+        child = psutil.Process(decoder.pid)
+        before = child.memory_info().rss
+        for _ in range(3):
+            decoder.frames(path, [20, 30])
+            time.sleep(0.5)
+        assert child.memory_info().rss - before < 100e6
