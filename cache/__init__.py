@@ -1,6 +1,7 @@
 """The feature cache: frozen models' features, standard zarr on disk, mapped in memory."""
 
 from thinkjepa.cache.catalog import describe_set
+from thinkjepa.cache.clips import ClipSelection
 from thinkjepa.cache.errors import CacheError, ThinkJepaError
 from thinkjepa.cache.fingerprint import VIDEO_ID_HEX, file_digest, fingerprint
 from thinkjepa.cache.reader import FeatureCache
@@ -29,6 +30,7 @@ __all__ = [
     "CacheError",
     "ClipFeatures",
     "ClipRow",
+    "ClipSelection",
     "Failure",
     "FailureStage",
     "FeatureCache",

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 
 from thinkjepa.cache.catalog import choose_set, find_set, read_catalog
+from thinkjepa.cache.clips import ClipSelection, ClipTable
 from thinkjepa.cache.errors import CacheError
+from thinkjepa.cache.index import SetIndex
 from thinkjepa.cache.layout import failures_file, shard_file
-from thinkjepa.cache.records import ArraySpec, ClipRow, Failure, FeatureSet, IndexRow, Kind
+from thinkjepa.cache.records import ArraySpec, Failure, FeatureSet, Kind
 from thinkjepa.cache.shard import Bytes, MappedShard, chunk_number
 from thinkjepa.cache.tables import FAILURES_SCHEMA, read_table
-from thinkjepa.cache.visible import read_clips, read_index
 
 
 class FeatureCache:
@@ -30,7 +31,7 @@ class FeatureCache:
         self.path = path
         self.feature_sets = dict(feature_sets)
         self._shards: dict[tuple[str, str, int], MappedShard] = {}
-        self._indexes: dict[str, dict[str, IndexRow]] = {}
+        self._indexes: dict[str, SetIndex] = {}
 
     @classmethod
     def open(cls, path: Path) -> FeatureCache:
@@ -41,9 +42,9 @@ class FeatureCache:
         return {"path": self.path, "feature_sets": self.feature_sets, "_shards": {}, "_indexes": {}}
 
     @cached_property
-    def clips(self) -> dict[tuple[str, str, str], ClipRow]:
-        """Every planned clip by (clip_id, thinker_sampling, dense_sampling), with features or without."""
-        return read_clips(self.path)
+    def clips(self) -> ClipTable:
+        """Every planned clip, with features or without."""
+        return ClipTable(self.path)
 
     @cached_property
     def failures(self) -> list[Failure]:
@@ -51,10 +52,10 @@ class FeatureCache:
         path = failures_file(self.path)
         return read_table(path, Failure, FAILURES_SCHEMA) if path.exists() else []
 
-    def index(self, set_name: str) -> dict[str, IndexRow]:
+    def index(self, set_name: str) -> SetIndex:
         """Index rows of a feature set by clip_id."""
         if set_name not in self._indexes:
-            self._indexes[set_name] = read_index(self.path, self._set(set_name).name)
+            self._indexes[set_name] = SetIndex(self.path, self._set(set_name).name)
         return self._indexes[set_name]
 
     def find_set(self, selector: str) -> FeatureSet:
@@ -65,18 +66,18 @@ class FeatureCache:
         """The one set of `kind` named by a selector (name or its beginning), or the only one there is."""
         return choose_set(self.feature_sets, kind, tuple(selectors))
 
-    def select(self, *set_names: str) -> list[ClipRow]:
+    def select(self, *set_names: str) -> ClipSelection:
         """Clips that have features in every named set, sorted by clip_id.
 
         A set's features belong to the clip rows whose frames were chosen by the set's own sampling, so
         sets of different frames never meet.
         """
-        sets = [self._set(name) for name in set_names]
-        chosen: dict[str, ClipRow] = {}
-        for clip in self.clips.values():
-            if all(self._holds(item, clip) for item in sets):
-                chosen[clip.clip_id] = clip
-        return [chosen[clip_id] for clip_id in sorted(chosen)]
+        chosen = self.clips.all()
+        for name in set_names:
+            item = self._set(name)
+            chosen = self.clips.sampled(item.kind, item.origin["sampling"]["fingerprint"], within=chosen)
+            chosen = chosen.where(self.index(name).holds(chosen.clip_ids))
+        return chosen.by_clip_id()
 
     def read(
         self, set_name: str, array: str, clip_ids: Sequence[str], *, out: torch.Tensor | None = None
@@ -101,13 +102,13 @@ class FeatureCache:
         return out
 
     def _read_clip(self, feature_set: FeatureSet, spec: ArraySpec, clip_id: str, out: torch.Tensor) -> None:
-        row = self.index(feature_set.name).get(clip_id)
-        if row is None or row.status != "ok":
+        row = self.index(feature_set.name).locate(clip_id)
+        if row is None:
             raise CacheError(
                 f"clip {clip_id!r} has no features in {feature_set.name}: run thinkjepa-cache extract"
             )
-        shard = self._shard(feature_set, spec, row.shard)
-        slot = row.row - row.shard * feature_set.rows_per_shard
+        number, slot = divmod(row, feature_set.rows_per_shard)
+        shard = self._shard(feature_set, spec, number)
         grid = spec.chunk_grid
         for position in np.ndindex(*grid):
             try:
@@ -131,11 +132,6 @@ class FeatureCache:
             known = ", ".join(sorted(self.feature_sets)) or "none"
             raise CacheError(f"{str(self.path)!r} holds no feature set {name!r}; it holds: {known}")
         return self.feature_sets[name]
-
-    def _holds(self, feature_set: FeatureSet, clip: ClipRow) -> bool:
-        row = self.index(feature_set.name).get(clip.clip_id)
-        same_frames = clip.sampling(feature_set.kind) == feature_set.origin["sampling"]["fingerprint"]
-        return same_frames and row is not None and row.status == "ok"
 
 
 def _place_chunk(raw: Bytes | None, spec: ArraySpec, position: tuple[int, ...], out: torch.Tensor) -> None:

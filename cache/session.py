@@ -9,12 +9,14 @@ from types import TracebackType
 from filelock import FileLock, Timeout
 
 from thinkjepa.cache.catalog import read_catalog, resolve_set, write_catalog
+from thinkjepa.cache.clips import ClipTable
 from thinkjepa.cache.disk import explained_os_errors
 from thinkjepa.cache.errors import CacheError
+from thinkjepa.cache.index import SetIndex
 from thinkjepa.cache.layout import cache_json, clips_dir, failures_file, lock_file
-from thinkjepa.cache.records import ClipRow, Failure, FeatureSet, IndexRow
-from thinkjepa.cache.tables import CLIPS_SCHEMA, FAILURES_SCHEMA, numbered_files, read_table, write_table
-from thinkjepa.cache.visible import read_clips, read_index
+from thinkjepa.cache.parquet_rows import next_number
+from thinkjepa.cache.records import ClipRow, Failure, FeatureSet
+from thinkjepa.cache.tables import CLIPS_SCHEMA, FAILURES_SCHEMA, read_table, write_table
 from thinkjepa.cache.writer import SetWriter
 
 
@@ -63,11 +65,10 @@ class WriteSession:
 
     def add_clips(self, clips: Sequence[ClipRow]) -> None:
         """Store the clips that are new or whose row changed (a renamed video)."""
-        known = read_clips(self.root)
-        changed = [clip for clip in clips if known.get(clip_key(clip)) != clip]
+        known = ClipTable(self.root).find_all(clips)
+        changed = [clip for clip, stored in zip(clips, known, strict=True) if stored != clip]
         if changed:
-            files = numbered_files(clips_dir(self.root))
-            number = int(files[-1].stem) + 1 if files else 0
+            number = next_number(clips_dir(self.root))
             write_table(clips_dir(self.root) / f"{number:06d}.parquet", changed, CLIPS_SCHEMA)
 
     def writer(self, feature_set: FeatureSet) -> SetWriter:
@@ -86,15 +87,7 @@ class WriteSession:
             write_table(path, records, FAILURES_SCHEMA)
 
 
-def clip_key(clip: ClipRow) -> tuple[str, str, str]:
-    """What identifies a clip row: the clip and how its frames were chosen."""
-    return clip.clip_id, clip.thinker_sampling, clip.dense_sampling
-
-
 def done_clip_ids(writer: SetWriter) -> set[str]:
     """Clips with features in the set, visible or committed to the shard in hand."""
-    rows: Iterable[IndexRow] = (
-        *read_index(writer.root, writer.feature_set.name).values(),
-        *writer.unsealed_rows,
-    )
-    return {row.clip_id for row in rows if row.status == "ok"}
+    visible = SetIndex(writer.root, writer.feature_set.name).clip_ids.to_pylist()
+    return {*visible, *(row.clip_id for row in writer.unsealed_rows if row.status == "ok")}

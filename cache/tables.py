@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -58,7 +58,11 @@ FAILURES_SCHEMA = pa.schema(
 
 def write_table(path: Path, records: Iterable[ClipRow | IndexRow | Failure], schema: pa.Schema) -> None:
     """Write records as one parquet file, atomically; the same records give the same bytes."""
-    table = pa.Table.from_pylist([asdict(record) for record in records], schema=schema)
+    write_arrow(path, pa.Table.from_pylist([asdict(record) for record in records], schema=schema))
+
+
+def write_arrow(path: Path, table: pa.Table) -> None:
+    """Write a table as one parquet file, atomically."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     replace_file(path, buffer.getvalue())
@@ -72,13 +76,13 @@ def read_table(path: Path, record: type[Record], schema: pa.Schema) -> list[Reco
         raise CacheError(
             f"cannot read {str(path)!r}: {error}; restore it, or extract into a new cache"
         ) from error
-    return [record(**{name: _frozen(value) for name, value in row.items()}) for row in rows]
+    return [record(**frozen(row)) for row in rows]
 
 
-def numbered_files(folder: Path) -> Sequence[Path]:
-    """The parquet files of a folder in the order of their numbers."""
-    return sorted(folder.glob("[0-9]*.parquet"))
+def frozen(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as read from parquet, its lists as tuples, ready for a frozen record."""
+    return {name: _tuples(value) for name, value in row.items()}
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

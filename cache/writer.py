@@ -19,11 +19,13 @@ import zarr
 from zarr.codecs import Crc32cCodec
 
 from thinkjepa.cache.disk import explained_os_errors
+from thinkjepa.cache.index import join_index_files
 from thinkjepa.cache.journal import append_line, read_lines, remove
 from thinkjepa.cache.layout import array_dir, index_dir, index_file, journal_file, shard_file, store_dir
+from thinkjepa.cache.parquet_rows import next_number
 from thinkjepa.cache.records import ArraySpec, ClipFeatures, Failure, FeatureSet, IndexRow
 from thinkjepa.cache.shard import ChunkEntry, ShardWriter, chunk_number, crc32c
-from thinkjepa.cache.tables import INDEX_SCHEMA, numbered_files, write_table
+from thinkjepa.cache.tables import INDEX_SCHEMA, write_table
 
 NOT_FINITE_BITS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7F800000}
 """Exponent bits that are all ones in inf and NaN; testing them is one pass without a float conversion."""
@@ -204,8 +206,7 @@ class SetWriter:
 
     def _shard(self) -> _OpenShard:
         if self._open is None:
-            sealed = numbered_files(index_dir(self.root, self.feature_set.name))
-            number = int(sealed[-1].stem) + 1 if sealed else 0
+            number = next_number(index_dir(self.root, self.feature_set.name))
             self._journal({"shard": number, "fingerprint": self.feature_set.fingerprint})
             self._open = _OpenShard(number, self._writers(number, {}), [])
         return self._open
@@ -234,6 +235,7 @@ class SetWriter:
 
     def _publish(self, number: int, rows: Sequence[IndexRow]) -> None:
         write_table(index_file(self.root, self.feature_set.name, number), rows, INDEX_SCHEMA)
+        join_index_files(index_dir(self.root, self.feature_set.name))
         remove(journal_file(self.root, self.feature_set.name))
         self._open = None
 
@@ -255,7 +257,8 @@ class SetWriter:
             return
         number, batches = int(lines[0]["shard"]), lines[1:]
         rows = [_index_row(row) for line in batches for row in line["rows"]]
-        if index_file(self.root, self.feature_set.name, number).exists():
+        if number < next_number(index_dir(self.root, self.feature_set.name)):
+            join_index_files(index_dir(self.root, self.feature_set.name))
             remove(journal_file(self.root, self.feature_set.name))
             return
         self._open = _OpenShard(number, self._reopened(number, batches), rows)

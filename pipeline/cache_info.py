@@ -14,11 +14,12 @@ from thinkjepa.pipeline.units import human_bytes
 def cache_info(path: Path) -> dict[str, Any]:
     """Feature sets, clips, shapes, bytes on disk and failures. Raises CacheError for no cache."""
     cache = FeatureCache.open(path)
+    clips = cache.clips.all().by_clip_id()
     sets = [_describe_set(cache, item) for item in cache.feature_sets.values()]
     return {
         "cache": str(path),
-        "clips": len({clip.clip_id for clip in cache.clips.values()}),
-        "videos": len({clip.video_digest for clip in cache.clips.values()}),
+        "clips": len(clips),
+        "videos": len(set(clips.values("video_digest"))),
         "bytes": sum(item["bytes"] for item in sets),
         "feature_sets": sets,
         "failures": [asdict(failure) for failure in cache.failures],
@@ -26,12 +27,12 @@ def cache_info(path: Path) -> dict[str, Any]:
 
 
 def _describe_set(cache: FeatureCache, feature_set: FeatureSet) -> dict[str, Any]:
-    rows = cache.index(feature_set.name).values()
-    done = [row for row in rows if row.status == "ok"]
+    index = cache.index(feature_set.name)
+    num_clips, lengths = len(index.clip_ids), index.token_counts
     arrays = {
         name: {
             "dims": ["clip", *spec.dims],
-            "shape": [len(done), *spec.shape],
+            "shape": [num_clips, *spec.shape],
             "dtype": spec.dtype,
             "bytes": _bytes_on_disk(array_dir(cache.path, feature_set.name, name)),
         }
@@ -41,12 +42,10 @@ def _describe_set(cache: FeatureCache, feature_set: FeatureSet) -> dict[str, Any
         "name": feature_set.name,
         "kind": feature_set.kind,
         "fingerprint": feature_set.fingerprint,
-        "clips": len(done),
-        "failed_clips": len(rows) - len(done),
+        "clips": num_clips,
+        "failed_clips": len(index.failed),
         "unfinished_shard": journal_file(cache.path, feature_set.name).exists(),
-        "tokens_per_clip": [min(lengths), max(lengths)]
-        if (lengths := [row.token_count for row in done if row.token_count])
-        else None,
+        "tokens_per_clip": [int(lengths.min()), int(lengths.max())] if lengths.any() else None,
         "bytes": sum(array["bytes"] for array in arrays.values()),
         "arrays": arrays,
         "origin": dict(feature_set.origin),

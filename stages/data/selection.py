@@ -36,20 +36,19 @@ def make_selection(
 ) -> Selection:
     """Describe the chosen clips of two sets and keep their list in the cache."""
     cache = FeatureCache.open(cache_dir)
-    chosen = [clip for clip in cache.select(thinker_set, encoder_set) if clip.clip_id in set(clip_ids)]
-    checksums = [
-        [clip.clip_id, *(cache.index(name)[clip.clip_id].checksum for name in (thinker_set, encoder_set))]
-        for clip in chosen
-    ]
+    chosen = cache.select(thinker_set, encoder_set).only(clip_ids)
+    ids = chosen.clip_ids.to_pylist()
+    checksums = [cache.index(name).values_of(ids, "checksum") for name in (thinker_set, encoder_set)]
+    videos = set(zip(chosen.values("video_digest"), chosen.values("video"), strict=True))
     selection = Selection(
         schema=SELECTION_SCHEMA,
         thinker=cache.feature_sets[thinker_set].name,
         encoder=cache.feature_sets[encoder_set].name,
         num_clips=len(chosen),
-        clips=fingerprint(checksums),
-        names=fingerprint(sorted({(clip.video_digest, clip.video) for clip in chosen})),
+        clips=fingerprint(list(zip(ids, *checksums, strict=True))),
+        names=fingerprint(sorted(videos)),
     )
-    write_json(_list_file(cache_dir, selection), {"clip_ids": [clip.clip_id for clip in chosen]})
+    write_json(_list_file(cache_dir, selection), {"clip_ids": ids})
     return selection
 
 

@@ -118,7 +118,7 @@ def _torch_device(device: Device) -> torch.device:
 
 
 def _rows_of(clip_ids: Sequence[str], features: Features) -> list[ClipRow]:
-    rows = {clip.clip_id: clip for clip in features.clips()}
+    rows = {clip.clip_id: clip for clip in features.clips().only(clip_ids)}
     if lost := [clip_id for clip_id in clip_ids if clip_id not in rows]:
         raise StageError(
             f"{len(lost)} of {len(clip_ids)} clips of the run have no features in "

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from thinkjepa.cache import ClipRow, FeatureCache, FeatureSet, Kind
+from thinkjepa.cache import ClipSelection, FeatureCache, FeatureSet, Kind
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train.shapes import LatentGrid, ThinkerShape, Variant
 
@@ -35,10 +35,12 @@ class Features:
     only: frozenset[str] | None = None
     """The clips that were selected, or None for all of the cache."""
 
-    def clips(self) -> list[ClipRow]:
+    def clips(self) -> ClipSelection:
         """Clips complete in all sets, sorted by id."""
         names = [item.name for item in (self.encoder, self.thinker) if item is not None]
-        clips = [clip for clip in self.cache.select(*names) if self.only is None or clip.clip_id in self.only]
+        clips = self.cache.select(*names)
+        if self.only is not None:
+            clips = clips.only(self.only)
         if not clips:
             raise StageError(f"no clip has features in all of {', '.join(names)}: extract some first")
         return clips

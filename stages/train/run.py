@@ -129,11 +129,13 @@ def make_accelerator(settings: TrainSettings) -> Accelerator:
 def divide_clips(features: Features, cache_dir: Path, rule: SplitRule) -> DividedClips:
     """The run's clips by side of the cache's split, which is made or extended where needed."""
     clips = features.clips()
-    videos = sorted({(clip.video, clip.video_digest) for clip in clips})
+    digests = clips.values("video_digest")
+    videos = sorted(set(zip(clips.values("video"), digests, strict=True)))
     stored = stored_split(cache_dir, rule, videos)
-    sides = stored.split.videos
+    sides = [stored.split.videos[digest] for digest in digests]
+    named = list(zip(clips.clip_ids.to_pylist(), sides, strict=True))
     ids: dict[Side, tuple[str, ...]] = {
-        side: tuple(clip.clip_id for clip in clips if sides[clip.video_digest] == side) for side in SIDES
+        side: tuple(clip_id for clip_id, of in named if of == side) for side in SIDES
     }
     if empty := [side for side in SIDES if not ids[side]]:
         raise StageError(

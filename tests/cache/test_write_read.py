@@ -152,7 +152,7 @@ def test_clips_of_an_open_shard_are_invisible(
     feature_set = thinker_set()
     with WriteSession(tmp_path / "c") as session, session.writer(session.resolve(feature_set)) as writer:
         writer.append([make_features(feature_set, "v@1")])
-        assert FeatureCache.open(tmp_path / "c").index(feature_set.name) == {}
+        assert FeatureCache.open(tmp_path / "c").index(feature_set.name).failed == {}
     assert set(FeatureCache.open(tmp_path / "c").index(feature_set.name)) == {"v@1"}
 
 
@@ -238,7 +238,7 @@ def test_a_renamed_video_keeps_its_clips_under_the_new_name(
         with WriteSession(tmp_path / "c") as session:
             session.add_clips([make_clip("a@4", video=video)])
             session.add_clips([make_clip("a@4", video=video)])
-    assert [clip.video for clip in FeatureCache.open(tmp_path / "c").clips.values()] == ["b/2.mp4"]
+    assert [clip.video for clip in FeatureCache.open(tmp_path / "c").clips.all()] == ["b/2.mp4"]
     assert len(list((tmp_path / "c" / "clips").iterdir())) == 2
 
 

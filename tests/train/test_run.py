@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from thinkjepa.cache import FeatureCache
+from thinkjepa.cache import CacheError, FeatureCache
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train import SplitRule, TrainSettings, train
 from thinkjepa.stages.train.features import choose_features
@@ -200,7 +200,7 @@ def test_persistence_repeats_the_last_observed_step(latent_cache: BuildCache) ->
 
 
 def test_unknown_set_is_refused_with_the_choices(latent_cache: BuildCache, tmp_path: Path) -> None:
-    with pytest.raises(StageError, match="no encoder set is named 'nonsense'"):
+    with pytest.raises(CacheError, match="'nonsense' names no feature set"):
         train(
             latent_cache(),
             tmp_path / "run",

@@ -1,0 +1,98 @@
+"""Numbered parquet files read as one long table: few columns whole, full rows where they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from thinkjepa.cache.errors import CacheError
+from thinkjepa.cache.lookup import Places
+
+TRIES = 5
+"""A writer may join small files into one between listing and opening them: then they are listed again."""
+
+
+@dataclass(frozen=True, slots=True)
+class NumberedFile:
+    """A file of one number, `000007.parquet`, or of all from first to last, `000000-000063.parquet`."""
+
+    path: Path
+    first: int
+    last: int
+
+
+def numbered_files(folder: Path) -> list[NumberedFile]:
+    """The files of a folder in the order of their numbers, without those that a joined file stands for."""
+    found = sorted(map(_parse, folder.glob("[0-9]*.parquet")), key=lambda item: (item.first, -item.last))
+    files: list[NumberedFile] = []
+    for item in found:
+        if not files or item.first > files[-1].last:
+            files.append(item)
+    return files
+
+
+def next_number(folder: Path) -> int:
+    """The number behind the last file's."""
+    files = numbered_files(folder)
+    return files[-1].last + 1 if files else 0
+
+
+def _parse(path: Path) -> NumberedFile:
+    first, _, last = path.stem.partition("-")
+    return NumberedFile(path, int(first), int(last or first))
+
+
+class ParquetRows:
+    """Rows of all numbered files of a folder, by their position in the order of the files."""
+
+    def __init__(self, folder: Path, *, columns: Sequence[str], schema: pa.Schema) -> None:
+        """Read `columns` of all files. Raises CacheError for a damaged file."""
+        self._schema = schema
+        for attempt in range(TRIES):
+            self.files = numbered_files(folder)
+            try:
+                tables = [self._read(item.path, columns) for item in self.files]
+                break
+            except FileNotFoundError:
+                if attempt == TRIES - 1:
+                    raise CacheError(f"{str(folder)!r}: its files vanish while they are read") from None
+        self._starts = np.cumsum([0, *(table.num_rows for table in tables)])
+        empty = pa.schema([schema.field(name) for name in columns]).empty_table()
+        self._table: pa.Table = pa.concat_tables([empty, *tables])
+
+    def release(self, name: str) -> pa.Array:
+        """A column that was read, as one array, which from now on only the caller holds."""
+        chunked = self._table[name]
+        self._table = self._table.drop_columns([name])
+        return pa.concat_arrays(chunked.chunks) if chunked.num_chunks > 1 else chunked.chunk(0)
+
+    def take(self, positions: Places, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+        """Rows in the given order, with all columns or the named ones; each file is read once a run of it."""
+        owners = np.searchsorted(self._starts, positions, side="right") - 1
+        start = 0
+        while start < len(positions):
+            stop = start
+            while stop < len(positions) and owners[stop] == owners[start]:
+                stop += 1
+            table = self._read(self.files[owners[start]].path, columns or self._schema.names)
+            inside = positions[start:stop] - self._starts[owners[start]]
+            yield from table.take(pa.array(inside)).to_pylist()
+            start = stop
+
+    def _read(self, path: Path, columns: Sequence[str]) -> pa.Table:
+        try:
+            with pq.ParquetFile(path) as file:
+                return file.read(columns=list(columns)).cast(
+                    pa.schema([self._schema.field(name) for name in columns])
+                )
+        except FileNotFoundError:
+            raise
+        except (OSError, pa.ArrowException, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CacheError(f"cannot read {str(path)!r}: {reason}; restore it from a copy") from error
