@@ -19,6 +19,7 @@ from thinkjepa.cache.records import (
     Kind,
 )
 from thinkjepa.cache.session import WriteSession, done_clip_ids
+from thinkjepa.cache.verify import Problem, count_clips, drop_clips, verify
 from thinkjepa.cache.writer import SetWriter
 
 __all__ = [
@@ -37,11 +38,15 @@ __all__ = [
     "FeatureSet",
     "IndexRow",
     "Kind",
+    "Problem",
     "SetWriter",
     "ThinkJepaError",
     "WriteSession",
+    "count_clips",
     "describe_set",
     "done_clip_ids",
+    "drop_clips",
     "file_digest",
     "fingerprint",
+    "verify",
 ]

@@ -47,6 +47,10 @@ class SetIndex(Mapping[str, IndexRow]):
         rows = self._rows.take(self._ok.astype(np.int64), ["token_count"])
         return np.fromiter((row["token_count"] for row in rows), dtype=np.int64, count=len(self._ok))
 
+    def tokens_by_clip(self) -> dict[str, int]:
+        """Tokens of every clip with features; 0 in an encoder's set."""
+        return dict(zip(self._ids.to_pylist(), self.token_counts.tolist(), strict=True))
+
     @cached_property
     def failed(self) -> dict[str, IndexRow]:
         """Clips without features, with the last failure of each."""

@@ -102,13 +102,7 @@ class FeatureCache:
         return out
 
     def _read_clip(self, feature_set: FeatureSet, spec: ArraySpec, clip_id: str, out: torch.Tensor) -> None:
-        row = self.index(feature_set.name).locate(clip_id)
-        if row is None:
-            raise CacheError(
-                f"clip {clip_id!r} has no features in {feature_set.name}: run thinkjepa-cache extract"
-            )
-        number, slot = divmod(row, feature_set.rows_per_shard)
-        shard = self._shard(feature_set, spec, number)
+        shard, slot = self.shard_of(feature_set.name, spec.name, clip_id)
         grid = spec.chunk_grid
         for position in np.ndindex(*grid):
             try:
@@ -118,6 +112,15 @@ class FeatureCache:
                     f"clip {clip_id!r}, array {spec.name}: {error}; restore the shard"
                 ) from error
             _place_chunk(raw, spec, position, out)
+
+    def shard_of(self, set_name: str, array: str, clip_id: str) -> tuple[MappedShard, int]:
+        """The mapped shard that holds a clip's array, and the clip's place in it. Raises CacheError."""
+        feature_set = self._set(set_name)
+        row = self.index(set_name).locate(clip_id)
+        if row is None:
+            raise CacheError(f"clip {clip_id!r} has no features in {set_name}: run thinkjepa-cache extract")
+        number, slot = divmod(row, feature_set.rows_per_shard)
+        return self._shard(feature_set, feature_set.arrays[array], number), slot
 
     def _shard(self, feature_set: FeatureSet, spec: ArraySpec, number: int) -> MappedShard:
         key = (feature_set.name, spec.name, number)

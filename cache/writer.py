@@ -77,6 +77,15 @@ def clip_problem(features: ClipFeatures, feature_set: FeatureSet) -> str:
     return ""
 
 
+def features_checksum(features: ClipFeatures, feature_set: FeatureSet) -> str:
+    """crc32c of all arrays' raw bytes in the order of their names, as the index holds it."""
+    checksum = 0
+    for name in feature_set.arrays:
+        values = features.arrays[name].contiguous().view(torch.uint8)
+        checksum = crc32c(values.numpy().reshape(-1), checksum)
+    return f"{checksum:08x}"
+
+
 def _not_finite(values: torch.Tensor, spec: ArraySpec, feature_set: FeatureSet) -> str:
     mask = NOT_FINITE_BITS.get(values.dtype)
     if mask is None:
@@ -167,8 +176,8 @@ class SetWriter:
                 refused.append(failure)
                 rows.append(_failed_row(failure))
                 continue
-            checksum = self._write_clip(shard, features, used, chunks)
-            rows.append(self._ok_row(features, shard.number, used, checksum))
+            self._write_clip(shard, features, used, chunks)
+            rows.append(self._ok_row(features, shard.number, used))
             used += 1
         for writer in shard.writers.values():
             writer.flush()
@@ -178,18 +187,15 @@ class SetWriter:
 
     def _write_clip(
         self, shard: _OpenShard, features: ClipFeatures, slot: int, chunks: dict[str, list[ChunkEntry]]
-    ) -> str:
-        checksum = 0
+    ) -> None:
         for name, writer in shard.writers.items():
             spec = self.feature_set.arrays[name]
             values = features.arrays[name].contiguous()
-            checksum = crc32c(values.view(torch.uint8).numpy().reshape(-1), checksum)
             for position in np.ndindex(*spec.chunk_grid):
                 if (raw := _chunk_bytes(values, spec, position)) is not None:
                     chunks[name].append(writer.append(chunk_number(spec.chunk_grid, slot, position), raw))
-        return f"{checksum:08x}"
 
-    def _ok_row(self, features: ClipFeatures, shard: int, slot: int, checksum: str) -> IndexRow:
+    def _ok_row(self, features: ClipFeatures, shard: int, slot: int) -> IndexRow:
         return IndexRow(
             clip_id=features.clip_id,
             status="ok",
@@ -199,7 +205,7 @@ class SetWriter:
             prompt_token_count=features.prompt_token_count,
             token_ids=features.token_ids,
             generated_text=features.generated_text,
-            checksum=checksum,
+            checksum=features_checksum(features, self.feature_set),
         )
 
     # -- one shard ---------------------------------------------------------------------------------

@@ -5,11 +5,14 @@ The heavy imports (torch, transformers) happen inside the commands, so that --he
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from thinkjepa.cache import FeatureCache, WriteSession, count_clips, drop_clips
+from thinkjepa.cache import verify as find_problems
 from thinkjepa.pipeline.console import (
     EXIT_DONE,
     EXIT_FAILURES,
@@ -30,6 +33,7 @@ VideosOption = Annotated[
     Path, typer.Option("--videos", help="Folder of videos (mp4, mkv, webm, avi, mov), searched recursively.")
 ]
 CacheOption = Annotated[Path, typer.Option("--cache-dir", help="Folder of the cache; made if it is new.")]
+CacheArgument = Annotated[Path, typer.Argument(metavar="CACHE", help="Folder of the cache.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 
@@ -68,7 +72,7 @@ def extract_command(
 @app.command("info")
 def info_command(
     *,
-    cache: Annotated[Path, typer.Argument(metavar="CACHE", help="Folder of the cache.")],
+    cache: CacheArgument,
     json: JsonOption = False,
 ) -> None:
     """Feature sets with what made them, clips, shapes, bytes on disk, failed videos."""
@@ -109,6 +113,94 @@ def estimate_command(
         print_json(figures.to_json())
     else:
         print_text(describe_estimate(figures))
+
+
+@app.command("ls")
+def ls_command(
+    *,
+    cache: CacheArgument,
+    video: Annotated[str, typer.Option(help="Only clips of videos whose name matches, e.g. 'pour/*'.")] = "*",
+    sort: Annotated[Literal["video", "clip_id", "tokens"], typer.Option(help="Order of the list.")] = "video",
+    json: JsonOption = False,
+) -> None:
+    """Every clip: its video, its split, and in which sets it has features."""
+    from thinkjepa.pipeline.cache_list import describe_clips, list_clips
+
+    clips = list_clips(cache, video=video, sort=sort)
+    if json:
+        print_json({"clips": clips})
+    else:
+        print_text(describe_clips(clips))
+
+
+@app.command("show")
+def show_command(
+    *,
+    cache: CacheArgument,
+    clip: Annotated[str, typer.Argument(metavar="CLIP", help="Clip id, as thinkjepa-cache ls lists them.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="PNG", help="The picture to write.")],
+    videos: Annotated[
+        Path | None, typer.Option("--videos", help="Folder of the videos, to show the clip's frames.")
+    ] = None,
+    feature_set: Annotated[
+        list[str] | None, typer.Option("--set", help="Feature set, where the cache holds several.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Draw one clip: its frames, its latents over them, the thinker's states by layer, and what it said."""
+    from thinkjepa.cache.disk import replace_file
+    from thinkjepa.pipeline.clip_picture import draw
+    from thinkjepa.pipeline.clip_view import clip_view, find_clip
+
+    opened = FeatureCache.open(cache)
+    row, thinker, encoder = find_clip(opened, clip, feature_set or [])
+    view = clip_view(opened, row, thinker_set=thinker, encoder_set=encoder, videos=videos)
+    replace_file(out, draw(view))
+    if json:
+        print_json({**view.to_json(), "picture": str(out)})
+    else:
+        print_text(f"{out}: clip {clip} of {row.video!r}")
+
+
+@app.command("du")
+def du_command(*, cache: CacheArgument, json: JsonOption = False) -> None:
+    """Bytes on disk: of every array, of the indexes, and of what an interrupted run left."""
+    from thinkjepa.pipeline.cache_list import describe_usage, disk_usage
+
+    usage = disk_usage(cache)
+    if json:
+        print_json(usage)
+    else:
+        print_text(describe_usage(usage))
+
+
+@app.command("verify")
+def verify_command(
+    *,
+    cache: CacheArgument,
+    full: Annotated[
+        bool, typer.Option("--full/--quick", help="Read every stored byte, or only indexes and file sizes.")
+    ] = True,
+    repair: Annotated[
+        bool, typer.Option(help="Drop the clips that are damaged: the next extraction makes them anew.")
+    ] = False,
+    json: JsonOption = False,
+) -> int:
+    """Check a cache against itself and name what is damaged. Exit status 3 where something is."""
+    with TerminalProgress(errors) as progress:
+        progress.begin("verifying", total=count_clips(FeatureCache.open(cache)), unit="clips")
+        problems = find_problems(cache, full=full, advance=progress.advance)
+    dropped = 0
+    if repair and problems:
+        with WriteSession(cache):
+            dropped = drop_clips(cache, problems)
+    if json:
+        print_json({"problems": [asdict(problem) for problem in problems], "dropped": dropped})
+    else:
+        lines = [f"{problem.feature_set} {problem.clip_id}: {problem.reason}".strip() for problem in problems]
+        lines.append(f"{len(problems)} problems, {dropped} clips dropped" if problems else "no problems")
+        print_text("\n".join(lines))
+    return EXIT_FAILURES if len(problems) > dropped else EXIT_DONE
 
 
 def main() -> None:

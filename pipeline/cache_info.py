@@ -8,6 +8,7 @@ from typing import Any
 
 from thinkjepa.cache import FeatureCache, FeatureSet
 from thinkjepa.cache.layout import array_dir, journal_file
+from thinkjepa.pipeline.cache_list import allocated_bytes
 from thinkjepa.pipeline.units import human_bytes
 
 
@@ -34,7 +35,7 @@ def _describe_set(cache: FeatureCache, feature_set: FeatureSet) -> dict[str, Any
             "dims": ["clip", *spec.dims],
             "shape": [num_clips, *spec.shape],
             "dtype": spec.dtype,
-            "bytes": _bytes_on_disk(array_dir(cache.path, feature_set.name, name)),
+            "bytes": allocated_bytes(array_dir(cache.path, feature_set.name, name)),
         }
         for name, spec in feature_set.arrays.items()
     }
@@ -51,11 +52,6 @@ def _describe_set(cache: FeatureCache, feature_set: FeatureSet) -> dict[str, Any
         "origin": dict(feature_set.origin),
         "source": dict(feature_set.source),
     }
-
-
-def _bytes_on_disk(folder: Path) -> int:
-    """Bytes allocated, as `du` counts them."""
-    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
 
 
 def describe_info(info: dict[str, Any]) -> str:

@@ -43,7 +43,15 @@ SANS, MONO = "DejaVu Sans", "DejaVu Sans Mono"  # matplotlib brings both
 MONO_ADVANCE = 0.602  # of the font size: every glyph of DejaVu Sans Mono is as wide
 
 PAST, FUTURE, THINKER, GREY = "#2a6f97", "#c8553d", "#5b4b8a", "#666666"
-STREAM_STYLES = {"prompt": (THINKER, "o", "-"), "generated": ("#e09f3e", "s", "--")}
+STREAM_STYLES = {
+    "prompt": ("prompt", THINKER, "o", "-"),
+    "generated": (
+        "generated, reasoning",
+        "#e09f3e",
+        "s",
+        "--",
+    ),  # token kinds that this stream is the mean of
+}
 MAX_LAYER_TICKS = 12
 LOG_SCALE_FROM = 30.0
 """Ratio of the largest to the smallest norm above which the axis is logarithmic."""
@@ -337,9 +345,9 @@ def _charts(thinker: ThinkerView) -> Section:
 
 def _draw_norms(axes: Any, thinker: ThinkerView) -> None:
     for stream in STREAMS:
-        color, marker, line = STREAM_STYLES[stream]
+        name, color, marker, line = STREAM_STYLES[stream]
         values = [math.nan if norm is None else norm for norm in thinker.norms[stream]]
-        named = stream if any(map(math.isfinite, values)) else f"{stream} (none)"
+        named = name if any(map(math.isfinite, values)) else f"{name}: none"
         style = {"color": color, "marker": marker, "linestyle": line, "markersize": 3, "linewidth": 1.1}
         axes.plot(thinker.layers, values, label=named, **style)
     norms = [norm for norm in chain(*thinker.norms.values()) if norm is not None]

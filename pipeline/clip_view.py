@@ -17,7 +17,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from thinkjepa.cache import STREAMS, TOKEN_KINDS, ClipRow, FeatureCache, FeatureSet, file_digest
+from thinkjepa.cache import (
+    STREAMS,
+    TOKEN_KINDS,
+    CacheError,
+    ClipRow,
+    FeatureCache,
+    FeatureSet,
+    Kind,
+    file_digest,
+)
 from thinkjepa.stages.data.decode_process import DecodeError, FrameStack, VideoDecoder
 from thinkjepa.stages.errors import StageError
 
@@ -149,6 +158,38 @@ class ClipView:
             "thinker": self.thinker.to_json() if self.thinker else None,
             "encoder": self.encoder.to_json() if self.encoder else None,
         }
+
+
+def find_clip(
+    cache: FeatureCache, clip_id: str, selectors: Sequence[str]
+) -> tuple[ClipRow, str | None, str | None]:
+    """A clip with the thinker set and the encoder set to show of it; None where no set of a kind holds it.
+
+    Raises CacheError where the clip has no features, or several sets hold it and none is named.
+    """
+    named = [cache.find_set(text).name for text in selectors]
+    kinds: tuple[Kind, Kind] = ("thinker", "encoder")
+    chosen = [_holding_set(cache, clip_id, kind, named) for kind in kinds]
+    rows = cache.select(*[name for name in chosen if name]).only([clip_id]) if any(chosen) else []
+    if not rows:
+        raise CacheError(
+            f"clip {clip_id!r} has no features in {str(cache.path)!r}: thinkjepa-cache ls lists its clips"
+        )
+    return rows[0], chosen[0], chosen[1]
+
+
+def _holding_set(cache: FeatureCache, clip_id: str, kind: Kind, named: Sequence[str]) -> str | None:
+    holding = [
+        name
+        for name, item in cache.feature_sets.items()
+        if item.kind == kind and cache.index(name).locate(clip_id) is not None
+    ]
+    wanted = [name for name in holding if name in named] or holding
+    if len(wanted) > 1:
+        raise CacheError(
+            f"clip {clip_id!r} is in several {kind} sets, choose with --set: {', '.join(wanted)}"
+        )
+    return wanted[0] if wanted else None
 
 
 def clip_view(

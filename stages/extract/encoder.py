@@ -94,12 +94,6 @@ class VideoEncoder:
             raise StageError(
                 f"--encoder {self.folder.name!r} lacks {len(missing)} weights, e.g. {missing[0]!r}"
             )
-        crop = self._processor.crop_size
-        if (crop["height"], crop["width"]) != (self.crop_px, self.crop_px):
-            raise StageError(
-                f"--encoder {self.folder.name!r}: the processor crops to {crop['height']}x{crop['width']}, "
-                f"the config says {self.crop_px} px: use the processor that belongs to the model"
-            )
         self._model.eval().to(self.device)
 
     def preprocess(self, frames: FrameStack) -> Tensor:

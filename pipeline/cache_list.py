@@ -1,0 +1,95 @@
+"""The clips of a cache as a list, and what it takes on disk."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from thinkjepa.cache import FeatureCache
+from thinkjepa.cache.layout import array_dir, index_dir
+from thinkjepa.pipeline.units import human_bytes
+
+BLOCK_BYTES = 512
+"""What `st_blocks` counts in, whatever the file system's block size."""
+
+
+def list_clips(path: Path, *, video: str, sort: str) -> list[dict[str, Any]]:
+    """A record per clip: video, split, and per set its tokens (0 for an encoder's), or why it has none."""
+    cache = FeatureCache.open(path)
+    failed = {name: cache.index(name).failed for name in cache.feature_sets}
+    tokens = {name: cache.index(name).tokens_by_clip() for name in cache.feature_sets}
+    clips = [
+        {
+            "clip_id": clip.clip_id,
+            "video": clip.video,
+            "split_s": round(clip.split_time_s, 3),
+            "tokens": {
+                name: counts[clip.clip_id] for name, counts in tokens.items() if clip.clip_id in counts
+            },
+            "failed": {
+                name: rows[clip.clip_id].reason for name, rows in failed.items() if clip.clip_id in rows
+            },
+        }
+        for clip in cache.clips.all().by_clip_id()
+        if fnmatchcase(clip.video, video)
+    ]
+    orders = {
+        "video": lambda clip: (clip["video"], clip["split_s"]),
+        "clip_id": lambda clip: clip["clip_id"],
+        "tokens": lambda clip: -max(clip["tokens"].values(), default=0),
+    }
+    return sorted(clips, key=orders[sort])
+
+
+def describe_clips(clips: list[dict[str, Any]]) -> str:
+    """A line per clip."""
+    lines = []
+    for clip in clips:
+        states = [
+            f"{name}" + (f" ({tokens} tokens)" if tokens else "") for name, tokens in clip["tokens"].items()
+        ]
+        states += [f"{name} failed: {reason}" for name, reason in clip["failed"].items()]
+        split = f"{clip['split_s']:8.2f} s"
+        lines.append(
+            f"{clip['clip_id']:<24} {split}  {clip['video']!r}  {', '.join(states) or 'no features'}"
+        )
+    return "\n".join([*lines, f"{len(clips)} clips"])
+
+
+def disk_usage(path: Path) -> dict[str, Any]:
+    """Allocated bytes: of each array, each index, of open shards, and of all of the cache."""
+    cache = FeatureCache.open(path)
+    sets = {
+        name: {
+            "arrays": {array: allocated_bytes(array_dir(path, name, array)) for array in item.arrays},
+            "index": allocated_bytes(index_dir(path, name)),
+        }
+        for name, item in cache.feature_sets.items()
+    }
+    partial = sum(_allocated(file) for file in path.rglob("*.partial"))
+    return {"cache": str(path), "bytes": allocated_bytes(path), "unfinished_bytes": partial, "sets": sets}
+
+
+def describe_usage(usage: dict[str, Any]) -> str:
+    """Bytes as people read them, largest set first."""
+    lines = []
+    sizes = {name: sum(item["arrays"].values()) + item["index"] for name, item in usage["sets"].items()}
+    for name in sorted(sizes, key=lambda name: -sizes[name]):
+        lines.append(f"{human_bytes(sizes[name]):>10}  {name}")
+        parts = {**usage["sets"][name]["arrays"], "index": usage["sets"][name]["index"]}
+        lines += [f"{human_bytes(size):>10}    {part}" for part, size in parts.items()]
+    if usage["unfinished_bytes"]:
+        lines.append(
+            f"{human_bytes(usage['unfinished_bytes']):>10}  in shards that an interrupted run left open"
+        )
+    return "\n".join([*lines, f"{human_bytes(usage['bytes']):>10}  {usage['cache']}"])
+
+
+def allocated_bytes(folder: Path) -> int:
+    """Bytes allocated under a folder, as `du` counts them."""
+    return sum(_allocated(path) for path in folder.rglob("*") if path.is_file())
+
+
+def _allocated(path: Path) -> int:
+    return path.stat().st_blocks * BLOCK_BYTES

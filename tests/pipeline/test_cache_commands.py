@@ -1,0 +1,152 @@
+"""thinkjepa-cache ls, du, show and verify, through the installed command, on a cache of real features."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from thinkjepa.cache import FeatureCache, WriteSession, drop_clips, verify
+from thinkjepa.cache.layout import shard_file
+
+SMALL = ("--thinker-frames", "4", "--observed-frames", "4", "--future-frames", "4", "--dense-fps", "10")
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).parent / "thinkjepa-cache"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., Path]) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    for number in range(3):
+        make_video(folder / "pour" / f"{number}.mp4", num_frames=70 + number, size=(160, 128))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def arguments(videos: Path, tiny_models: Path) -> tuple[object, ...]:
+    models = ("--thinker", tiny_models / "thinker", "--encoder", tiny_models / "encoder")
+    return ("extract", "--videos", videos, *models, *SMALL, "--stride-s", "0.5", "--json")
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory: pytest.TempPathFactory, arguments: tuple[object, ...]) -> Path:
+    cache_dir = tmp_path_factory.mktemp("cache") / "cache"
+    done = run(*arguments, "--cache-dir", cache_dir)
+    assert done.returncode == 0, done.stderr
+    return cache_dir
+
+
+@pytest.fixture
+def copy(tmp_path: Path, extracted: Path) -> Path:
+    return shutil.copytree(extracted, tmp_path / "cache")
+
+
+def faults(cache_dir: Path, *, full: bool = True) -> list[tuple[str, str]]:
+    return [(item.clip_id, item.reason) for item in verify(cache_dir, full=full, advance=lambda count: None)]
+
+
+def test_ls_lists_every_clip_with_its_sets(extracted: Path) -> None:
+    cache = FeatureCache.open(extracted)
+    listed = json.loads(run("ls", extracted, "--json").stdout)["clips"]
+    assert {clip["clip_id"] for clip in listed} == set(cache.select().clip_ids.to_pylist())
+    assert all(set(clip["tokens"]) == set(cache.feature_sets) for clip in listed)
+    assert [clip["video"] for clip in listed] == sorted(clip["video"] for clip in listed)
+    some = json.loads(run("ls", extracted, "--video", "*/1.mp4", "--json").stdout)["clips"]
+    assert {clip["video"] for clip in some} == {"pour/1.mp4"}
+    assert f"{len(listed)} clips" in run("ls", extracted).stdout
+
+
+def test_du_counts_what_lies_on_disk(extracted: Path) -> None:
+    usage = json.loads(run("du", extracted, "--json").stdout)
+    features = sum(size for item in usage["sets"].values() for size in item["arrays"].values())
+    payload = sum(path.stat().st_size for path in (extracted / "features.zarr").rglob("*") if path.is_file())
+    assert payload <= features < usage["bytes"]
+    assert usage["unfinished_bytes"] == 0
+
+
+def test_show_draws_a_clip(extracted: Path, videos: Path, tmp_path: Path) -> None:
+    clip_id = FeatureCache.open(extracted).select().clip_ids[0].as_py()
+    done = run("show", extracted, clip_id, "-o", tmp_path / "clip.png", "--videos", videos, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["clip_id"] == clip_id
+    assert (tmp_path / "clip.png").read_bytes().startswith(b"\x89PNG")
+    missing = run("show", extracted, "0123@4", "-o", tmp_path / "none.png")
+    assert (missing.returncode, missing.stderr.count("\n")) == (2, 1)
+
+
+def test_a_sound_cache_has_no_problems(extracted: Path) -> None:
+    assert faults(extracted) == []
+    done = run("verify", extracted, "--json")
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"problems": [], "dropped": 0})
+
+
+def test_every_flipped_bit_of_a_feature_is_found_and_the_clip_named(copy: Path) -> None:
+    cache = FeatureCache.open(copy)
+    rng = np.random.default_rng(0)
+    for feature_set in cache.feature_sets.values():
+        for name, spec in feature_set.arrays.items():
+            path = shard_file(copy, feature_set.name, name, shard=0, rank=1 + len(spec.shape))
+            sound = path.read_bytes()
+            for place in rng.integers(0, len(sound), 4):
+                damaged = bytearray(sound)
+                damaged[place] ^= 1 << int(rng.integers(8))
+                path.write_bytes(damaged)
+                found = faults(copy)
+                assert found, (name, place)
+                assert all(clip_id for clip_id, _ in found)
+            path.write_bytes(sound)
+
+
+@pytest.mark.parametrize("pattern", ["clips/*.parquet", "*/index/*.parquet", "features.zarr/*/*/zarr.json"])
+def test_a_truncated_small_file_is_found(copy: Path, pattern: str) -> None:
+    path = next(iter(sorted(copy.glob(pattern))))
+    path.write_bytes(path.read_bytes()[:-9])
+    assert path.name in faults(copy)[0][1]
+
+
+def test_quick_finds_missing_and_truncated_shards(copy: Path) -> None:
+    cache = FeatureCache.open(copy)
+    name = cache.choose_set("encoder").name
+    path = shard_file(copy, name, "observed", shard=0, rank=4)
+    path.write_bytes(path.read_bytes()[:-100])
+    assert {reason.split(" has ")[0] for _, reason in faults(copy, full=False)} == {f"shard {str(path)!r}"}
+    path.unlink()
+    assert all("missing" in reason for _, reason in faults(copy, full=False))
+
+
+def test_repair_drops_exactly_the_damaged_clip_and_extraction_makes_it_anew(
+    copy: Path, extracted: Path, arguments: tuple[object, ...]
+) -> None:
+    cache = FeatureCache.open(copy)
+    name = cache.choose_set("thinker").name
+    clip_ids = cache.select().clip_ids.to_pylist()
+    shard, slot = cache.shard_of(name, "pooled", clip_ids[1])
+    with shard.path.open("r+b") as file:
+        file.seek(int(shard._index[slot][0]) + 5)
+        file.write(b"\xff")
+    done = run("verify", copy, "--repair", "--json")
+    report = json.loads(done.stdout)
+    assert [problem["clip_id"] for problem in report["problems"]] == [clip_ids[1]]
+    assert (done.returncode, report["dropped"]) == (0, 1)
+    again = run(*arguments, "--cache-dir", copy)
+    assert (again.returncode, json.loads(again.stdout)["extracted"]) == (0, 1)
+    assert faults(copy) == []
+    mended, sound = (FeatureCache.open(path).read(name, "pooled", clip_ids) for path in (copy, extracted))
+    # Alone in its batch now, so equal within rounding (float32, states up to 25), not to the bit.
+    assert torch.allclose(mended, sound, rtol=0, atol=1e-5 * float(sound.abs().max()))
+
+
+def test_dropping_nothing_changes_nothing(copy: Path) -> None:
+    with WriteSession(copy):
+        assert drop_clips(copy, []) == 0
+    assert faults(copy) == []
