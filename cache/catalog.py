@@ -19,7 +19,10 @@ def read_catalog(root: Path) -> dict[str, FeatureSet]:
     """Feature sets by name. Raises CacheError where `root` is no cache or one of another schema."""
     path = cache_json(root)
     if not path.is_file():
-        raise CacheError(f"{str(root)!r} is not a feature cache (it has no cache.json): check the path")
+        raise CacheError(
+            f"{str(root)!r} is not a feature cache (it has no cache.json): "
+            "check the path, or run the extraction again"
+        )
     try:
         with explained_os_errors("read", path):
             content = json.loads(path.read_text(encoding="utf-8"))

@@ -18,6 +18,8 @@ EXIT_WRONG_USE = 2
 EXIT_FAILURES = 3
 """Done, but more videos failed than --max-failures allows."""
 EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+"""What a shell reports of SIGPIPE and SIGINT."""
 
 errors = Console(stderr=True, highlight=False)
 """Progress and messages go to standard error, so that standard output stays clean for --json."""
@@ -51,7 +53,7 @@ def run_app(app: typer.Typer) -> NoReturn:
         errors.print("interrupted: run the same command again to continue")
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
-        sys.exit(EXIT_DONE)
+        sys.exit(EXIT_BROKEN_PIPE)
     sys.exit(status if isinstance(status, int) else EXIT_DONE)
 
 

@@ -60,12 +60,11 @@ class TerminalProgress:
 
     def failed(self, failure: Failure) -> None:
         name = f"{failure.video} ({failure.clip_id})" if failure.clip_id else failure.video
-        self._console.print(
-            f"[red]failed[/red] {escape(repr(name))} [{failure.stage}]: {escape(failure.reason)}"
-        )
+        text = escape(f"{name!r} at {failure.stage}: {failure.reason}")
+        self._console.print(f"[red]failed[/red] {text}", soft_wrap=True)
 
     def note(self, text: str) -> None:
-        self._console.print(escape(text))
+        self._console.print(escape(text), soft_wrap=True)
 
     def __enter__(self) -> TerminalProgress:
         self._bars.__enter__()

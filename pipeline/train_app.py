@@ -33,7 +33,7 @@ def train_command(
     selection: Annotated[
         Path | None,
         typer.Option(
-            help="selection.json of an extraction: train on its clips only, not on the whole cache."
+            help="Train only on the clips of a selection.json, which the extract step of `dvc repro` writes."
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,

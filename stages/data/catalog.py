@@ -9,7 +9,7 @@ from pathlib import Path
 from thinkjepa.cache import ClipRow, Failure, FailureStage
 from thinkjepa.stages.data.clips import ClipSettings, PlanError, plan_clips
 from thinkjepa.stages.data.decode_process import DecodeError, VideoDecoder
-from thinkjepa.stages.data.videos import SourceVideo, display_name, identify
+from thinkjepa.stages.data.videos import FileSignature, SourceVideo, display_name, identify
 from thinkjepa.stages.progress import Progress
 
 
@@ -28,6 +28,8 @@ class PlannedFolder:
     """Where each video digest is read from."""
     frame_sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Width and height in pixels by video digest."""
+    signatures: dict[str, FileSignature] = field(default_factory=dict)
+    """What each file was when its digest was taken."""
     duration_s: float = 0.0
 
 
@@ -83,5 +85,6 @@ def _plan_video(
         return
     planned.clips.extend(clips)
     planned.paths[video.digest] = video.path
+    planned.signatures[video.digest] = video.signature
     planned.frame_sizes[video.digest] = (info.width_px, info.height_px)
     planned.duration_s += float(info.times_s[-1])

@@ -19,6 +19,9 @@ from decord import VideoReader, cpu, logging
 
 PR_SET_PDEATHSIG = 1
 
+CHANNELS = 3
+"""decord2 3.4 takes the padded rows of some widths (16, 24, 32, 48, 96, 144 px) for more channels."""
+
 
 def serve(pipe: Connection) -> None:
     """Answer requests until the parent is gone."""
@@ -51,7 +54,9 @@ def _next_request(pipe: Connection) -> dict[str, Any] | None:
 def _describe(reader: Any) -> tuple[dict[str, Any], bytes]:
     """Size, and the start time of every frame in seconds as float64 bytes."""
     times_s = reader.get_frame_timestamp(range(len(reader)))[:, 0].astype(np.float64)
-    height, width = reader[0].shape[:2]
+    height, width, channels = reader[0].shape
+    if channels != CHANNELS:
+        raise ValueError(f"the decoder cannot read frames {width} px wide: scale the video, e.g. to 160 px")
     _stop_running_ahead(reader)
     return {"width": int(width), "height": int(height)}, times_s.tobytes()
 

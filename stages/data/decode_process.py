@@ -70,6 +70,7 @@ class VideoDecoder:
         """Open a video and read the times of all its frames."""
         if self._process is None:
             self._start()
+        self._path = None  # the child lets go of the last video even if this one does not open
         # Absolute, or a file named `http:...` or `concat:...` would be taken for a URL.
         header, raw = self._ask({"open": os.fspath(path.absolute())})
         times_s = np.frombuffer(raw, dtype=np.float64)

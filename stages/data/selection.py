@@ -60,7 +60,9 @@ def read_selection(path: Path) -> Selection:
     """Raises StageError where the file is no selection."""
     record = read_json(path)
     if record.get("schema") != SELECTION_SCHEMA:
-        raise StageError(f"{str(path)!r} is no selection of clips: make it with thinkjepa-cache extract")
+        raise StageError(
+            f"{str(path)!r} is no selection of clips: the extract step of `dvc repro` writes one"
+        )
     return Selection(**record)
 
 

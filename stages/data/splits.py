@@ -41,7 +41,7 @@ class SplitRule:
 
     def __post_init__(self) -> None:
         fractions = (self.validation_fraction, self.test_fraction)
-        if min(fractions) <= 0 or sum(fractions) >= 1:
+        if not (min(fractions) > 0 and sum(fractions) < 1):
             raise StageError(
                 f"split fractions validation={fractions[0]}, test={fractions[1]}: both must be above 0 and "
                 "their sum below 1, so that training, too, keeps some groups"

@@ -14,6 +14,9 @@ from thinkjepa.stages.errors import StageError
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 
 
+FileSignature = tuple[int, int, int]
+
+
 @dataclass(frozen=True, slots=True)
 class SourceVideo:
     """A video file. `name` is its path under the videos folder, with forward slashes."""
@@ -21,6 +24,8 @@ class SourceVideo:
     path: Path
     name: str
     digest: str
+    signature: FileSignature
+    """The file's size, change time and place when it was read."""
 
     @property
     def video_id(self) -> str:
@@ -41,15 +46,26 @@ def find_videos(folder: Path) -> list[Path]:
     if not stat.S_ISDIR(kind):
         raise StageError(f"--videos {str(folder)!r} is a file: give the folder that holds it")
     root = folder.resolve()
-    found = [path for path in _files(folder) if path.suffix.lower() in SUFFIXES and _inside(path, root)]
+    named = [path for path in _files(folder) if path.suffix.lower() in SUFFIXES and _is_plain(path)]
+    found = [path for path in named if _inside(path, root)]
     if not found:
-        raise StageError(f"no videos under {str(folder)!r}: looked for {', '.join(SUFFIXES)}, recursively")
+        links = f" ({len(named)} links that lead out of it are not followed)" if named else ""
+        raise StageError(
+            f"no videos under {str(folder)!r}{links}: looked for {', '.join(SUFFIXES)}, recursively"
+        )
     return sorted(found, key=lambda path: display_name(path, folder))
 
 
 def identify(path: Path, *, folder: Path) -> SourceVideo:
     """Read a whole file to identify it. Raises OSError."""
-    return SourceVideo(path=path, name=display_name(path, folder), digest=file_digest(path))
+    signature = file_signature(path)
+    return SourceVideo(path, display_name(path, folder), digest=file_digest(path), signature=signature)
+
+
+def file_signature(path: Path) -> FileSignature:
+    """Tells whether a file is still the one that was identified; never what it contains. Raises OSError."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def display_name(path: Path, folder: Path) -> str:
@@ -63,6 +79,14 @@ def _files(folder: Path) -> Iterator[Path]:
 
     for parent, _, names in os.walk(folder, onerror=stop):
         yield from (Path(parent, name) for name in names)
+
+
+def _is_plain(path: Path) -> bool:
+    """A file, or what cannot be told (a broken link), which is reported; a pipe would block for ever."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return True
 
 
 def _inside(path: Path, root: Path) -> bool:

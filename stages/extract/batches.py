@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from thinkjepa.cache import ClipFeatures, ClipRow, Failure, FailureStage, Kind
 from thinkjepa.stages.data.catalog import PlannedFolder
 from thinkjepa.stages.data.decode_process import DecodeError, FrameStack, VideoDecoder
+from thinkjepa.stages.data.videos import FileSignature, file_signature
 from thinkjepa.stages.extract.encoder import VideoEncoder
 from thinkjepa.stages.extract.frozen_models import FrozenModels
 from thinkjepa.stages.extract.hooked_thinker import HookedThinker
@@ -64,11 +66,22 @@ class ClipDecoding:
     def _frames(self, clip: ClipRow, indices: Sequence[int]) -> FrameStack:
         if clip.video_digest in self._broken:
             raise DecodeError(self._broken[clip.video_digest])
+        path = self._planned.paths[clip.video_digest]
         try:
-            return self._decoder.frames(self._planned.paths[clip.video_digest], indices)
+            frames = self._decoder.frames(path, indices)
+            if _signature(path) != self._planned.signatures[clip.video_digest]:
+                raise DecodeError("the file has changed since it was identified: run the extraction again")
+            return frames
         except DecodeError as error:
             self._broken[clip.video_digest] = str(error)
             raise
+
+
+def _signature(path: Path) -> FileSignature | None:
+    try:
+        return file_signature(path)
+    except OSError:
+        return None
 
 
 def see(clip: ClipRow, thinker: HookedThinker, decoding: ClipDecoding) -> Scene:
@@ -88,6 +101,8 @@ def run_batch(
     missing: Mapping[Kind, frozenset[str]],
     frozen: FrozenModels,
     decoding: ClipDecoding,
+    *,
+    batch_size: int,
 ) -> dict[Kind, Outcome]:
     """Decode each clip once and run the models on those that miss their features."""
     outcomes: dict[Kind, Outcome] = {"thinker": Outcome(), "encoder": Outcome()}
@@ -100,8 +115,8 @@ def run_batch(
         if clip.clip_id in missing["encoder"]:
             with _recorded(clip, "encoder", outcomes):
                 windows.append((clip, watch(clip, frozen.encoder, decoding)))
-    _forward(scenes, lambda ready: _think(ready, frozen), "thinker", outcomes["thinker"])
-    _forward(windows, lambda ready: _encode(ready, frozen), "encoder", outcomes["encoder"])
+    _forward(scenes, lambda ready: _think(ready, frozen, batch_size), "thinker", outcomes["thinker"])
+    _forward(windows, lambda ready: _encode(ready, frozen, batch_size), "encoder", outcomes["encoder"])
     return outcomes
 
 
@@ -121,16 +136,20 @@ def _recorded(clip: ClipRow, kind: Kind, outcomes: Mapping[Kind, Outcome]) -> It
         outcomes[kind].failures.append(_failure(clip, kind, _in_one_line(error)))
 
 
-def _think(ready: Sequence[tuple[ClipRow, Scene]], frozen: FrozenModels) -> list[ClipFeatures]:
-    thoughts = frozen.thinker.think([scene for _, scene in ready])
+def _think(
+    ready: Sequence[tuple[ClipRow, Scene]], frozen: FrozenModels, batch_size: int
+) -> list[ClipFeatures]:
+    thoughts = frozen.thinker.think([scene for _, scene in ready], batch_size=batch_size)
     return [
         thought_features(clip.clip_id, thought) for (clip, _), thought in zip(ready, thoughts, strict=True)
     ]
 
 
-def _encode(ready: Sequence[tuple[ClipRow, list[Tensor]]], frozen: FrozenModels) -> list[ClipFeatures]:
+def _encode(
+    ready: Sequence[tuple[ClipRow, list[Tensor]]], frozen: FrozenModels, batch_size: int
+) -> list[ClipFeatures]:
     by_window = zip(*(windows for _, windows in ready), strict=True)
-    observed, *future = [frozen.encoder.encode(windows) for windows in by_window]
+    observed, *future = [frozen.encoder.encode(windows, batch_size=batch_size) for windows in by_window]
     stacked = torch.stack(future, dim=1)
     return [
         ClipFeatures(clip.clip_id, {"observed": observed[place], "future": stacked[place]})

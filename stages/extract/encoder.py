@@ -105,12 +105,17 @@ class VideoEncoder:
         return pixels
 
     @torch.inference_mode()
-    def encode(self, windows: Sequence[Tensor]) -> Tensor:
-        """Latents `(B, T, P, D)` on the CPU of windows `(frame, 3, crop, crop)`, each seen by itself."""
-        pixels = torch.stack(list(windows)).to(self.device, getattr(torch, self.dtype))
-        latents: Tensor = self._model.get_vision_features(pixels)
+    def encode(self, windows: Sequence[Tensor], *, batch_size: int = 1) -> Tensor:
+        """Latents `(B, T, P, D)` on the CPU of windows `(frame, 3, crop, crop)`, each seen by itself.
+
+        A forward has at least `batch_size` rows, the last one repeated where windows are fewer, so that a
+        window's latents do not depend on how many there are.
+        """
+        full = [*windows, *[windows[-1]] * (batch_size - len(windows))]
+        pixels = torch.stack(full).to(self.device, getattr(torch, self.dtype))
+        latents: Tensor = self._model.get_vision_features(pixels)[: len(windows)]
         num_steps, num_patches = pixels.shape[1] // self.tubelet, self.grid[0] * self.grid[1]
-        return latents.reshape(len(latents), num_steps, num_patches, self.width).cpu()
+        return latents.reshape(len(windows), num_steps, num_patches, self.width).cpu()
 
 
 def encoder_arrays(

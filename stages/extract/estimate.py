@@ -215,6 +215,7 @@ def estimate(
         planned = plan_folder(files, videos, clips, decoder=decoder, progress=progress)
         prompts = PromptSizes.count(planned.clips, planned.frame_sizes, described.thinker)
         decode_times_s = _measured_decoding(planned, described, prompts, decoder, progress)
+    batch_size = execution.clips_per_batch("cuda" if tflops else described.thinker.device.type)
     peak = tflops or measured_tflops(described.thinker.device, described.torch_dtype)
     thinker = thinker_figures(planned.clips, described, prompts)
     encoder = encoder_figures(len(planned.clips), described)
@@ -230,11 +231,11 @@ def estimate(
         repeats=planned.repeats,
         device=described.thinker.device.type,
         dtype=described.thinker.dtype,
-        batch_size=execution.batch_size,
+        batch_size=batch_size,
         thinker=thinker,
         encoder=encoder,
         disk_bytes=thinker.disk_bytes + encoder.disk_bytes,
-        memory=memory_figures(planned, described, prompts, batch_size=execution.batch_size),
+        memory=memory_figures(planned, described, prompts, batch_size=batch_size),
         tflops=peak,
         tflops_measured=tflops is None,
         utilisation=UTILISATION,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from thinkjepa.cache import ClipRow, Failure, Kind, SetWriter, WriteSession, done_clip_ids
-from thinkjepa.stages.data.catalog import PlannedFolder, plan_folder, record
+from thinkjepa.stages.data.catalog import PlannedFolder, plan_folder
 from thinkjepa.stages.data.clips import ClipSettings
 from thinkjepa.stages.data.decode_process import VideoDecoder
 from thinkjepa.stages.data.videos import find_videos
@@ -125,13 +125,26 @@ def _extract_missing(
     frozen.load(kind for kind, ids in missing.items() if ids)
     decoding = ClipDecoding(decoder, planned)
     failures: list[Failure] = []
+    size = execution.clips_per_batch(frozen.thinker.device.type)
     progress.begin("extracting", total=len(pending), unit="clips")
-    for start in range(0, len(pending), execution.batch_size):
-        batch = pending[start : start + execution.batch_size]
-        for kind, outcome in run_batch(batch, missing, frozen, decoding).items():
+    for start in range(0, len(pending), size):
+        batch = pending[start : start + size]
+        names = {clip.clip_id: clip for clip in batch}
+        for kind, outcome in run_batch(batch, missing, frozen, decoding, batch_size=size).items():
             refused = writers[kind].append(outcome.features, outcome.failures)
-            names = {clip.clip_id: clip for clip in batch}
-            found = [*outcome.failures, *(with_video(failure, names[failure.clip_id]) for failure in refused)]
-            record([failure for failure in found if failure not in failures], failures, progress)
+            named = [with_video(failure, names[failure.clip_id]) for failure in refused]
+            _record_new([*outcome.failures, *named], failures, progress)
         progress.advance(len(batch))
     return failures
+
+
+def _record_new(found: Sequence[Failure], failures: list[Failure], progress: Progress) -> None:
+    """Keep what failed, and show each video's failure once, not for every clip and set."""
+    shown = {(failure.video, failure.stage, failure.reason) for failure in failures}
+    for failure in found:
+        if failure in failures:
+            continue
+        failures.append(failure)
+        if (failure.video, failure.stage, failure.reason) not in shown:
+            shown.add((failure.video, failure.stage, failure.reason))
+            progress.failed(failure)

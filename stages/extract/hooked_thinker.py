@@ -115,19 +115,36 @@ class HookedThinker:
             pad_token_id=tokenizer.pad_token_id,
         )
 
+    def think(self, scenes: Sequence[Scene], *, batch_size: int = 1) -> list[Thought]:
+        """One thought per scene, on the CPU.
+
+        Only prompts of one shape share a forward, always of `batch_size` rows, the last one repeated where
+        scenes are fewer. So a scene's states depend on the scene alone: padding and the number of
+        neighbours, which follow from whatever else is extracted, would change their last digits.
+        """
+        prepared = [self.prepare([scene]) for scene in scenes]
+        shapes = [_shape(inputs) for inputs in prepared]
+        thoughts: dict[int, Thought] = {}
+        for shape in dict.fromkeys(shapes):
+            places = [place for place, other in enumerate(shapes) if other == shape]
+            for start in range(0, len(places), batch_size):
+                group = places[start : start + batch_size]
+                rows = [prepared[place] for place in group]
+                full = rows + rows[-1:] * (batch_size - len(rows))
+                thoughts |= dict(zip(group, self._forward(full), strict=False))
+        return [thoughts[place] for place in range(len(scenes))]
+
     @torch.inference_mode()
-    def think(self, scenes: Sequence[Scene]) -> list[Thought]:
-        inputs = self.prepare(scenes).to(self.device)
+    def _forward(self, rows: Sequence[Mapping[str, Tensor]]) -> list[Thought]:
+        """One generation over inputs of one shape."""
+        inputs = {name: torch.cat([row[name] for row in rows]).to(self.device) for name in rows[0]}
         prompt_length = inputs["input_ids"].shape[1]
         with captured_states(self._decoder_layers, self.layers) as steps:
             sequences = self._model.generate(**inputs, generation_config=self._generation)
         hidden_LBSD = torch.stack([torch.cat(steps[layer], dim=1) for layer in self.layers])
-        padding = prompt_length - inputs["attention_mask"].sum(dim=1)
         return [
-            self._thought(
-                hidden_LBSD[:, place], sequences[place].tolist(), int(padding[place]), prompt_length
-            )
-            for place in range(len(scenes))
+            self._thought(hidden_LBSD[:, place], sequences[place].tolist(), prompt_length)
+            for place in range(len(rows))
         ]
 
     def preprocess(self, frames: FrameStack) -> Tensor:
@@ -135,7 +152,7 @@ class HookedThinker:
         return shrink(frames, short_side_px=self.settings.thinker_size)
 
     def prepare(self, scenes: Sequence[Scene]) -> Any:
-        """The model's inputs for a batch, left-padded; frames are passed as chosen, never sampled again."""
+        """The model's inputs for scenes, left-padded; frames are passed as chosen, never sampled again."""
         content = [{"type": "video"}, {"type": "text", "text": self.settings.prompt}]
         text = self._processor.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
@@ -151,13 +168,13 @@ class HookedThinker:
             return_tensors="pt",
         )
 
-    def _thought(self, hidden_LSD: Tensor, ids: Sequence[int], padding: int, prompt_length: int) -> Thought:
-        prompt_ids = ids[padding:prompt_length]
+    def _thought(self, hidden_LSD: Tensor, ids: Sequence[int], prompt_length: int) -> Thought:
+        prompt_ids = ids[:prompt_length]
         generated_ids = until_stop(ids[prompt_length:], self._stop_ids)
         num_states = len(prompt_ids) + len(generated_ids) - 1
         think_open, think_close = self._think_tags
         return Thought(
-            hidden_LSD=hidden_LSD[:, padding : padding + num_states].contiguous(),
+            hidden_LSD=hidden_LSD[:, :num_states].contiguous(),
             token_kind_S=token_kinds(
                 prompt_ids,
                 generated_ids,
@@ -169,6 +186,12 @@ class HookedThinker:
             prompt_token_count=len(prompt_ids),
             text=self._processor.tokenizer.decode(generated_ids, skip_special_tokens=True),
         )
+
+
+def _shape(inputs: Mapping[str, Tensor]) -> tuple[tuple[int, ...], ...]:
+    """What rows of one forward have in common: the shapes of all inputs, and the visual grid."""
+    grid = inputs["video_grid_thw"].flatten().tolist() if "video_grid_thw" in inputs else []
+    return (tuple(grid), *(tuple(value.shape) for value in inputs.values()))
 
 
 def find_decoder_layers(model: Any, num_layers: int, folder: ModelFolder) -> nn.ModuleList:

@@ -8,6 +8,8 @@ from typing import Literal
 from thinkjepa.stages.data.clips import setting
 from thinkjepa.stages.errors import StageError
 
+GPU_BATCH = 8
+
 PAPER_LEVELS = 8
 """Thinker layers of the paper (arXiv 2603.22281)."""
 
@@ -49,22 +51,28 @@ class ModelSettings:
 
 @dataclass(frozen=True, slots=True)
 class ExecutionSettings:
-    """How the work is done; none of it changes what is computed."""
+    """How the work is done; of what is computed it changes no more than rounding (device, batch size)."""
 
     device: str = setting("auto", "Where the models run: auto, cpu, cuda, cuda:1, mps.")
-    batch_size: int = setting(4, "Clips that go through the models together.")
+    batch_size: int = setting(
+        0, "Clips that go through the models together; a larger one is faster on a GPU; 0: 8 there, 1 on CPU."
+    )
     decode_timeout: float = setting(60.0, "Seconds without an answer after which the decoder is ended.")
     max_failures: str = setting("0", "Failed videos that are accepted: a number, or a percentage such as 5%.")
     shard_mb: int = setting(512, "Megabytes of features per shard file.")
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"--batch-size {self.batch_size}: give 1 or more")
+        if self.batch_size < 0:
+            raise ValueError(f"--batch-size {self.batch_size}: give 1 or more, or 0 for the default")
         if not self.decode_timeout > 0:
             raise ValueError(f"--decode-timeout {self.decode_timeout}: give seconds above 0")
         if self.shard_mb < 1:
             raise ValueError(f"--shard-mb {self.shard_mb}: give 1 or more")
         allowed_failures(self.max_failures, num_videos=1)
+
+    def clips_per_batch(self, device_type: str) -> int:
+        """The batch size, the default one made definite for `cpu`, `cuda` and so on."""
+        return self.batch_size or (1 if device_type == "cpu" else GPU_BATCH)
 
 
 def allowed_failures(text: str, *, num_videos: int) -> int:

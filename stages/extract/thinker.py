@@ -63,8 +63,8 @@ class Thinker(Protocol):
         """What helps a person: model name, revision, versions, device."""
         ...
 
-    def think(self, scenes: Sequence[Scene]) -> list[Thought]:
-        """One thought per scene, on the CPU."""
+    def think(self, scenes: Sequence[Scene], *, batch_size: int = 1) -> list[Thought]:
+        """One thought per scene, on the CPU; no scene's states depend on its neighbours."""
         ...
 
 

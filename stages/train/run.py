@@ -24,7 +24,7 @@ from thinkjepa.stages.data.selection import Selection, selected_clip_ids
 from thinkjepa.stages.data.split_store import StoredSplit, stored_split
 from thinkjepa.stages.data.splits import SIDES, Side, SplitRule
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.json_files import json_bytes, write_json
+from thinkjepa.stages.json_files import json_bytes, read_json, write_json
 from thinkjepa.stages.train.batches import batches_in_order
 from thinkjepa.stages.train.checkpoint import save_weights, shape_to_json
 from thinkjepa.stages.train.curve import write_curve
@@ -100,6 +100,8 @@ def train(
     with accelerator.main_process_first():  # one process makes the split, the others read it
         clips = divide_clips(features, cache_dir, split)
     plan = plan_run(cache_dir, settings, features, clips, num_processes=accelerator.num_processes)
+    if (done := finished_metrics(out_dir, plan)) is not None:
+        return done
     resume = ResumeFile(out_dir / "resume.safetensors", plan.key)
     with repeatable_kernels(accelerator.device):
         state = fit(
@@ -118,6 +120,22 @@ def train(
         resume.remove()
     accelerator.wait_for_everyone()
     return metrics
+
+
+def finished_metrics(out_dir: Path, plan: RunPlan) -> dict[str, Any] | None:
+    """The metrics of this very run where it is finished, None where there is no finished run.
+
+    Raises StageError where the folder holds another finished run: its results are never overwritten.
+    """
+    if not (out_dir / "run.json").is_file():
+        return None
+    record = read_json(out_dir / "run.json")
+    if json_bytes({**record, "checkpoint": None}) == json_bytes({**plan.record, "checkpoint": None}):
+        return read_json(out_dir / "metrics.json")
+    raise StageError(
+        f"{str(out_dir)!r} holds a finished run with other settings or features: choose another --out, "
+        "or remove it"
+    )
 
 
 def make_accelerator(settings: TrainSettings) -> Accelerator:

@@ -59,6 +59,42 @@ def test_what_is_no_video_is_an_error_and_the_decoder_goes_on(
         assert len(decoder.open(good).times_s) == 10
 
 
+@pytest.mark.parametrize("width", [96, 144])
+def test_a_width_that_the_decoder_cannot_read_is_said_to_be_so(
+    tmp_path: Path, make_video: Callable[..., Path], width: int
+) -> None:
+    path = make_video(tmp_path / "narrow.mp4", num_frames=4, size=(width, 128))
+    with VideoDecoder(timeout_s=TIMEOUT_S) as decoder:
+        with pytest.raises(DecodeError, match=f"cannot read frames {width} px wide: scale the video"):
+            decoder.open(path)
+
+
+@pytest.mark.parametrize("size", [(98, 130), (102, 68), (720, 1280), (40, 64)])
+def test_odd_sizes_are_decoded_exactly(
+    tmp_path: Path,
+    make_video: Callable[..., Path],
+    read_frame_number: Callable[..., int],
+    size: tuple[int, int],
+) -> None:
+    path = make_video(tmp_path / "v.mp4", num_frames=40, size=size)
+    with VideoDecoder(timeout_s=TIMEOUT_S) as decoder:
+        frames = decoder.frames(path, [39, 3, 20, 21, 0])
+    assert frames.shape == (5, size[1], size[0], 3)
+    assert [read_frame_number(frame) for frame in frames] == [39, 3, 20, 21, 0]
+
+
+def test_a_video_that_does_not_open_leaves_the_one_before_readable(
+    tmp_path: Path, make_video: Callable[..., Path]
+) -> None:
+    good, bad = make_video(tmp_path / "good.mp4", num_frames=10), tmp_path / "bad.mp4"
+    bad.write_bytes(b"no video")
+    with VideoDecoder(timeout_s=TIMEOUT_S) as decoder:
+        decoder.open(good)
+        with pytest.raises(DecodeError):
+            decoder.open(bad)
+        assert decoder.frames(good, [3]).shape[0] == 1
+
+
 def test_a_hanging_decoder_is_ended_and_the_next_video_read(
     tmp_path: Path, make_video: Callable[..., Path]
 ) -> None:

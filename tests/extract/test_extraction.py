@@ -20,12 +20,15 @@ import torch
 import zarr
 
 from thinkjepa.cache import ClipRow, FeatureCache
+from thinkjepa.stages.data.clips import ClipSettings
 from thinkjepa.stages.data.decode_process import VideoDecoder
 from thinkjepa.stages.extract.encoder import VideoEncoder
+from thinkjepa.stages.extract.extraction import ExtractReport, extract
 from thinkjepa.stages.extract.hooked_thinker import HookedThinker
-from thinkjepa.stages.extract.settings import ModelSettings
+from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
 from thinkjepa.stages.extract.thinker import Scene
 from thinkjepa.stages.extract.weights import find_model
+from thinkjepa.stages.progress import NoProgress
 
 RunExtract = Callable[..., Any]
 MakeVideo = Callable[..., Path]
@@ -187,11 +190,17 @@ def write_pair(folder: Path, *, split_frame: int, lengths: tuple[int, int]) -> N
 
 @pytest.mark.parametrize(("preset", "at", "lengths"), [("dual", 46, (90, 111)), ("release", 45, (90, 90))])
 def test_nothing_observed_depends_on_the_future(
-    tmp_path: Path, run_extract: RunExtract, preset: str, at: int, lengths: tuple[int, int]
+    tmp_path: Path,
+    run_extract: RunExtract,
+    make_video: MakeVideo,
+    preset: str,
+    at: int,
+    lengths: tuple[int, int],
 ) -> None:
     """Two videos, equal before the split and different after it (in length too, where the split does not
-    follow from the length), through the installed command."""
+    follow from the length), through the installed command, with a neighbour of another size."""
     write_pair(tmp_path / "videos", split_frame=at, lengths=lengths)
+    make_video(tmp_path / "videos" / "ab" / "neighbour.mp4", num_frames=75, size=(256, 128))
     outcome = run_extract(
         tmp_path / "videos", tmp_path / "cache", "--preset", preset, "--stride-s", 0.2, "--batch-size", 3
     )
@@ -200,7 +209,8 @@ def test_nothing_observed_depends_on_the_future(
     thinker_set, encoder_set = sets_of(cache)
     clips: dict[str, dict[int, ClipRow]] = {"a": {}, "b": {}}
     for clip in cache.select(thinker_set, encoder_set):
-        clips[clip.video[0]][clip.split_frame] = clip
+        if clip.video in ("a/v.mp4", "b/v.mp4"):
+            clips[clip.video[0]][clip.split_frame] = clip
     at_split = [split for split in clips["a"] if split <= at]
     assert at in at_split
 
@@ -255,6 +265,9 @@ def test_bad_videos_are_recorded_and_the_others_extracted(
     assert lenient.json["failed_videos"] == 5
     info = run_command("thinkjepa-cache", "info", tmp_path / "cache", "--json").json
     assert {failure["video"] for failure in info["failures"]} == set(failed)
+    before = tree_digest(tmp_path / "cache")
+    assert run_extract(folder, tmp_path / "cache", "--max-failures", 5).json["extracted"] == 0
+    assert tree_digest(tmp_path / "cache") == before, "failing again does not make the cache grow"
     (folder / "empty.mp4").unlink()
     shutil.copy(tmp_path / "whole.mp4", folder / "cut.mp4")
     mended = run_extract(folder, tmp_path / "cache", "--max-failures", 3).json
@@ -340,6 +353,39 @@ def test_folders_that_cannot_serve_are_refused(
         assert message in outcome.stderr
     outcome = run_command("thinkjepa-cache", "info", tmp_path / "mine")
     assert (outcome.status, outcome.stderr.count("\n")) == (2, 1)
+
+
+def test_a_video_that_changes_under_way_is_not_stored_under_its_old_digest(
+    tmp_path: Path, make_video: MakeVideo, tiny_models: Path
+) -> None:
+    """Replaced between planning and decoding: its clips fail, and the next run takes it as it is."""
+    folder = tmp_path / "videos"
+    make_video(folder / "a.mp4", num_frames=90)
+    make_video(folder / "b.mp4", num_frames=90, size=(176, 128))
+    other = make_video(tmp_path / "other.mp4", num_frames=80)
+
+    class Replacing(NoProgress):
+        def begin(self, task: str, *, total: int, unit: str) -> None:
+            if task == "extracting" and other.exists():
+                other.replace(folder / "a.mp4")
+
+    def run() -> ExtractReport:
+        return extract(
+            folder,
+            tmp_path / "cache",
+            clips=ClipSettings(thinker_frames=4, observed_frames=4, future_frames=4, dense_fps=10),
+            models=ModelSettings(thinker=str(tiny_models / "thinker"), encoder=str(tiny_models / "encoder")),
+            execution=ExecutionSettings(device="cpu"),
+            progress=Replacing(),
+        )
+
+    first = run()
+    assert {(failure.video, failure.stage) for failure in first.failures} == {("a.mp4", "decode")}
+    assert "has changed" in first.failures[0].reason
+    second = run()
+    assert second.failures == []
+    cache = FeatureCache.open(tmp_path / "cache")
+    assert {clip.video for clip in cache.select(*sets_of(cache))} == {"a.mp4", "b.mp4"}
 
 
 def test_info_tells_what_made_each_set(

@@ -114,23 +114,27 @@ def test_n_generated_tokens_give_n_minus_1_states(tiny_models: Path) -> None:
         assert bool(pooled[:, 1].any()) == (number > 1)
 
 
-def test_batches_of_mixed_length_give_the_states_of_single_clips(thinker: HookedThinker) -> None:
-    scenes = [scene(3), scene(4, height=160), scene(5, width=224)]
-    together = thinker.think(scenes)
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_states_depend_on_nothing_but_the_scene(thinker: HookedThinker, batch_size: int) -> None:
+    """Neighbours of other lengths, other contents and in other numbers: not one bit changes."""
+    scenes = [scene(3), scene(4, height=160), scene(5, width=224), scene(6), scene(7)]
+    together = thinker.think(scenes, batch_size=batch_size)
     assert len({thought.hidden_LSD.shape[1] for thought in together}) > 1
     for seen, thought in zip(scenes, together, strict=True):
-        alone = thinker.think([seen])[0]
+        alone = thinker.think([seen], batch_size=batch_size)[0]
         assert alone.token_ids == thought.token_ids
         assert torch.equal(alone.token_kind_S, thought.token_kind_S)
-        scale = alone.hidden_LSD.abs().max()
-        assert (alone.hidden_LSD - thought.hidden_LSD).abs().max() < 1e-5 * scale
+        assert torch.equal(alone.hidden_LSD, thought.hidden_LSD)
+    other = thinker.think([scene(3), scene(8), scene(9)], batch_size=batch_size)
+    assert torch.equal(other[0].hidden_LSD, together[0].hidden_LSD)
+    assert not torch.equal(other[1].hidden_LSD, together[3].hidden_LSD)
 
 
-def test_a_changed_neighbour_in_the_batch_changes_nothing(thinker: HookedThinker) -> None:
-    first = thinker.think([scene(6), scene(7)])
-    second = thinker.think([scene(6), scene(8)])
-    assert torch.equal(first[0].hidden_LSD, second[0].hidden_LSD)
-    assert not torch.equal(first[1].hidden_LSD, second[1].hidden_LSD)
+def test_the_batch_size_changes_no_more_than_rounding(thinker: HookedThinker) -> None:
+    scenes = [scene(3), scene(6), scene(7)]
+    for one, three in zip(thinker.think(scenes), thinker.think(scenes, batch_size=3), strict=True):
+        assert one.token_ids == three.token_ids
+        assert (one.hidden_LSD - three.hidden_LSD).abs().max() < 1e-5 * one.hidden_LSD.abs().max()
 
 
 def test_every_given_frame_reaches_the_model_with_its_time(thinker: HookedThinker) -> None:
