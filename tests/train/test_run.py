@@ -105,9 +105,24 @@ def test_older_weights_survive_a_later_run_in_the_same_folder(
     for seed in (0, 1):
         run(cache, tmp_path / "run", seed=seed)
         records.append(json.loads((tmp_path / "run" / "run.json").read_text()))
+        (tmp_path / "run" / "run.json").unlink()  # as DVC does before it runs a stage again
     files = [tmp_path / "run" / record["checkpoint"]["file"] for record in records]
     assert files[0] != files[1]
     assert all(load_file(file) for file in files)
+
+
+def test_a_finished_run_is_neither_done_again_nor_overwritten(
+    latent_cache: BuildCache, tmp_path: Path
+) -> None:
+    cache = latent_cache()
+    first = run(cache, tmp_path / "run", seed=0)
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert run(cache, tmp_path / "run", seed=0) == first
+    with pytest.raises(StageError, match="holds a finished run with other settings"):
+        run(cache, tmp_path / "run", seed=1)
+    assert {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()
+    } == files
 
 
 def test_run_record_names_what_determined_it(latent_cache: BuildCache, tmp_path: Path) -> None:
