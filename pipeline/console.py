@@ -50,10 +50,11 @@ def run_app(app: typer.Typer) -> NoReturn:
     except ThinkJepaError as error:
         _fail(str(error))
     except (KeyboardInterrupt, Abort):
-        errors.print("interrupted: run the same command again to continue")
-        sys.exit(EXIT_INTERRUPTED)
+        status = EXIT_INTERRUPTED
     except BrokenPipeError:
         sys.exit(EXIT_BROKEN_PIPE)
+    if status == EXIT_INTERRUPTED:  # typer itself makes this of Ctrl-C
+        errors.print("interrupted: run the same command again to continue")
     sys.exit(status if isinstance(status, int) else EXIT_DONE)
 
 

@@ -102,6 +102,7 @@ class VideoDecoder:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for us: a decoder that ends looks like a broken video
             )
         self._pipe = Connection(ours.detach())
         self._answer(START_TIMEOUT_S)

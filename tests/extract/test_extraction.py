@@ -302,6 +302,31 @@ def test_a_killed_run_continues_to_the_same_cache(
     assert tree_digest(cache_dir) == tree_digest(extracted)
 
 
+def test_ctrl_c_says_how_to_go_on_and_loses_nothing(
+    tmp_path: Path,
+    videos: Path,
+    extracted: Path,
+    run_extract: RunExtract,
+    extract_arguments: Callable[..., Any],
+) -> None:
+    cache_dir = tmp_path / "cache"
+    command = [str(Path(sys.executable).parent / "thinkjepa-cache")]
+    command += map(str, extract_arguments(videos, cache_dir))
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
+        deadline = time.monotonic() + 120
+        while not any(path.stat().st_size > 200 for path in cache_dir.glob("*/journal.jsonl")):
+            assert time.monotonic() < deadline
+            assert run.poll() is None
+            time.sleep(0.01)
+        os.killpg(run.pid, signal.SIGINT)  # as a terminal does: the whole group
+        _, stderr = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert "run the same command again to continue" in stderr
+    assert "failed" not in stderr
+    assert run_extract(videos, cache_dir).status == 0
+    assert tree_digest(cache_dir) == tree_digest(extracted)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
