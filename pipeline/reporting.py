@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -31,7 +32,22 @@ class RateColumn(ProgressColumn):
         return Text(f"{speed:.2f} {unit}/s" if speed else f"- {unit}/s", style="progress.data.speed")
 
 
-class TerminalProgress:
+class _Bars:
+    """A context manager around rich's progress bars."""
+
+    _bars: RichProgress
+
+    def __enter__(self) -> Self:
+        self._bars.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.__exit__(kind, error, trace)
+
+
+class TerminalProgress(_Bars):
     """Shows what stages report (`thinkjepa.stages.progress.Progress`); a context manager."""
 
     def __init__(self, console: Console) -> None:
@@ -66,17 +82,8 @@ class TerminalProgress:
     def note(self, text: str) -> None:
         self._console.print(escape(text), soft_wrap=True)
 
-    def __enter__(self) -> TerminalProgress:
-        self._bars.__enter__()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bars.__exit__(kind, error, trace)
-
-
-class TrainingBar:
+class TrainingBar(_Bars):
     """Shows a training run: steps done, steps a second, time left, the last loss; a context manager."""
 
     def __init__(self, console: Console, *, epochs: int) -> None:
@@ -103,12 +110,3 @@ class TrainingBar:
         self._bars.update(self._task, completed=done, loss=loss, description=f"epoch {epoch}/{self._epochs}")
         if step == total_steps and not self._console.is_terminal:
             self._console.print(f"epoch {epoch}/{self._epochs}: loss {loss:.5f}")
-
-    def __enter__(self) -> TrainingBar:
-        self._bars.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bars.__exit__(kind, error, trace)

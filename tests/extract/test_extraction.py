@@ -276,6 +276,15 @@ def test_bad_videos_are_recorded_and_the_others_extracted(
     assert "cut.mp4" not in info.split("failures:")[1]
 
 
+def wait_for_a_batch(cache_dir: Path, run: subprocess.Popen[Any]) -> None:
+    """Return once a running extraction has committed its first batch."""
+    deadline = time.monotonic() + 120
+    while not any(path.stat().st_size > 200 for path in cache_dir.glob("*/journal.jsonl")):
+        assert time.monotonic() < deadline
+        assert run.poll() is None
+        time.sleep(0.01)
+
+
 def test_a_killed_run_continues_to_the_same_cache(
     tmp_path: Path,
     videos: Path,
@@ -289,11 +298,7 @@ def test_a_killed_run_continues_to_the_same_cache(
         *map(str, extract_arguments(videos, cache_dir)),
     ]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as run:
-        deadline = time.monotonic() + 120
-        while not any(len(path.read_bytes()) > 200 for path in cache_dir.glob("*/journal.jsonl")):
-            assert time.monotonic() < deadline
-            assert run.poll() is None
-            time.sleep(0.01)
+        wait_for_a_batch(cache_dir, run)
         os.kill(run.pid, signal.SIGKILL)
     assert list(cache_dir.glob("*/journal.jsonl"))
     outcome = run_extract(videos, cache_dir)
@@ -313,11 +318,7 @@ def test_ctrl_c_says_how_to_go_on_and_loses_nothing(
     command = [str(Path(sys.executable).parent / "thinkjepa-cache")]
     command += map(str, extract_arguments(videos, cache_dir))
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
-        deadline = time.monotonic() + 120
-        while not any(path.stat().st_size > 200 for path in cache_dir.glob("*/journal.jsonl")):
-            assert time.monotonic() < deadline
-            assert run.poll() is None
-            time.sleep(0.01)
+        wait_for_a_batch(cache_dir, run)
         os.killpg(run.pid, signal.SIGINT)  # as a terminal does: the whole group
         _, stderr = run.communicate(timeout=60)
     assert run.returncode == 130

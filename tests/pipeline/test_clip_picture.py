@@ -336,7 +336,8 @@ def test_any_text_is_drawn_without_warnings(view):
     hostile = "".join(chr(code) for code in range(0, 0x20000, 37)) + "$\\frac{$" * 5
     thinker = replace(view.thinker, generated_text=hostile, prompt=hostile, model=hostile)
     clip = replace(view.clip, video=hostile)
-    size_px(draw(replace(view, clip=clip, thinker=thinker, thumbnails={}, frames_note=hostile)))
+    width, _ = size_px(draw(replace(view, clip=clip, thinker=thinker, thumbnails={}, frames_note=hostile)))
+    assert width == 1800
 
 
 def test_picture_does_not_depend_on_the_users_settings(view):
