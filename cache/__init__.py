@@ -4,6 +4,7 @@ from thinkjepa.cache.catalog import describe_set
 from thinkjepa.cache.clips import ClipSelection
 from thinkjepa.cache.errors import CacheError, ThinkJepaError
 from thinkjepa.cache.fingerprint import VIDEO_ID_HEX, file_digest, fingerprint
+from thinkjepa.cache.labels import LabelTable, ReferenceFrame, VideoLabels
 from thinkjepa.cache.reader import FeatureCache
 from thinkjepa.cache.records import (
     STREAMS,
@@ -38,9 +39,12 @@ __all__ = [
     "FeatureSet",
     "IndexRow",
     "Kind",
+    "LabelTable",
     "Problem",
+    "ReferenceFrame",
     "SetWriter",
     "ThinkJepaError",
+    "VideoLabels",
     "WriteSession",
     "count_clips",
     "describe_set",

@@ -43,7 +43,7 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes | memoryview) -> None:
     """Write `content` so that a reader finds the old file or the new one, never a part of it."""
     with explained_os_errors("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)

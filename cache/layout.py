@@ -22,6 +22,11 @@ def clips_dir(root: Path) -> Path:
     return root / "clips"
 
 
+def labels_dir(root: Path) -> Path:
+    """Numbered Arrow files of hand labels; of two rows of a video the later file's holds."""
+    return root / "labels"
+
+
 def failures_file(root: Path) -> Path:
     """Videos and clips without features, with stage and reason."""
     return root / "failures.parquet"

@@ -18,6 +18,7 @@ from thinkjepa.cache.catalog import choose_set, find_set, read_catalog
 from thinkjepa.cache.clips import ClipSelection, ClipTable
 from thinkjepa.cache.errors import CacheError
 from thinkjepa.cache.index import SetIndex
+from thinkjepa.cache.labels import LabelTable
 from thinkjepa.cache.layout import failures_file, shard_file
 from thinkjepa.cache.records import ArraySpec, Failure, FeatureSet, Kind
 from thinkjepa.cache.shard import Bytes, MappedShard, chunk_number
@@ -51,6 +52,11 @@ class FeatureCache:
         """Videos and clips without features, of the last run that met each video."""
         path = failures_file(self.path)
         return read_table(path, Failure, FAILURES_SCHEMA) if path.exists() else []
+
+    @cached_property
+    def labels(self) -> LabelTable:
+        """Hand labels of the videos that have them."""
+        return LabelTable(self.path)
 
     def index(self, set_name: str) -> SetIndex:
         """Index rows of a feature set by clip_id."""

@@ -13,6 +13,7 @@ from thinkjepa.cache.clips import ClipTable
 from thinkjepa.cache.disk import explained_os_errors
 from thinkjepa.cache.errors import CacheError
 from thinkjepa.cache.index import SetIndex
+from thinkjepa.cache.labels import LabelTable, VideoLabels, write_labels
 from thinkjepa.cache.layout import cache_json, clips_dir, failures_file, lock_file
 from thinkjepa.cache.parquet_rows import next_number
 from thinkjepa.cache.records import ClipRow, Failure, FeatureSet
@@ -70,6 +71,13 @@ class WriteSession:
         if changed:
             number = next_number(clips_dir(self.root))
             write_table(clips_dir(self.root) / f"{number:06d}.parquet", changed, CLIPS_SCHEMA)
+
+    def add_labels(self, labels: Iterable[VideoLabels]) -> int:
+        """Store labels that are new, or whose file changed. Returns how many videos that were."""
+        known = LabelTable(self.root)
+        return write_labels(
+            self.root, (item for item in labels if known.label_digest(item.video_digest) != item.label_digest)
+        )
 
     def writer(self, feature_set: FeatureSet) -> SetWriter:
         """A writer that continues what an interrupted run left behind."""

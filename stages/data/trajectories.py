@@ -1,0 +1,198 @@
+"""Hand trajectories of clips: labels of a video, cut at a clip's frames and put into one frame of reference.
+
+Shape letters: F frames, J joints, W future windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thinkjepa.cache import CacheError, ClipSelection, LabelTable, ReferenceFrame, VideoLabels
+from thinkjepa.stages.data.joints import choose_joints
+from thinkjepa.stages.errors import StageError
+
+Positions = npt.NDArray[np.float32]
+Poses = npt.NDArray[np.float64]
+
+VIDEOS_AT_HAND = 256
+"""Labels of videos that are kept parsed; their numbers stay in the mapped file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """Joints around one split, metres, all in one frame of reference.
+
+    That is the camera frame of the last observed frame wherever the labels allow it: nothing in it depends on
+    the camera's later movement. `camera_pose` is that camera's, in the labels' world, None where unknown.
+    """
+
+    observed_m: Positions
+    """`(observed frame, joint, 3)`"""
+    observed_confidence: Positions
+    """`(observed frame, joint)`, 0 where nothing is known."""
+    future_m: Positions
+    """`(window, future frame, joint, 3)`"""
+    future_confidence: Positions
+    """`(window, future frame, joint)`"""
+    camera_pose: Poses | None
+
+
+def clip_trajectory(
+    labels: VideoLabels,
+    joints: Sequence[str],
+    *,
+    observed_frames: npt.ArrayLike,
+    future_frames: npt.ArrayLike,
+) -> Trajectory:
+    """Cut the joints at a clip's frames: indices into the video, `(frame,)` and `(window, frame)`.
+
+    Joints that the labels lack have confidence 0.
+    """
+    observed, future = np.asarray(observed_frames), np.asarray(future_frames)
+    camera_pose = None if labels.camera_poses is None else labels.camera_poses[observed[-1]]
+    observed_m, observed_confidence = _cut(labels, joints, observed)
+    future_m, future_confidence = _cut(labels, joints, future.reshape(-1))
+    return Trajectory(
+        observed_m=_in_camera(observed_m, camera_pose),
+        observed_confidence=observed_confidence,
+        future_m=_in_camera(future_m, camera_pose).reshape(*future.shape, -1, 3),
+        future_confidence=future_confidence.reshape(*future.shape, -1),
+        camera_pose=camera_pose,
+    )
+
+
+def reference_frame(labels: VideoLabels) -> ReferenceFrame:
+    """The frame of reference of a video's trajectories: the camera's, unless nothing tells where it was."""
+    return "world" if labels.reference_frame == "world" and labels.camera_poses is None else "camera"
+
+
+def to_camera(positions_m: Positions, camera_pose: Poses) -> Positions:
+    """World positions `(..., 3)` in the frame of a camera `(4, 4)` (camera to world), computed in float64."""
+    rotation, origin = camera_pose[:3, :3], camera_pose[:3, 3]
+    turned: Positions = ((positions_m.astype(np.float64) - origin) @ rotation).astype(np.float32)
+    return turned
+
+
+def to_world(positions_m: Positions, camera_pose: Poses) -> Positions:
+    """The inverse of `to_camera`."""
+    rotation, origin = camera_pose[:3, :3], camera_pose[:3, 3]
+    turned: Positions = (positions_m.astype(np.float64) @ rotation.T + origin).astype(np.float32)
+    return turned
+
+
+def project(positions_m: Positions, intrinsics: Poses) -> npt.NDArray[np.float64]:
+    """Pixels `(..., 2)` (right, down) of positions `(..., 3)` in a camera's frame; NaN behind the camera."""
+    points = positions_m.astype(np.float64) @ intrinsics.T
+    depth = points[..., 2:]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        pixels: npt.NDArray[np.float64] = np.where(depth > 0, points[..., :2] / depth, np.nan)
+    return pixels
+
+
+class Supervision:
+    """The trajectories of the clips that have them: which joints, in which frame of reference.
+
+    Holds frame numbers only; joints are read from the mapped labels, clip by clip.
+    """
+
+    def __init__(self, table: LabelTable, clips: ClipSelection, *, joints: str) -> None:
+        """Raises StageError where no clip has labels, or none of the joints asked for."""
+        self._table = table
+        self.without: dict[str, str] = {}
+        """Why clips have no trajectory, by clip id."""
+        self._clips = self._labelled(clips)
+        if not self._clips:
+            why = next(iter(self.without.values()), "there are no clips")
+            raise StageError(f"no clip has hand labels ({why}): thinkjepa-data import stores them in a cache")
+        videos = dict.fromkeys(clip.video_digest for clip in self._clips.values())
+        self.joints = choose_joints(joints, [self._of(digest).joint_names for digest in videos])
+        self.reference_frames = tuple(sorted({reference_frame(self._of(digest)) for digest in videos}))
+        """Of the trajectories: `camera` alone where all labels tell where the camera was."""
+        self._leave_out_videos_without(self.joints)
+
+    @property
+    def clip_ids(self) -> frozenset[str]:
+        """The clips that have a trajectory."""
+        return frozenset(self._clips)
+
+    def trajectory(self, clip_id: str) -> Trajectory:
+        """Raises CacheError where the stored labels are damaged."""
+        clip = self._clips[clip_id]
+        return clip_trajectory(
+            self._of(clip.video_digest),
+            self.joints,
+            observed_frames=clip.observed_frames,
+            future_frames=clip.future_frames,
+        )
+
+    def labels_of(self, clip_id: str) -> VideoLabels:
+        """All labels of a clip's video."""
+        return self._of(self._clips[clip_id].video_digest)
+
+    def _of(self, video_digest: str) -> VideoLabels:
+        return _find(self._table, video_digest)
+
+    def _labelled(self, clips: ClipSelection) -> dict[str, _ClipFrames]:
+        columns = ("video", "video_digest", "observed_frames", "future_frames")
+        rows = zip(clips.clip_ids.to_pylist(), *(clips.values(name) for name in columns), strict=True)
+        labelled: dict[str, _ClipFrames] = {}
+        for clip_id, video, digest, observed, future in rows:
+            frames = _ClipFrames(digest, np.array(observed, np.int32), np.array(future, np.int32))
+            if reason := self._problem(frames, video):
+                self.without[clip_id] = reason
+            else:
+                labelled[clip_id] = frames
+        return labelled
+
+    def _leave_out_videos_without(self, joints: Sequence[str]) -> None:
+        for clip_id, frames in list(self._clips.items()):
+            labels = self._of(frames.video_digest)
+            if not set(joints) & set(labels.joint_names):
+                self.without[clip_id] = f"video {labels.video!r} has labels for none of the chosen joints"
+                del self._clips[clip_id]
+
+    def _problem(self, frames: _ClipFrames, video: str) -> str:
+        """Why a clip cannot be supervised, or an empty string."""
+        if self._table.label_digest(frames.video_digest) is None:
+            return f"video {video!r} has no labels"
+        labels, last = self._of(frames.video_digest), int(frames.future_frames.max())
+        if last >= labels.num_frames:
+            return f"video {video!r} has labels for {labels.num_frames} frames, the clip needs frame {last}"
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class _ClipFrames:
+    video_digest: str
+    observed_frames: npt.NDArray[np.int32]
+    future_frames: npt.NDArray[np.int32]
+
+
+@lru_cache(maxsize=VIDEOS_AT_HAND)
+def _find(table: LabelTable, video_digest: str) -> VideoLabels:
+    labels = table.find(video_digest)
+    if labels is None:
+        raise CacheError(f"video {video_digest[:16]} has no labels any more: run thinkjepa-data import")
+    return labels
+
+
+def _cut(labels: VideoLabels, joints: Sequence[str], frames: npt.NDArray[Any]) -> tuple[Positions, Positions]:
+    """Positions `(frame, joint, 3)` and confidences `(frame, joint)`, zeros for joints not held."""
+    positions_m = np.zeros((len(frames), len(joints), 3), dtype=np.float32)
+    confidences = np.zeros((len(frames), len(joints)), dtype=np.float32)
+    places = {name: place for place, name in enumerate(labels.joint_names)}
+    held = [place for place, name in enumerate(joints) if name in places]
+    chosen = [places[joints[place]] for place in held]
+    positions_m[:, held] = labels.positions_m[frames][:, chosen]
+    confidences[:, held] = labels.confidences[frames][:, chosen]
+    return positions_m, confidences
+
+
+def _in_camera(positions_m: Positions, camera_pose: Poses | None) -> Positions:
+    return positions_m if camera_pose is None else to_camera(positions_m, camera_pose)
