@@ -40,7 +40,7 @@ def train_command(
     settings: TrainSettings,
     split: SplitRule,
 ) -> None:
-    """Train a predictor of future video latents from a feature cache.
+    """Train a predictor of future video latents, and of hand trajectories, from a feature cache.
 
     Writes metrics.json, curve.csv and curve.png, split.json, run.json and the best epoch's weights. The best
     epoch is chosen on the validation clips; the test clips are never read.
@@ -67,16 +67,19 @@ def train_command(
 
 
 def describe_metrics(out: Path, metrics: dict[str, Any]) -> str:
-    """A run in three lines."""
+    """A run in a few lines."""
     clips = ", ".join(f"{number} {side}" for side, number in metrics["num_clips"].items())
-    return "\n".join(
-        [
-            f"{out}: best epoch {metrics['best_epoch']} of {metrics['epochs']} (clips: {clips})",
-            f"  validation latent MSE {metrics['validation_loss']:.5f}, "
-            f"latent persistence {metrics['persistence_validation_loss']:.5f}",
-            f"  next: thinkjepa-eval --run {out}",
-        ]
-    )
+    latent_error = metrics.get("validation_latent_error", metrics["validation_loss"])
+    lines = [
+        f"{out}: best epoch {metrics['best_epoch']} of {metrics['epochs']} (clips: {clips})",
+        f"  validation latent MSE {latent_error:.5f}, "
+        f"latent persistence {metrics['persistence_validation_loss']:.5f}",
+    ]
+    if (distance_m := metrics.get("validation_distance_m")) is not None:
+        lines.append(f"  validation distance of {metrics['num_joints']} joints {1000 * distance_m:.1f} mm")
+        if unlabelled := metrics["unlabelled"]["clips"]:
+            lines.append(f"  left out {unlabelled} clips: {metrics['unlabelled']['first']}, for one")
+    return "\n".join([*lines, f"  next: thinkjepa-eval --run {out}"])
 
 
 def main() -> None:

@@ -24,8 +24,8 @@ from thinkjepa.stages.json_files import write_json
 from thinkjepa.stages.train.batches import batches_in_order
 from thinkjepa.stages.train.features import TRAINED_WINDOW, Features
 from thinkjepa.stages.train.losses import persistence
+from thinkjepa.stages.train.model import ForecastModel
 from thinkjepa.stages.train.settings import Device
-from thinkjepa.stages.train.variants import Forecaster
 
 EVALUATION_SCHEMA = "thinkjepa.eval.v1"
 
@@ -65,14 +65,14 @@ def evaluate(
 
 @torch.no_grad()
 def score(
-    model: Forecaster, features: Features, batches: Iterable[Sequence[str]], *, device: torch.device
+    model: ForecastModel, features: Features, batches: Iterable[Sequence[str]], *, device: torch.device
 ) -> Scores:
     """Metrics of the model and of latent persistence, of every clip in the batches' order, at every step."""
     model = model.to(device).eval()
     parts: dict[str, list[dict[str, Tensor]]] = {"model": [], "persistence": []}
     for clip_ids in batches:
         batch = features.batch(clip_ids, device)
-        predicted = model(batch.observed, batch.pooled)
+        predicted = model(batch.observed, batch.pooled, batch.last_pose_m).latents
         repeated = persistence(batch.observed, future_steps=batch.future.shape[1])
         for name, forecast in (("model", predicted), ("persistence", repeated)):
             parts[name].append(latent_metrics(forecast, batch.future))

@@ -1,18 +1,20 @@
 """A training run read back: its model, its split and the features it was trained on."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from thinkjepa.cache import FeatureCache, FeatureSet
 from thinkjepa.stages.data.splits import Side
+from thinkjepa.stages.data.trajectories import Supervision
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.json_files import read_json
-from thinkjepa.stages.train.checkpoint import Checkpoint, load_forecaster, shape_from_json
+from thinkjepa.stages.train.checkpoint import Checkpoint, load_model, shape_from_json
 from thinkjepa.stages.train.features import Features
+from thinkjepa.stages.train.model import ForecastModel
 from thinkjepa.stages.train.run import RUN_SCHEMA
-from thinkjepa.stages.train.variants import Forecaster
+from thinkjepa.stages.train.shapes import ModelShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +45,14 @@ class TrainedRun:
     def clips_per_forward(self) -> int:
         return int(self.record["settings"]["clips_per_forward"])
 
-    def model(self) -> Forecaster:
+    @property
+    def shape(self) -> ModelShape:
+        return shape_from_json(self.record["model"])
+
+    def model(self) -> ForecastModel:
         """The best epoch's model, in evaluation mode."""
         checkpoint = Checkpoint(**self.record["checkpoint"])
-        return load_forecaster(self.path, checkpoint, shape_from_json(self.record["model"]))
+        return load_model(self.path, checkpoint, self.shape)
 
     def features(self, cache_dir: Path | None) -> Features:
         """The feature sets of the run, in `cache_dir` or, where None, the cache that the run names."""
@@ -54,7 +60,15 @@ class TrainedRun:
         sets = self.record["feature_sets"]
         encoder = _same_set(cache, sets["encoder"])
         thinker = None if sets["thinker"] is None else _same_set(cache, sets["thinker"])
-        return Features(cache=cache, encoder=encoder, thinker=thinker)
+        features = Features(cache=cache, encoder=encoder, thinker=thinker)
+        return replace(features, supervision=self._supervision(features))
+
+    def _supervision(self, features: Features) -> Supervision | None:
+        """Trajectories of the run's own joints, None for a run on latents alone."""
+        if self.shape.head is None:
+            return None
+        joints = ",".join(self.shape.head.joints)
+        return Supervision(features.cache.labels, features.clips(), joints=joints)
 
     def clip_ids(self, side: Side) -> tuple[str, ...]:
         """The clips that were on this side when the run was trained, sorted."""

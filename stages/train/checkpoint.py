@@ -15,8 +15,8 @@ from torch import Tensor
 
 from thinkjepa.cache.disk import replace_file
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.train.shapes import LatentGrid, ModelShape, ThinkerShape, TrunkShape
-from thinkjepa.stages.train.variants import Forecaster, build_forecaster
+from thinkjepa.stages.train.model import ForecastModel, build_model
+from thinkjepa.stages.train.shapes import HeadShape, LatentGrid, ModelShape, ThinkerShape, TrunkShape
 
 DIGEST_HEX = 12
 
@@ -38,7 +38,7 @@ def save_weights(run_dir: Path, weights: Mapping[str, Tensor]) -> Checkpoint:
     return Checkpoint(file=file, sha256=digest)
 
 
-def load_forecaster(run_dir: Path, checkpoint: Checkpoint, shape: ModelShape) -> Forecaster:
+def load_model(run_dir: Path, checkpoint: Checkpoint, shape: ModelShape) -> ForecastModel:
     """The trained model of a run, in evaluation mode, on the CPU. Damaged weights are refused."""
     path = run_dir / checkpoint.file
     try:
@@ -51,7 +51,7 @@ def load_forecaster(run_dir: Path, checkpoint: Checkpoint, shape: ModelShape) ->
             f"weights {str(path)!r} have sha256 {digest[:DIGEST_HEX]}.., run.json says "
             f"{checkpoint.sha256[:DIGEST_HEX]}..: the file is damaged or from another run; train again"
         )
-    model = build_forecaster(shape, seed=0)
+    model = build_model(shape, seed=0)
     model.load_state_dict(safetensors.torch.load(content))
     return model.eval()
 
@@ -62,11 +62,12 @@ def shape_to_json(shape: ModelShape) -> dict[str, Any]:
 
 def shape_from_json(record: Mapping[str, Any]) -> ModelShape:
     """The inverse of `shape_to_json`."""
-    thinker = record["thinker"]
+    thinker, head = record["thinker"], record["head"]
     return ModelShape(
         variant=record["variant"],
         grid=LatentGrid(**record["grid"]),
         trunk=TrunkShape(**record["trunk"]),
         thinker=None if thinker is None else ThinkerShape(**thinker),
         fusion_width=record["fusion_width"],
+        head=None if head is None else HeadShape(**{**head, "joints": tuple(head["joints"])}),
     )

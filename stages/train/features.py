@@ -1,15 +1,18 @@
 """From the cache to a batch: which sets and clips a run reads, and their tensors.
 
-Shape letters: B batch, T latent steps, P patches, D latent dim, L levels, S streams.
+Shape letters: B batch, T latent steps, P patches, D latent dim, L levels, S streams, W windows, K frames of a
+latent step, J joints.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from thinkjepa.cache import ClipSelection, FeatureCache, FeatureSet, Kind
+from thinkjepa.stages.data.trajectories import Positions, Supervision, Trajectory
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train.shapes import LatentGrid, ThinkerShape, Variant
 
@@ -17,12 +20,31 @@ TRAINED_WINDOW = 0  # of several future windows; the later ones serve long rollo
 
 
 @dataclass(frozen=True, slots=True)
+class TrajectoryBatch:
+    """Joints of some clips, float32, metres, in the frame of reference of `stages.data.trajectories`."""
+
+    last_pose_m: Tensor
+    """`(batch, joint, 3)`: where each joint was last seen in the observed window."""
+    last_known: Tensor
+    """`(batch, joint)`: 1 where it was seen at all, else 0."""
+    future_m: Tensor
+    """`(batch, step, frame, joint, 3)`"""
+    future_confidence: Tensor
+    """`(batch, step, frame, joint)`"""
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
-    """Float32 features of some clips, on one device; `pooled` is None for a run without a thinker."""
+    """Float32 features of some clips, on one device; None is what a run has no use for."""
 
     observed: Tensor
     future: Tensor
     pooled: Tensor | None
+    trajectory: TrajectoryBatch | None = None
+
+    @property
+    def last_pose_m(self) -> Tensor | None:
+        return self.trajectory.last_pose_m if self.trajectory else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +56,8 @@ class Features:
     thinker: FeatureSet | None
     only: frozenset[str] | None = None
     """The clips that were selected, or None for all of the cache."""
+    supervision: Supervision | None = None
+    """Hand trajectories; where there is one, the clips are those that have them."""
 
     def clips(self) -> ClipSelection:
         """Clips complete in all sets, sorted by id."""
@@ -41,6 +65,8 @@ class Features:
         clips = self.cache.select(*names)
         if self.only is not None:
             clips = clips.only(self.only)
+        if self.supervision is not None:
+            clips = clips.only(self.supervision.clip_ids)
         if not clips:
             raise StageError(f"no clip has features in all of {', '.join(names)}: extract some first")
         return clips
@@ -52,7 +78,28 @@ class Features:
             observed=self.cache.read(self.encoder.name, "observed", clip_ids).to(device).float(),
             future=future_BWTPD[:, TRAINED_WINDOW].to(device).float(),
             pooled=self.pooled(clip_ids).to(device) if self.thinker else None,
+            trajectory=self.trajectories(clip_ids, device) if self.supervision else None,
         )
+
+    def trajectories(self, clip_ids: Sequence[str], device: torch.device) -> TrajectoryBatch:
+        """Joints of `clip_ids`, in that order, cut into the encoder's latent steps."""
+        assert self.supervision is not None, "asked for trajectories in a run without labels"
+        found = [self.supervision.trajectory(clip_id) for clip_id in clip_ids]
+        poses, known = zip(*map(last_seen, found), strict=True)
+        future_m = np.stack([item.future_m[TRAINED_WINDOW] for item in found])
+        confidence = np.stack([item.future_confidence[TRAINED_WINDOW] for item in found])
+        steps = (len(clip_ids), -1, self.tubelet, len(self.supervision.joints))
+        return TrajectoryBatch(
+            last_pose_m=torch.from_numpy(np.stack(poses)).to(device),
+            last_known=torch.from_numpy(np.stack(known)).to(device),
+            future_m=torch.from_numpy(future_m).reshape(*steps, 3).to(device),
+            future_confidence=torch.from_numpy(confidence).reshape(steps).to(device),
+        )
+
+    @property
+    def tubelet(self) -> int:
+        """Frames of one latent step."""
+        return int(self.encoder.origin["tubelet"])
 
     def pooled(self, clip_ids: Sequence[str]) -> Tensor:
         """Pooled thinker states `(clip, level, stream, dim)`, float32, on the CPU."""
@@ -79,6 +126,14 @@ class Features:
             return None
         levels, _, dim = self.thinker.arrays["pooled"].shape
         return ThinkerShape(levels=levels, dim=dim)
+
+
+def last_seen(trajectory: Trajectory) -> tuple[Positions, Positions]:
+    """Each joint's last observed position of any confidence `(joint, 3)`; 1 or 0 for whether there is one."""
+    seen_FJ = trajectory.observed_confidence > 0
+    last_J = len(seen_FJ) - 1 - np.argmax(seen_FJ[::-1], axis=0)
+    known_J: Positions = np.asarray(seen_FJ.any(axis=0), dtype=np.float32)
+    return trajectory.observed_m[last_J, np.arange(len(last_J))] * known_J[:, np.newaxis], known_J
 
 
 def choose_features(

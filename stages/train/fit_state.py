@@ -8,11 +8,17 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, slots=True)
 class EpochLosses:
-    """Mean squared errors of one epoch: of the training clips as it went along, of validation after it."""
+    """Losses of one epoch: of the training clips as it went along, of validation after it.
+
+    The loss is the weighted sum that is trained on; of its parts, the latents' mean squared error and, where
+    trajectories are predicted, the joints' mean distance in metres.
+    """
 
     epoch: int
     train_loss: float
     validation_loss: float
+    validation_latent_error: float
+    validation_distance_m: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 Data order is a pure function of (seed, epoch, step); no global random state is read. Losses and gradients are
 normalised over the global batch, whatever the number of processes and of clips that are worked on at once.
+
+A clip's *terms* are its loss, the error of its latents, and the mean distance of its joints (0 without head).
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,12 +16,15 @@ from torch import Tensor
 
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train.batches import batches_in_order, shares_of, training_batches
-from thinkjepa.stages.train.features import Features
+from thinkjepa.stages.train.features import Batch, Features
 from thinkjepa.stages.train.fit_state import EpochLosses, FitState
-from thinkjepa.stages.train.losses import latent_error, persistence
+from thinkjepa.stages.train.losses import joint_distance, latent_error, persistence, trajectory_error
+from thinkjepa.stages.train.model import Forecast, ForecastModel
 from thinkjepa.stages.train.resume import ResumeFile
 from thinkjepa.stages.train.settings import TrainSettings
-from thinkjepa.stages.train.variants import Forecaster
+
+LOSS, LATENT, DISTANCE_M = range(3)
+"""Columns of a clip's terms."""
 
 
 class TrainProgress(Protocol):
@@ -38,8 +43,8 @@ class Fitting:
     accelerator: Accelerator
     settings: TrainSettings
 
-    def errors(self, batch: tuple[str, ...]) -> Iterator[Tensor]:
-        """Weighted errors `(clip,)` of this process' clips of a global batch, part by part."""
+    def terms(self, batch: tuple[str, ...]) -> Iterator[Tensor]:
+        """Weighted terms `(clip, 3)` of this process' clips of a global batch, part by part."""
         shares = shares_of(
             batch,
             process=self.accelerator.process_index,
@@ -49,24 +54,23 @@ class Fitting:
         for share in shares:
             clips = self.features.batch(share.clip_ids, self.accelerator.device)
             with self.accelerator.autocast():
-                predicted = self.model(clips.observed, clips.pooled)
+                forecast = self.model(clips.observed, clips.pooled, clips.last_pose_m)
             weights = torch.tensor(share.weights, device=self.accelerator.device)
-            yield latent_error(predicted, clips.future) * weights
+            yield clip_terms(forecast, clips, self.settings) * weights.unsqueeze(1)
 
-    def finite_mean(self, total: Tensor, batch: tuple[str, ...]) -> float:
-        """Mean error of a global batch from this process' `total`. Raises StageError if it is not finite."""
-        summed: Tensor = self.accelerator.reduce(total, reduction="sum")
-        mean = float(summed) / len(batch)
-        if mean - mean != 0:  # infinity or NaN; equal on all processes, so that all of them stop
+    def finite_means(self, totals: Tensor, batch: tuple[str, ...]) -> Tensor:
+        """Mean terms of a global batch from this process' sums. Raises StageError if any is not finite."""
+        means: Tensor = self.accelerator.reduce(totals, reduction="sum").double().cpu() / len(batch)
+        if not means.isfinite().all():  # equal on all processes, so that all of them stop
             raise StageError(
-                f"loss is {mean} on clips {', '.join(batch)}: check their features (thinkjepa-cache verify); "
-                "if those are finite, lower the learning rate"
+                f"loss is {float(means[LOSS])} on clips {', '.join(batch)}: check their features "
+                "(thinkjepa-cache verify); if those are finite, lower the learning rate"
             )
-        return mean
+        return means
 
 
 def fit(
-    model: Forecaster,
+    model: ForecastModel,
     features: Features,
     *,
     train_ids: Sequence[str],
@@ -87,7 +91,7 @@ def fit(
     for epoch in range(len(state.curve) + 1, settings.epochs + 1):
         batches = training_batches(train_ids, batch_size=settings.batch_size, seed=settings.seed, epoch=epoch)
         train_loss = train_epoch(fitting, batches, epoch=epoch, progress=progress)
-        losses = EpochLosses(epoch, train_loss, validation_loss(fitting, validation_ids))
+        losses = epoch_losses(fitting, epoch, train_loss, validation_terms(fitting, validation_ids))
         state = state.after(losses, model)
         if accelerator.is_main_process:
             resume.save(state, model, optimizer)
@@ -97,7 +101,7 @@ def fit(
 def train_epoch(
     fitting: Fitting, batches: Sequence[tuple[str, ...]], *, epoch: int, progress: TrainProgress
 ) -> float:
-    """One pass over `batches`; returns the mean error of the clips, each as its step saw it."""
+    """One pass over `batches`; returns the mean loss of the clips, each as its step saw it."""
     fitting.model.train()
     total, num_clips = 0.0, sum(len(batch) for batch in batches)
     for step, batch in enumerate(batches, start=1):
@@ -108,30 +112,57 @@ def train_epoch(
 
 
 def train_step(fitting: Fitting, batch: tuple[str, ...]) -> float:
-    """One optimiser step on a global batch; returns its mean error.
+    """One optimiser step on a global batch; returns its mean loss.
 
-    Processes average their gradients, so each scales its sum of errors by processes / clips of the batch.
+    Processes average their gradients, so each scales its sum of losses by processes / clips of the batch.
     """
     accelerator = fitting.accelerator
-    total = torch.zeros((), device=accelerator.device)
+    totals = torch.zeros(3, device=accelerator.device)
     fitting.optimizer.zero_grad(set_to_none=True)
-    for errors in fitting.errors(batch):
-        accelerator.backward(errors.sum() * (accelerator.num_processes / len(batch)))
-        total += errors.detach().sum()
-    loss = fitting.finite_mean(total, batch)
+    for terms in fitting.terms(batch):
+        accelerator.backward(terms[:, LOSS].sum() * (accelerator.num_processes / len(batch)))
+        totals += terms.detach().sum(dim=0)
+    loss = float(fitting.finite_means(totals, batch)[LOSS])
     fitting.optimizer.step()
     return loss
 
 
 @torch.no_grad()
-def validation_loss(fitting: Fitting, clip_ids: Sequence[str]) -> float:
-    """Mean squared error of the model over all `clip_ids`."""
+def validation_terms(fitting: Fitting, clip_ids: Sequence[str]) -> Tensor:
+    """Mean terms of the model over all `clip_ids`, float64."""
     fitting.model.eval()
-    total = 0.0
+    totals = torch.zeros(3, dtype=torch.float64)
     for batch in batches_in_order(clip_ids, batch_size=fitting.settings.batch_size):
-        summed = torch.stack([errors.sum() for errors in fitting.errors(batch)]).sum()
-        total += fitting.finite_mean(summed, batch) * len(batch)
-    return total / len(clip_ids)
+        summed = torch.stack([terms.sum(dim=0) for terms in fitting.terms(batch)]).sum(dim=0)
+        totals += fitting.finite_means(summed, batch) * len(batch)
+    return totals / len(clip_ids)
+
+
+def clip_terms(forecast: Forecast, clips: Batch, settings: TrainSettings) -> Tensor:
+    """Each clip's terms `(clip, 3)`: loss, latent error, joints' distance."""
+    latent = latent_error(forecast.latents, clips.future)
+    if forecast.joints_m is None or clips.trajectory is None:
+        return torch.stack((settings.latent_weight * latent, latent, torch.zeros_like(latent)), dim=1)
+    target = clips.trajectory
+    confidence = target.future_confidence
+    if settings.anchor == "last_pose":  # no displacement is known where no pose was
+        confidence = confidence * target.last_known[:, None, None]
+    joints = trajectory_error(forecast.joints_m, target.future_m, confidence)
+    loss = settings.latent_weight * latent + settings.trajectory_weight * joints
+    distance_m = joint_distance(forecast.joints_m.detach(), target.future_m, confidence)
+    return torch.stack((loss, latent, distance_m), dim=1)
+
+
+def epoch_losses(fitting: Fitting, epoch: int, train_loss: float, validation: Tensor) -> EpochLosses:
+    """The point of the learning curve after an epoch."""
+    with_joints = fitting.features.supervision is not None
+    return EpochLosses(
+        epoch=epoch,
+        train_loss=train_loss,
+        validation_loss=float(validation[LOSS]),
+        validation_latent_error=float(validation[LATENT]),
+        validation_distance_m=float(validation[DISTANCE_M]) if with_joints else None,
+    )
 
 
 @torch.no_grad()
@@ -145,15 +176,15 @@ def persistence_loss(features: Features, clip_ids: Sequence[str], *, batch_size:
     return total / len(clip_ids)
 
 
-def make_optimizer(model: Forecaster, settings: TrainSettings) -> torch.optim.Optimizer:
-    """AdamW: weight decay on matrices only, a learning rate of its own for the guidance gates."""
-    named = list(model.named_parameters())
-    gates = [parameter for name, parameter in named if name.endswith("gates")]
-    matrices = [parameter for name, parameter in named if parameter.ndim >= 2]
-    rest = [p for name, p in named if p.ndim < 2 and not name.endswith("gates")]
-    groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-        {"params": gates, "weight_decay": 0.0, "lr": settings.gate_learning_rate},
-    ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=settings.learning_rate)
+def make_optimizer(model: ForecastModel, settings: TrainSettings) -> torch.optim.Optimizer:
+    """AdamW: weight decay on matrices only, rates of their own for the head and the guidance gates."""
+    rates = {"head": settings.head_learning_rate, "gates": settings.gate_learning_rate}
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        part = "gates" if name.endswith("gates") else name.split(".")[0]
+        decay = settings.weight_decay if parameter.ndim >= 2 else 0.0
+        groups.setdefault((rates.get(part, settings.learning_rate), decay), []).append(parameter)
+    return torch.optim.AdamW(
+        {"params": parameters, "lr": rate, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
+    )

@@ -1,11 +1,35 @@
-"""The training loss: mean squared error between predicted and encoded future latents (the paper's)."""
+"""The training losses, one value a clip: latent and trajectory mean squared errors (the paper's).
 
+Shape letters: B batch, T latent steps, K frames of a step, J joints.
+"""
+
+import torch
 from torch import Tensor
 
 
 def latent_error(predicted: Tensor, future: Tensor) -> Tensor:
     """Mean squared error of each clip, `(batch,)`, float32."""
     return (predicted.float() - future).square().flatten(1).mean(dim=1)
+
+
+def trajectory_error(predicted_m: Tensor, future_m: Tensor, confidence: Tensor) -> Tensor:
+    """Mean squared error of each clip's coordinates, m^2, `(batch,)`, float32.
+
+    Positions are `(batch, step, frame, joint, 3)`, `confidence` `(batch, step, frame, joint)` weighs them: at
+    0 a joint has no part in the error or its gradient. A clip of no confidence at all has error 0.
+    """
+    return _weighted((predicted_m - future_m).square().mean(dim=-1), confidence)
+
+
+def joint_distance(predicted_m: Tensor, future_m: Tensor, confidence: Tensor) -> Tensor:
+    """Mean distance of each clip's joints, metres, `(batch,)`, weighed as in `trajectory_error`."""
+    return _weighted(torch.linalg.vector_norm(predicted_m - future_m, dim=-1), confidence)
+
+
+def _weighted(errors_BTKJ: Tensor, confidence_BTKJ: Tensor) -> Tensor:
+    total = (errors_BTKJ * confidence_BTKJ).flatten(1).sum(dim=1)
+    weight = confidence_BTKJ.flatten(1).sum(dim=1)
+    return total / torch.where(weight > 0, weight, 1.0)
 
 
 def persistence(observed: Tensor, *, future_steps: int) -> Tensor:

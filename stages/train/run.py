@@ -10,7 +10,7 @@ RUN/resume.safetensors   only while a run is unfinished
 
 import hashlib
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from thinkjepa.cache import FeatureCache, FeatureSet
+from thinkjepa.cache import ClipSelection, FeatureCache, FeatureSet
 from thinkjepa.stages.data.selection import Selection, selected_clip_ids
 from thinkjepa.stages.data.split_store import StoredSplit, stored_split
 from thinkjepa.stages.data.splits import SIDES, Side, SplitRule
+from thinkjepa.stages.data.trajectories import Supervision
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.json_files import json_bytes, read_json, write_json
 from thinkjepa.stages.train.batches import batches_in_order
@@ -32,16 +33,22 @@ from thinkjepa.stages.train.determinism import repeatable_kernels
 from thinkjepa.stages.train.features import Features, choose_features
 from thinkjepa.stages.train.fit_state import FitState
 from thinkjepa.stages.train.loop import TrainProgress, fit, persistence_loss
+from thinkjepa.stages.train.model import ForecastModel, build_model
 from thinkjepa.stages.train.randomness import epoch_order
 from thinkjepa.stages.train.resume import ResumeFile
 from thinkjepa.stages.train.settings import TrainSettings
-from thinkjepa.stages.train.shapes import ModelShape
-from thinkjepa.stages.train.statistics import PooledStatistics, pooled_statistics
-from thinkjepa.stages.train.variants import Forecaster, build_forecaster
+from thinkjepa.stages.train.shapes import HeadShape, ModelShape
+from thinkjepa.stages.train.statistics import (
+    JointStatistics,
+    PooledStatistics,
+    joint_statistics,
+    pooled_statistics,
+)
 
 RUN_SCHEMA = "thinkjepa.run.v1"
 LIBRARIES = ("thinkjepa", "torch", "accelerate", "safetensors", "numpy", "zarr")
 STATISTICS_CLIPS = 4096  # enough for a mean and spread per dim; reading more takes time and adds nothing
+STATISTICS_BATCH = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +104,8 @@ def train(
     )
     if selection:
         features = replace(features, only=frozenset(selected_clip_ids(cache_dir, selection)))
+    features = supervised(features, settings)
+    settings = replace(settings, task="trajectory" if features.supervision else "latent")
     with accelerator.main_process_first():  # one process makes the split, the others read it
         clips = divide_clips(features, cache_dir, split)
     plan = plan_run(cache_dir, settings, features, clips, num_processes=accelerator.num_processes)
@@ -105,7 +114,7 @@ def train(
     resume = ResumeFile(out_dir / "resume.safetensors", plan.key)
     with repeatable_kernels(accelerator.device):
         state = fit(
-            build_model(plan),
+            untrained_model(plan),
             features,
             train_ids=clips.ids["train"],
             validation_ids=clips.ids["validation"],
@@ -144,6 +153,22 @@ def make_accelerator(settings: TrainSettings) -> Accelerator:
     return Accelerator(cpu=settings.device == "cpu", mixed_precision=precision)
 
 
+def supervised(features: Features, settings: TrainSettings) -> Features:
+    """The features with the hand trajectories that the task asks for, limited to the clips that have them."""
+    clips = features.clips()
+    if settings.task == "latent" or (settings.task == "auto" and not any_labels(features, clips)):
+        return features
+    table = features.cache.labels
+    return replace(features, supervision=Supervision(table, clips, joints=settings.joints))
+
+
+def any_labels(features: Features, clips: ClipSelection) -> bool:
+    """Whether any clip's video has hand labels."""
+    if not len(features.cache.labels):
+        return False
+    return any(features.cache.labels.label_digest(digest) for digest in set(clips.values("video_digest")))
+
+
 def divide_clips(features: Features, cache_dir: Path, rule: SplitRule) -> DividedClips:
     """The run's clips by side of the cache's split, which is made or extended where needed."""
     clips = features.clips()
@@ -178,6 +203,7 @@ def plan_run(
         trunk=settings.trunk,
         thinker=None if settings.variant == "jepa" else features.thinker_shape,
         fusion_width=settings.fusion_width,
+        head=head_shape(features, settings),
     )
     record = {
         "schema": RUN_SCHEMA,
@@ -188,6 +214,7 @@ def plan_run(
             "thinker": _set_record(features.thinker),
         },
         "model": shape_to_json(shape),
+        "reference_frames": list(features.supervision.reference_frames) if features.supervision else [],
         "split_sha256": hashlib.sha256(json_bytes(clips.to_json())).hexdigest(),
         "processes": num_processes,
         "threads": torch.get_num_threads(),
@@ -196,23 +223,60 @@ def plan_run(
     return RunPlan(settings=settings, features=features, clips=clips, shape=shape, record=record)
 
 
-def build_model(plan: RunPlan) -> Forecaster:
-    """The untrained model, standardising the thinker's states by those of the training clips."""
-    model = build_forecaster(plan.shape, seed=plan.settings.seed)
+def head_shape(features: Features, settings: TrainSettings) -> HeadShape | None:
+    """The trajectory head that the labels and the settings ask for, None without labels."""
+    if features.supervision is None:
+        return None
+    return HeadShape(
+        joints=features.supervision.joints,
+        frames_per_step=features.tubelet,
+        anchor=settings.anchor,
+        width=settings.head_width,
+    )
+
+
+def untrained_model(plan: RunPlan) -> ForecastModel:
+    """The model before training, in units of the training clips' thinker states and joints."""
+    model = build_model(plan.shape, seed=plan.settings.seed)
     if plan.shape.thinker is not None:
-        model.set_thinker_statistics(thinker_statistics(plan.features, plan.clips.ids["train"]))
+        model.forecaster.set_thinker_statistics(thinker_statistics(plan))
+    if model.head is not None:
+        model.head.set_joint_statistics(target_statistics(plan))
     return model
 
 
-def thinker_statistics(features: Features, train_ids: Sequence[str]) -> PooledStatistics:
-    """Mean and spread of the thinker's states over training clips, or a fixed sample where there are many."""
+def thinker_statistics(plan: RunPlan) -> PooledStatistics:
+    """Mean and spread of the thinker's states over the training clips."""
+    return pooled_statistics(plan.features.pooled(batch) for batch in statistics_batches(plan))
+
+
+def target_statistics(plan: RunPlan) -> JointStatistics:
+    """Mean and spread of what the head predicts over the training clips: positions or displacements."""
+    device = torch.device("cpu")
+    batches = (plan.features.trajectories(batch, device) for batch in statistics_batches(plan))
+    if plan.settings.anchor == "none":
+        return joint_statistics((batch.future_m, batch.future_confidence) for batch in batches)
+    return joint_statistics(
+        (
+            batch.future_m - batch.last_pose_m[:, None, None],
+            batch.future_confidence * batch.last_known[:, None, None],
+        )
+        for batch in batches
+    )
+
+
+def statistics_batches(plan: RunPlan) -> list[tuple[str, ...]]:
+    """The training clips, or a fixed sample where there are many."""
+    train_ids = plan.clips.ids["train"]
     order = epoch_order(len(train_ids), seed=0, epoch=0)[:STATISTICS_CLIPS]
-    sample = [train_ids[index] for index in sorted(order)]
-    return pooled_statistics(features.pooled(batch) for batch in batches_in_order(sample, batch_size=256))
+    return batches_in_order([train_ids[index] for index in sorted(order)], batch_size=STATISTICS_BATCH)
 
 
 def run_metrics(plan: RunPlan, state: FitState) -> dict[str, Any]:
-    """Losses of the best epoch, persistence on the same validation clips, and counts."""
+    """Losses of the best epoch, latent persistence on the same validation clips, and counts.
+
+    Clips without labels are not in the run; `unlabelled` counts them and gives the first one's reason.
+    """
     best, last = state.best, state.curve[-1]
     persistence = persistence_loss(
         plan.features, plan.clips.ids["validation"], batch_size=plan.settings.clips_per_forward
@@ -226,6 +290,21 @@ def run_metrics(plan: RunPlan, state: FitState) -> dict[str, Any]:
         "last_validation_loss": last.validation_loss,
         "persistence_validation_loss": persistence,
         "num_clips": {side: len(ids) for side, ids in plan.clips.ids.items()},
+        **_joint_metrics(plan, state),
+    }
+
+
+def _joint_metrics(plan: RunPlan, state: FitState) -> dict[str, Any]:
+    """What only a run with trajectories has to say."""
+    if (supervision := plan.features.supervision) is None:
+        return {}
+    without = supervision.without
+    reason = without[min(without)] if without else ""
+    return {
+        "validation_latent_error": state.best.validation_latent_error,
+        "validation_distance_m": state.best.validation_distance_m,
+        "num_joints": len(supervision.joints),
+        "unlabelled": {"clips": len(without), "first": reason},
     }
 
 

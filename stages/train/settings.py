@@ -3,10 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from thinkjepa.stages.data.joints import JOINTS_HELP
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.train.shapes import AttentionPattern, TrunkShape, Variant
+from thinkjepa.stages.train.shapes import Anchor, AttentionPattern, TrunkShape, Variant
 
-Task = Literal["latent"]
+Task = Literal["auto", "latent", "trajectory"]
 Device = Literal["auto", "cpu"]
 Precision = Literal["fp32", "bf16"]
 
@@ -15,9 +16,12 @@ POSITIVE = (
     "batch_size",
     "clips_per_forward",
     "fusion_width",
+    "head_width",
     "learning_rate",
+    "head_learning_rate",
     "gate_learning_rate",
 )
+NOT_NEGATIVE = ("weight_decay", "latent_weight", "trajectory_weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +33,19 @@ class TrainSettings:
         metadata={"help": "Model: thinkjepa (guided), jepa (unguided), vlm (thinker features only)."},
     )
     task: Task = field(
-        default="latent", metadata={"help": "What is predicted: latent (the future window's)."}
+        default="auto",
+        metadata={
+            "help": "What is predicted: latent (the future window's), trajectory (hand joints too, read off "
+            "them), or auto (trajectory where clips have labels)."
+        },
+    )
+    joints: str = field(default="auto", metadata={"help": JOINTS_HELP})
+    anchor: Anchor = field(
+        default="none",
+        metadata={
+            "help": "Joints are predicted as they are (none, the paper's) or as displacements from the last "
+            "observed pose (last_pose), which prediction then needs."
+        },
     )
     seed: int = field(default=0, metadata={"help": "Seed of initial weights and data order."})
     epochs: int = field(default=200, metadata={"help": "Passes over the training clips."})
@@ -44,6 +60,9 @@ class TrainSettings:
         },
     )
     learning_rate: float = field(default=1e-4, metadata={"help": "AdamW's learning rate, constant."})
+    head_learning_rate: float = field(
+        default=1e-3, metadata={"help": "Learning rate of the trajectory head."}
+    )
     gate_learning_rate: float = field(
         default=1e-3,
         metadata={"help": "Learning rate of the guidance gates, which start at zero (ours, as the head's)."},
@@ -57,6 +76,11 @@ class TrainSettings:
     )
     fusion_width: int = field(
         default=512, metadata={"help": "Hidden channels of the pyramid's MLP at each depth."}
+    )
+    head_width: int = field(default=256, metadata={"help": "Channels of the trajectory head (ours)."})
+    latent_weight: float = field(default=1.0, metadata={"help": "Weight of the latents' mean squared error."})
+    trajectory_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the joints' mean squared error (m^2, by confidence)."}
     )
     attention: AttentionPattern = field(
         default="frame_causal",
@@ -72,14 +96,16 @@ class TrainSettings:
     def __post_init__(self) -> None:
         _check_choice("variant", self.variant, get_args(Variant))
         _check_choice("task", self.task, get_args(Task))
+        _check_choice("anchor", self.anchor, get_args(Anchor))
         _check_choice("attention", self.attention, get_args(AttentionPattern))
         _check_choice("device", self.device, get_args(Device))
         _check_choice("precision", self.precision, get_args(Precision))
         for name in POSITIVE:
             if not getattr(self, name) > 0:
                 raise StageError(f"{name} is {getattr(self, name)}, it must be above 0")
-        if self.weight_decay < 0:
-            raise StageError(f"weight_decay is {self.weight_decay}, it must be 0 or above")
+        for name in NOT_NEGATIVE:
+            if not getattr(self, name) >= 0:
+                raise StageError(f"{name} is {getattr(self, name)}, it must be 0 or above")
         _ = self.trunk  # raises where depth, width and heads do not fit together
 
     @property

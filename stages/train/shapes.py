@@ -7,6 +7,7 @@ from thinkjepa.stages.errors import StageError
 
 AttentionPattern = Literal["frame_causal", "bidirectional"]
 Variant = Literal["thinkjepa", "jepa", "vlm"]
+Anchor = Literal["none", "last_pose"]
 
 SMALLEST_HEAD_DIM = 6  # a pair of dims for each of the three axes
 
@@ -61,6 +62,16 @@ class TrunkShape:
 
 
 @dataclass(frozen=True, slots=True)
+class HeadShape:
+    """The trajectory head: which joints, at how many frames of a latent step, relative to what, how wide."""
+
+    joints: tuple[str, ...]
+    frames_per_step: int
+    anchor: Anchor
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelShape:
     """All that determines a model's parameters, except their values."""
 
@@ -69,3 +80,4 @@ class ModelShape:
     trunk: TrunkShape
     thinker: ThinkerShape | None
     fusion_width: int
+    head: HeadShape | None = None

@@ -1,6 +1,6 @@
-"""Mean and spread of pooled thinker states over the training clips.
+"""Mean and spread, over the training clips, of pooled thinker states and of joints.
 
-Shape letters: B batch, L levels, S streams, D thinker dim.
+Shape letters: B batch, L levels, S streams, D thinker dim, T latent steps, K frames of a step, J joints.
 """
 
 from collections.abc import Iterable
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 SMALLEST_SCALE = 1e-6
+SMALLEST_SPREAD_M = 1e-3  # of joints that hardly move: their errors are not blown up
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +38,29 @@ def pooled_statistics(batches: Iterable[Tensor]) -> PooledStatistics:
     floor = torch.maximum(0.1 * spread.median(dim=-1, keepdim=True).values, 1e-3 * center.abs())
     scale = torch.maximum(spread, floor).clamp(min=SMALLEST_SCALE)
     return PooledStatistics(center=center.float(), scale=scale.float())
+
+
+@dataclass(frozen=True, slots=True)
+class JointStatistics:
+    """Where each joint is on average, `(joint, 3)`, and how far from there, `(joint, 1)`: metres, float32."""
+
+    center: Tensor
+    scale: Tensor
+
+
+def joint_statistics(batches: Iterable[tuple[Tensor, Tensor]]) -> JointStatistics:
+    """Statistics of positions `(batch, step, frame, joint, 3)` weighed by confidences without the last axis.
+
+    Summed in float64, in one pass. A joint that no clip has stays at the origin with a spread of 1 mm.
+    """
+    weight = total = squares = torch.zeros((), dtype=torch.float64)
+    for positions_BTKJ3, confidence_BTKJ in batches:
+        weights = confidence_BTKJ.double().unsqueeze(-1)
+        positions = positions_BTKJ3.double()
+        weight = weight + weights.sum(dim=(0, 1, 2))
+        total = total + (weights * positions).sum(dim=(0, 1, 2))
+        squares = squares + (weights * positions.square()).sum(dim=(0, 1, 2))
+    count = torch.where(weight > 0, weight, 1.0)
+    center = total / count
+    spread = (squares / count - center.square()).clamp(min=0).mean(dim=-1, keepdim=True).sqrt()
+    return JointStatistics(center=center.float(), scale=spread.clamp(min=SMALLEST_SPREAD_M).float())
