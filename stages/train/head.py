@@ -33,7 +33,9 @@ class TrajectoryHead(nn.Module):
         self.queries = nn.Parameter(torch.zeros(NUM_QUERIES, shape.width))
         self.key = nn.Linear(shape.width, shape.width)
         self.value = nn.Linear(shape.width, shape.width)
+        self.pooled_norm = nn.LayerNorm(NUM_QUERIES * shape.width)
         self.hidden = nn.Linear(NUM_QUERIES * shape.width, shape.width)
+        self.hidden_norm = nn.LayerNorm(shape.width)
         self.output = nn.Linear(shape.width, shape.frames_per_step * len(shape.joints) * 3)
         self.register_buffer("center", torch.zeros(len(shape.joints), 3))
         self.register_buffer("scale", torch.ones(len(shape.joints), 1))
@@ -50,8 +52,8 @@ class TrajectoryHead(nn.Module):
         pooled_BTQW = F.scaled_dot_product_attention(
             queries_BTQW, self.key(patches_BTPW), self.value(patches_BTPW)
         )
-        states_BTW = F.gelu(self.hidden(pooled_BTQW.flatten(2)))
-        relative = self.output(states_BTW).float()
+        states_BTW = F.gelu(self.hidden(self.pooled_norm(pooled_BTQW.flatten(2))))
+        relative = self.output(self.hidden_norm(states_BTW)).float()
         joints_BTKJ3 = relative.view(*relative.shape[:2], self.shape.frames_per_step, -1, 3)
         joints_m: Tensor = self.center + self.scale * joints_BTKJ3
         if self.shape.anchor == "last_pose":

@@ -6,10 +6,19 @@ import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from thinkjepa.cache import ArraySpec, ClipFeatures, ClipRow, FeatureSet, WriteSession, describe_set
+from thinkjepa.cache import (
+    ArraySpec,
+    ClipFeatures,
+    ClipRow,
+    FeatureSet,
+    VideoLabels,
+    WriteSession,
+    describe_set,
+)
 from thinkjepa.stages.train.shapes import LatentGrid, ModelShape, ThinkerShape, TrunkShape, Variant
 
 GRID = LatentGrid(observed_steps=3, future_steps=2, height=2, width=3, dim=8)
@@ -17,6 +26,9 @@ THINKER = ThinkerShape(levels=3, dim=10)
 TUBELET = 2
 FPS = 10.0
 MASSIVE_DIM, MASSIVE = 4, 3000.0
+SPLITS = (8, 20)
+JOINTS = ("rightHand", "rightThumbTip", "rightIndexFingerTip")
+NUM_FRAMES = SPLITS[-1] + TUBELET * GRID.future_steps
 
 BuildCache = Callable[..., Path]
 BuildShape = Callable[..., ModelShape]
@@ -50,16 +62,17 @@ def latent_cache(tmp_path: Path) -> BuildCache:
     """A function that writes a cache of two clips a video and returns its path.
 
     Each video's future is its last observed step moved up or down, and only one dim of the thinker's states
-    says which.
+    says which. The first `labelled` videos have hand labels: joints on their way, a swaying camera.
     """
 
-    def build(*, name: str = "cache", num_videos: int = 16, windows: int = 1) -> Path:
+    def build(*, name: str = "cache", num_videos: int = 16, windows: int = 1, labelled: int = 0) -> Path:
         root = tmp_path / name
         encoder, thinker = _encoder_set(windows), _thinker_set()
-        clips = [_clip(video, split) for video in range(num_videos) for split in (8, 20)]
+        clips = [_clip(video, split) for video in range(num_videos) for split in SPLITS]
         features = [_features(clip, number, windows) for number, clip in enumerate(clips)]
         with WriteSession(root) as session:
             session.add_clips(clips)
+            session.add_labels(_labels(video) for video in range(labelled))
             for feature_set, place in ((encoder, 0), (thinker, 1)):
                 with session.writer(session.resolve(feature_set)) as writer:
                     assert not writer.append([pair[place] for pair in features])
@@ -115,6 +128,29 @@ def _clip(video: int, split_frame: int) -> ClipRow:
         observed_times_s=tuple(frame / FPS for frame in observed),
         future_frames=(future,),
         future_times_s=(tuple(frame / FPS for frame in future),),
+    )
+
+
+def _labels(video: int) -> VideoLabels:
+    clip = _clip(video, SPLITS[0])
+    rng = np.random.default_rng(video)
+    start_m, step_m = rng.normal(scale=((0.1,), (0.004,)), size=(2, len(JOINTS) * 3)).reshape(2, -1, 3)
+    positions_m = (start_m + step_m * np.arange(NUM_FRAMES)[:, None, None]).astype(np.float32)
+    confidences = np.full((NUM_FRAMES, len(JOINTS)), 0.5, dtype=np.float32)
+    confidences[:, video % len(JOINTS)] = 1.0
+    camera_poses = np.repeat(np.eye(4)[None], NUM_FRAMES, axis=0)
+    camera_poses[:, :3, 3] = rng.normal(scale=0.01, size=(NUM_FRAMES, 3)).cumsum(axis=0)
+    return VideoLabels(
+        video_digest=clip.video_digest,
+        video=clip.video,
+        source="test",
+        label_digest=f"labels {video}",
+        reference_frame="world",
+        joint_names=JOINTS,
+        positions_m=positions_m,
+        confidences=confidences,
+        camera_poses=camera_poses,
+        intrinsics=np.diag([100.0, 100.0, 1.0]),
     )
 
 

@@ -1,0 +1,208 @@
+"""Runs that predict hands: which clips and joints they train on, that they learn, and that they resume."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from thinkjepa.cache import FeatureCache
+from thinkjepa.stages.data.trajectories import Supervision, Trajectory
+from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.train import SplitRule, TrainSettings, train
+from thinkjepa.stages.train.features import Features, choose_features, last_seen
+from thinkjepa.stages.train.loop import DISTANCE_M, Fitting, make_optimizer, train_step, validation_terms
+from thinkjepa.stages.train.model import build_model
+from thinkjepa.stages.train.run import divide_clips, make_accelerator, plan_run, supervised, untrained_model
+from thinkjepa.stages.train.shapes import HeadShape
+
+BuildCache = Callable[..., Path]
+
+TINY = TrainSettings(
+    epochs=2, batch_size=4, depth=2, width=24, heads=2, fusion_width=16, head_width=32, device="cpu"
+)
+CPU = torch.device("cpu")
+
+
+def silent(*, epoch: int, step: int, total_steps: int, loss: float) -> None:
+    """Progress that nobody looks at."""
+
+
+def run(cache: Path, out: Path, settings: TrainSettings = TINY, **overrides: Any) -> dict[str, Any]:
+    progress = overrides.pop("progress", silent)
+    return train(
+        cache,
+        out,
+        replace(settings, **overrides),
+        thinker_set=None,
+        encoder_set=None,
+        split=SplitRule(),
+        progress=progress,
+    )
+
+
+def whole_features(cache: Path) -> Features:
+    return choose_features(FeatureCache.open(cache), variant="thinkjepa", thinker_set=None, encoder_set=None)
+
+
+def run_features(cache: Path, **overrides: Any) -> Features:
+    return supervised(whole_features(cache), replace(TINY, **overrides))
+
+
+def record_of(out: Path) -> dict[str, Any]:
+    return dict(json.loads((out / "run.json").read_text()))
+
+
+@pytest.mark.parametrize(
+    ("variant", "anchor"),
+    [("thinkjepa", "none"), ("thinkjepa", "last_pose"), ("jepa", "none"), ("vlm", "none")],
+)
+def test_eight_clips_are_learned_by_heart_to_5_mm(
+    latent_cache: BuildCache, variant: str, anchor: str
+) -> None:
+    rate, steps = 5e-4, 700
+    settings = replace(
+        TINY,
+        variant=variant,
+        anchor=anchor,
+        batch_size=8,
+        clips_per_forward=8,
+        learning_rate=rate,
+        gate_learning_rate=rate,
+        head_learning_rate=rate,
+        trajectory_weight=1000.0,
+        width=96,
+        heads=6,
+        head_width=128,
+    )
+    cache = latent_cache(num_videos=4, labelled=4)
+    features = supervised(whole_features(cache), settings)
+    clips = tuple(features.clips().clip_ids.to_pylist())
+    divided = divide_clips(features, cache, SplitRule())
+    plan = plan_run(cache, settings, features, replace(divided, ids={"train": clips}), num_processes=1)
+    model = untrained_model(plan)
+    optimizer = make_optimizer(model, settings)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
+    fitting = Fitting(model, optimizer, features, make_accelerator(settings), settings)
+    before_m = float(validation_terms(fitting, clips)[DISTANCE_M])
+    model.train()
+    for _ in range(steps):
+        train_step(fitting, clips)
+        schedule.step()
+    assert len(clips) == 8
+    assert float(validation_terms(fitting, clips)[DISTANCE_M]) < 0.005 < 0.01 < before_m
+
+
+def test_hands_are_predicted_where_there_are_labels(latent_cache: BuildCache, tmp_path: Path) -> None:
+    labelled, plain = latent_cache(name="labelled", labelled=16), latent_cache(name="plain")
+    run(labelled, tmp_path / "hands")
+    run(labelled, tmp_path / "latents", task="latent")
+    run(plain, tmp_path / "plain")
+    tasks = [record_of(tmp_path / name)["settings"]["task"] for name in ("hands", "latents", "plain")]
+    assert tasks == ["trajectory", "latent", "latent"]
+    assert record_of(tmp_path / "hands")["reference_frames"] == ["camera"]
+    assert record_of(tmp_path / "hands")["model"]["head"]["joints"] == [
+        "rightIndexFingerTip",
+        "rightThumbTip",
+        "rightHand",
+    ]
+    assert record_of(tmp_path / "plain")["model"]["head"] is None
+    with pytest.raises(StageError, match=r"no clip has hand labels .* has no labels.*thinkjepa-data import"):
+        run(plain, tmp_path / "none", task="trajectory")
+
+
+def test_clips_without_labels_are_left_out_and_counted(latent_cache: BuildCache, tmp_path: Path) -> None:
+    metrics = run(latent_cache(num_videos=16, labelled=12), tmp_path / "run")
+    assert sum(metrics["num_clips"].values()) == 24
+    assert metrics["unlabelled"]["clips"] == 8
+    assert metrics["unlabelled"]["first"].endswith("has no labels")
+
+
+@pytest.mark.parametrize("variant", ["thinkjepa", "jepa", "vlm"])
+def test_the_head_leaves_the_forecaster_as_it_starts_without_one(model_shape: Any, variant: str) -> None:
+    shape = model_shape(variant)
+    head = HeadShape(joints=("rightHand",), frames_per_step=2, anchor="none", width=16)
+    without, with_head = (build_model(replace(shape, head=item), seed=3) for item in (None, head))
+    weights = with_head.state_dict()
+    assert without.state_dict().keys() == {name for name in weights if not name.startswith("head.")}
+    assert all(torch.equal(weights[name], values) for name, values in without.state_dict().items())
+
+
+def test_only_the_chosen_joints_are_trained(latent_cache: BuildCache, tmp_path: Path) -> None:
+    cache = latent_cache(labelled=16)
+    assert run(cache, tmp_path / "run", joints="rightThumbTip")["num_joints"] == 1
+    with pytest.raises(StageError, match="no label has 'leftHand'"):
+        run(cache, tmp_path / "other", joints="leftHand")
+
+
+def test_an_interrupted_run_continues_to_the_same_files(latent_cache: BuildCache, tmp_path: Path) -> None:
+    cache = latent_cache(labelled=16)
+    run(cache, tmp_path / "whole", epochs=4)
+
+    def stop_in_epoch_3(*, epoch: int, **_: Any) -> None:
+        if epoch == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(cache, tmp_path / "cut", epochs=4, progress=stop_in_epoch_3)
+    run(cache, tmp_path / "cut", epochs=4)
+    for file in ("run.json", "metrics.json", "curve.csv"):
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "cut" / file).read_bytes()
+
+
+def test_targets_are_the_labels_at_the_frames_of_each_step(latent_cache: BuildCache) -> None:
+    features = run_features(latent_cache(labelled=16), joints="rightHand")
+    assert features.supervision is not None
+    clip = features.clips()[3]
+    target = features.trajectories([clip.clip_id], CPU)
+    labels = features.supervision.labels_of(clip.clip_id)
+    assert labels.camera_poses is not None
+    hand = labels.joint_names.index("rightHand")
+    origin = labels.camera_poses[clip.observed_frames[-1], :3, 3]
+    for step, frame in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        number = clip.future_frames[0][2 * step + frame]
+        np.testing.assert_allclose(
+            target.future_m[0, step, frame, 0].numpy(), labels.positions_m[number, hand] - origin, atol=1e-6
+        )
+    last = labels.positions_m[clip.observed_frames[-1], hand] - origin
+    np.testing.assert_allclose(target.last_pose_m[0, 0].numpy(), last, atol=1e-6)
+
+
+@pytest.fixture
+def trajectory() -> Trajectory:
+    """Three observed frames of two joints; the first is not seen in the last one, the second never."""
+    observed_m = np.arange(18, dtype=np.float32).reshape(3, 2, 3)
+    confidence = np.array([[1, 0], [0.5, 0], [0, 0]], dtype=np.float32)
+    return Trajectory(observed_m, confidence, np.zeros((1, 2, 2, 3)), np.ones((1, 2, 2)), None)
+
+
+def test_last_pose_is_where_a_joint_was_last_seen(trajectory: Trajectory) -> None:
+    position, known = last_seen(trajectory)
+    assert known.tolist() == [1, 0]
+    assert position.tolist() == [[6, 7, 8], [0, 0, 0]]
+
+
+def test_nothing_a_prediction_needs_comes_from_the_future(latent_cache: BuildCache) -> None:
+    features = run_features(latent_cache(labelled=16))
+    supervision = features.supervision
+    assert isinstance(supervision, Supervision)
+    clip = features.clips()[0]
+    labels = supervision.labels_of(clip.clip_id)
+    assert labels.camera_poses is not None
+    seen = features.trajectories([clip.clip_id], CPU)
+    future = slice(clip.split_frame, None)
+    positions_m, camera_poses = labels.positions_m.copy(), labels.camera_poses.copy()
+    positions_m[future] += 5
+    camera_poses[future, :3, 3] += 5
+    changed = replace(labels, positions_m=positions_m, camera_poses=camera_poses)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(supervision, "_of", lambda _: changed)
+        after = features.trajectories([clip.clip_id], CPU)
+    assert torch.equal(seen.last_pose_m, after.last_pose_m)
+    assert float((after.future_m - seen.future_m).abs().min()) > 1
