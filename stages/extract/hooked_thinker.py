@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from thinkjepa.stages.data.decode_process import FrameStack
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.device import library_versions, run_source
+from thinkjepa.stages.extract.prompting import CLOCK_FPS, Prompting, choose_prompting
 from thinkjepa.stages.extract.settings import ModelSettings, parse_layers
 from thinkjepa.stages.extract.thinker import Scene, Thought, token_kinds
 from thinkjepa.stages.extract.weights import (
@@ -32,9 +33,6 @@ from thinkjepa.stages.extract.weights import (
 )
 
 ATTENTION = "sdpa"
-CLOCK_FPS = 1000
-"""Frames are placed on a clock of milliseconds: real times at any frame rate, and nothing derived from the
-video's length or average rate, which only the future would tell."""
 
 
 class HookedThinker:
@@ -51,6 +49,8 @@ class HookedThinker:
             config = AutoConfig.from_pretrained(folder.path)
             text = config.get_text_config()
             self.num_layers, self.width = int(text.num_hidden_layers), int(text.hidden_size)
+            self.mixture_of_experts = is_mixture_of_experts(text)
+            self.patch_px = int(getattr(getattr(config, "vision_config", None), "patch_size", 1))
             self.visual_ids = frozenset(
                 token
                 for name in ("image_token_id", "video_token_id")
@@ -59,6 +59,7 @@ class HookedThinker:
         self.layers = parse_layers(settings.layers, num_layers=self.num_layers)
         self._model: Any = None
         self._processor: Any = None
+        self._prompting: Prompting
 
     @property
     def origin(self) -> Mapping[str, Any]:
@@ -87,9 +88,8 @@ class HookedThinker:
         """Bring what `prepare` needs into memory. Raises StageError for what transformers cannot load."""
         with explained_load_errors(self.folder, "thinker"):
             self._processor = AutoProcessor.from_pretrained(self.folder.path)
-            if getattr(self._processor, "video_processor", None) is None:
-                raise StageError(f"--thinker {self.folder.name!r} takes no video: choose one that does")
             self._processor.tokenizer.padding_side = "left"
+            self._prompting = choose_prompting(self._processor, self.settings.prompt, model=self.folder.name)
 
     def load(self) -> None:
         """Bring processor and weights into memory. Raises StageError for what transformers cannot load."""
@@ -120,8 +120,10 @@ class HookedThinker:
 
         Only prompts of one shape share a forward, always of `batch_size` rows, the last one repeated where
         scenes are fewer. So a scene's states depend on the scene alone: padding and the number of
-        neighbours, which follow from whatever else is extracted, would change their last digits.
+        neighbours, which follow from whatever else is extracted, would change their last digits. In a
+        mixture of experts the neighbours' contents do so, too: there a scene has a forward of its own.
         """
+        batch_size = 1 if self.mixture_of_experts else batch_size
         prepared = [self.prepare([scene]) for scene in scenes]
         shapes = [_shape(inputs) for inputs in prepared]
         thoughts: dict[int, Thought] = {}
@@ -142,6 +144,7 @@ class HookedThinker:
         with captured_states(self._decoder_layers, self.layers) as steps:
             sequences = self._model.generate(**inputs, generation_config=self._generation)
         hidden_LBSD = torch.stack([torch.cat(steps[layer], dim=1) for layer in self.layers])
+        _check_prompt(sequences, inputs["input_ids"], num_states=hidden_LBSD.shape[2])
         return [
             self._thought(hidden_LBSD[:, place], sequences[place].tolist(), prompt_length)
             for place in range(len(rows))
@@ -151,22 +154,9 @@ class HookedThinker:
         """Frames `(frame, 3, height, width)` uint8 of a size that the thinker shall see."""
         return shrink(frames, short_side_px=self.settings.thinker_size)
 
-    def prepare(self, scenes: Sequence[Scene]) -> Any:
+    def prepare(self, scenes: Sequence[Scene]) -> Mapping[str, Any]:
         """The model's inputs for scenes, left-padded; frames are passed as chosen, never sampled again."""
-        content = [{"type": "video"}, {"type": "text", "text": self.settings.prompt}]
-        text = self._processor.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
-        options = {"do_sample_frames": False}
-        if hasattr(self._processor.video_processor, "cap_pixels_per_frame"):
-            options["cap_pixels_per_frame"] = True
-        return self._processor(
-            text=[text] * len(scenes),
-            videos=[scene.frames for scene in scenes],
-            videos_kwargs={**options, "video_metadata": [clock_metadata(scene) for scene in scenes]},
-            padding=True,
-            return_tensors="pt",
-        )
+        return self._prompting.inputs(scenes)
 
     def _thought(self, hidden_LSD: Tensor, ids: Sequence[int], prompt_length: int) -> Thought:
         prompt_ids = ids[:prompt_length]
@@ -190,19 +180,43 @@ class HookedThinker:
 
 def _shape(inputs: Mapping[str, Tensor]) -> tuple[tuple[int, ...], ...]:
     """What rows of one forward have in common: the shapes of all inputs, and the visual grid."""
-    grid = inputs["video_grid_thw"].flatten().tolist() if "video_grid_thw" in inputs else []
-    return (tuple(grid), *(tuple(value.shape) for value in inputs.values()))
+    grids = [value.flatten().tolist() for name, value in inputs.items() if name.endswith("_grid_thw")]
+    return (*map(tuple, grids), *(tuple(value.shape) for value in inputs.values()))
+
+
+def _check_prompt(sequences: Tensor, prompt_ids: Tensor, *, num_states: int) -> None:
+    """Raises ValueError where the model did not go on from the processor's own prompt."""
+    length = prompt_ids.shape[1]
+    if not torch.equal(sequences[:, :length], prompt_ids):
+        raise ValueError("the model generated from another prompt than its processor made")
+    if num_states != sequences.shape[1] - 1:
+        raise ValueError(f"{sequences.shape[1]} tokens gave {num_states} states, expected one less")
+
+
+def is_mixture_of_experts(text_config: Any) -> bool:
+    """Whether a decoder routes tokens to experts, by the names that configurations give their number."""
+    names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    return any((getattr(text_config, name, None) or 0) > 1 for name in names)
 
 
 def find_decoder_layers(model: Any, num_layers: int, folder: ModelFolder) -> nn.ModuleList:
-    """The text decoder's layers, as many as its config says. Raises StageError where there are none."""
+    """The text decoder's layers, as many as its config says. Raises StageError where they are not clear.
+
+    Where the model does not name its decoder, they are the only list of that length outside the vision part.
+    """
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     layers = getattr(decoder, "layers", None)
-    if not isinstance(layers, nn.ModuleList) or len(layers) != num_layers:
-        raise StageError(
-            f"--thinker {folder.name!r}: no list of {num_layers} decoder layers in {type(decoder).__name__}"
-        )
-    return layers
+    if isinstance(layers, nn.ModuleList) and len(layers) == num_layers:
+        return layers
+    lists = {name: part for name, part in model.named_modules() if isinstance(part, nn.ModuleList)}
+    fitting = [name for name, part in lists.items() if len(part) == num_layers and "vis" not in name.lower()]
+    if len(fitting) == 1:
+        return lists[fitting[0]]
+    found = ", ".join(f"{name} ({len(part)})" for name, part in lists.items()) or "none"
+    raise StageError(
+        f"--thinker {folder.name!r}: its config has {num_layers} decoder layers, and {type(model).__name__} "
+        f"has {len(fitting)} lists of that many outside its vision part; it has {found}: choose another model"
+    )
 
 
 @contextmanager
@@ -243,18 +257,6 @@ def shrink(frames: FrameStack, *, short_side_px: int) -> Tensor:
         video, [short_side_px], interpolation=InterpolationMode.BICUBIC, antialias=True
     )
     return smaller.contiguous()
-
-
-def clock_metadata(scene: Scene) -> dict[str, Any]:
-    """Frame times for the processor, on a millisecond clock that ends with the last frame seen."""
-    ticks = [round(time_s * CLOCK_FPS) for time_s in scene.times_s]
-    length = ticks[-1] - ticks[0] + max(1, ticks[-1] - ticks[-2])
-    return {
-        "fps": CLOCK_FPS,
-        "frames_indices": ticks,
-        "total_num_frames": length,
-        "duration": length / CLOCK_FPS,
-    }
 
 
 def until_stop(generated_ids: Sequence[int], stop_ids: frozenset[int]) -> list[int]:

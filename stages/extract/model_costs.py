@@ -162,15 +162,17 @@ def multiplied_weights(modules: Iterable[tuple[str, nn.Module]], *, experts_used
 
 def prompt_size(thinker: HookedThinker, inputs: Any) -> PromptSize:
     """Sizes of one clip's inputs as `HookedThinker.prepare` gives them."""
-    pixels = inputs["pixel_values_videos"]
+    pixels = inputs["pixel_values_videos" if "pixel_values_videos" in inputs else "pixel_values"]
     ids = inputs["input_ids"][0].tolist()
     visual = sum(token in thinker.visual_ids for token in ids)
-    if "video_grid_thw" in inputs:
-        frames, height, width = inputs["video_grid_thw"][0].tolist()
-        num_patches, per_frame = frames * height * width, height * width
-    else:  # whole frames `(clip, frame, 3, height, width)`: the tower turns each into at least its tokens
-        frames = pixels.shape[1]
-        num_patches, per_frame = visual, math.ceil(visual / frames)
+    grids = [inputs[name] for name in ("video_grid_thw", "image_grid_thw") if name in inputs]
+    if grids:
+        num_patches = sum(frames * height * width for frames, height, width in grids[0].tolist())
+        per_frame = max(height * width for _, height, width in grids[0].tolist())
+    else:  # whole frames `(clip, frame, 3, height, width)`
+        frames, _, height, width = pixels.shape[1:]
+        per_frame = (height // thinker.patch_px) * (width // thinker.patch_px)
+        num_patches = frames * per_frame
     return PromptSize(len(ids), visual, num_patches, per_frame, pixels.nbytes)
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from thinkjepa.cache import TOKEN_KINDS
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.encoder import VideoEncoder
-from thinkjepa.stages.extract.hooked_thinker import HookedThinker, clock_metadata, until_stop
+from thinkjepa.stages.extract.hooked_thinker import HookedThinker, until_stop
+from thinkjepa.stages.extract.prompting import clock_metadata
 from thinkjepa.stages.extract.settings import ModelSettings, allowed_failures, parse_layers, spread_layers
 from thinkjepa.stages.extract.thinker import KIND, Scene, Thought, pool_streams, token_kinds
 from thinkjepa.stages.extract.weights import find_model

@@ -1,0 +1,100 @@
+"""From frames and a question to a model's inputs: as one video where the model takes video, else as images.
+
+Frames are passed as chosen: a processor that samples again would show the model fewer of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.extract.thinker import Scene
+
+CLOCK_FPS = 1000
+"""Frames are placed on a clock of milliseconds: real times at any frame rate, and nothing derived from the
+video's length or average rate, which only the future would tell."""
+
+
+class Prompting(Protocol):
+    """How a family of models is shown a scene."""
+
+    def inputs(self, scenes: Sequence[Scene]) -> Mapping[str, Any]:
+        """The model's inputs for scenes, left-padded."""
+        ...
+
+
+def choose_prompting(processor: Any, prompt: str, *, model: str) -> Prompting:
+    """Video where the processor has a video part, else images. Raises StageError where it has neither."""
+    if getattr(processor, "video_processor", None) is not None:
+        return VideoPrompting(processor, prompt)
+    if getattr(processor, "image_processor", None) is not None:
+        return FramePrompting(processor, prompt)
+    raise StageError(f"--thinker {model!r} takes neither video nor images: choose a vision-language model")
+
+
+class VideoPrompting:
+    """One video item, with the frames' real times; what the text says of them is the model's own."""
+
+    def __init__(self, processor: Any, prompt: str) -> None:
+        self._processor = processor
+        self._text = _chat(processor, [{"type": "video"}, {"type": "text", "text": prompt}])
+        self._options: dict[str, Any] = {"do_sample_frames": False}
+        if hasattr(processor.video_processor, "cap_pixels_per_frame"):
+            self._options["cap_pixels_per_frame"] = True
+
+    def inputs(self, scenes: Sequence[Scene]) -> Mapping[str, Any]:
+        metadata = [[clock_metadata(scene)] for scene in scenes]
+        found: Mapping[str, Any] = self._processor(
+            text=[self._text] * len(scenes),
+            videos=[[scene.frames] for scene in scenes],
+            videos_kwargs={**self._options, "video_metadata": metadata},
+            padding=True,
+            return_tensors="pt",
+        )
+        return found
+
+
+class FramePrompting:
+    """One image item a frame, behind a line with its time, for models that take images only."""
+
+    def __init__(self, processor: Any, prompt: str) -> None:
+        self._processor = processor
+        self._prompt = prompt
+        self._options: dict[str, Any] = {}
+        if hasattr(processor.image_processor, "do_image_splitting"):
+            self._options["do_image_splitting"] = False  # tiles would make 17 images of each frame
+
+    def inputs(self, scenes: Sequence[Scene]) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self._processor(
+            text=[self._chat(scene) for scene in scenes],
+            images=[list(scene.frames) for scene in scenes],
+            images_kwargs=self._options,
+            padding=True,
+            return_tensors="pt",
+        )
+        return found
+
+    def _chat(self, scene: Scene) -> str:
+        content: list[dict[str, str]] = []
+        for time_s in scene.times_s:
+            content += [{"type": "text", "text": f"<{time_s:.1f} seconds>"}, {"type": "image"}]
+        return _chat(self._processor, [*content, {"type": "text", "text": self._prompt}])
+
+
+def clock_metadata(scene: Scene) -> dict[str, Any]:
+    """Frame times for the processor, on a millisecond clock that ends with the last frame seen."""
+    ticks = [round(time_s * CLOCK_FPS) for time_s in scene.times_s]
+    length = ticks[-1] - ticks[0] + max(1, ticks[-1] - ticks[-2])
+    return {
+        "fps": CLOCK_FPS,
+        "frames_indices": ticks,
+        "total_num_frames": length,
+        "duration": length / CLOCK_FPS,
+    }
+
+
+def _chat(processor: Any, content: Sequence[Mapping[str, str]]) -> str:
+    """The conversation as the model's template writes it, up to where the answer begins."""
+    turn = {"role": "user", "content": list(content)}
+    return str(processor.apply_chat_template([turn], tokenize=False, add_generation_prompt=True))

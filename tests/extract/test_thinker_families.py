@@ -1,0 +1,164 @@
+"""One contract for thinkers of every family: what is captured, what it depends on, and what it does not."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.extract.hooked_thinker import HookedThinker, find_decoder_layers
+from thinkjepa.stages.extract.model_costs import prompt_size
+from thinkjepa.stages.extract.settings import ModelSettings
+from thinkjepa.stages.extract.thinker import KIND, Scene
+from thinkjepa.stages.extract.weights import ModelFolder, find_model
+
+
+def _load_families() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        "thinker_families", Path(__file__).with_name("thinker_families.py")
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+families = _load_families()
+NEW_TOKENS = 4
+DEEPSTACK_LAYERS = 3
+
+
+@pytest.fixture(scope="module", params=["qwen3-vl", *families.FAMILIES])
+def thinker(request: Any, tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> HookedThinker:
+    if request.param == "qwen3-vl":
+        folder, layers = tiny_models / "thinker", "0,1,2,3,4,5,6"
+    else:
+        folder = families.write_family(request.param, tmp_path_factory.mktemp("family") / request.param)
+        layers = "0,1,2,3,4"
+    found = find_model(str(folder), revision="main", role="thinker")
+    settings = ModelSettings(layers=layers, max_new_tokens=NEW_TOKENS)
+    thinker = HookedThinker(found, settings, dtype="float32", device=torch.device("cpu"))
+    thinker.load()
+    return thinker
+
+
+def scene(seed: int, *, height: int = 96, width: int = 128, num_frames: int = 8) -> Scene:
+    rng = np.random.default_rng(seed)
+    frames = torch.from_numpy(rng.integers(0, 256, (num_frames, 3, height, width), dtype=np.uint8))
+    return Scene(frames, [0.1 + 0.37 * number for number in range(num_frames)])
+
+
+def changed_at(frame: int, seen: Scene) -> Scene:
+    frames = seen.frames.clone()
+    frames[frame] = 255 - frames[frame]
+    return Scene(frames, seen.times_s)
+
+
+def test_states_are_what_enters_the_layers_and_leaves_the_last(thinker: HookedThinker) -> None:
+    """Against transformers' own record, where the two mean the same: not between DeepStack's first layers."""
+    seen = scene(0)
+    thought = thinker.think([seen])[0]
+    inputs = dict(thinker.prepare([seen]))
+    with torch.inference_mode():
+        recorded = thinker._model(**inputs, output_hidden_states=True, use_cache=False).hidden_states
+    prompt = thought.hidden_LSD[:, : thought.prompt_token_count]
+    scale = prompt.abs().max()
+    deepstack = hasattr(getattr(thinker._model.config, "vision_config", None), "deepstack_visual_indexes")
+    last = len(thinker.layers) - 1
+    for layer in [0, *range(DEEPSTACK_LAYERS + 1 if deepstack else 1, last)]:
+        assert (prompt[layer] - recorded[layer][0]).abs().max() < 1e-5 * scale
+    norm = thinker._model.get_decoder().norm
+    with torch.inference_mode():
+        assert (norm(prompt[last]) - recorded[last][0]).abs().max() < 1e-5 * recorded[last].abs().max()
+    assert (prompt[last] - recorded[last][0]).abs().max() > 1e-2  # before the norm, not behind it
+
+
+def test_prompt_and_generated_tokens_have_states_and_kinds(thinker: HookedThinker) -> None:
+    seen = scene(1)
+    thought = thinker.think([seen])[0]
+    prompt_ids = thinker.prepare([seen])["input_ids"][0].tolist()
+    assert list(thought.token_ids[: thought.prompt_token_count]) == prompt_ids
+    assert len(thought.token_ids) == len(prompt_ids) + NEW_TOKENS
+    assert thought.hidden_LSD.shape == (len(thinker.layers), len(thought.token_ids) - 1, thinker.width)
+    kinds = thought.token_kind_S.tolist()
+    size = prompt_size(thinker, thinker.prepare([seen]))
+    assert kinds.count(KIND["visual"]) == size.visual_tokens > 0
+    assert size.num_patches >= size.visual_tokens
+    assert set(kinds[len(prompt_ids) :]) <= {KIND["generated"], KIND["reasoning"]}
+
+
+@pytest.mark.parametrize("frame", [0, 3, 7])
+def test_every_frame_is_seen(thinker: HookedThinker, frame: int) -> None:
+    seen = scene(2)
+    one, other = (thinker.think([item])[0] for item in (seen, changed_at(frame, seen)))
+    assert one.token_ids[: one.prompt_token_count] == other.token_ids[: other.prompt_token_count]
+    assert not torch.equal(one.hidden_LSD[-1], other.hidden_LSD[-1])
+
+
+def test_tokens_before_a_changed_frame_do_not_change(thinker: HookedThinker) -> None:
+    """Exactly 0 within a prompt, too: a decoder looks back only."""
+    seen = scene(3)
+    one, other = (thinker.think([item])[0] for item in (seen, changed_at(7, seen)))
+    changed = (one.hidden_LSD != other.hidden_LSD).any(dim=2).any(dim=0)
+    first = int(changed[: one.prompt_token_count].int().argmax())
+    visual = (one.token_kind_S == KIND["visual"]).nonzero().flatten()
+    pair = len(visual) // 4  # of frames, which Qwen's towers merge
+    assert first >= int(visual[-pair])
+    assert changed[first]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_neighbours_change_not_one_bit(thinker: HookedThinker, batch_size: int) -> None:
+    scenes = [scene(4), scene(5), scene(6, height=160)]
+    together = thinker.think(scenes, batch_size=batch_size)
+    others = thinker.think([scene(4), scene(7), scene(8)], batch_size=batch_size)
+    assert torch.equal(together[0].hidden_LSD, others[0].hidden_LSD)
+    assert together[0].token_ids == others[0].token_ids
+    assert not torch.equal(together[1].hidden_LSD, others[1].hidden_LSD)
+
+
+def test_the_batch_size_changes_no_more_than_rounding(thinker: HookedThinker) -> None:
+    scenes = [scene(9), scene(10), scene(11)]
+    for one, three in zip(thinker.think(scenes), thinker.think(scenes, batch_size=3), strict=True):
+        assert one.token_ids == three.token_ids
+        assert (one.hidden_LSD - three.hidden_LSD).abs().max() < 1e-5 * one.hidden_LSD.abs().max()
+
+
+def test_frame_times_reach_the_model(thinker: HookedThinker) -> None:
+    seen = scene(12)
+    later = Scene(seen.frames, [time_s + 100 for time_s in seen.times_s])
+    slower = Scene(seen.frames, [4 * time_s for time_s in seen.times_s])
+    one, moved, stretched = (thinker.think([item])[0] for item in (seen, later, slower))
+    told = [item for item in (moved, stretched) if item.token_ids != one.token_ids]
+    assert told or not torch.equal(one.hidden_LSD, stretched.hidden_LSD)
+
+
+class TwoDecoders(nn.Module):
+    """A model that does not say which of two lists of layers is its decoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.ModuleList(nn.Linear(2, 2) for _ in range(3))
+        self.second = nn.ModuleList(nn.Linear(2, 2) for _ in range(3))
+        self.vision_blocks = nn.ModuleList(nn.Linear(2, 2) for _ in range(3))
+
+
+def test_a_model_that_names_no_decoder_is_searched_for_one(tmp_path: Path) -> None:
+    folder = ModelFolder("strange", tmp_path, revision="main")
+    model = TwoDecoders()
+    with pytest.raises(StageError, match=r"2 lists of that many .* first \(3\), second \(3\)"):
+        find_decoder_layers(model, 3, folder)
+    model.second.append(nn.Linear(2, 2))
+    assert find_decoder_layers(model, 3, folder) is model.first
+    with pytest.raises(StageError, match="has 5 decoder layers, and TwoDecoders has 0 lists"):
+        find_decoder_layers(model, 5, folder)
