@@ -7,6 +7,7 @@ them; EgoDex's benchmark measures 12.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 from thinkjepa.stages.errors import StageError
 
@@ -51,6 +52,25 @@ JOINTS_HELP = (
     "Joints: auto (those of the paper's 52 that the labels have, else all), all, paper (52), keypoints (12), "
     "or names separated by commas."
 )
+
+
+def hand_bones(joints: Sequence[str]) -> list[tuple[int, int]]:
+    """Pairs of places in `joints` that a bone connects: from forearm to wrist, and out along each finger.
+
+    A joint that is missing is skipped: its neighbours are connected.
+    """
+    places = {name: place for place, name in enumerate(joints)}
+    bones: list[tuple[int, int]] = []
+    for side in SIDES:
+        chains: list[tuple[str, ...]] = [(f"{side}Forearm", f"{side}Hand")]
+        chains += [
+            (f"{side}Hand", *(f"{side}{finger}Finger{part}" for part in FINGER_PARTS)) for finger in FINGERS
+        ]
+        chains.append((f"{side}Hand", *(f"{side}Thumb{part}" for part in THUMB_PARTS)))
+        for chain in chains:
+            held = [places[name] for name in chain if name in places]
+            bones += list(pairwise(held))
+    return bones
 
 
 def choose_joints(wanted: str, labelled: Iterable[Sequence[str]]) -> tuple[str, ...]:

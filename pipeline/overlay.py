@@ -1,0 +1,201 @@
+"""A prediction as a video: the hand drawn over the frames, the true one in a second panel where it is known.
+
+Drawing alone looks at the future: its frames are decoded, and the camera's later poses place a joint that was
+predicted in the frame of the last observed camera into each later picture.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import av
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from thinkjepa.stages.data.decode_process import VideoDecoder
+from thinkjepa.stages.data.joints import hand_bones
+from thinkjepa.stages.data.trajectories import Positions, project, to_camera, to_world
+from thinkjepa.stages.predict import Prediction
+
+PANEL_SHORT_SIDE_PX = 480
+CAPTION_PX = 56
+SLOWEST_FPS, SHORTEST_S = 5, 4.0
+"""Short predictions are played slowly, so that there is something to look at."""
+
+BLUE, ORANGE, GREY = (0, 114, 178), (230, 159, 0), (70, 70, 70)
+"""Apart for colour-blind eyes too (Okabe and Ito): the true hand, the predicted one."""
+
+Pixels = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """One frame of the overlay: the video's frame to show, what is drawn on it, and its caption."""
+
+    frame: int
+    predicted: Pixels | None
+    true: Pixels | None
+    observed: bool
+    caption: str
+
+
+def overlay_video(prediction: Prediction, *, decode_timeout_s: float) -> bytes:
+    """An H.264 MP4: observed frames, then the future ones with the predicted hand (and the true one)."""
+    moments = list(_moments(prediction))
+    indices = [moment.frame for moment in moments]
+    with VideoDecoder(timeout_s=decode_timeout_s) as decoder:
+        frames = (decoder.frames(prediction.video, [index])[0] for index in indices)
+        bones = hand_bones(prediction.joints)
+        pictures = (
+            _picture(frame, moment, bones, two_panels=prediction.true_m is not None, note=_note(prediction))
+            for frame, moment in zip(frames, moments, strict=True)
+        )
+        return _encoded(pictures, fps=_playback_fps(prediction, len(moments)))
+
+
+def _moments(prediction: Prediction) -> Iterator[Moment]:
+    """What is shown, in order. Past the video's end its last frame stays."""
+    frames = prediction.frames
+    begin_s = frames.future_times_s[0]
+    for index, time_s in zip(frames.observed, frames.observed_times_s, strict=True):
+        yield Moment(index, None, None, True, f"observed  {time_s - begin_s:+.2f} s")
+    for step, time_s in enumerate(frames.future_times_s):
+        shown = frames.future[step] if step < len(frames.future) else frames.split_frame - 1
+        true, distance = None, ""
+        if prediction.true_m is not None and step < len(prediction.true_m):
+            true = _pixels(prediction, prediction.true_m[step], shown)
+            assert prediction.true_confidence is not None, "comes with the true joints"
+            known = prediction.true_confidence[step] > 0
+            true[~known] = np.nan
+            if known.any():
+                apart_m = np.linalg.norm(prediction.positions_m[step] - prediction.true_m[step], axis=-1)
+                distance = f"   {1000 * apart_m[known].mean():.0f} mm apart"
+        predicted = _pixels(prediction, prediction.positions_m[step], shown)
+        yield Moment(shown, predicted, true, False, f"future  {time_s - begin_s:+.2f} s{distance}")
+
+
+def _pixels(prediction: Prediction, positions_m: Positions, frame: int) -> Pixels:
+    """Where joints appear in a frame, `(joint, 2)`; NaN behind the camera.
+
+    Without intrinsics there is no picture to draw over: x and y, one metre to the picture's width.
+    """
+    labels = prediction.labels
+    if labels is None or labels.intrinsics is None:
+        return np.asarray(positions_m[:, :2], dtype=np.float64)
+    if (then := prediction.camera_pose) is not None and labels.camera_poses is not None:
+        now = labels.camera_poses[min(frame, labels.num_frames - 1)]
+        positions_m = to_camera(to_world(positions_m, then), now)
+    return project(positions_m, labels.intrinsics)
+
+
+def _note(prediction: Prediction) -> str:
+    """What a viewer has to know of how the joints were placed."""
+    labels = prediction.labels
+    if labels is None or labels.intrinsics is None:
+        return "camera unknown: joints from the front, not placed in the picture"
+    if labels.camera_poses is None:
+        return "camera taken as still"
+    return ""
+
+
+def _picture(
+    frame: npt.NDArray[np.uint8],
+    moment: Moment,
+    bones: Sequence[tuple[int, int]],
+    *,
+    two_panels: bool,
+    note: str,
+) -> Image.Image:
+    """One frame of the overlay: a panel or two, and a caption under each."""
+    height, width = frame.shape[:2]
+    scale = PANEL_SHORT_SIDE_PX / min(height, width)
+    size = (_even(width * scale), _even(height * scale))
+    placed = not note.startswith("camera unknown")
+    shown = [("predicted", moment.predicted, ORANGE)]
+    if two_panels:
+        shown.append(("true", moment.true, BLUE))
+    canvas = Image.new("RGB", (size[0] * len(shown), size[1] + CAPTION_PX), GREY)
+    for place, (title, pixels, colour) in enumerate(shown):
+        panel = Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)
+        if pixels is not None:
+            points = pixels * scale if placed else _unplaced(pixels, size)
+            _draw_hand(panel, points, bones, colour)
+        if not moment.observed:
+            ImageDraw.Draw(panel).rectangle((0, 0, size[0] - 1, size[1] - 1), outline=colour, width=4)
+        canvas.paste(panel, (place * size[0], 0))
+        text = moment.caption if place == 0 else ""
+        label = f"{title}" if not moment.observed else ""
+        _caption(canvas, place * size[0], size, label, colour, text, note if place == 0 else "")
+    return canvas
+
+
+def _caption(
+    canvas: Image.Image,
+    left: int,
+    size: tuple[int, int],
+    label: str,
+    colour: tuple[int, int, int],
+    text: str,
+    note: str,
+) -> None:
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(size=20)
+    draw.text((left + 10, size[1] + 6), text, font=font, fill="white")
+    if label:
+        draw.rectangle((left + size[0] - 130, size[1] + 8, left + size[0] - 112, size[1] + 26), fill=colour)
+        draw.text((left + size[0] - 104, size[1] + 6), label, font=font, fill="white")
+    if note:
+        draw.text((left + 10, size[1] + 32), note, font=ImageFont.load_default(size=14), fill=(220, 220, 220))
+
+
+def _draw_hand(
+    panel: Image.Image,
+    points: Pixels,
+    bones: Sequence[tuple[int, int]],
+    colour: tuple[int, int, int],
+) -> None:
+    """Bones with a dark rim, so that they stand out on any picture, and joints as dots."""
+    draw = ImageDraw.Draw(panel)
+    for width, fill in ((7, (20, 20, 20)), (4, colour)):
+        for start, stop in bones:
+            if np.isfinite(points[[start, stop]]).all():
+                draw.line([tuple(points[start]), tuple(points[stop])], fill=fill, width=width)
+    for x, y in points[np.isfinite(points).all(axis=1)]:
+        draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=colour, outline=(20, 20, 20))
+
+
+def _unplaced(positions_m: Pixels, size: tuple[int, int]) -> Pixels:
+    """A hand from the front in the middle of the panel, a metre as wide as the panel."""
+    centre = np.nanmean(positions_m, axis=0)
+    points: Pixels = (positions_m - centre) * size[0] + np.array(size) / 2
+    return points
+
+
+def _playback_fps(prediction: Prediction, num_frames: int) -> Fraction:
+    real = Fraction(prediction.frames.fps).limit_denominator(1000)
+    slow = Fraction(num_frames) / Fraction(SHORTEST_S)
+    return min(real, max(slow, Fraction(SLOWEST_FPS)))
+
+
+def _encoded(pictures: Iterator[Image.Image], *, fps: Fraction) -> bytes:
+    """The pictures as an H.264 MP4."""
+    sink = io.BytesIO()
+    with av.open(sink, "w", format="mp4") as container:
+        stream = None
+        for picture in pictures:
+            if stream is None:
+                stream = container.add_stream("libx264", rate=fps, options={"crf": "18"})
+                stream.width, stream.height = picture.size
+                stream.pix_fmt = "yuv420p"
+            container.mux(stream.encode(av.VideoFrame.from_image(picture)))
+        if stream is not None:
+            container.mux(stream.encode())
+    return sink.getvalue()
+
+
+def _even(value: float) -> int:
+    return 2 * round(value / 2)

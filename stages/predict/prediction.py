@@ -1,0 +1,246 @@
+"""Joints of a new video's future, from what is seen before the split and from nothing else.
+
+The encoder gets the observed window, the thinker the history; frames from the split on are never decoded
+here. Their *times* decide where the split can lie and which moments the prediction is for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thinkjepa.cache import ClipRow, FeatureSet, VideoLabels
+from thinkjepa.stages.data.catalog import PlannedFolder
+from thinkjepa.stages.data.decode_process import DecodeError, VideoDecoder, VideoInfo
+from thinkjepa.stages.data.trajectories import Poses, Positions, clip_trajectory, reference_frame
+from thinkjepa.stages.data.videos import SourceVideo, identify
+from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.evaluate.trained_run import TrainedRun
+from thinkjepa.stages.extract.batches import ClipDecoding, see, watch
+from thinkjepa.stages.extract.thinker import thought_features
+from thinkjepa.stages.predict.run_models import load_encoder, load_thinker, version_differences
+from thinkjepa.stages.predict.splits import ChosenFrames, SplitChoice, choose_frames
+from thinkjepa.stages.progress import Progress
+from thinkjepa.stages.train.features import last_seen
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Joints predicted for a video, with the true ones where its labels have them."""
+
+    video: Path
+    video_digest: str
+    frames: ChosenFrames
+    joints: tuple[str, ...]
+    positions_m: Positions
+    """`(future frame, joint, 3)`, in the camera frame of the last observed frame or in `reference_frame`."""
+    reference_frame: str
+    labels: VideoLabels | None
+    true_m: Positions | None
+    """As `positions_m`, as far as the labels reach; None without labels."""
+    true_confidence: Positions | None
+    camera_pose: Poses | None
+    """Of the last observed frame, camera to the labels' world; None where unknown."""
+    warnings: tuple[str, ...]
+
+    @property
+    def distance_m(self) -> float | None:
+        """Mean distance of predicted and true joints, over what is labelled."""
+        if self.true_m is None or self.true_confidence is None or not self.true_confidence.any():
+            return None
+        distances = np.linalg.norm(self.positions_m[: len(self.true_m)] - self.true_m, axis=-1)
+        return float(distances[self.true_confidence > 0].mean())
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, plain; positions in metres, times in seconds from the video's beginning."""
+        camera = None if self.camera_pose is None else self.camera_pose.tolist()
+        return {
+            "schema": "thinkjepa.prediction.v1",
+            "video": str(self.video),
+            "video_digest": self.video_digest,
+            **self.frames.to_json(),
+            "joints": list(self.joints),
+            "reference_frame": self.reference_frame,
+            "positions_m": _rounded(self.positions_m),
+            "camera_pose": camera,
+            "true_positions_m": None if self.true_m is None else _rounded(self.true_m),
+            "true_confidence": None if self.true_confidence is None else self.true_confidence.tolist(),
+            "mean_distance_m": self.distance_m,
+            "warnings": list(self.warnings),
+        }
+
+
+def predict(
+    run_dir: Path,
+    video: Path,
+    *,
+    split: SplitChoice,
+    places: Mapping[str, str | None],
+    cache_dir: Path | None,
+    device: str,
+    decode_timeout_s: float,
+    progress: Progress,
+) -> Prediction:
+    """Predict the joints of one video with a trained run.
+
+    `places` says where the models "thinker" and "encoder" lie, None where the extraction found them;
+    `cache_dir` where the run's cache does. The cache is read for what made the run's features and for labels.
+    Raises StageError or CacheError for what its user can put right.
+    """
+    run = TrainedRun.open(run_dir)
+    if run.shape.head is None:
+        raise StageError(f"run {str(run_dir)!r} predicts latents only: train with --task trajectory")
+    features = run.features(cache_dir)
+    source = _identified(video)
+    with VideoDecoder(timeout_s=decode_timeout_s) as decoder:
+        try:
+            info = decoder.open(video)
+        except DecodeError as error:
+            raise StageError(f"--video {str(video)!r}: {error}") from error
+        thinker_set = features.thinker if run.shape.thinker else None
+        frames = choose_frames(info.times_s, split, encoder=features.encoder, thinker=thinker_set)
+        watched = _Watched(source, info, frames, decoder, device)
+        observed, warnings = watched.encoded(features.encoder, places.get("encoder"), progress)
+        pooled = None
+        if thinker_set is not None:
+            pooled, others = watched.thought(thinker_set, places.get("thinker"), progress)
+            warnings += [line for line in others if line not in warnings]
+    labels = features.cache.labels.find(source.digest)
+    joints = run.shape.head.joints
+    last_pose = _last_pose(labels, joints, frames, needed=run.shape.head.anchor == "last_pose")
+    with torch.no_grad():
+        forecast = run.model()(observed.float(), pooled, torch.from_numpy(last_pose)[None])
+    assert forecast.joints_m is not None, "the run has a head"
+    positions_m = forecast.joints_m[0].flatten(0, 1).numpy()
+    truth = None if labels is None else _truth(labels, joints, frames)
+    return Prediction(
+        video=video,
+        video_digest=source.digest,
+        frames=frames,
+        joints=joints,
+        positions_m=positions_m,
+        reference_frame=reference_frame(labels) if labels else "/".join(run.record["reference_frames"]),
+        labels=labels,
+        true_m=None if truth is None else truth[0],
+        true_confidence=None if truth is None else truth[1],
+        camera_pose=None if labels is None else _pose(labels, frames),
+        warnings=tuple(warnings),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    """One video before one split, for the frozen models."""
+
+    source: SourceVideo
+    info: VideoInfo
+    frames: ChosenFrames
+    decoder: VideoDecoder
+    device: str
+
+    def encoded(self, made: FeatureSet, place: str | None, progress: Progress) -> tuple[Tensor, list[str]]:
+        """Observed latents `(1, step, patch, dim)`, and warnings."""
+        progress.begin("encoding", total=1, unit="windows")
+        encoder = load_encoder(made, place=place, device=self.device)
+        windows = watch(self._clip, encoder, self._decoding)
+        observed = encoder.encode(windows)
+        warnings = version_differences(encoder.origin, made)
+        progress.advance(1)
+        return observed, warnings
+
+    def thought(self, made: FeatureSet, place: str | None, progress: Progress) -> tuple[Tensor, list[str]]:
+        """Pooled states `(1, level, stream, dim)`, and warnings."""
+        progress.begin("thinking", total=1, unit="clips")
+        thinker = load_thinker(made, place=place, device=self.device)
+        thought = thinker.think([see(self._clip, thinker, self._decoding)])[0]
+        warnings = version_differences(thinker.origin, made)
+        progress.advance(1)
+        return thought_features(self._clip.clip_id, thought).arrays["pooled"][None], warnings
+
+    @property
+    def _clip(self) -> ClipRow:
+        """A clip without a future: there is nothing in it that could be decoded too much."""
+        frames, times_s = self.frames, self.info.times_s
+        return ClipRow(
+            clip_id=f"{self.source.video_id}@{frames.split_frame}",
+            video=self.source.name,
+            video_digest=self.source.digest,
+            thinker_sampling="",
+            dense_sampling="",
+            split_frame=frames.split_frame,
+            split_time_s=frames.future_times_s[0],
+            thinker_frames=frames.thinker,
+            thinker_times_s=tuple(times_s[list(frames.thinker)].tolist()),
+            observed_frames=frames.observed,
+            observed_times_s=frames.observed_times_s,
+            future_frames=(),
+            future_times_s=(),
+        )
+
+    @property
+    def _decoding(self) -> ClipDecoding:
+        digest, size = self.source.digest, (self.info.width_px, self.info.height_px)
+        folder = PlannedFolder(
+            num_videos=1,
+            names=[self.source.name],
+            paths={digest: self.source.path},
+            frame_sizes={digest: size},
+            signatures={digest: self.source.signature},
+        )
+        return ClipDecoding(self.decoder, folder)
+
+
+def _identified(video: Path) -> SourceVideo:
+    try:
+        return identify(video, folder=video.parent)
+    except OSError as error:
+        raise StageError(f"--video {str(video)!r} cannot be read: {error.strerror}") from error
+
+
+def _last_pose(
+    labels: VideoLabels | None, joints: tuple[str, ...], frames: ChosenFrames, *, needed: bool
+) -> Positions:
+    """Where each joint was last seen, `(joint, 3)`; zeros where the model does not ask."""
+    if not needed:
+        return np.zeros((len(joints), 3), dtype=np.float32)
+    if labels is None or labels.num_frames <= frames.observed[-1]:
+        raise StageError(
+            "the run predicts displacements from the last observed pose (anchor last_pose), and the run's "
+            "cache has no labels of this video up to the split: import them with thinkjepa-data import"
+        )
+    seen = clip_trajectory(labels, joints, observed_frames=frames.observed, future_frames=[[]])
+    pose, known = last_seen(seen)
+    if not known.any():
+        raise StageError("none of the run's joints was seen before the split, which it starts from")
+    return pose
+
+
+def _truth(
+    labels: VideoLabels, joints: tuple[str, ...], frames: ChosenFrames
+) -> tuple[Positions, Positions] | None:
+    """True positions `(frame, joint, 3)` and confidences of the future frames that the labels reach."""
+    future = [frame for frame in frames.future if frame < labels.num_frames]
+    if not future or frames.observed[-1] >= labels.num_frames:
+        return None
+    found = clip_trajectory(labels, joints, observed_frames=frames.observed, future_frames=[future])
+    return found.future_m[0], found.future_confidence[0]
+
+
+def _pose(labels: VideoLabels, frames: ChosenFrames) -> Poses | None:
+    last = frames.observed[-1]
+    if labels.camera_poses is None or last >= labels.num_frames:
+        return None
+    pose: Poses = labels.camera_poses[last]
+    return pose
+
+
+def _rounded(positions_m: Positions) -> list[Any]:
+    """To a hundredth of a millimetre."""
+    values: list[Any] = np.round(positions_m.astype(np.float64), 5).tolist()
+    return values

@@ -1,0 +1,135 @@
+"""Which frames of a new video a prediction sees, and which moments it is for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from thinkjepa.cache import FeatureSet
+from thinkjepa.stages.data.sampling import (
+    TOLERANCE_S,
+    Times,
+    future_frames,
+    history_frames,
+    observed_frames,
+    release_clip,
+)
+from thinkjepa.stages.errors import StageError
+
+
+@dataclass(frozen=True, slots=True)
+class SplitChoice:
+    """Where the future shall begin: a frame, a time in seconds, or neither for the latest sensible place."""
+
+    frame: int | None = None
+    time_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.frame is not None and self.time_s is not None:
+            raise StageError("give --split-frame or --split-time, not both")
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenFrames:
+    """Frames of one video around one split, by index; `future` is empty where the video ends there."""
+
+    split_frame: int
+    thinker: tuple[int, ...]
+    observed: tuple[int, ...]
+    observed_times_s: tuple[float, ...]
+    future: tuple[int, ...]
+    future_times_s: tuple[float, ...]
+    """The moments that are predicted, also those past the video's end."""
+    fps: float
+    """Of the windows; of a video's own average rate where they were chosen by index."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "split_frame": self.split_frame,
+            "split_time_s": round(self.future_times_s[0], 6),
+            "observed_frames": list(self.observed),
+            "thinker_frames": list(self.thinker),
+            "future_frames": list(self.future),
+            "future_times_s": [round(time_s, 6) for time_s in self.future_times_s],
+        }
+
+
+def choose_frames(
+    times_s: Times, split: SplitChoice, *, encoder: FeatureSet, thinker: FeatureSet | None
+) -> ChosenFrames:
+    """Frames by the rules that the run's features were sampled with.
+
+    By default the future begins as late as the video still shows all of it, or at the end of a video
+    that is too short for that. Raises StageError for a split with nothing before it.
+    """
+    dense = encoder.origin["sampling"]
+    if dense["rule"] == "release":
+        return _release(times_s, split, num_observed=dense["observed"], num_future=dense["future"])
+    fps, num_future = float(dense["fps"]), int(dense["future"])
+    chosen = _split_frame(times_s, split, future_span_s=(num_future - 1) / fps)
+    observed = observed_frames(times_s, chosen, num_frames=int(dense["observed"]), fps=fps)
+    history = _history(times_s, chosen, thinker)
+    begins_s = float(times_s[chosen]) if chosen < len(times_s) else float(times_s[-1]) + 1 / fps
+    future: tuple[int, ...] = ()
+    if chosen < len(times_s):
+        window = future_frames(times_s, chosen, num_windows=1, num_frames=num_future, fps=fps)[0]
+        shown = begins_s + np.arange(num_future) / fps <= times_s[-1] + TOLERANCE_S
+        future = tuple(window[shown].tolist())
+    ahead = tuple((begins_s + np.arange(num_future) / fps).tolist())
+    known = tuple(times_s[list(future)].tolist())
+    return ChosenFrames(
+        split_frame=chosen,
+        thinker=history,
+        observed=tuple(observed.tolist()),
+        observed_times_s=tuple(times_s[observed].tolist()),
+        future=future,
+        future_times_s=(*known, *ahead[len(known) :]),
+        fps=fps,
+    )
+
+
+def _history(times_s: Times, split_frame: int, thinker: FeatureSet | None) -> tuple[int, ...]:
+    if thinker is None:
+        return ()
+    number = int(thinker.origin["sampling"]["frames"])
+    return tuple(history_frames(times_s, split_frame, num_frames=number).tolist())
+
+
+def _split_frame(times_s: Times, split: SplitChoice, *, future_span_s: float) -> int:
+    number = len(times_s)
+    if split.frame is not None:
+        chosen = split.frame
+    elif split.time_s is not None:
+        chosen = int(np.searchsorted(times_s, split.time_s - TOLERANCE_S))
+    else:
+        chosen = int(np.searchsorted(times_s, times_s[-1] - future_span_s + TOLERANCE_S, side="right")) - 1
+        chosen = chosen if chosen > 1 else number
+    if not 1 < chosen <= number:
+        raise StageError(
+            f"split frame {chosen} of a video of {number} frames ({times_s[-1]:.2f} s): "
+            f"give one from 2 to {number}"
+        )
+    return chosen
+
+
+def _release(times_s: Times, split: SplitChoice, *, num_observed: int, num_future: int) -> ChosenFrames:
+    """The published code's rule: half of the video is the future."""
+    if split != SplitChoice():
+        raise StageError(
+            "the run's clips are split at half of the video (preset release): leave the split out"
+        )
+    if len(times_s) < 2:
+        raise StageError(f"the video has {len(times_s)} frame, preset release needs 2 or more")
+    clip = release_clip(len(times_s), num_observed=num_observed, num_future=num_future)
+    future = clip.future[0]
+    return ChosenFrames(
+        split_frame=clip.split_frame,
+        thinker=tuple(clip.thinker.tolist()),
+        observed=tuple(clip.observed.tolist()),
+        observed_times_s=tuple(times_s[clip.observed].tolist()),
+        future=tuple(future.tolist()),
+        future_times_s=tuple(times_s[future].tolist()),
+        fps=num_observed / max(float(times_s[clip.split_frame]), TOLERANCE_S),
+    )

@@ -1,0 +1,269 @@
+"""The installed `thinkjepa-predict`: the cache's features again, nothing of the future, and a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from thinkjepa.cache import FeatureCache, VideoLabels, WriteSession, file_digest
+from thinkjepa.pipeline.overlay import PANEL_SHORT_SIDE_PX
+from thinkjepa.stages.data.splits import SplitRule
+from thinkjepa.stages.data.trajectories import project, to_camera
+from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.evaluate.trained_run import TrainedRun
+from thinkjepa.stages.predict import SplitChoice
+from thinkjepa.stages.predict import predict as predict_in_process
+from thinkjepa.stages.progress import NoProgress
+from thinkjepa.stages.train import TrainSettings, train
+
+RunCommand = Callable[..., Any]
+MakeVideo = Callable[..., Path]
+
+JOINTS = ("rightIndexFingerKnuckle", "rightIndexFingerTip", "rightThumbTip", "rightHand")
+SIZE = (160, 128)
+FPS, NUM_FRAMES = 10, 40
+INTRINSICS = np.array([[160.0, 0, 80], [0, 160, 64], [0, 0, 1]])
+TINY = TrainSettings(
+    epochs=1, batch_size=4, depth=2, width=24, heads=2, fusion_width=16, head_width=32, device="cpu"
+)
+
+
+def labels_of(path: Path, number: int) -> VideoLabels:
+    """A hand half a metre before a camera that drifts to the right, a centimetre a frame."""
+    rng = np.random.default_rng(number)
+    start_m = np.array([0, 0, 0.5]) + rng.normal(scale=0.05, size=(len(JOINTS), 3))
+    moved_m = np.arange(NUM_FRAMES)[:, None, None] * np.array([0.004, 0.002, 0])
+    camera_poses = np.repeat(np.eye(4)[None], NUM_FRAMES, axis=0)
+    camera_poses[:, 0, 3] = 0.01 * np.arange(NUM_FRAMES)
+    return VideoLabels(
+        video_digest=file_digest(path),
+        video=path.name,
+        source="test",
+        label_digest=f"labels {number}",
+        reference_frame="world",
+        joint_names=JOINTS,
+        positions_m=(start_m + moved_m).astype(np.float32),
+        confidences=np.ones((NUM_FRAMES, len(JOINTS)), dtype=np.float32),
+        camera_poses=camera_poses,
+        intrinsics=INTRINSICS,
+    )
+
+
+def train_run(cache: Path, out: Path, **settings: Any) -> Path:
+    def silent(*, epoch: int, step: int, total_steps: int, loss: float) -> None:
+        pass
+
+    train(
+        cache,
+        out,
+        replace(TINY, **settings),
+        thinker_set=None,
+        encoder_set=None,
+        split=SplitRule(group_by="video"),
+        progress=silent,
+    )
+    return out
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory, make_video: MakeVideo) -> list[Path]:
+    folder = tmp_path_factory.mktemp("videos")
+    return [
+        make_video(folder / f"{number}.mp4", num_frames=NUM_FRAMES + number, fps=FPS, size=SIZE)
+        for number in range(4)
+    ]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory, videos: list[Path], run_extract: RunCommand) -> Path:
+    cache_dir = tmp_path_factory.mktemp("predict") / "cache"
+    outcome = run_extract(videos[0].parent, cache_dir, "--batch-size", 1)
+    assert outcome.status == 0, outcome.stderr
+    with WriteSession(cache_dir) as session:
+        session.add_labels(labels_of(path, number) for number, path in enumerate(videos))
+    return cache_dir
+
+
+@pytest.fixture(scope="module")
+def run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_run(cache, tmp_path_factory.mktemp("run") / "run")
+
+
+@pytest.fixture(scope="module")
+def predict(run_command: RunCommand) -> RunCommand:
+    def run_it(run: Path, video: Path, out: Path, *flags: object) -> Any:
+        return run_command("thinkjepa-predict", "--run", run, "--video", video, "-o", out, *flags, "--json")
+
+    return run_it
+
+
+def frames_of(path: Path) -> list[np.ndarray]:
+    with av.open(path) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def test_a_cached_clip_is_predicted_as_from_the_cache(
+    run: Path, cache: Path, videos: list[Path], predict: RunCommand, tmp_path: Path
+) -> None:
+    trained = TrainedRun.open(run)
+    features = trained.features(None)
+    clip = next(clip for clip in features.clips() if clip.video_digest == file_digest(videos[2]))
+    batch = features.batch([clip.clip_id], torch.device("cpu"))
+    with torch.no_grad():
+        joints_m = trained.model()(batch.observed, batch.pooled, batch.last_pose_m).joints_m
+    assert joints_m is not None
+    outcome = predict(run, videos[2], tmp_path / "out.mp4", "--split-frame", clip.split_frame)
+    assert outcome.status == 0, outcome.stderr
+    found = np.array(outcome.json["positions_m"])
+    expected = joints_m[0].flatten(0, 1).numpy()
+    assert np.abs(found - expected).max() <= 0.5e-5 + 1e-9  # written to a hundredth of a millimetre
+    assert outcome.json["future_frames"] == list(clip.future_frames[0])
+    true_m = np.array(outcome.json["true_positions_m"])
+    labels = labels_of(videos[2], 2)
+    assert labels.camera_poses is not None
+    camera = labels.camera_poses[clip.observed_frames[-1]]
+    np.testing.assert_allclose(
+        true_m, to_camera(labels.positions_m[list(clip.future_frames[0])], camera), atol=1e-5
+    )
+    distance = np.linalg.norm(found - true_m, axis=-1).mean()
+    assert outcome.json["mean_distance_m"] == pytest.approx(distance, abs=2e-5)
+    assert json.loads((tmp_path / "out.json").read_text())["positions_m"] == outcome.json["positions_m"]
+
+
+def lossless_video(path: Path, *, change: slice | None) -> Path:
+    """Noise in a codec that keeps every bit and every frame by itself; frames of `change` are inverted."""
+    rng = np.random.default_rng(0)
+    with av.open(path, "w") as container:
+        stream = container.add_stream("ffv1", rate=FPS)
+        stream.width, stream.height = SIZE
+        stream.pix_fmt = "yuv420p"
+        for number in range(NUM_FRAMES):
+            pixels = rng.integers(0, 256, (SIZE[1] * 3 // 2, SIZE[0]), dtype=np.uint8)
+            if change is not None and number in range(NUM_FRAMES)[change]:
+                pixels = 255 - pixels
+            frame = av.VideoFrame.from_ndarray(pixels, format="yuv420p")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def test_what_is_predicted_depends_on_the_past_and_not_on_the_future(
+    run: Path, predict: RunCommand, tmp_path: Path
+) -> None:
+    """Every pixel from the split on is changed: the difference is exactly 0. The controls move it."""
+    changes = {"plain": None, "future": slice(24, None), "last": slice(23, 24), "first": slice(0, 1)}
+    found = {}
+    for name, change in changes.items():
+        video = lossless_video(tmp_path / f"{name}.mkv", change=change)
+        outcome = predict(run, video, tmp_path / f"{name}.mp4", "--split-frame", 24)
+        assert outcome.status == 0, outcome.stderr
+        found[name] = outcome.json["positions_m"]
+    assert found["future"] == found["plain"]
+    assert found["last"] != found["plain"] != found["first"]
+
+
+def test_the_overlay_draws_the_hand_over_the_future(
+    run: Path, videos: list[Path], predict: RunCommand, tmp_path: Path
+) -> None:
+    outcome = predict(run, videos[0], tmp_path / "out.mp4")
+    assert outcome.status == 0, outcome.stderr
+    pictures = frames_of(tmp_path / "out.mp4")
+    record = outcome.json
+    assert record["split_frame"] + 8 == NUM_FRAMES  # as late as the whole future is still shown
+    assert len(pictures) == len(record["observed_frames"]) + len(record["future_frames"]) == 16
+    assert pictures[0].shape[1] == 2 * PANEL_SHORT_SIDE_PX * SIZE[0] // SIZE[1]
+    labels = labels_of(videos[0], 0)
+    assert labels.camera_poses is not None
+    frame = record["future_frames"][3]
+    in_camera = to_camera(labels.positions_m[frame], labels.camera_poses[frame])
+    tip = project(in_camera, INTRINSICS)[JOINTS.index("rightIndexFingerTip")] * PANEL_SHORT_SIDE_PX / SIZE[1]
+    x, y = round(tip[0]) + pictures[0].shape[1] // 2, round(tip[1])
+    colour = pictures[8 + 3][y - 1 : y + 2, x - 1 : x + 2].mean(axis=(0, 1))
+    assert np.abs(colour - [0, 114, 178]).max() < 40  # the true hand's blue, where the tip is
+
+
+def test_past_the_end_of_a_video_the_last_frame_stays(
+    run: Path, videos: list[Path], predict: RunCommand, tmp_path: Path
+) -> None:
+    outcome = predict(run, videos[1], tmp_path / "out.mp4", "--split-time", 4.1)
+    assert outcome.status == 0, outcome.stderr
+    assert outcome.json["future_frames"] == []
+    assert outcome.json["true_positions_m"] is None
+    assert outcome.json["future_times_s"] == pytest.approx([4.1 + step / FPS for step in range(8)])
+    assert len(frames_of(tmp_path / "out.mp4")) == 16
+
+
+def test_a_video_without_labels_is_drawn_without_a_truth(
+    run: Path, predict: RunCommand, tmp_path: Path
+) -> None:
+    video = lossless_video(tmp_path / "new.mkv", change=None)
+    outcome = predict(run, video, tmp_path / "out.mp4")
+    assert outcome.status == 0, outcome.stderr
+    assert outcome.json["mean_distance_m"] is None
+    pictures = frames_of(tmp_path / "out.mp4")
+    assert pictures[0].shape[1] == PANEL_SHORT_SIDE_PX * SIZE[0] // SIZE[1]
+
+
+def test_wrong_use_is_refused_in_one_clear_line(
+    run: Path, cache: Path, videos: list[Path], tiny_models: Path, tmp_path: Path
+) -> None:
+    latents = train_run(cache, tmp_path / "latents", task="latent")
+    anchored = train_run(cache, tmp_path / "anchored", anchor="last_pose")
+    unlabelled = lossless_video(tmp_path / "new.mkv", change=None)
+    changed = tmp_path / "changed"
+    changed.mkdir()
+    for file in (tiny_models / "encoder").iterdir():
+        content = file.read_bytes()
+        changed.joinpath(file.name).write_bytes(content.replace(b'"crop_size": 64', b'"crop_size":  64'))
+    cases: list[tuple[Path, Path, SplitChoice, dict[str, str], str]] = [
+        (latents, videos[0], SplitChoice(), {}, "predicts latents only: train with --task trajectory"),
+        (anchored, unlabelled, SplitChoice(), {}, "no labels of this video"),
+        (run, videos[0], SplitChoice(frame=1), {}, "give one from 2 to 40"),
+        (run, tmp_path / "none.mp4", SplitChoice(), {}, "cannot be read"),
+        (run, videos[0], SplitChoice(), {"encoder": str(changed)}, "differs from the one that made"),
+        (run, Path(__file__), SplitChoice(), {}, "cannot be decoded"),
+    ]
+    for where, video, split, places, message in cases:
+        with pytest.raises(StageError, match=message):
+            predict_in_process(
+                where,
+                video,
+                split=split,
+                places=places,
+                cache_dir=None,
+                device="cpu",
+                decode_timeout_s=60,
+                progress=NoProgress(),
+            )
+    with pytest.raises(StageError, match="not both"):
+        SplitChoice(frame=9, time_s=1.0)
+
+
+def test_a_refused_video_leaves_no_files(run: Path, predict: RunCommand, tmp_path: Path) -> None:
+    outcome = predict(run, tmp_path / "none.mp4", tmp_path / "out.mp4")
+    assert outcome.status == 2
+    assert outcome.stderr.startswith("error: --video")
+    assert len(outcome.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_displacements_start_from_the_last_observed_pose(
+    cache: Path, videos: list[Path], predict: RunCommand, tmp_path: Path
+) -> None:
+    run = train_run(cache, tmp_path / "anchored", anchor="last_pose", variant="jepa")
+    outcome = predict(run, videos[0], tmp_path / "out.mp4", "--split-frame", 20)
+    assert outcome.status == 0, outcome.stderr
+    labels = labels_of(videos[0], 0)
+    assert labels.camera_poses is not None
+    last_m = to_camera(labels.positions_m[19], labels.camera_poses[19])
+    first_m = np.array(outcome.json["positions_m"])[0]
+    assert np.linalg.norm(first_m - last_m, axis=-1).max() < 0.1
+    assert FeatureCache.open(cache).labels.find(file_digest(videos[0])) is not None
