@@ -18,6 +18,11 @@ DECIMALS = 4
 FEWEST_VIDEOS = 10
 """Below it intervals are drawn from too few different videos to mark a difference by them."""
 
+FRAMES_OF_REFERENCE = {
+    "camera": "the camera frame of the last observed frame",
+    "world": "the labels' world, where no camera is known",
+}
+
 Figure = Mapping[str, float | None]
 
 
@@ -118,10 +123,10 @@ def _enough_videos(comparison: Mapping[str, Any]) -> bool:
 
 
 def _about_joints(comparison: Mapping[str, Any], frames: Mapping[str, int]) -> Iterable[str]:
-    where = " and ".join(comparison["reference_frames"])
+    where = " or ".join(FRAMES_OF_REFERENCE[frame] for frame in comparison["reference_frames"])
     yield (
-        f"- {_count(len(comparison['joints']), 'joint')} in metres, in the {where} frame of the last "
-        f"observed frame; keypoints are {len(comparison['keypoints'])} of EgoDex's 12"
+        f"- {_count(len(comparison['joints']), 'joint')} in metres, in {where}; keypoints are "
+        f"{len(comparison['keypoints'])} of EgoDex's 12"
     )
     share = 100 * frames["counted"] / frames["labelled"] if frames["labelled"] else 0.0
     yield (

@@ -39,8 +39,9 @@ class VideoBootstrap:
         self.num_videos = len(numbers)
         generator = np.random.default_rng(seed)
         equal = np.full(self.num_videos, 1 / self.num_videos)
-        draws = generator.multinomial(self.num_videos, equal, size=num_draws)
-        self._draws_RV = draws.astype(np.uint16)  # how often each video was drawn
+        sizes = [min(DRAWS_AT_ONCE, num_draws - start) for start in range(0, num_draws, DRAWS_AT_ONCE)]
+        draws = [generator.multinomial(self.num_videos, equal, size).astype(np.uint16) for size in sizes]
+        self._draws_of_videos = draws  # (draw, video): how often each video was drawn
 
     def intervals(self, scores_CM: Floats) -> Intervals:
         """Intervals of the mean of each column; a NaN is a clip without that score.
@@ -65,8 +66,8 @@ class VideoBootstrap:
     def _means(self, total_VM: Floats, count_VM: Floats) -> Floats:
         """The mean of each draw, `(draw, metric)`."""
         parts = []
-        for start in range(0, len(self._draws_RV), DRAWS_AT_ONCE):
-            draws_RV = self._draws_RV[start : start + DRAWS_AT_ONCE].astype(np.float64)
+        for counts_RV in self._draws_of_videos:
+            draws_RV = counts_RV.astype(np.float64)
             with np.errstate(invalid="ignore"):
                 parts.append((draws_RV @ total_VM) / (draws_RV @ count_VM))
         return np.concatenate(parts)

@@ -144,8 +144,14 @@ def _entry_record(entry: Entry, bootstrap: VideoBootstrap) -> dict[str, Any]:
 def _curve_records(entry: Entry, bootstrap: VideoBootstrap) -> list[dict[str, Any]]:
     """Figures at each latent step, the first one first."""
     num_steps = max((curve.shape[1] for curve in entry.curves.values()), default=0)
+    by_step = {
+        f"{metric} {step}": values
+        for metric, curve in entry.curves.items()
+        for step, values in enumerate(curve.T)
+    }
+    found = figures(by_step, bootstrap)
     return [
-        figures({metric: curve[:, step] for metric, curve in entry.curves.items()}, bootstrap)
+        {metric: found[f"{metric} {step}"] for metric in entry.curves if f"{metric} {step}" in found}
         for step in range(num_steps)
     ]
 
