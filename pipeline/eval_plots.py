@@ -10,6 +10,7 @@ import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from thinkjepa.pipeline.eval_labels import METRIC_LABELS, better_arrow, is_main
 from thinkjepa.stages.evaluate.summary import BETTER_WHEN_LARGER
@@ -113,6 +114,7 @@ def _dot_picture(rows: Sequence[tuple[str, Record]], *, styles: Mapping[str, Any
                     _draw_dot(axes, place, found[metric], styles[name])
             axes.set_title(_metric_title(metric), fontsize=9)
             axes.margins(x=0.08)
+            axes.xaxis.set_major_locator(MaxNLocator(4))
             _tidy(axes)
         panels[0].set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8)
         panels[0].set_ylim(len(rows) - 0.5, -0.5)
@@ -123,7 +125,7 @@ def _draw_dot(axes: Axes, place: int, figure: Record, style: Mapping[str, Any]) 
     colour, marker = style["color"], style.get("marker", "o")
     if figure["low"] is not None:
         axes.plot([figure["low"], figure["high"]], [place, place], color=colour, linewidth=1.6)
-    axes.plot([figure["mean"]], [place], marker=marker, color=colour, markersize=5, linestyle="none")
+    axes.plot([figure["mean"]], [place], marker=marker, color=colour, markersize=4, linestyle="none")
 
 
 def _styles(entries: Sequence[Record]) -> dict[str, dict[str, Any]]:

@@ -37,6 +37,8 @@ RECORD_KEY = b"thinkjepa.eval"
 PREDICTIONS = ("predicted_joints_m", "camera_pose", "future_frames", "future_times_s")
 """Columns that no summary needs."""
 
+CLIPS_OF_A_ROW_GROUP = 256  # 5 MB of predictions at 32 frames of 52 joints
+
 Floats = npt.NDArray[np.float64]
 
 
@@ -52,13 +54,22 @@ class ClipTableWriter:
         self._staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self._metadata = {RECORD_KEY: json_bytes(record)}
         self._writer: pq.ParquetWriter | None = None
+        self._waiting: list[pa.Table] = []
 
     def __enter__(self) -> Self:
         return self
 
     def append(self, columns: Mapping[str, pa.Array]) -> None:
         """Add rows; every part has the same columns, of the same types."""
-        table = pa.table(dict(columns)).replace_schema_metadata(self._metadata)
+        self._waiting.append(pa.table(dict(columns)).replace_schema_metadata(self._metadata))
+        if sum(map(len, self._waiting)) >= CLIPS_OF_A_ROW_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        table = pa.concat_tables(self._waiting)
+        self._waiting = []
         with explained_os_errors("write", self._path):
             if self._writer is None:
                 self._writer = pq.ParquetWriter(self._staging, table.schema, compression="zstd")
@@ -67,13 +78,16 @@ class ClipTableWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with explained_os_errors("write", self._path):
-            if self._writer is not None:
-                self._writer.close()
+        try:
             if kind is None:
-                self._staging.replace(self._path)
-            else:
-                self._staging.unlink(missing_ok=True)
+                self._flush()
+            with explained_os_errors("write", self._path):
+                if self._writer is not None:
+                    self._writer.close()
+                if kind is None:
+                    self._staging.replace(self._path)
+        finally:
+            self._staging.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)

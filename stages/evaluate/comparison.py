@@ -4,8 +4,8 @@ Scores are averaged over the seeds of a group clip by clip; intervals then draw 
 another choice of test videos could change a figure, not another choice of seeds: `seed_std` tells that.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -15,16 +15,27 @@ from thinkjepa.stages.evaluate.bootstrap import Floats, VideoBootstrap
 from thinkjepa.stages.evaluate.horizon import horizon_summary
 from thinkjepa.stages.evaluate.latent_metrics import LATENT_METRICS
 from thinkjepa.stages.evaluate.run_groups import EvaluatedRun, RunGroup, group_runs, on_shared_clips
-from thinkjepa.stages.evaluate.summary import CURVES, METRICS, figures, interval_method, joint_frames
+from thinkjepa.stages.evaluate.summary import CURVES, figures, interval_method, joint_frames
+from thinkjepa.stages.evaluate.trajectory_metrics import TRAJECTORY_METRICS
 
 COMPARISON_SCHEMA = "thinkjepa.comparison.v1"
 BEST_OF_SEEDS = "keypoint_best_m"
 """EgoDex's best of K: the distance over keypoints of the best of K predictions, K the number of seeds."""
-COMPARED = (*METRICS[: -len(LATENT_METRICS)], BEST_OF_SEEDS, *LATENT_METRICS)
-OF_A_GROUP = {"shuffled_guidance": "{}, shuffled guidance", "latent_persistence": "{} head on last latents"}
-"""Methods that use a run's own weights: the forecaster's, and the head's to read joints."""
-OF_NO_RUN = ("latent_persistence", "constant_pose", "constant_velocity", "mean_pose")
-"""Methods that are the same beside every run; of latent persistence only the latents are."""
+OF_JOINTS = (*TRAJECTORY_METRICS, BEST_OF_SEEDS)
+COMPARED = (*OF_JOINTS, *LATENT_METRICS)
+
+OF_A_GROUP = {
+    "shuffled_guidance": ("{}, shuffled guidance", COMPARED),
+    "latent_persistence": ("{} head on last latents", OF_JOINTS),
+}
+"""Methods that use a run's own weights: what they are called, and which of their scores are the run's."""
+OF_NO_RUN = {
+    "latent_persistence": LATENT_METRICS,
+    "constant_pose": OF_JOINTS,
+    "constant_velocity": OF_JOINTS,
+    "mean_pose": OF_JOINTS,
+}
+"""Methods whose scores are the same beside every run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,22 +77,17 @@ def compare(runs: Sequence[EvaluatedRun]) -> dict[str, Any]:
 def entries_of(groups: Sequence[RunGroup]) -> Iterator[Entry]:
     """The groups' models, then what each group's weights give otherwise, then what needs no run."""
     for group in groups:
-        yield _entry(group.name, "model", group)
+        yield _entry(group.name, "model", group, COMPARED)
     for group in groups:
-        for method, name in OF_A_GROUP.items():
-            entry = _entry(name.format(group.name), method, group)
-            if method == "latent_persistence":
-                entry = _without_latents(entry)
-            if entry.scores:
+        for method, (name, metrics) in OF_A_GROUP.items():
+            if (entry := _entry(name.format(group.name), method, group, metrics)).scores:
                 yield entry
-    widest = max(groups, key=lambda group: sum(group.has("constant_pose", name) for name in METRICS))
-    for method in OF_NO_RUN:
-        entry = _entry(method.replace("_", " "), method, RunGroup(widest.name, widest.runs[:1]))
-        entry = Entry(entry.name, method, None, dict(entry.scores), dict(entry.curves))
-        if method == "latent_persistence":
-            entry = _latents_only(entry)
+    with_joints = next((group for group in groups if group.has("constant_pose", "ade_m")), groups[0])
+    for method, metrics in OF_NO_RUN.items():
+        one_run = RunGroup(with_joints.name, with_joints.runs[:1])
+        entry = _entry(method.replace("_", " "), method, one_run, metrics)
         if entry.scores:
-            yield entry
+            yield replace(entry, group=None)
 
 
 def pairs(entries: Sequence[Entry]) -> Iterator[tuple[Entry, Entry]]:
@@ -94,29 +100,17 @@ def pairs(entries: Sequence[Entry]) -> Iterator[tuple[Entry, Entry]]:
                 yield model, entry
 
 
-def _entry(name: str, method: str, group: RunGroup) -> Entry:
-    scores = {
-        metric: group.by_seed(method, metric).mean(axis=0) for metric in METRICS if group.has(method, metric)
-    }
-    if "keypoint_m" in scores and len(group.runs) > 1:
-        scores[BEST_OF_SEEDS] = group.by_seed(method, "keypoint_m").min(axis=0)
-    curves = {metric: group.curves(method, metric) for metric in CURVES if group.has(method, metric)}
-    ordered = {metric: scores[metric] for metric in COMPARED if metric in scores}
-    return Entry(name, method, group, ordered, curves)
-
-
-def _latents_only(entry: Entry) -> Entry:
-    return _limited(entry, lambda metric: metric in LATENT_METRICS)
-
-
-def _without_latents(entry: Entry) -> Entry:
-    return _limited(entry, lambda metric: metric not in LATENT_METRICS)
-
-
-def _limited(entry: Entry, wanted: Callable[[str], bool]) -> Entry:
-    scores = {metric: values for metric, values in entry.scores.items() if wanted(metric)}
-    curves = {metric: values for metric, values in entry.curves.items() if wanted(metric)}
-    return Entry(entry.name, entry.method, entry.group, scores, curves)
+def _entry(name: str, method: str, group: RunGroup, metrics: Sequence[str]) -> Entry:
+    """A line with those of `metrics` that all runs of the group have, means over its seeds."""
+    scores: dict[str, Floats] = {}
+    for metric in metrics:
+        if metric == BEST_OF_SEEDS:
+            if "keypoint_m" in scores and len(group.runs) > 1:
+                scores[metric] = group.by_seed(method, "keypoint_m").min(axis=0)
+        elif group.has(method, metric):
+            scores[metric] = group.by_seed(method, metric).mean(axis=0)
+    curves = {metric: group.curves(method, metric) for metric in CURVES if metric in scores}
+    return Entry(name, method, group, scores, curves)
 
 
 def _group_record(group: RunGroup) -> dict[str, Any]:

@@ -172,8 +172,9 @@ def _torch_device(device: Device) -> torch.device:
 def _rows_of(clip_ids: Sequence[str], features: Features) -> list[ClipRow]:
     rows = {clip.clip_id: clip for clip in features.clips().only(clip_ids)}
     if lost := [clip_id for clip_id in clip_ids if clip_id not in rows]:
+        needed = "features and labels" if features.supervision else "features"
         raise StageError(
-            f"{len(lost)} of {len(clip_ids)} clips of the run have no features in "
+            f"{len(lost)} of {len(clip_ids)} clips of the run have no {needed} in "
             f"{str(features.cache.path)!r} any more, the first is {lost[0]!r}: extract them, or train again"
         )
     return [rows[clip_id] for clip_id in clip_ids]
