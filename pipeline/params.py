@@ -16,6 +16,7 @@ from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
 from thinkjepa.stages.train.settings import TrainSettings
 
 Settings = TypeVar("Settings")
+Item = TypeVar("Item", str, int)
 
 PLACES = ("videos", "cache_dir")
 SECTIONS = ("clips", "models", "execution", "split", "train")
@@ -33,6 +34,8 @@ class Params:
     execution: ExecutionSettings
     split: SplitRule
     train: TrainSettings
+    variants: tuple[str, ...]
+    seeds: tuple[int, ...]
 
     def training(self, *, variant: str, seed: int) -> TrainSettings:
         """Training settings of one cell of the matrix."""
@@ -58,6 +61,8 @@ def read_params(path: Path) -> Params:
         execution=_settings(ExecutionSettings, content, "execution", path),
         split=_settings(SplitRule, content, "split", path),
         train=_settings(TrainSettings, content, "train", path),
+        variants=_matrix(content, "variants", str, path),
+        seeds=_matrix(content, "seeds", int, path),
     )
 
 
@@ -69,6 +74,14 @@ def _read_mapping(path: Path) -> Mapping[str, Any]:
     if not isinstance(content, dict):
         raise SettingsError(f"{path}: expected keys such as videos, cache_dir, clips")
     return content
+
+
+def _matrix(content: Mapping[str, Any], name: str, kind: type[Item], path: Path) -> tuple[Item, ...]:
+    """One axis of the matrix of runs; empty where it is left out, as for a cache without training."""
+    items = content.get(name) or []
+    if not isinstance(items, list) or not all(type(item) is kind for item in items):
+        raise SettingsError(f"{path}: {name} holds {items!r}, expected a list of {kind.__name__}")
+    return tuple(items)
 
 
 def _section(content: Mapping[str, Any], name: str, path: Path) -> Mapping[str, Any]:

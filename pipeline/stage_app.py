@@ -101,14 +101,36 @@ def train_command(
 def evaluate_command(
     *,
     run: Annotated[Path, typer.Option(help="Folder of the run.")],
+    mark: Annotated[Path, typer.Option(help="File that names the digests of what was written.")],
     params: ParamsOption = DEFAULT_PARAMS,
 ) -> None:
     """Measure a run on its test clips."""
-    from thinkjepa.pipeline.eval_app import describe_result
-    from thinkjepa.stages.evaluate import evaluate
+    from thinkjepa.pipeline.eval_files import evaluate_run, evaluation_digests
 
     settings = read_params(params)
-    print_text(describe_result(run, evaluate(run, split="test", cache_dir=settings.cache_dir)))
+    with TerminalProgress(errors) as progress:
+        _, markdown = evaluate_run(
+            run, split="test", cache_dir=settings.cache_dir, device="auto", progress=progress
+        )
+    write_json(mark, evaluation_digests(run, split="test"))
+    print_text(markdown.rstrip())
+
+
+@app.command("report")
+def report_command(
+    *,
+    runs: Annotated[Path, typer.Option(help="Folder of the runs, named VARIANT-SEED.")],
+    out: Annotated[Path, typer.Option(help="Folder of the comparison.")],
+    params: ParamsOption = DEFAULT_PARAMS,
+) -> None:
+    """Compare all runs of the matrix on their test clips."""
+    from thinkjepa.pipeline.eval_files import write_comparison
+    from thinkjepa.stages.evaluate.finished import read_evaluations
+
+    settings = read_params(params)
+    chosen = [runs / f"{variant}-{seed}" for variant in settings.variants for seed in settings.seeds]
+    _, markdown = write_comparison(out, read_evaluations(chosen, "test"))
+    print_text(markdown.rstrip())
 
 
 def main() -> None:

@@ -1,116 +1,168 @@
-"""Measure a trained run on one side of its split, next to latent persistence on the same clips.
+"""Measure a trained run on one side of its split, beside methods without training on the same clips.
 
-RUN/eval-<split>.json        whole-split means, and the curve over the horizon
-RUN/eval-<split>-clips.csv   one row per clip, so that runs can be compared clip by clip
+RUN/eval-<split>.parquet   a row per clip: scores and predicted joints, see `clip_table`
+RUN/eval-<split>.json      means over clips with 95 % intervals, and curves over the horizon
 """
 
-import csv
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from thinkjepa.cache import ClipRow
-from thinkjepa.cache.disk import replace_file
-from thinkjepa.stages.data.splits import as_side
+from thinkjepa.stages.data.joints import KEYPOINTS
+from thinkjepa.stages.data.splits import Side, as_side
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.evaluate.horizon import horizon_summary
-from thinkjepa.stages.evaluate.latent_metrics import LATENT_METRICS, latent_metrics
+from thinkjepa.stages.evaluate.clip_table import (
+    EVALUATION_SCHEMA,
+    ClipTable,
+    ClipTableWriter,
+    lists,
+    numbers,
+    table_path,
+)
+from thinkjepa.stages.evaluate.forecasts import Predicted, known_at_split, partners_of, predict_all
+from thinkjepa.stages.evaluate.horizon import step_horizons_s
+from thinkjepa.stages.evaluate.latent_metrics import latent_metrics
+from thinkjepa.stages.evaluate.summary import summarise
 from thinkjepa.stages.evaluate.trained_run import TrainedRun
-from thinkjepa.stages.json_files import write_json
-from thinkjepa.stages.train.batches import batches_in_order
-from thinkjepa.stages.train.features import TRAINED_WINDOW, Features
-from thinkjepa.stages.train.losses import persistence
+from thinkjepa.stages.evaluate.trajectory_metrics import counted_joint_frames, trajectory_metrics
+from thinkjepa.stages.json_files import read_json, write_json
+from thinkjepa.stages.progress import NoProgress, Progress
+from thinkjepa.stages.train.features import TRAINED_WINDOW, Batch, Features, TrajectoryBatch
 from thinkjepa.stages.train.model import ForecastModel
 from thinkjepa.stages.train.settings import Device
 
-EVALUATION_SCHEMA = "thinkjepa.eval.v1"
-
-Scores = Mapping[str, Mapping[str, Tensor]]
-"""Forecast ("model" or "persistence") -> metric -> `(clip, step)`."""
+Columns = dict[str, pa.Array]
 
 
 def evaluate(
-    run_dir: Path, *, split: str = "test", cache_dir: Path | None = None, device: Device = "auto"
+    run_dir: Path,
+    *,
+    split: str = "test",
+    cache_dir: Path | None = None,
+    device: Device = "auto",
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Latent metrics of a run on `split` (train, validation or test); written to the run and returned.
+    """Metrics of a run on `split` (train, validation or test); written to the run and returned.
 
     Arithmetic is fp32. `cache_dir` overrides the cache that the run names; `device` is cpu, or auto for CUDA
-    where there is one. Clips are those of the run's own split, all of which
-    must still have features.
+    where there is one. Clips are those of the run's own split, all of which must still have features.
     """
     side = as_side(split)
     run = TrainedRun.open(run_dir)
     features = run.features(cache_dir)
     clips = _rows_of(run.clip_ids(side), features)
-    clip_ids = [clip.clip_id for clip in clips]
-    batches = batches_in_order(clip_ids, batch_size=run.clips_per_forward)
-    scores = score(run.model(), features, batches, device=_torch_device(device))
-    result = {
-        "schema": EVALUATION_SCHEMA,
-        "split": side,
-        "variant": run.variant,
-        "checkpoint_sha256": run.record["checkpoint"]["sha256"],
-        "num_clips": len(clips),
-        "latent": {forecast: _means(metrics) for forecast, metrics in scores.items()},
-        "horizon": horizon_curve(scores, clips, tubelet=int(features.encoder.origin["tubelet"])),
-    }
-    replace_file(run_dir / f"eval-{side}-clips.csv", clip_table(scores, clip_ids).encode())
+    progress = progress or NoProgress()
+    progress.begin("evaluate", total=len(clips), unit="clips")
+    with ClipTableWriter(table_path(run_dir, side), describe(run, features, side)) as table:
+        for part, columns in measured(run, features, clips, device=_torch_device(device)):
+            table.append({**clip_columns(part, tubelet=features.tubelet), **columns})
+            progress.advance(len(part))
+    result = summarise(ClipTable.read(table_path(run_dir, side)))
     write_json(run_dir / f"eval-{side}.json", result)
     return result
 
 
+def describe(run: TrainedRun, features: Features, side: Side) -> dict[str, Any]:
+    """What is evaluated, without times and paths."""
+    division, head = read_json(run.path / "split.json"), run.shape.head
+    return {
+        "schema": EVALUATION_SCHEMA,
+        "split": side,
+        "variant": run.variant,
+        "seed": run.record["settings"]["seed"],
+        "settings": run.record["settings"],
+        "feature_sets": run.record["feature_sets"],
+        "checkpoint_sha256": run.record["checkpoint"]["sha256"],
+        "division": {"rule": division["rule"], "grouping": division["grouping"]},
+        "split_sha256": run.record["split_sha256"],
+        "joints": list(head.joints) if head else [],
+        "keypoints": [name for name in KEYPOINTS if head and name in head.joints],
+        "reference_frames": list(features.supervision.reference_frames) if features.supervision else [],
+    }
+
+
 @torch.no_grad()
-def score(
-    model: ForecastModel, features: Features, batches: Iterable[Sequence[str]], *, device: torch.device
-) -> Scores:
-    """Metrics of the model and of latent persistence, of every clip in the batches' order, at every step."""
-    model = model.to(device).eval()
-    parts: dict[str, list[dict[str, Tensor]]] = {"model": [], "persistence": []}
-    for clip_ids in batches:
-        batch = features.batch(clip_ids, device)
-        predicted = model(batch.observed, batch.pooled, batch.last_pose_m).latents
-        repeated = persistence(batch.observed, future_steps=batch.future.shape[1])
-        for name, forecast in (("model", predicted), ("persistence", repeated)):
-            parts[name].append(latent_metrics(forecast, batch.future))
+def measured(
+    run: TrainedRun, features: Features, clips: Sequence[ClipRow], *, device: torch.device
+) -> Iterator[tuple[Sequence[ClipRow], Columns]]:
+    """Scores and predictions of all clips, in their order, part by part."""
+    model = run.model().to(device)
+    guided = run.shape.thinker is not None
+    partners = partners_of(clips) if guided else {}
+    for start in range(0, len(clips), run.clips_per_forward):
+        part = clips[start : start + run.clips_per_forward]
+        batch = features.batch([clip.clip_id for clip in part], device)
+        known = known_at_split(features, part, batch, partners=partners)
+        predicted = predict_all(model, known, future_steps=batch.future.shape[1])
+        columns = score_columns(predicted, batch, keypoints=_keypoint_places(model))
+        if batch.trajectory is not None:
+            columns |= joint_columns(predicted["model"], batch.trajectory)
+            columns |= {"camera_pose": _camera_poses(features, part)}
+        yield part, columns
+
+
+def score_columns(predicted: dict[str, Predicted], batch: Batch, *, keypoints: Sequence[int]) -> Columns:
+    """Each method's scores: a column for each metric, and one for its curve over the horizon."""
+    columns: Columns = {}
+    for method, forecast in predicted.items():
+        scores: dict[str, Tensor] = {}
+        if forecast.latents is not None:
+            for name, values in latent_metrics(forecast.latents, batch.future).items():
+                scores |= {name: values.mean(dim=1), f"{name}_by_step": values}
+        if forecast.joints_m is not None and (target := batch.trajectory) is not None:
+            counted = counted_joint_frames(target.future_confidence, target.last_known)
+            scores |= trajectory_metrics(forecast.joints_m, target.future_m, counted, keypoints=keypoints)
+        columns |= {f"{method}_{name}": _column(values) for name, values in scores.items()}
+    return columns
+
+
+def joint_columns(forecast: Predicted, target: TrajectoryBatch) -> Columns:
+    """How many joint-frames there are and count, and where the model puts them."""
+    assert forecast.joints_m is not None, "a run with labels has a head"
+    counted = counted_joint_frames(target.future_confidence, target.last_known)
     return {
-        forecast: {name: torch.cat([part[name] for part in list_]).cpu() for name in LATENT_METRICS}
-        for forecast, list_ in parts.items()
+        "labelled_joint_frames": _column((target.future_confidence > 0).flatten(1).sum(dim=1)),
+        "counted_joint_frames": _column(counted.flatten(1).sum(dim=1)),
+        "predicted_joints_m": _column(forecast.joints_m.float()),
     }
 
 
-def horizon_curve(scores: Scores, clips: Sequence[ClipRow], *, tubelet: int) -> list[dict[str, Any]]:
-    """One record per latent step: its horizon in seconds, and each forecast's means at that step."""
-    steps = horizon_summary(clips, window=TRAINED_WINDOW, tubelet=tubelet)
-    return [
-        {**record, **{name: _means(metrics, step=step) for name, metrics in scores.items()}}
-        for step, record in enumerate(steps)
-    ]
-
-
-def clip_table(scores: Scores, clip_ids: Sequence[str]) -> str:
-    """CSV with one row per clip: each forecast's metrics, means over the horizon."""
-    columns = {
-        f"{forecast}_{name}": values.mean(dim=1).tolist()
-        for forecast, metrics in scores.items()
-        for name, values in metrics.items()
-    }
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["clip_id", *columns])
-    writer.writerows(zip(clip_ids, *columns.values(), strict=True))
-    return text.getvalue()
-
-
-def _means(metrics: Mapping[str, Tensor], *, step: int | None = None) -> dict[str, float]:
-    """Means over clips, at one step or over all of them."""
+def clip_columns(clips: Sequence[ClipRow], *, tubelet: int) -> Columns:
+    """Which clips, and when their future frames are."""
+    horizons = [step_horizons_s(clip, window=TRAINED_WINDOW, tubelet=tubelet) for clip in clips]
     return {
-        name: float(values.mean() if step is None else values[:, step].mean())
-        for name, values in metrics.items()
+        **{
+            name: pa.array([getattr(clip, name) for clip in clips])
+            for name in ("clip_id", "video", "video_digest", "split_frame", "split_time_s")
+        },
+        "future_frames": lists(np.array([clip.future_frames[TRAINED_WINDOW] for clip in clips])),
+        "future_times_s": lists(np.array([clip.future_times_s[TRAINED_WINDOW] for clip in clips])),
+        "horizon_s": lists(np.array(horizons)),
     }
+
+
+def _camera_poses(features: Features, clips: Sequence[ClipRow]) -> pa.Array:
+    assert features.supervision is not None, "a run with joints has labels"
+    found = (features.supervision.trajectory(clip.clip_id).camera_pose for clip in clips)
+    poses = [None if pose is None else pose.reshape(-1).tolist() for pose in found]
+    return pa.array(poses, pa.list_(pa.float64()))
+
+
+def _column(values: Tensor) -> pa.Array:
+    array = values.cpu().numpy()
+    return numbers(array) if array.ndim == 1 else lists(array)
+
+
+def _keypoint_places(model: ForecastModel) -> list[int]:
+    """Where EgoDex's keypoints stand among the joints of the head."""
+    joints = model.head.shape.joints if model.head else ()
+    return [place for place, name in enumerate(joints) if name in KEYPOINTS]
 
 
 def _torch_device(device: Device) -> torch.device:
@@ -120,8 +172,9 @@ def _torch_device(device: Device) -> torch.device:
 def _rows_of(clip_ids: Sequence[str], features: Features) -> list[ClipRow]:
     rows = {clip.clip_id: clip for clip in features.clips().only(clip_ids)}
     if lost := [clip_id for clip_id in clip_ids if clip_id not in rows]:
+        needed = "features and labels" if features.supervision else "features"
         raise StageError(
-            f"{len(lost)} of {len(clip_ids)} clips of the run have no features in "
+            f"{len(lost)} of {len(clip_ids)} clips of the run have no {needed} in "
             f"{str(features.cache.path)!r} any more, the first is {lost[0]!r}: extract them, or train again"
         )
     return [rows[clip_id] for clip_id in clip_ids]

@@ -1,8 +1,7 @@
 """How far ahead each latent step of the future lies, in seconds of the clips' real frame times."""
 
-from collections.abc import Sequence
-
 import numpy as np
+import numpy.typing as npt
 
 from thinkjepa.cache import ClipRow
 from thinkjepa.stages.errors import StageError
@@ -21,9 +20,8 @@ def step_horizons_s(clip: ClipRow, *, window: int, tubelet: int) -> list[float]:
     return list(times_s.reshape(-1, tubelet).mean(axis=1) - clip.observed_times_s[-1])
 
 
-def horizon_summary(clips: Sequence[ClipRow], *, window: int, tubelet: int) -> list[dict[str, float]]:
-    """Mean, smallest and largest horizon over clips, one record per latent step; step 1 is the first."""
-    horizons = np.array([step_horizons_s(clip, window=window, tubelet=tubelet) for clip in clips])
+def horizon_summary(horizons_s: npt.NDArray[np.float64]) -> list[dict[str, float]]:
+    """Mean, smallest and largest of `(clip, step)` seconds: a record per latent step, the first is step 1."""
     return [
         {
             "step": step,
@@ -31,5 +29,5 @@ def horizon_summary(clips: Sequence[ClipRow], *, window: int, tubelet: int) -> l
             "seconds_min": float(column.min()),
             "seconds_max": float(column.max()),
         }
-        for step, column in enumerate(horizons.T, start=1)
+        for step, column in enumerate(horizons_s.T, start=1)
     ]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -46,7 +46,7 @@ def test_validation_l2_is_the_loss_that_training_reported(trained: Path) -> None
     result = evaluate(trained, split="validation")
     assert result["num_clips"] == metrics["num_clips"]["validation"]
     assert result["latent"]["model"]["l2"] == pytest.approx(metrics["validation_loss"], rel=1e-6)
-    assert result["latent"]["persistence"]["l2"] == pytest.approx(
+    assert result["latent"]["latent_persistence"]["l2"] == pytest.approx(
         metrics["persistence_validation_loss"], rel=1e-6
     )
 
@@ -55,14 +55,14 @@ def test_result_is_on_the_test_clips_and_written_to_the_run(trained: Path) -> No
     result = evaluate(trained)
     assert json.loads((trained / "eval-test.json").read_text()) == result
     clips = json.loads((trained / "split.json").read_text())["clips"]["test"]
-    rows = list(csv.DictReader((trained / "eval-test-clips.csv").read_text().splitlines()))
+    rows = pq.read_table(trained / "eval-test.parquet").to_pylist()
     assert [row["clip_id"] for row in rows] == clips
-    mean = sum(float(row["model_cosine"]) for row in rows) / len(rows)
+    mean = sum(row["model_cosine"] for row in rows) / len(rows)
     assert mean == pytest.approx(result["latent"]["model"]["cosine"])
 
 
 def test_persistence_is_off_by_the_step_that_every_future_takes(trained: Path) -> None:
-    scores = evaluate(trained)["latent"]["persistence"]
+    scores = evaluate(trained)["latent"]["latent_persistence"]
     assert scores["l1"] == pytest.approx(1.0, abs=1e-3)
     assert scores["l2"] == pytest.approx(1.0, abs=2e-3)
     assert scores["smooth_l1"] == pytest.approx(0.5, abs=1e-3)
@@ -73,16 +73,17 @@ def test_curve_over_the_horizon_averages_to_the_whole(trained: Path) -> None:
     curve = result["horizon"]
     assert [record["step"] for record in curve] == [1, 2]
     assert [record["seconds"] for record in curve] == pytest.approx([0.15, 0.35])
-    for forecast in ("model", "persistence"):
+    for forecast in ("model", "latent_persistence"):
         mean = sum(record[forecast]["l2"] for record in curve) / len(curve)
         assert mean == pytest.approx(result["latent"][forecast]["l2"])
 
 
 def test_evaluating_twice_writes_the_same_bytes(trained: Path) -> None:
     evaluate(trained)
-    before = (trained / "eval-test.json").read_bytes()
+    files = [trained / "eval-test.json", trained / "eval-test.parquet"]
+    before = [path.read_bytes() for path in files]
     evaluate(trained)
-    assert (trained / "eval-test.json").read_bytes() == before
+    assert [path.read_bytes() for path in files] == before
 
 
 def test_future_latents_do_not_reach_the_forecast(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -53,7 +54,8 @@ def test_horizon_runs_from_the_last_observed_frame_to_the_middle_of_a_step(clip:
 def test_horizon_uses_the_real_times_of_every_clip(clip: ClipRow) -> None:
     last = clip.observed_times_s[-1]
     slower = replace(clip, future_times_s=((last + 0.2, last + 0.6, last + 1.0, last + 1.0),))
-    first, second = horizon_summary([clip, slower], window=0, tubelet=2)
+    horizons_s = [step_horizons_s(item, window=0, tubelet=2) for item in (clip, slower)]
+    first, second = horizon_summary(np.array(horizons_s))
     assert first["step"] == 1
     assert first["seconds"] == pytest.approx((0.15 + 0.4) / 2)
     assert (second["seconds_min"], second["seconds_max"]) == pytest.approx((0.35, 1.0))

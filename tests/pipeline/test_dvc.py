@@ -71,7 +71,7 @@ class Project:
     def metrics(self) -> dict[str, Any]:
         return {
             name: json.loads((self.path / RUN / name).read_text())
-            for name in ("metrics.json", "eval-test.json")
+            for name in ("metrics.json", "eval-test.json", "../../report/comparison.json")
         }
 
 
@@ -85,7 +85,7 @@ def test_each_change_runs_exactly_what_depends_on_it(
     shutil.copytree(tiny_models, folder / "models")
     project = Project(folder)
 
-    assert project.repro() == ["clips", "extract", "train@thinkjepa-0", "evaluate@thinkjepa-0"]
+    assert project.repro() == ["clips", "extract", "train@thinkjepa-0", "evaluate@thinkjepa-0", "report"]
     first = project.metrics()
     assert first["eval-test.json"]["latent"]["model"]["l2"] > 0
 
@@ -93,13 +93,13 @@ def test_each_change_runs_exactly_what_depends_on_it(
     assert project.repro(execution={"batch_size": 2}) == ["clips"], "how is not what"
 
     trained = project.repro(train={"epochs": 3})
-    assert trained == ["clips", "train@thinkjepa-0", "evaluate@thinkjepa-0"]
+    assert trained == ["clips", "train@thinkjepa-0", "evaluate@thinkjepa-0", "report"]
     assert project.metrics() != first
     assert project.repro(train={"epochs": 2}) == ["clips"], "an earlier result is taken from DVC's memory"
     assert project.metrics() == first
 
     other = project.repro(models={"prompt": "What happens next?"})
-    assert other == ["clips", "extract", "train@thinkjepa-0", "evaluate@thinkjepa-0"]
+    assert other == ["clips", "extract", "train@thinkjepa-0", "evaluate@thinkjepa-0", "report"]
     second = project.metrics()
     assert second != first
     project.repro(models={"prompt": "What is seen?"})
@@ -111,7 +111,7 @@ def test_each_change_runs_exactly_what_depends_on_it(
     cache = FeatureCache.open(tmp_path / "features")
     rows_before = {name: len(cache.index(name)) for name in cache.feature_sets}
     make_video(folder / "videos" / "more" / "new.mp4", num_frames=44, size=(240, 128))
-    assert project.repro() == ["clips", "extract", "train@thinkjepa-0", "evaluate@thinkjepa-0"]
+    assert project.repro() == ["clips", "extract", "train@thinkjepa-0", "evaluate@thinkjepa-0", "report"]
     cache = FeatureCache.open(tmp_path / "features")
     added = {name: len(cache.index(name)) - rows_before[name] for name in cache.feature_sets}
     assert sorted(added.values()) == [0, 1, 1], "one clip for the prompt in use and one for the encoder"

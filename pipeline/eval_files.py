@@ -1,0 +1,51 @@
+"""The files of an evaluation for people: Markdown and pictures, beside the figures."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from thinkjepa.cache.disk import replace_file
+from thinkjepa.pipeline.eval_markdown import comparison_markdown
+from thinkjepa.pipeline.eval_plots import difference_picture, distance_picture, horizon_picture
+from thinkjepa.stages.evaluate import EvaluatedRun, compare, evaluate
+from thinkjepa.stages.evaluate.clip_table import table_path
+from thinkjepa.stages.evaluate.finished import read_evaluations
+from thinkjepa.stages.json_files import write_json
+from thinkjepa.stages.progress import Progress
+from thinkjepa.stages.train.settings import Device
+
+
+def evaluate_run(
+    run_dir: Path, *, split: str, cache_dir: Path | None, device: Device, progress: Progress
+) -> tuple[dict[str, Any], str]:
+    """Evaluate one run and write eval-<split>.json, .parquet, .md and .png into it.
+
+    Returns the figures and the Markdown.
+    """
+    result = evaluate(run_dir, split=split, cache_dir=cache_dir, device=device, progress=progress)
+    comparison = compare(read_evaluations([run_dir], split))
+    markdown = comparison_markdown(comparison)
+    replace_file(run_dir / f"eval-{split}.md", markdown.encode())
+    replace_file(run_dir / f"eval-{split}.png", horizon_picture(comparison))
+    return result, markdown
+
+
+def evaluation_digests(run_dir: Path, *, split: str) -> dict[str, str]:
+    """sha256 of the files that a comparison stands on, by name: small, and changed when they are."""
+    files = (run_dir / f"eval-{split}.json", table_path(run_dir, split))
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def write_comparison(out: Path, runs: Sequence[EvaluatedRun]) -> tuple[Mapping[str, Any], str]:
+    """Compare runs and write comparison.json, comparison.md and three pictures into `out`."""
+    comparison = compare(runs)
+    markdown = comparison_markdown(comparison)
+    write_json(out / "comparison.json", comparison)
+    replace_file(out / "comparison.md", markdown.encode())
+    replace_file(out / "horizon.png", horizon_picture(comparison))
+    replace_file(out / "distances.png", distance_picture(comparison))
+    replace_file(out / "differences.png", difference_picture(comparison))
+    return comparison, markdown

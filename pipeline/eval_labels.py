@@ -1,0 +1,31 @@
+"""What tables and plots call metrics, and whom they show where room is short."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from thinkjepa.stages.evaluate.comparison import BEST_OF_SEEDS
+from thinkjepa.stages.evaluate.summary import BETTER_WHEN_LARGER
+
+METRIC_LABELS = {
+    "ade_m": "ADE (m)",
+    "fde_m": "FDE (m)",
+    "acc_5cm": "within 5 cm",
+    "keypoint_m": "keypoints (m)",
+    BEST_OF_SEEDS: "keypoints, best of seeds (m)",
+    "l1": "L1",
+    "l2": "L2 (squared)",
+    "smooth_l1": "smooth L1",
+    "cosine": "cosine",
+}
+
+
+def better_arrow(metric: str) -> str:
+    """Up where more is better, else down."""
+    return "↑" if metric in BETTER_WHEN_LARGER else "↓"
+
+
+def is_main(entry: Mapping[str, Any]) -> bool:
+    """Whether it is a model, or a baseline that needs none."""
+    return entry["method"] == "model" or entry["group"] is None

@@ -1,0 +1,183 @@
+"""A comparison as Markdown: what was measured, tables with intervals, differences, and the horizon."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from thinkjepa.pipeline.eval_labels import METRIC_LABELS, better_arrow, is_main
+from thinkjepa.stages.evaluate.comparison import BEST_OF_SEEDS
+from thinkjepa.stages.evaluate.latent_metrics import LATENT_METRICS
+from thinkjepa.stages.evaluate.trajectory_metrics import TRAJECTORY_METRICS
+
+TABLES = {
+    "Hand trajectories": (*TRAJECTORY_METRICS, BEST_OF_SEEDS),
+    "Future latents": LATENT_METRICS,
+}
+DECIMALS = 4
+FEWEST_VIDEOS = 10
+"""Below it intervals are drawn from too few different videos to mark a difference by them."""
+
+FRAMES_OF_REFERENCE = {
+    "camera": "the camera frame of the last observed frame",
+    "world": "the labels' world, where no camera is known",
+}
+
+Figure = Mapping[str, float | None]
+
+
+def comparison_markdown(comparison: Mapping[str, Any]) -> str:
+    """The whole report."""
+    parts = ["# Evaluation", what_was_measured(comparison)]
+    for title, metrics in TABLES.items():
+        parts += _titled(title, entry_table(comparison["entries"], metrics))
+    for title, metrics in TABLES.items():
+        table = difference_table(comparison, metrics)
+        parts += _titled(f"Differences: {title.lower()}", table)
+    if any(difference["metrics"] for difference in comparison["differences"]):
+        stars = " `*`: the interval does not contain 0." if _enough_videos(comparison) else ""
+        parts.append(f"a - b, clip by clip.{stars}")
+    parts += _titled("Over the horizon", horizon_table(comparison))
+    return "\n\n".join(parts) + "\n"
+
+
+def what_was_measured(comparison: Mapping[str, Any]) -> str:
+    """The conditions that figures without them mean little."""
+    interval, frames = comparison["interval"], comparison["joint_frames"]
+    clips = f"{_count(comparison['num_clips'], comparison['split'] + ' clip')} of"
+    lines = [
+        f"- {clips} {_count(comparison['num_videos'], 'video')}; weights were chosen on validation clips"
+    ]
+    if left_out := comparison["num_clips_left_out"]:
+        lines.append(f"- {_count(left_out, 'clip')} not evaluated in all runs left out")
+    for group in comparison["groups"]:
+        seeds = ", ".join(map(str, group["seeds"]))
+        lines.append(f"- {group['name']}: {_count(len(group['seeds']), 'seed')} ({seeds})")
+    lines.append(
+        f"- brackets: {100 * interval['level']:g} % intervals, {interval['method']}, {interval['draws']:,} "
+        "draws; scores are averaged over seeds first, so the spread over seeds is not in them"
+    )
+    if not _enough_videos(comparison):
+        lines.append(
+            f"- **fewer than {FEWEST_VIDEOS} videos: intervals are too narrow, nothing follows from them**"
+        )
+    if frames:
+        lines += _about_joints(comparison, frames)
+    return "\n".join(lines)
+
+
+def entry_table(entries: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> str:
+    """A row per method with mean and interval; empty where nothing has any of these metrics."""
+    rows = [(entry["name"], entry["num_seeds"] or "", entry["metrics"]) for entry in entries]
+    return _figure_table(["method", "seeds"], rows, metrics, figure_text)
+
+
+def difference_table(comparison: Mapping[str, Any], metrics: Sequence[str]) -> str:
+    """A row per pair; empty where nothing has any of these metrics."""
+    rows = [(item["a"], item["b"], item["metrics"]) for item in comparison["differences"]]
+    text = starred_text if _enough_videos(comparison) else signed_text
+    return _figure_table(["a", "b"], rows, metrics, text)
+
+
+def horizon_table(comparison: Mapping[str, Any]) -> str:
+    """A row per latent step: ADE of models and baselines, or L2 where there are no joints."""
+    with_joints = any("ade_m" in entry["metrics"] for entry in comparison["entries"])
+    metric = "ade_m" if with_joints else "l2"
+    shown = [entry for entry in comparison["entries"] if metric in entry["metrics"] and is_main(entry)]
+    rows = [
+        [
+            f"{step['seconds']:.2f}",
+            *(_plain(entry["horizon"][step["step"] - 1].get(metric)) for entry in shown),
+        ]
+        for step in comparison["horizon"]
+    ]
+    header = [f"s ahead: {METRIC_LABELS[metric]}", *(entry["name"] for entry in shown)]
+    return _table(header, rows) if shown else ""
+
+
+def figure_text(figure: Figure) -> str:
+    """`0.0612 [0.0580, 0.0640]`; without the interval where it is unknown."""
+    mean = f"{figure['mean']:.{DECIMALS}f}"
+    if figure["low"] is None:
+        return mean
+    return f"{mean} [{figure['low']:.{DECIMALS}f}, {figure['high']:.{DECIMALS}f}]"
+
+
+def signed_text(figure: Figure) -> str:
+    """`-0.0100 [-0.0120, -0.0080]`; without the interval where it is unknown."""
+    mean = f"{figure['mean']:+.{DECIMALS}f}"
+    if figure["low"] is None:
+        return mean
+    return f"{mean} [{figure['low']:+.{DECIMALS}f}, {figure['high']:+.{DECIMALS}f}]"
+
+
+def starred_text(figure: Figure) -> str:
+    """As `signed_text`, with a star where 0 lies outside."""
+    low, high = figure["low"], figure["high"]
+    outside = low is not None and high is not None and (low > 0 or high < 0)
+    return signed_text(figure) + (" *" if outside else "")
+
+
+def _enough_videos(comparison: Mapping[str, Any]) -> bool:
+    return bool(comparison["num_videos"] >= FEWEST_VIDEOS)
+
+
+def _about_joints(comparison: Mapping[str, Any], frames: Mapping[str, int]) -> Iterable[str]:
+    where = " or ".join(FRAMES_OF_REFERENCE[frame] for frame in comparison["reference_frames"])
+    yield (
+        f"- {_count(len(comparison['joints']), 'joint')} in metres, in {where}; keypoints are "
+        f"{len(comparison['keypoints'])} of EgoDex's 12"
+    )
+    share = 100 * frames["counted"] / frames["labelled"] if frames["labelled"] else 0.0
+    yield (
+        f"- {frames['counted']:,} of {frames['labelled']:,} labelled joint-frames count ({share:.1f} %), in "
+        f"{_count(frames['clips'], 'clip')}: the rest are of joints that were not seen before the split"
+    )
+
+
+def _figure_table(
+    heads: Sequence[str],
+    rows: Sequence[tuple[Any, Any, Mapping[str, Any]]],
+    metrics: Sequence[str],
+    text: Callable[[Figure], str],
+) -> str:
+    shown = [metric for metric in metrics if any(metric in found for *_, found in rows)]
+    lines = [
+        [first, second, *(text(found[metric]) if metric in found else "" for metric in shown)]
+        for first, second, found in rows
+        if any(metric in found for metric in shown)
+    ]
+    header = [*heads, *(f"{METRIC_LABELS[metric]} {better_arrow(metric)}" for metric in shown)]
+    return _table(header, lines, left=len(heads)) if lines else ""
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, left: int = 1) -> str:
+    cells = [[str(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    rule = ["-" * width if place < left else "-" * (width - 1) + ":" for place, width in enumerate(widths)]
+    lines = [cells[0], rule, *cells[1:]]
+    return "\n".join(
+        "| "
+        + " | ".join(
+            _pad(cell, width, place < left)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        + " |"
+        for line in lines
+    )
+
+
+def _pad(cell: str, width: int, left: bool) -> str:
+    return cell.ljust(width) if left else cell.rjust(width)
+
+
+def _titled(title: str, table: str) -> list[str]:
+    return [f"## {title}", table] if table else []
+
+
+def _plain(figure: Figure | None) -> str:
+    return "" if figure is None else f"{figure['mean']:.{DECIMALS}f}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

@@ -1,0 +1,167 @@
+"""RUN/eval-<split>.parquet: a row per clip with all scores and the model's joints, and what was evaluated.
+
+What was evaluated (settings, split, checkpoint, methods) stands in the schema's metadata, so that the file
+tells its own story. Columns:
+
+    clip_id, video, video_digest, split_frame, split_time_s
+    horizon_s               seconds from the last observed frame to the middle of each latent step
+    <method>_<metric>       one score a clip; null where it has none
+    <method>_<metric>_by_step
+and for runs with joints
+    labelled_joint_frames, counted_joint_frames
+    future_frames, future_times_s
+    predicted_joints_m      the model's, flattened from (frame, joint, 3), in the camera frame of the last
+                            observed frame (in the labels' world where no camera pose is known)
+    camera_pose             that camera to world, flattened from (4, 4); null where unknown
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from thinkjepa.cache.disk import explained_os_errors
+from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.json_files import json_bytes
+
+EVALUATION_SCHEMA = "thinkjepa.eval.v2"
+RECORD_KEY = b"thinkjepa.eval"
+PREDICTIONS = ("predicted_joints_m", "camera_pose", "future_frames", "future_times_s")
+"""Columns that no summary needs."""
+
+CLIPS_OF_A_ROW_GROUP = 256  # 5 MB of predictions at 32 frames of 52 joints
+
+Floats = npt.NDArray[np.float64]
+
+
+def table_path(run_dir: Path, side: str) -> Path:
+    return run_dir / f"eval-{side}.parquet"
+
+
+class ClipTableWriter:
+    """Writes a table part by part; a context manager. The file appears when all of it is there."""
+
+    def __init__(self, path: Path, record: Mapping[str, Any]) -> None:
+        self._path = path
+        self._staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._metadata = {RECORD_KEY: json_bytes(record)}
+        self._writer: pq.ParquetWriter | None = None
+        self._waiting: list[pa.Table] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def append(self, columns: Mapping[str, pa.Array]) -> None:
+        """Add rows; every part has the same columns, of the same types."""
+        self._waiting.append(pa.table(dict(columns)).replace_schema_metadata(self._metadata))
+        if sum(map(len, self._waiting)) >= CLIPS_OF_A_ROW_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        table = pa.concat_tables(self._waiting)
+        self._waiting = []
+        with explained_os_errors("write", self._path):
+            if self._writer is None:
+                self._writer = pq.ParquetWriter(self._staging, table.schema, compression="zstd")
+            self._writer.write_table(table)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._flush()
+            with explained_os_errors("write", self._path):
+                if self._writer is not None:
+                    self._writer.close()
+                if kind is None:
+                    self._staging.replace(self._path)
+        finally:
+            self._staging.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class ClipTable:
+    """The scores of one evaluation, without the predictions."""
+
+    record: Mapping[str, Any]
+    """What was evaluated, see `evaluation.describe`."""
+    rows: pa.Table
+
+    @classmethod
+    def read(cls, path: Path) -> "ClipTable":
+        """Raises StageError where there is none, or one of another version."""
+        if not path.is_file():
+            raise StageError(f"{str(path)!r} does not exist: run thinkjepa-eval on that run first")
+        try:
+            file = pq.ParquetFile(path)
+            rows = file.read([name for name in file.schema_arrow.names if name not in PREDICTIONS])
+        except (pa.ArrowException, OSError) as error:
+            raise StageError(f"{str(path)!r} cannot be read ({error}): run thinkjepa-eval again") from error
+        record = json.loads((file.schema_arrow.metadata or {}).get(RECORD_KEY, b"{}"))
+        if record.get("schema") != EVALUATION_SCHEMA:
+            raise StageError(
+                f"{str(path)!r} has schema {record.get('schema')!r}, this version reads "
+                f"{EVALUATION_SCHEMA!r}: run thinkjepa-eval again"
+            )
+        return cls(record=record, rows=rows)
+
+    @property
+    def clip_ids(self) -> list[str]:
+        ids: list[str] = self.rows["clip_id"].to_pylist()
+        return ids
+
+    @property
+    def video_digests(self) -> list[str]:
+        digests: list[str] = self.rows["video_digest"].to_pylist()
+        return digests
+
+    def only(self, clip_ids: Sequence[str]) -> "ClipTable":
+        """The rows of these clips, all of which it has, in this order."""
+        places = {clip_id: place for place, clip_id in enumerate(self.clip_ids)}
+        rows = self.rows.take(pa.array([places[clip_id] for clip_id in clip_ids], pa.int64()))
+        return ClipTable(record=self.record, rows=rows)
+
+    def has(self, method: str, metric: str) -> bool:
+        return f"{method}_{metric}" in self.rows.column_names
+
+    def scores(self, method: str, metric: str) -> Floats:
+        """One score a clip, `(clip,)`; NaN where a clip has none."""
+        return self.numbers(f"{method}_{metric}")
+
+    def curves(self, method: str, metric: str) -> Floats:
+        """Scores at each latent step, `(clip, step)`."""
+        return self.lists(f"{method}_{metric}_by_step")
+
+    def numbers(self, column: str) -> Floats:
+        """A column of numbers, `(clip,)`."""
+        values: Floats = self.rows[column].to_numpy().astype(np.float64)
+        return values
+
+    def lists(self, column: str) -> Floats:
+        """A column of lists, `(clip, step)`."""
+        flat = self.rows[column].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        values: Floats = flat.astype(np.float64).reshape(len(self.rows), -1)
+        return values
+
+
+def numbers(values: npt.NDArray[Any]) -> pa.Array:
+    """A column from `(clip,)`; NaN becomes null."""
+    return pa.array(values, from_pandas=True)
+
+
+def lists(values: npt.NDArray[Any]) -> pa.Array:
+    """A column of lists from `(clip, ...)`, each clip's values flattened; NaN becomes null."""
+    size = int(np.prod(values.shape[1:]))
+    offsets = np.arange(len(values) + 1, dtype=np.int32) * size
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1), from_pandas=True))

@@ -1,0 +1,180 @@
+"""Several evaluated runs side by side: seeds aggregated, differences paired by clip.
+
+Scores are averaged over the seeds of a group clip by clip; intervals then draw videos. They tell how much
+another choice of test videos could change a figure, not another choice of seeds: `seed_std` tells that.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from thinkjepa.stages.evaluate.bootstrap import Floats, VideoBootstrap
+from thinkjepa.stages.evaluate.horizon import horizon_summary
+from thinkjepa.stages.evaluate.latent_metrics import LATENT_METRICS
+from thinkjepa.stages.evaluate.run_groups import EvaluatedRun, RunGroup, group_runs, on_shared_clips
+from thinkjepa.stages.evaluate.summary import CURVES, figures, interval_method, joint_frames
+from thinkjepa.stages.evaluate.trajectory_metrics import TRAJECTORY_METRICS
+
+COMPARISON_SCHEMA = "thinkjepa.comparison.v1"
+BEST_OF_SEEDS = "keypoint_best_m"
+"""EgoDex's best of K: the distance over keypoints of the best of K predictions, K the number of seeds."""
+OF_JOINTS = (*TRAJECTORY_METRICS, BEST_OF_SEEDS)
+COMPARED = (*OF_JOINTS, *LATENT_METRICS)
+
+OF_A_GROUP = {
+    "shuffled_guidance": ("{}, shuffled guidance", COMPARED),
+    "latent_persistence": ("{} head on last latents", OF_JOINTS),
+}
+"""Methods that use a run's own weights: what they are called, and which of their scores are the run's."""
+OF_NO_RUN = {
+    "latent_persistence": LATENT_METRICS,
+    "constant_pose": OF_JOINTS,
+    "constant_velocity": OF_JOINTS,
+    "mean_pose": OF_JOINTS,
+}
+"""Methods whose scores are the same beside every run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the comparison: scores `(clip,)` and curves `(clip, step)` of one method."""
+
+    name: str
+    method: str
+    group: RunGroup | None
+    scores: dict[str, Floats]
+    curves: dict[str, Floats]
+
+
+def compare(runs: Sequence[EvaluatedRun]) -> dict[str, Any]:
+    """The content of comparison.json. Raises StageError where runs cannot be compared."""
+    shared = on_shared_clips(runs)
+    groups = group_runs(shared)
+    first = max(shared, key=lambda run: len(run.table.record["joints"])).table
+    bootstrap = VideoBootstrap(first.video_digests)
+    entries = list(entries_of(groups))
+    return {
+        "schema": COMPARISON_SCHEMA,
+        "split": first.record["split"],
+        "num_clips": len(first.clip_ids),
+        "num_clips_left_out": len(set().union(*(run.table.clip_ids for run in runs))) - len(first.clip_ids),
+        "num_videos": bootstrap.num_videos,
+        "joints": first.record["joints"],
+        "keypoints": first.record["keypoints"],
+        "reference_frames": first.record["reference_frames"],
+        "joint_frames": joint_frames(first),
+        "interval": interval_method(),
+        "groups": [_group_record(group) for group in groups],
+        "entries": [_entry_record(entry, bootstrap) for entry in entries],
+        "differences": [_difference(one, other, bootstrap) for one, other in pairs(entries)],
+        "horizon": horizon_summary(first.lists("horizon_s")),
+    }
+
+
+def entries_of(groups: Sequence[RunGroup]) -> Iterator[Entry]:
+    """The groups' models, then what each group's weights give otherwise, then what needs no run."""
+    for group in groups:
+        yield _entry(group.name, "model", group, COMPARED)
+    for group in groups:
+        for method, (name, metrics) in OF_A_GROUP.items():
+            if (entry := _entry(name.format(group.name), method, group, metrics)).scores:
+                yield entry
+    with_joints = next((group for group in groups if group.has("constant_pose", "ade_m")), groups[0])
+    for method, metrics in OF_NO_RUN.items():
+        one_run = RunGroup(with_joints.name, with_joints.runs[:1])
+        entry = _entry(method.replace("_", " "), method, one_run, metrics)
+        if entry.scores:
+            yield replace(entry, group=None)
+
+
+def pairs(entries: Sequence[Entry]) -> Iterator[tuple[Entry, Entry]]:
+    """Which entries are subtracted: every two models, and each model from what it has to beat."""
+    models = [entry for entry in entries if entry.method == "model"]
+    yield from combinations(models, 2)
+    for model in models:
+        for entry in entries:
+            if entry.method != "model" and entry.group in (None, model.group):
+                yield model, entry
+
+
+def _entry(name: str, method: str, group: RunGroup, metrics: Sequence[str]) -> Entry:
+    """A line with those of `metrics` that all runs of the group have, means over its seeds."""
+    scores: dict[str, Floats] = {}
+    for metric in metrics:
+        if metric == BEST_OF_SEEDS:
+            if "keypoint_m" in scores and len(group.runs) > 1:
+                scores[metric] = group.by_seed(method, "keypoint_m").min(axis=0)
+        elif group.has(method, metric):
+            scores[metric] = group.by_seed(method, metric).mean(axis=0)
+    curves = {metric: group.curves(method, metric) for metric in CURVES if metric in scores}
+    return Entry(name, method, group, scores, curves)
+
+
+def _group_record(group: RunGroup) -> dict[str, Any]:
+    return {
+        "name": group.name,
+        "variant": group.variant,
+        "seeds": group.seeds,
+        "runs": [run.name for run in group.runs],
+    }
+
+
+def _entry_record(entry: Entry, bootstrap: VideoBootstrap) -> dict[str, Any]:
+    group = entry.group
+    return {
+        "name": entry.name,
+        "method": entry.method,
+        "group": group.name if group else None,
+        "num_seeds": len(group.runs) if group else 0,
+        "metrics": figures(entry.scores, bootstrap),
+        "seed_std": _seed_spread(entry),
+        "horizon": _curve_records(entry, bootstrap),
+    }
+
+
+def _curve_records(entry: Entry, bootstrap: VideoBootstrap) -> list[dict[str, Any]]:
+    """Figures at each latent step, the first one first."""
+    num_steps = max((curve.shape[1] for curve in entry.curves.values()), default=0)
+    by_step = {
+        f"{metric} {step}": values
+        for metric, curve in entry.curves.items()
+        for step, values in enumerate(curve.T)
+    }
+    found = figures(by_step, bootstrap)
+    return [
+        {metric: found[f"{metric} {step}"] for metric in entry.curves if f"{metric} {step}" in found}
+        for step in range(num_steps)
+    ]
+
+
+def _seed_spread(entry: Entry) -> dict[str, float]:
+    """Standard deviation over seeds of each metric's mean over clips; empty with one seed."""
+    group = entry.group
+    if group is None or len(group.runs) < 2:
+        return {}
+    spread = {}
+    for metric in entry.scores:
+        if metric != BEST_OF_SEEDS and not np.isnan(entry.scores[metric]).all():
+            means = np.nanmean(group.by_seed(entry.method, metric), axis=1)
+            spread[metric] = float(means.std(ddof=1))
+    return spread
+
+
+def _difference(one: Entry, other: Entry, bootstrap: VideoBootstrap) -> dict[str, Any]:
+    """`one` - `other`, clip by clip; a clip without either score is in neither.
+
+    The best of different numbers of seeds is not compared.
+    """
+    both = [metric for metric in one.scores if metric in other.scores]
+    num_seeds = [len(entry.group.runs) if entry.group else 0 for entry in (one, other)]
+    if num_seeds[0] != num_seeds[1]:
+        both = [metric for metric in both if metric != BEST_OF_SEEDS]
+    return {
+        "a": one.name,
+        "b": other.name,
+        "num_seeds": num_seeds,
+        "metrics": figures({name: one.scores[name] - other.scores[name] for name in both}, bootstrap),
+    }

@@ -1,0 +1,132 @@
+"""What is forecast of a batch of clips: by the model, and by methods that a model has to beat.
+
+Only what is known at the split frame enters: `Known` holds nothing of the future but the times asked about.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thinkjepa.cache import ClipRow
+from thinkjepa.stages.data.trajectories import Supervision
+from thinkjepa.stages.evaluate.baseline_poses import constant_velocity
+from thinkjepa.stages.train.features import TRAINED_WINDOW, Batch, Features
+from thinkjepa.stages.train.losses import persistence
+from thinkjepa.stages.train.model import Forecast, ForecastModel
+
+FORECASTS = (
+    "model",
+    "shuffled_guidance",
+    "latent_persistence",
+    "constant_pose",
+    "constant_velocity",
+    "mean_pose",
+)
+"""All methods, in the order of tables; the first two need a model, the second a thinker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of some clips at their split frame, on one device."""
+
+    observed: Tensor
+    """`(batch, step, patch, dim)`"""
+    pooled: Tensor | None
+    """`(batch, level, stream, dim)`"""
+    others_pooled: Tensor | None
+    """The same of another clip each, None where the model has no thinker."""
+    last_pose_m: Tensor | None
+    """`(batch, joint, 3)`"""
+    moving_on_m: Tensor | None
+    """`(batch, future step, frame, joint, 3)`: by constant velocity."""
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """One method's forecast; None is what it says nothing about."""
+
+    latents: Tensor | None
+    """`(batch, future step, patch, dim)`"""
+    joints_m: Tensor | None
+    """`(batch, future step, frame, joint, 3)`, metres."""
+
+
+def known_at_split(
+    features: Features, clips: Sequence[ClipRow], batch: Batch, *, partners: Mapping[str, str]
+) -> Known:
+    """Put together what is known; `partners` names the clip whose thinker states a clip is given instead."""
+    device = batch.observed.device
+    others = [partners[clip.clip_id] for clip in clips] if partners else []
+    moving_on_m = moving_on(features.supervision, clips, tubelet=features.tubelet)
+    return Known(
+        observed=batch.observed,
+        pooled=batch.pooled,
+        others_pooled=features.pooled(others).to(device) if others else None,
+        last_pose_m=batch.last_pose_m,
+        moving_on_m=None if moving_on_m is None else moving_on_m.to(device),
+    )
+
+
+def moving_on(supervision: Supervision | None, clips: Sequence[ClipRow], *, tubelet: int) -> Tensor | None:
+    """Constant velocity's joints `(batch, step, frame, joint, 3)`, metres; None without trajectories."""
+    if supervision is None:
+        return None
+    positions = []
+    for clip in clips:
+        trajectory = supervision.trajectory(clip.clip_id)
+        moved = constant_velocity(
+            trajectory.observed_m,
+            trajectory.observed_confidence > 0,
+            observed_times_s=clip.observed_times_s,
+            future_times_s=clip.future_times_s[TRAINED_WINDOW],
+        )
+        positions.append(moved.reshape(-1, tubelet, *moved.shape[1:]))
+    return torch.from_numpy(np.stack(positions))
+
+
+def predict_all(model: ForecastModel, known: Known, *, future_steps: int) -> dict[str, Predicted]:
+    """Every method's forecast that this model and these clips allow, by its name in `FORECASTS`."""
+    forecast = model(known.observed, known.pooled, known.last_pose_m)
+    found = {"model": _of(forecast)}
+    if known.others_pooled is not None:
+        found["shuffled_guidance"] = _of(model(known.observed, known.others_pooled, known.last_pose_m))
+    repeated = persistence(known.observed, future_steps=future_steps)
+    found["latent_persistence"] = Predicted(repeated, model.read_joints(repeated, known.last_pose_m))
+    if forecast.joints_m is not None:
+        poses_m = _poses(model, known)
+        found |= {name: Predicted(None, pose.expand_as(forecast.joints_m)) for name, pose in poses_m.items()}
+    return {name: found[name] for name in FORECASTS if name in found}
+
+
+def _poses(model: ForecastModel, known: Known) -> dict[str, Tensor]:
+    """Joints that need no latents, of shapes that extend to `(batch, step, frame, joint, 3)`."""
+    assert model.head is not None, "asked for poses of a model without a head"
+    assert known.last_pose_m is not None, "a head is trained on labels"
+    assert known.moving_on_m is not None, "a head is trained on labels"
+    poses = {"constant_pose": known.last_pose_m[:, None, None], "constant_velocity": known.moving_on_m}
+    if model.head.shape.anchor == "none":  # else its centre is a mean displacement
+        poses["mean_pose"] = model.head.center
+    return poses
+
+
+def _of(forecast: Forecast) -> Predicted:
+    return Predicted(forecast.latents, forecast.joints_m)
+
+
+def partners_of(clips: Sequence[ClipRow]) -> dict[str, str]:
+    """For each clip another one, of another video wherever no video has more than half of the clips.
+
+    Clips sorted by id stand video by video; each gets the one that stands as far on as the largest video is
+    long. Every clip is the partner of exactly one. Empty where there is only one clip.
+    """
+    ordered = sorted(clips, key=lambda clip: clip.clip_id)
+    if len(ordered) < 2:
+        return {}
+    most_clips = max(Counter(clip.video_digest for clip in ordered).values())
+    shift = min(most_clips, len(ordered) - 1)
+    turned = ordered[shift:] + ordered[:shift]
+    return {clip.clip_id: other.clip_id for clip, other in zip(ordered, turned, strict=True)}

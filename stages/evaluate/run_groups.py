@@ -1,0 +1,165 @@
+"""Evaluated runs, grouped by everything but their seed, on the clips that all of them share."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, get_args
+
+import numpy as np
+
+from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.evaluate.bootstrap import Floats
+from thinkjepa.stages.evaluate.clip_table import ClipTable
+from thinkjepa.stages.json_files import json_bytes
+from thinkjepa.stages.train.shapes import Variant
+
+NOT_PART_OF_A_GROUP = ("variant", "seed", "device", "clips_per_forward")
+"""Settings: the variant is named by itself, the others say where and how, not what."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluatedRun:
+    """One run's scores, and what to call it."""
+
+    name: str
+    table: ClipTable
+
+    @property
+    def variant(self) -> str:
+        return str(self.table.record["variant"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.table.record["seed"])
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """All that runs of one group have in common, without the variant."""
+        record = self.table.record
+        settings = {
+            name: value for name, value in record["settings"].items() if name not in NOT_PART_OF_A_GROUP
+        }
+        sets = {kind: item and item["name"] for kind, item in record["feature_sets"].items()}
+        return {**settings, "joints": ",".join(record["joints"]), **sets}
+
+
+@dataclass(frozen=True, slots=True)
+class RunGroup:
+    """Runs that differ in their seed only, sorted by it."""
+
+    name: str
+    runs: tuple[EvaluatedRun, ...]
+
+    @property
+    def variant(self) -> str:
+        return self.runs[0].variant
+
+    @property
+    def seeds(self) -> list[int]:
+        return [run.seed for run in self.runs]
+
+    def has(self, method: str, metric: str) -> bool:
+        return all(run.table.has(method, metric) for run in self.runs)
+
+    def by_seed(self, method: str, metric: str) -> Floats:
+        """Scores `(seed, clip)`; NaN where a clip has none."""
+        return np.stack([run.table.scores(method, metric) for run in self.runs])
+
+    def curves(self, method: str, metric: str) -> Floats:
+        """Scores `(clip, step)`, means over seeds."""
+        mean: Floats = np.mean([run.table.curves(method, metric) for run in self.runs], axis=0)
+        return mean
+
+
+def group_runs(runs: Sequence[EvaluatedRun]) -> list[RunGroup]:
+    """Groups in the order of variants, each named by its variant and by the settings that tell it apart.
+
+    Raises StageError where a group has a seed twice.
+    """
+    members: dict[bytes, list[EvaluatedRun]] = {}
+    for run in runs:
+        members.setdefault(json_bytes([run.variant, run.description]), []).append(run)
+    found = [tuple(sorted(group, key=lambda run: run.seed)) for group in members.values()]
+    names = _names([group[0] for group in found])
+    groups = [RunGroup(name, group) for name, group in zip(names, found, strict=True)]
+    for group in groups:
+        _check_seeds(group)
+    return sorted(groups, key=lambda group: (get_args(Variant).index(group.variant), group.name))
+
+
+def on_shared_clips(runs: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
+    """The runs limited to the clips that all were evaluated on, sorted by id.
+
+    Raises StageError where they have another split or joints, or labels changed between the evaluations.
+    """
+    first = runs[0]
+    for run in runs[1:]:
+        _check_same_split(first, run)
+    shared = sorted(set.intersection(*(set(run.table.clip_ids) for run in runs)))
+    if not shared:
+        raise StageError(f"runs {_list(runs)} have no {first.table.record['split']} clip in common")
+    limited = [EvaluatedRun(run.name, run.table.only(shared)) for run in runs]
+    _check_same_labels([run for run in limited if run.table.record["joints"]])
+    return limited
+
+
+def _names(first_runs: Sequence[EvaluatedRun]) -> list[str]:
+    """A name for each group, from one of its runs: its variant, with what differs within the variant."""
+    names = []
+    for run in first_runs:
+        peers = [other.description for other in first_runs if other.variant == run.variant]
+        differing = {name: value for name, value in run.description.items() if _differs(name, peers)}
+        details = ", ".join(f"{name} {value}" for name, value in sorted(differing.items()))
+        names.append(f"{run.variant} ({details})" if details else run.variant)
+    return names
+
+
+def _differs(name: str, descriptions: Sequence[Mapping[str, Any]]) -> bool:
+    return any(other.get(name) != descriptions[0].get(name) for other in descriptions)
+
+
+def _check_seeds(group: RunGroup) -> None:
+    for one, other in pairwise(group.runs):
+        if one.seed == other.seed:
+            raise StageError(
+                f"runs {one.name!r} and {other.name!r} have the same settings and seed {one.seed}: "
+                "leave one of them out"
+            )
+
+
+def _check_same_split(one: EvaluatedRun, other: EvaluatedRun) -> None:
+    for name, what in (("split", "evaluated on"), ("division", "divided by")):
+        first, second = one.table.record[name], other.table.record[name]
+        if first != second:
+            raise StageError(
+                f"runs {one.name!r} and {other.name!r} cannot be compared, their clips are not the same: "
+                f"{what} {_short(first)} and {_short(second)}; train them with the same --group-by, "
+                "fractions and --split-seed, and evaluate the same --split"
+            )
+
+
+def _check_same_labels(runs: Sequence[EvaluatedRun]) -> None:
+    for one, other in pairwise(runs):
+        joints, others = (run.table.record["joints"] for run in (one, other))
+        if joints != others:
+            raise StageError(
+                f"runs {one.name!r} and {other.name!r} predict {len(joints)} and {len(others)} joints that "
+                "are not the same: compare runs with the same --joints"
+            )
+        counted = (run.table.numbers("counted_joint_frames") for run in (one, other))
+        if not np.equal(*counted).all():
+            raise StageError(
+                f"labels changed between the evaluations of {one.name!r} and {other.name!r}: evaluate both "
+                "again (--again)"
+            )
+
+
+def _short(value: object) -> str:
+    if isinstance(value, dict):
+        rule = {**value["rule"], "group_by": value["grouping"]}
+        return ", ".join(f"{name} {setting}" for name, setting in sorted(rule.items()))
+    return str(value)
+
+
+def _list(runs: Sequence[EvaluatedRun]) -> str:
+    return ", ".join(repr(run.name) for run in runs)

@@ -1,0 +1,75 @@
+"""What people read of a comparison: the Markdown, and pictures that hold what they should."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from thinkjepa.pipeline.eval_markdown import comparison_markdown
+from thinkjepa.pipeline.eval_plots import difference_picture, distance_picture, horizon_picture
+from thinkjepa.stages.evaluate import EvaluatedRun, compare
+
+AddRun = Callable[..., EvaluatedRun]
+MANY = np.linspace(0.1, 0.3, 21)
+
+
+def row_of(markdown: str, *starts: str) -> list[str]:
+    """The cells of the first row that begins with these cells."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines()]
+    return next(row for row in rows if row[: len(starts)] == list(starts))
+
+
+def test_tables_have_means_with_intervals(add_run: AddRun) -> None:
+    markdown = comparison_markdown(compare([add_run("jepa", 0, [0.1, 0.3]), add_run("jepa", 1, [0.1, 0.3])]))
+    assert row_of(markdown, "jepa", "2")[2] == "0.2000 [0.1000, 0.3000]"
+    assert row_of(markdown, "constant pose", "")[2] == "0.5000 [0.5000, 0.5000]"
+    assert row_of(markdown, "jepa", "constant pose")[2] == "-0.3000 [-0.4000, -0.2000]"
+    assert row_of(markdown, "0.30")[1:3] == ["0.3000", "0.5000"]
+
+
+def test_the_conditions_of_the_figures_stand_above_them(add_run: AddRun) -> None:
+    markdown = comparison_markdown(compare([add_run("jepa", 3, MANY, counted=15)]))
+    assert "- 21 test clips of 21 videos" in markdown
+    assert "- jepa: 1 seed (3)" in markdown
+    assert "percentile bootstrap over videos, 2,000 draws" in markdown
+    assert "- 1 joint in metres, in the camera frame of the last observed frame" in markdown
+    assert "- 315 of 420 labelled joint-frames count (75.0 %)" in markdown
+    assert "fewer than" not in markdown
+
+
+@pytest.mark.parametrize(("num_videos", "starred"), [(21, True), (9, False)])
+def test_differences_are_marked_only_where_there_are_videos_enough(
+    add_run: AddRun, num_videos: int, starred: bool
+) -> None:
+    scores = MANY[:num_videos]
+    wave = 0.01 * np.cos(np.arange(num_videos))
+    runs = [
+        add_run("thinkjepa", 0, scores - 0.05),
+        add_run("jepa", 0, scores),
+        add_run("vlm", 0, scores + wave),
+    ]
+    markdown = comparison_markdown(compare(runs))
+    assert row_of(markdown, "thinkjepa", "jepa")[2].endswith("*") == starred
+    assert not row_of(markdown, "jepa", "vlm")[2].endswith("*")
+    assert ("fewer than 10 videos" in markdown) != starred
+
+
+def test_pictures_are_the_same_every_time_and_differ_with_the_scores(add_run: AddRun) -> None:
+    one = compare([add_run("jepa", 0, MANY), add_run("vlm", 0, MANY + 0.1)])
+    other = compare([add_run("jepa", 1, MANY), add_run("vlm", 1, MANY * 2)])
+    for draw in (horizon_picture, distance_picture, difference_picture):
+        assert draw(one) == draw(one)
+        assert draw(one) != draw(other)
+
+
+def test_a_picture_shows_every_model_in_its_colour(add_run: AddRun) -> None:
+    comparison = compare([add_run("jepa", 0, MANY), add_run("vlm", 0, MANY + 0.1)])
+    for draw in (horizon_picture, distance_picture):
+        pixels = matplotlib.image.imread(io.BytesIO(draw(comparison)))[..., :3]
+        for colour in ((0, 0x72, 0xB2), (0xD5, 0x5E, 0)):
+            near = np.abs(pixels - np.array(colour) / 255).max(axis=-1) < 0.02
+            assert near.sum() > 50, (draw.__name__, colour)
