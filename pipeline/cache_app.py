@@ -203,5 +203,28 @@ def verify_command(
     return EXIT_FAILURES if len(problems) > dropped else EXIT_DONE
 
 
+@app.command("compare")
+def compare_command(
+    *,
+    cache: CacheArgument,
+    set_a: Annotated[str, typer.Argument(metavar="SET_A", help="Feature set, or the beginning of its name.")],
+    set_b: Annotated[str, typer.Argument(metavar="SET_B", help="The set to compare it with.")],
+    json: JsonOption = False,
+) -> None:
+    """How far two sets of the same clips differ: another backend, precision or quantisation.
+
+    By layer the largest difference and the cosine, over the tokens that both have in common, and how many
+    tokens are equal.
+    """
+    from thinkjepa.pipeline.cache_compare import compare_sets, describe_comparison
+
+    with TerminalProgress(errors) as progress:
+        report = compare_sets(cache, set_a, set_b, progress=progress)
+    if json:
+        print_json(report)
+    else:
+        print_text(describe_comparison(report))
+
+
 def main() -> None:
     run_app(app)
