@@ -48,7 +48,7 @@ class HookedThinker:
         self.dtype = dtype
         self.device = device
         with explained_load_errors(folder, "thinker"):
-            config = AutoConfig.from_pretrained(folder.path)
+            self.config = config = AutoConfig.from_pretrained(folder.path)
             text = config.get_text_config()
             self.num_layers, self.width = int(text.num_hidden_layers), int(text.hidden_size)
             self.visual_ids = frozenset(
@@ -90,6 +90,7 @@ class HookedThinker:
             if getattr(self._processor, "video_processor", None) is None:
                 raise StageError(f"--thinker {self.folder.name!r} takes no video: choose one that does")
             self._processor.tokenizer.padding_side = "left"
+        self._think_tags = [_token_id(self._processor.tokenizer, tag) for tag in ("<think>", "</think>")]
 
     def load(self) -> None:
         """Bring processor and weights into memory. Raises StageError for what transformers cannot load."""
@@ -104,16 +105,17 @@ class HookedThinker:
             ).eval()
         self._model.to(self.device)
         self._decoder_layers = find_decoder_layers(self._model, self.num_layers, self.folder)
-        tokenizer = self._processor.tokenizer
-        self._think_tags = [_token_id(tokenizer, tag) for tag in ("<think>", "</think>")]
         ends = self._model.generation_config.eos_token_id
         self._stop_ids = frozenset([ends] if isinstance(ends, int) else ends or [])
         self._generation = GenerationConfig(
             do_sample=False,
             max_new_tokens=self.settings.max_new_tokens,
             eos_token_id=sorted(self._stop_ids) or None,
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=self._processor.tokenizer.pad_token_id,
         )
+
+    def close(self) -> None:
+        """Nothing is held that would outlive this process."""
 
     def think(self, scenes: Sequence[Scene], *, batch_size: int = 1) -> list[Thought]:
         """One thought per scene, on the CPU.
@@ -153,20 +155,31 @@ class HookedThinker:
 
     def prepare(self, scenes: Sequence[Scene]) -> Any:
         """The model's inputs for scenes, left-padded; frames are passed as chosen, never sampled again."""
-        content = [{"type": "video"}, {"type": "text", "text": self.settings.prompt}]
-        text = self._processor.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
-        options = {"do_sample_frames": False}
-        if hasattr(self._processor.video_processor, "cap_pixels_per_frame"):
-            options["cap_pixels_per_frame"] = True
         return self._processor(
-            text=[text] * len(scenes),
+            text=[self.prompt_text()] * len(scenes),
             videos=[scene.frames for scene in scenes],
-            videos_kwargs={**options, "video_metadata": [clock_metadata(scene) for scene in scenes]},
+            videos_kwargs={
+                **self.video_options(),
+                "video_metadata": [clock_metadata(scene) for scene in scenes],
+            },
             padding=True,
             return_tensors="pt",
         )
+
+    def prompt_text(self) -> str:
+        """The conversation before its video is filled in."""
+        content = [{"type": "video"}, {"type": "text", "text": self.settings.prompt}]
+        text: str = self._processor.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        return text
+
+    def video_options(self) -> dict[str, bool]:
+        """What the video processor is told besides the frames' times."""
+        options = {"do_sample_frames": False}
+        if hasattr(self._processor.video_processor, "cap_pixels_per_frame"):
+            options["cap_pixels_per_frame"] = True
+        return options
 
     def _thought(self, hidden_LSD: Tensor, ids: Sequence[int], prompt_length: int) -> Thought:
         prompt_ids = ids[:prompt_length]
