@@ -7,11 +7,11 @@ ARGS ?=
 bin := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help environment test check demo soak clean distclean
+.PHONY: help environment test test-vllm check demo soak clean distclean
 
 help: ## List the targets
 	@echo "make TARGET, where TARGET is one of"
-	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' Makefile | expand -t 16
 	@echo "Variables: VENV=.venv, PYTHON=(3.11 or newer), ARGS=(more arguments for pytest)"
 
 environment: ## Install the pinned dependencies into VENV, unless that is done
@@ -19,6 +19,9 @@ environment: ## Install the pinned dependencies into VENV, unless that is done
 
 test: environment ## Run the tests
 	$(bin)/python -m pytest $(ARGS)
+
+test-vllm: environment ## Run the tests of the vLLM backend, in an environment of its own
+	VENV='$(VENV)' .ci/test-vllm $(ARGS)
 
 check: environment ## Check style, format and types
 	$(bin)/ruff check .
@@ -33,7 +36,7 @@ soak: environment ## Run the long tests
 
 clean: ## Remove what tests, checks and builds leave behind
 	rm -rf build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find . -name __pycache__ -type d -not -path './.git/*' -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -not -path './.git/*' -not -path './$(VENV)/*' -not -path './.venv*/*' -prune -exec rm -rf {} +
 
 distclean: clean ## Remove the environment too
-	rm -rf '$(VENV)'
+	rm -rf '$(VENV)' .venv-vllm

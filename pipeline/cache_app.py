@@ -26,6 +26,7 @@ from thinkjepa.pipeline.options import with_settings
 from thinkjepa.pipeline.reporting import TerminalProgress
 from thinkjepa.stages.data.clips import ClipSettings
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
+from thinkjepa.stages.extract.vllm_settings import VllmSettings
 
 app = new_app("Fill a feature cache with what two frozen models see in your videos, and look at it.")
 
@@ -38,7 +39,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 
 
 @app.command("extract")
-@with_settings(clips=ClipSettings, models=ModelSettings, execution=ExecutionSettings)
+@with_settings(clips=ClipSettings, models=ModelSettings, execution=ExecutionSettings, vllm=VllmSettings)
 def extract_command(
     *,
     videos: VideosOption,
@@ -47,6 +48,7 @@ def extract_command(
     clips: ClipSettings,
     models: ModelSettings,
     execution: ExecutionSettings,
+    vllm: VllmSettings,
 ) -> int:
     """Run thinker and encoder once over every clip of a folder of videos.
 
@@ -60,7 +62,7 @@ def extract_command(
 
     with TerminalProgress(errors) as progress:
         report = extract(
-            videos, cache_dir, clips=clips, models=models, execution=execution, progress=progress
+            videos, cache_dir, clips=clips, models=models, execution=execution, progress=progress, vllm=vllm
         )
     if json:
         print_json(report.to_json())
@@ -201,6 +203,29 @@ def verify_command(
         lines.append(f"{len(problems)} problems, {dropped} clips dropped" if problems else "no problems")
         print_text("\n".join(lines))
     return EXIT_FAILURES if len(problems) > dropped else EXIT_DONE
+
+
+@app.command("compare")
+def compare_command(
+    *,
+    cache: CacheArgument,
+    set_a: Annotated[str, typer.Argument(metavar="SET_A", help="Feature set, or the beginning of its name.")],
+    set_b: Annotated[str, typer.Argument(metavar="SET_B", help="The set to compare it with.")],
+    json: JsonOption = False,
+) -> None:
+    """How far two sets of the same clips differ: another backend, precision or quantisation.
+
+    By layer the largest difference and the cosine, over the tokens that both have in common, and how many
+    tokens are equal.
+    """
+    from thinkjepa.pipeline.cache_compare import compare_sets, describe_comparison
+
+    with TerminalProgress(errors) as progress:
+        report = compare_sets(cache, set_a, set_b, progress=progress)
+    if json:
+        print_json(report)
+    else:
+        print_text(describe_comparison(report))
 
 
 def main() -> None:

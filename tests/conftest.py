@@ -54,10 +54,11 @@ class ReadFrameNumber(Protocol):
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Long tests run when asked for with `-m soak` only."""
+    """Tests that are long, or need an environment of their own, run when asked for with `-m` only."""
     config.addinivalue_line("markers", "soak: takes many minutes; run with `make soak`")
+    config.addinivalue_line("markers", "vllm: needs an environment with vLLM; run with `make test-vllm`")
     if not config.option.markexpr:
-        config.option.markexpr = "not soak"
+        config.option.markexpr = "not soak and not vllm"
 
 
 @pytest.fixture(scope="session")

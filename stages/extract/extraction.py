@@ -18,8 +18,9 @@ from thinkjepa.stages.data.clips import ClipSettings
 from thinkjepa.stages.data.decode_process import VideoDecoder
 from thinkjepa.stages.data.videos import find_videos
 from thinkjepa.stages.extract.batches import ClipDecoding, run_batch, with_video
-from thinkjepa.stages.extract.frozen_models import FrozenModels
+from thinkjepa.stages.extract.frozen_models import TRANSFORMERS, FrozenModels
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings, allowed_failures
+from thinkjepa.stages.extract.vllm_settings import VllmSettings
 from thinkjepa.stages.progress import Progress
 
 
@@ -60,6 +61,7 @@ def extract(
     models: ModelSettings,
     execution: ExecutionSettings,
     progress: Progress,
+    vllm: VllmSettings = TRANSFORMERS,
 ) -> ExtractReport:
     """Write the features of every clip of `videos` that the cache does not hold yet.
 
@@ -68,9 +70,10 @@ def extract(
     """
     started = time.monotonic()
     files = find_videos(videos)
-    frozen = FrozenModels.find(models, device=execution.device)
+    frozen = FrozenModels.find(models, device=execution.device, vllm=vllm, batch_size=execution.batch_size)
     wanted = frozen.sets(clips, shard_mb=execution.shard_mb)
-    with WriteSession(cache_dir) as session, VideoDecoder(timeout_s=execution.decode_timeout) as decoder:
+    decoding = VideoDecoder(timeout_s=execution.decode_timeout)
+    with WriteSession(cache_dir) as session, decoding as decoder, frozen:
         planned = plan_folder(files, videos, clips, decoder=decoder, progress=progress)
         session.add_clips(planned.clips)
         thinker, encoder = (session.resolve(item) for item in wanted)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from types import TracebackType
+
+import torch
 
 from thinkjepa.cache import FeatureSet, Kind
 from thinkjepa.stages.data.clips import ClipSettings
@@ -11,8 +14,12 @@ from thinkjepa.stages.extract.device import choose_device, choose_dtype, quiet_t
 from thinkjepa.stages.extract.encoder import VideoEncoder
 from thinkjepa.stages.extract.feature_sets import encoder_set, thinker_set
 from thinkjepa.stages.extract.hooked_thinker import HookedThinker
-from thinkjepa.stages.extract.settings import ModelSettings
-from thinkjepa.stages.extract.weights import find_model
+from thinkjepa.stages.extract.settings import GPU_BATCH, ModelSettings
+from thinkjepa.stages.extract.vllm_settings import VllmSettings
+from thinkjepa.stages.extract.vllm_thinker import VllmThinker
+from thinkjepa.stages.extract.weights import ModelFolder, find_model
+
+TRANSFORMERS = VllmSettings()
 
 
 @dataclass(slots=True)
@@ -23,7 +30,9 @@ class FrozenModels:
     encoder: VideoEncoder
 
     @classmethod
-    def find(cls, settings: ModelSettings, *, device: str) -> FrozenModels:
+    def find(
+        cls, settings: ModelSettings, *, device: str, vllm: VllmSettings = TRANSFORMERS, batch_size: int = 0
+    ) -> FrozenModels:
         """Find both and read their configuration. Raises StageError with the remedy."""
         quiet_transformers()
         place = choose_device(device)
@@ -31,9 +40,17 @@ class FrozenModels:
         thinker = find_model(settings.thinker, revision=settings.revision, role="thinker")
         encoder = find_model(settings.encoder, revision=settings.encoder_revision, role="encoder")
         return cls(
-            HookedThinker(thinker, settings, dtype=dtype, device=place),
+            _thinker(thinker, settings, vllm, dtype=dtype, device=place, batch_size=batch_size),
             VideoEncoder(encoder, dtype=dtype, device=place),
         )
+
+    def __enter__(self) -> FrozenModels:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.thinker.close()
 
     def load(self, kinds: Iterable[Kind]) -> None:
         """Bring the weights of the named models into memory."""
@@ -45,3 +62,17 @@ class FrozenModels:
             thinker_set(self.thinker, clips, dtype=self.thinker.dtype, shard_mb=shard_mb),
             encoder_set(self.encoder, clips, shard_mb=shard_mb),
         )
+
+
+def _thinker(
+    folder: ModelFolder,
+    settings: ModelSettings,
+    vllm: VllmSettings,
+    *,
+    dtype: str,
+    device: torch.device,
+    batch_size: int,
+) -> HookedThinker:
+    if vllm.backend == "transformers":
+        return HookedThinker(folder, settings, dtype=dtype, device=device)
+    return VllmThinker(folder, settings, vllm, dtype=dtype, device=device, batch_size=batch_size or GPU_BATCH)

@@ -46,7 +46,7 @@ class HookedThinker:
         self.dtype = dtype
         self.device = device
         with explained_load_errors(folder, "thinker"):
-            config = AutoConfig.from_pretrained(folder.path)
+            self.config = config = AutoConfig.from_pretrained(folder.path)
             text = config.get_text_config()
             self.num_layers, self.width = int(text.num_hidden_layers), int(text.hidden_size)
             self.mixture_of_experts = is_mixture_of_experts(text)
@@ -59,7 +59,7 @@ class HookedThinker:
         self.layers = parse_layers(settings.layers, num_layers=self.num_layers)
         self._model: Any = None
         self._processor: Any = None
-        self._prompting: Prompting
+        self.prompting: Prompting
 
     @property
     def origin(self) -> Mapping[str, Any]:
@@ -89,7 +89,8 @@ class HookedThinker:
         with explained_load_errors(self.folder, "thinker"):
             self._processor = AutoProcessor.from_pretrained(self.folder.path)
             self._processor.tokenizer.padding_side = "left"
-            self._prompting = choose_prompting(self._processor, self.settings.prompt, model=self.folder.name)
+            self.prompting = choose_prompting(self._processor, self.settings.prompt, model=self.folder.name)
+        self._think_tags = [_token_id(self._processor.tokenizer, tag) for tag in ("<think>", "</think>")]
 
     def load(self) -> None:
         """Bring processor and weights into memory. Raises StageError for what transformers cannot load."""
@@ -104,16 +105,17 @@ class HookedThinker:
             ).eval()
         self._model.to(self.device)
         self._decoder_layers = find_decoder_layers(self._model, self.num_layers, self.folder)
-        tokenizer = self._processor.tokenizer
-        self._think_tags = [_token_id(tokenizer, tag) for tag in ("<think>", "</think>")]
         ends = self._model.generation_config.eos_token_id
         self._stop_ids = frozenset([ends] if isinstance(ends, int) else ends or [])
         self._generation = GenerationConfig(
             do_sample=False,
             max_new_tokens=self.settings.max_new_tokens,
             eos_token_id=sorted(self._stop_ids) or None,
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=self._processor.tokenizer.pad_token_id,
         )
+
+    def close(self) -> None:
+        """Nothing is held that would outlive this process."""
 
     def think(self, scenes: Sequence[Scene], *, batch_size: int = 1) -> list[Thought]:
         """One thought per scene, on the CPU.
@@ -156,7 +158,7 @@ class HookedThinker:
 
     def prepare(self, scenes: Sequence[Scene]) -> Mapping[str, Any]:
         """The model's inputs for scenes, left-padded; frames are passed as chosen, never sampled again."""
-        return self._prompting.inputs(scenes)
+        return self.prompting.inputs(scenes)
 
     def _thought(self, hidden_LSD: Tensor, ids: Sequence[int], prompt_length: int) -> Thought:
         prompt_ids = ids[:prompt_length]

@@ -38,17 +38,19 @@ class VideoPrompting:
 
     def __init__(self, processor: Any, prompt: str) -> None:
         self._processor = processor
-        self._text = _chat(processor, [{"type": "video"}, {"type": "text", "text": prompt}])
-        self._options: dict[str, Any] = {"do_sample_frames": False}
+        self.text = _chat(processor, [{"type": "video"}, {"type": "text", "text": prompt}])
+        """The conversation before its video is filled in."""
+        self.options: dict[str, Any] = {"do_sample_frames": False}
+        """What the video processor is told besides the frames' times."""
         if hasattr(processor.video_processor, "cap_pixels_per_frame"):
-            self._options["cap_pixels_per_frame"] = True
+            self.options["cap_pixels_per_frame"] = True
 
     def inputs(self, scenes: Sequence[Scene]) -> Mapping[str, Any]:
         metadata = [[clock_metadata(scene)] for scene in scenes]
         found: Mapping[str, Any] = self._processor(
-            text=[self._text] * len(scenes),
+            text=[self.text] * len(scenes),
             videos=[[scene.frames] for scene in scenes],
-            videos_kwargs={**self._options, "video_metadata": metadata},
+            videos_kwargs={**self.options, "video_metadata": metadata},
             padding=True,
             return_tensors="pt",
         )

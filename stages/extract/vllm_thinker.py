@@ -1,0 +1,165 @@
+"""The thinker through vLLM: the prompt of the transformers backend, the states of vLLM's engine.
+
+vLLM reads a model's layers as we number them: its auxiliary state k is the residual stream that enters
+decoder layer k, DeepStack included, and N is after the last. It does not check the numbers: we do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.extract.hooked_thinker import HookedThinker
+from thinkjepa.stages.extract.prompting import VideoPrompting, clock_metadata
+from thinkjepa.stages.extract.settings import ModelSettings
+from thinkjepa.stages.extract.thinker import TOKEN_CAPACITY, Scene, Thought
+from thinkjepa.stages.extract.vllm_engine import EngineSpec, Question, Reply, VllmEngine, vllm_versions
+from thinkjepa.stages.extract.vllm_settings import VllmSettings
+from thinkjepa.stages.extract.weights import ModelFolder
+
+
+class VllmThinker(HookedThinker):
+    """Describes and prepares as the transformers backend does, and thinks through an engine."""
+
+    def __init__(
+        self,
+        folder: ModelFolder,
+        settings: ModelSettings,
+        vllm: VllmSettings,
+        *,
+        dtype: str,
+        device: torch.device,
+        batch_size: int,
+    ) -> None:
+        super().__init__(folder, settings, dtype=dtype, device=device)
+        self.vllm = vllm
+        self.batch_size = batch_size
+        self._versions = vllm_versions(vllm.python)
+        self._engine: VllmEngine | None = None
+
+    @property
+    def origin(self) -> Mapping[str, Any]:
+        """As of the other backend, under its own name: the bits differ. Its version chooses the kernels."""
+        minor = {name: ".".join(text.split(".")[:2]) for name, text in self._versions.items()}
+        inherited = dict(super().origin)
+        del inherited["attention"]
+        changed = {"backend": "vllm", "quantization": self.vllm.quantization}
+        return {**inherited, **changed, "versions": {**inherited["versions"], **minor}}
+
+    @property
+    def source(self) -> Mapping[str, Any]:
+        return {
+            **super().source,
+            **self._versions,
+            "tensor_parallel": self.vllm.tensor_parallel,
+            "max_batched_tokens": self.vllm.max_batched_tokens,
+        }
+
+    def load(self) -> None:
+        """Start the engine. Raises StageError where it cannot be started."""
+        self.load_processor()
+        self._stop_ids = frozenset(stop_ids(self.folder))
+        self._engine = VllmEngine(
+            EngineSpec(
+                python=self.vllm.python,
+                options=self.engine_options(),
+                layers=self.layers,
+                max_new_tokens=self.settings.max_new_tokens,
+                stop_ids=tuple(sorted(self._stop_ids)),
+                timeout_s=self.vllm.vllm_timeout,
+                restarts=self.vllm.vllm_restarts,
+            )
+        )
+        self._engine.start()
+
+    def close(self) -> None:
+        """End the engine."""
+        if self._engine:
+            self._engine.stop()
+
+    def think(self, scenes: Sequence[Scene], *, batch_size: int = 1) -> list[Thought]:
+        """One thought per scene. Scenes of any length share a batch: neighbours change rounding at most."""
+        assert self._engine is not None, "load first"
+        thoughts: list[Thought] = []
+        for start in range(0, len(scenes), batch_size):
+            group = scenes[start : start + batch_size]
+            replies = self._engine.ask(self.question(group))
+            thoughts += [self._checked(*pair) for pair in zip(group, replies, strict=True)]
+        return thoughts
+
+    def engine_options(self) -> dict[str, Any]:
+        """Arguments of vLLM's `LLM`. Prefix caching is off: hardly two clips begin with the same frame."""
+        longest = getattr(self.config.get_text_config(), "max_position_embeddings", TOKEN_CAPACITY + 1)
+        options: dict[str, Any] = {
+            "model": str(self.folder.path),
+            "dtype": self.dtype,
+            "seed": 0,
+            "max_model_len": min(longest, TOKEN_CAPACITY + 1),
+            "max_num_seqs": self.batch_size,
+            "tensor_parallel_size": self.vllm.tensor_parallel,
+            "gpu_memory_utilization": self.vllm.gpu_memory,
+            "enable_prefix_caching": False,
+            "enforce_eager": self.device.type == "cpu",
+            "mm_processor_cache_gb": 0,
+        }
+        if self.vllm.max_batched_tokens:
+            options["max_num_batched_tokens"] = self.vllm.max_batched_tokens
+        if self.vllm.quantization:
+            options["quantization"] = self.vllm.quantization
+        return options
+
+    def question(self, scenes: Sequence[Scene]) -> Question:
+        """Frames as chosen, with the clock that the other backend gives them."""
+        prompting = self.prompting
+        if not isinstance(prompting, VideoPrompting):
+            raise StageError(
+                f"--thinker {self.folder.name!r} takes images only, --backend vllm gives it videos: "
+                "use --backend transformers"
+            )
+        return Question(
+            prompt=prompting.text,
+            frames=[scene.frames.permute(0, 2, 3, 1).contiguous().numpy() for scene in scenes],
+            videos=[clock_metadata(scene) for scene in scenes],
+            processor=prompting.options,
+        )
+
+    def _checked(self, scene: Scene, reply: Reply) -> Thought:
+        """A reply as a thought. Raises RuntimeError where it is not the answer to our prompt.
+
+        The prompt is prepared here once more: vLLM's own processor has to give the same tokens.
+        """
+        prompt_ids = self.prepare([scene])["input_ids"][0].tolist()
+        ids = (*reply.token_ids[: reply.prompt_token_count], *reply.generated_ids)
+        if problem := reply_problem(
+            reply, prompt_ids, layers=len(self.layers), width=self.width, dtype=self.dtype
+        ):
+            raise StageError(f"vllm's answer does not fit: {problem}; use --backend transformers")
+        return self._thought(reply.hidden_SLD.transpose(0, 1), ids, len(prompt_ids))
+
+
+def reply_problem(reply: Reply, prompt_ids: Sequence[int], *, layers: int, width: int, dtype: str) -> str:
+    """Why a reply must not be stored, or an empty string: shape, dtype, tokens. The cache finds NaN."""
+    count = len(prompt_ids) + len(reply.generated_ids) - 1
+    shape = (count, layers, width)
+    if tuple(reply.hidden_SLD.shape) != shape or reply.hidden_SLD.dtype != getattr(torch, dtype):
+        return (
+            f"states are {reply.hidden_SLD.dtype} {tuple(reply.hidden_SLD.shape)}, expected {dtype} {shape}"
+        )
+    expected = (*prompt_ids, *reply.generated_ids[:-1])
+    if reply.token_ids != expected:
+        places = [
+            p for p, pair in enumerate(zip(reply.token_ids, expected, strict=False)) if pair[0] != pair[1]
+        ]
+        where = places[0] if places else min(len(reply.token_ids), len(expected))
+        return f"token {where} of {len(expected)} differs from the prompt that transformers makes"
+    return ""
+
+
+def stop_ids(folder: ModelFolder) -> list[int]:
+    """Tokens that end an answer, as the model's own files say."""
+    ends = GenerationConfig.from_pretrained(folder.path).eos_token_id
+    return [ends] if isinstance(ends, int) else list(ends or [])
