@@ -54,7 +54,7 @@ def clip_trajectory(
 
     Joints that the labels lack have confidence 0.
     """
-    observed, future = np.asarray(observed_frames), np.asarray(future_frames)
+    observed, future = (np.asarray(frames, dtype=np.int64) for frames in (observed_frames, future_frames))
     camera_pose = None if labels.camera_poses is None else labels.camera_poses[observed[-1]]
     observed_m, observed_confidence = _cut(labels, joints, observed)
     future_m, future_confidence = _cut(labels, joints, future.reshape(-1))
