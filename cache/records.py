@@ -161,12 +161,15 @@ class ClipFeatures:
     generated_text: str = ""
 
 
-FailureStage = Literal["open", "plan", "decode", "thinker", "encoder"]
+FailureStage = Literal["open", "plan", "decode", "thinker", "encoder", "labels"]
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a video, or one clip of it, has no features. `clip_id` is empty where no clip could be planned."""
+    """Why a video, or one clip of it, has no features; at `labels`, why a video has no hand labels.
+
+    `clip_id` is empty where no clip could be planned, and for labels.
+    """
 
     video: str
     stage: FailureStage

@@ -18,8 +18,10 @@ def describe_report(report: ExtractReport) -> str:
     ]
     if report.repeats:
         lines.append(f"{len(report.repeats)} files repeat the content of another one and were taken once")
-    if report.failures:
-        stages = Counter(failure.stage for failure in report.failures)
+    if report.labelled_videos or report.broken_labels:
+        lines.append(_labels(report))
+    if report.failed_videos:
+        stages = Counter(failure.stage for failure in report.failures if failure.stage != "labels")
         reasons = ", ".join(f"{number} at {stage}" for stage, number in sorted(stages.items()))
         lines.append(f"{report.failed_videos} videos failed ({reasons}): thinkjepa-cache info lists them")
     if report.too_many_failures:
@@ -28,3 +30,8 @@ def describe_report(report: ExtractReport) -> str:
             "or accept them with --max-failures"
         )
     return "\n".join(lines)
+
+
+def _labels(report: ExtractReport) -> str:
+    broken = f", {report.broken_labels} label files are broken" if report.broken_labels else ""
+    return f"hand labels: {report.labelled_videos} videos{broken} (thinkjepa-data check tells more)"

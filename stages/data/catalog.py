@@ -28,6 +28,8 @@ class PlannedFolder:
     """Where each video digest is read from."""
     frame_sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Width and height in pixels by video digest."""
+    num_frames: dict[str, int] = field(default_factory=dict)
+    """Frames by video digest."""
     signatures: dict[str, FileSignature] = field(default_factory=dict)
     """What each file was when its digest was taken."""
     duration_s: float = 0.0
@@ -87,4 +89,5 @@ def _plan_video(
     planned.paths[video.digest] = video.path
     planned.signatures[video.digest] = video.signature
     planned.frame_sizes[video.digest] = (info.width_px, info.height_px)
+    planned.num_frames[video.digest] = len(info.times_s)
     planned.duration_s += float(info.times_s[-1])

@@ -1,10 +1,12 @@
-"""What a folder of videos contains, as a small file: any change of a video, or of its name, changes it."""
+"""What a folder of videos contains, as a small file: a change of a video, a name or labels changes it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from thinkjepa.cache import file_digest
+from thinkjepa.stages.data.labels.readers import is_readable_place, label_files
 from thinkjepa.stages.data.videos import display_name, find_videos, identify
 from thinkjepa.stages.progress import Progress
 
@@ -13,18 +15,32 @@ UNREADABLE = "unreadable"
 
 
 def folder_manifest(folder: Path, *, progress: Progress) -> dict[str, Any]:
-    """Relative name and content digest of every video. Raises StageError where there is none."""
+    """Relative name and content digest of every video, and of the label files beside them, if any.
+
+    Raises StageError where there is no video.
+    """
     files = find_videos(folder)
     progress.begin("reading", total=len(files), unit="videos")
-    videos = {}
+    root = folder.resolve()
+    videos: dict[str, str] = {}
+    labels: dict[str, str] = {}
     for path in files:
         videos[display_name(path, folder)] = _digest(path, folder)
+        labels |= {display_name(found, folder): _label_digest(found, root) for found in label_files(path)}
         progress.advance(1)
-    return {"schema": "thinkjepa.clips.v1", "videos": videos}
+    manifest = {"schema": "thinkjepa.clips.v1", "videos": videos}
+    return {**manifest, "labels": labels} if labels else manifest
 
 
 def _digest(path: Path, folder: Path) -> str:
     try:
         return identify(path, folder=folder).digest
+    except OSError:
+        return UNREADABLE
+
+
+def _label_digest(path: Path, root: Path) -> str:
+    try:
+        return file_digest(path) if is_readable_place(path, root) else UNREADABLE
     except OSError:
         return UNREADABLE

@@ -29,6 +29,8 @@ class Selection:
     """Digest of the clips' ids and the checksums of their features in both sets."""
     names: str
     """Digest of the videos' contents and relative names, from which the groups of a split follow."""
+    labels: str = ""
+    """Digest of the label files that the chosen clips' videos have hand labels from; empty where none has."""
 
 
 def make_selection(
@@ -47,13 +49,16 @@ def make_selection(
         num_clips=len(chosen),
         clips=fingerprint(list(zip(ids, *checksums, strict=True))),
         names=fingerprint(sorted(videos)),
+        labels=labels_digest(cache, {digest for digest, _ in videos}),
     )
     write_json(_list_file(cache_dir, selection), {"clip_ids": ids})
     return selection
 
 
 def write_selection(path: Path, selection: Selection) -> None:
-    write_json(path, asdict(selection))
+    """Without labels the file is what it was before there were any: nothing trains again for their sake."""
+    record = asdict(selection)
+    write_json(path, {name: value for name, value in record.items() if name != "labels" or value})
 
 
 def read_selection(path: Path) -> Selection:
@@ -74,6 +79,13 @@ def selected_clip_ids(cache_dir: Path, selection: Selection) -> list[str]:
             f"cache {str(cache_dir)!r} does not hold this selection of clips: run the extraction again"
         )
     return list(read_json(path)["clip_ids"])
+
+
+def labels_digest(cache: FeatureCache, video_digests: Collection[str]) -> str:
+    """Tells apart the hand labels of some videos; empty where none of them has any."""
+    digests = {video: cache.labels.label_digest(video) for video in video_digests}
+    labelled = sorted((video, digest) for video, digest in digests.items() if digest)
+    return fingerprint(labelled) if labelled else ""
 
 
 def _list_file(cache_dir: Path, selection: Selection) -> Path:

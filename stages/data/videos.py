@@ -46,8 +46,8 @@ def find_videos(folder: Path) -> list[Path]:
     if not stat.S_ISDIR(kind):
         raise StageError(f"--videos {str(folder)!r} is a file: give the folder that holds it")
     root = folder.resolve()
-    named = [path for path in _files(folder) if path.suffix.lower() in SUFFIXES and _is_plain(path)]
-    found = [path for path in named if _inside(path, root)]
+    named = [path for path in _files(folder) if path.suffix.lower() in SUFFIXES and is_plain(path)]
+    found = [path for path in named if is_inside(path, root)]
     if not found:
         links = f" ({len(named)} links that lead out of it are not followed)" if named else ""
         raise StageError(
@@ -81,7 +81,7 @@ def _files(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in names)
 
 
-def _is_plain(path: Path) -> bool:
+def is_plain(path: Path) -> bool:
     """A file, or what cannot be told (a broken link), which is reported; a pipe would block for ever."""
     try:
         return stat.S_ISREG(path.stat().st_mode)
@@ -89,6 +89,6 @@ def _is_plain(path: Path) -> bool:
         return True
 
 
-def _inside(path: Path, root: Path) -> bool:
+def is_inside(path: Path, root: Path) -> bool:
     """Whether a path is a file that really lies in the folder; a link is judged by where it points."""
     return not path.is_symlink() or path.resolve().is_relative_to(root)

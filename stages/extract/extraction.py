@@ -16,6 +16,7 @@ from thinkjepa.cache import ClipRow, Failure, Kind, SetWriter, WriteSession, don
 from thinkjepa.stages.data.catalog import PlannedFolder, plan_folder
 from thinkjepa.stages.data.clips import ClipSettings
 from thinkjepa.stages.data.decode_process import VideoDecoder
+from thinkjepa.stages.data.labels.storing import store_labels
 from thinkjepa.stages.data.videos import find_videos
 from thinkjepa.stages.extract.batches import ClipDecoding, run_batch, with_video
 from thinkjepa.stages.extract.frozen_models import TRANSFORMERS, FrozenModels
@@ -36,6 +37,9 @@ class ExtractReport:
     extracted: int = 0
     already_there: int = 0
     failed_clips: int = 0
+    labelled_videos: int = 0
+    broken_labels: int = 0
+    """Of planned videos. A broken label file is listed and counts as no failure of its video."""
     failed_videos: int = 0
     allowed_failed_videos: int = 0
     seconds: float = 0.0
@@ -76,6 +80,13 @@ def extract(
     with WriteSession(cache_dir) as session, decoding as decoder, frozen:
         planned = plan_folder(files, videos, clips, decoder=decoder, progress=progress)
         session.add_clips(planned.clips)
+        labels = store_labels(
+            session,
+            planned.paths.items(),
+            videos,
+            num_frames=lambda digest, path: planned.num_frames[digest],
+            progress=progress,
+        )
         thinker, encoder = (session.resolve(item) for item in wanted)
         with session.writer(thinker) as thoughts, session.writer(encoder) as latents:
             writers: dict[Kind, SetWriter] = {"thinker": thoughts, "encoder": latents}
@@ -85,7 +96,7 @@ def extract(
                 *_extract_missing(planned, frozen, decoder, writers, missing, execution, progress),
             ]
             done = done_clip_ids(thoughts) & done_clip_ids(latents)
-        session.record_failures(failures, videos=planned.names)
+        session.record_failures([*failures, *labels.failures], videos=planned.names)
     pending = missing["thinker"] | missing["encoder"]
     clip_ids = sorted(clip.clip_id for clip in planned.clips if clip.clip_id in done)
     failed_videos = {failure.video for failure in failures}
@@ -98,10 +109,12 @@ def extract(
         extracted=sum(clip_id in pending for clip_id in clip_ids),
         already_there=len(planned.clips) - len(pending),
         failed_clips=len(planned.clips) - len(clip_ids),
+        labelled_videos=labels.labelled_videos,
+        broken_labels=len(labels.failures),
         failed_videos=len(failed_videos),
         allowed_failed_videos=allowed_failures(execution.max_failures, num_videos=planned.num_videos),
         seconds=time.monotonic() - started,
-        failures=failures,
+        failures=[*failures, *labels.failures],
         repeats=planned.repeats,
         clip_ids=clip_ids,
     )

@@ -1,0 +1,92 @@
+"""thinkjepa-data: hand labels beside videos, checked before anything is trained, and put into a cache."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from thinkjepa.pipeline.console import (
+    EXIT_DONE,
+    EXIT_FAILURES,
+    errors,
+    new_app,
+    print_json,
+    print_text,
+    run_app,
+)
+from thinkjepa.pipeline.reporting import TerminalProgress
+
+app = new_app("Check the hand labels that lie beside videos, and put them into a cache.")
+
+DECODE_TIMEOUT_S = 60.0
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+
+
+@app.command("check")
+def check_command(
+    *,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of videos with labels beside them.")],
+    plot: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Draw the hands of some videos over their frames.")
+    ] = None,
+    cache_dir: Annotated[
+        Path | None, typer.Option(help="Also tell which labels this cache lacks or holds in another version.")
+    ] = None,
+    json: JsonOption = False,
+) -> int:
+    """Say what is wrong with the labels: counts, intrinsics, held samples, jumps, missing joints.
+
+    Exit status: 0 usable, perhaps with warnings; 3 some label files cannot be used; 2 wrong use.
+    """
+    from thinkjepa.cache import FeatureCache
+    from thinkjepa.cache.disk import replace_file
+    from thinkjepa.pipeline.label_picture import draw
+    from thinkjepa.pipeline.label_report import describe_check
+    from thinkjepa.pipeline.label_view import label_views
+    from thinkjepa.stages.data.decode_process import VideoDecoder
+    from thinkjepa.stages.data.labels.folder_check import check_folder
+    from thinkjepa.stages.data.videos import find_videos
+
+    cached = FeatureCache.open(cache_dir).labels if cache_dir else None
+    files = find_videos(folder)
+    with TerminalProgress(errors) as progress, VideoDecoder(timeout_s=DECODE_TIMEOUT_S) as decoder:
+        check = check_folder(files, folder, decoder=decoder, progress=progress, cached=cached)
+        if plot:
+            replace_file(plot, draw(label_views(check, folder, decoder=decoder), check))
+    if json:
+        print_json({**check.to_json(), "picture": str(plot) if plot else None})
+    else:
+        print_text(describe_check(check) + (f"\npicture: {plot}" if plot else ""))
+    return EXIT_FAILURES if check.num_errors else EXIT_DONE
+
+
+@app.command("import")
+def import_command(
+    *,
+    videos: Annotated[Path, typer.Option("--videos", help="Folder of videos with labels beside them.")],
+    cache_dir: Annotated[Path, typer.Option(help="Folder of a cache that has these videos' features.")],
+    json: JsonOption = False,
+) -> int:
+    """Put labels that are new or changed into a cache; no model is run. Extraction does the same.
+
+    Exit status: 0 done; 3 done, but some label files cannot be used; 2 wrong use.
+    """
+    from thinkjepa.pipeline.label_report import describe_import
+    from thinkjepa.stages.data.decode_process import VideoDecoder
+    from thinkjepa.stages.data.labels.importing import import_labels
+
+    with TerminalProgress(errors) as progress, VideoDecoder(timeout_s=DECODE_TIMEOUT_S) as decoder:
+        report = import_labels(videos, cache_dir, decoder=decoder, progress=progress)
+    if json:
+        print_json(asdict(report))
+    else:
+        print_text(describe_import(report, cache_dir))
+    return EXIT_FAILURES if report.failures else EXIT_DONE
+
+
+def main() -> None:
+    run_app(app)

@@ -1,0 +1,233 @@
+"""What is suspicious in hand labels: pure functions from joints and frame times to findings.
+
+Shape letters: F frames, J joints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from thinkjepa.stages.data.joints import KEYPOINTS, PAPER_JOINTS, SIDES
+from thinkjepa.stages.data.labels.label_file import LabelFile
+from thinkjepa.stages.data.trajectories import project, to_camera
+
+Severity = Literal["error", "warning"]
+
+WRISTS = tuple(f"{side}Hand" for side in SIDES)
+
+MAX_SPEED_M_S = 5.0
+"""Of a wrist: manipulating hands stay below 2 m/s, a lost and found track jumps at 10 and more."""
+
+HELD_SHARE = 0.05
+HELD_RUN = 3
+"""More steps without the slightest change than this share, or in one piece: a tracker that repeats itself."""
+
+MAX_EXTENT_M = 3.0
+"""Of all joints of one frame: a person's reach. Millimetres taken for metres are a thousand times more."""
+
+UNLIKELY_SHARE = 0.5
+BINS = 10
+"""Of the histogram of confidences, equally wide over 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing about one video. `error`: its labels cannot be used; `warning`: look before you train."""
+
+    severity: Severity
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What was counted in one label file. Steps go from one frame to the next."""
+
+    frames: int
+    joints: int
+    paper_joints: int
+    keypoints: int
+    held_share: float
+    held_run_frames: int
+    """The longest row of frames that are all the same."""
+    jumps: int
+    fastest_m_s: float
+    fastest_frame: int
+    """The step with the largest speed ends here; -1 where none is known."""
+    confidence_histogram: tuple[int, ...]
+    """Samples (frame, joint) in `BINS` bins over 0 to 1."""
+
+
+def measure(labels: LabelFile, times_s: npt.NDArray[np.float64]) -> Figures:
+    """Count. `times_s` are the video's frame times `(frame,)`; frames beyond them are left out of speeds."""
+    held = held_steps(labels)
+    speeds_m_s = wrist_speeds(labels, times_s)
+    fastest = int(speeds_m_s.argmax()) if speeds_m_s.any() else -1
+    histogram, _ = np.histogram(labels.confidences, bins=BINS, range=(0, 1))
+    return Figures(
+        frames=labels.num_frames,
+        joints=len(labels.joint_names),
+        paper_joints=len(set(PAPER_JOINTS) & set(labels.joint_names)),
+        keypoints=len(set(KEYPOINTS) & set(labels.joint_names)),
+        held_share=float(held.mean()) if len(held) else 0.0,
+        held_run_frames=_longest_run(held) + 1 if held.any() else 0,
+        jumps=int((speeds_m_s > MAX_SPEED_M_S).sum()),
+        fastest_m_s=float(speeds_m_s.max(initial=0.0)),
+        fastest_frame=fastest + 1 if fastest >= 0 else -1,
+        confidence_histogram=tuple(histogram.tolist()),
+    )
+
+
+def held_steps(labels: LabelFile) -> npt.NDArray[np.bool_]:
+    """Steps `(F - 1,)` in which no joint changes at all, of frames where something is known."""
+    same = np.all(np.diff(labels.positions_m, axis=0) == 0, axis=(1, 2))
+    known = np.any(labels.confidences > 0, axis=1)
+    return np.asarray(same & known[1:] & known[:-1], dtype=np.bool_)
+
+
+def wrist_speeds(labels: LabelFile, times_s: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The faster wrist's speed `(steps,)`, m/s; of all joints where no wrist is named; 0 where not known.
+
+    In the labels' own frame: where that is a moving camera's, its movement is in it.
+    """
+    named = [place for place, name in enumerate(labels.joint_names) if name in WRISTS]
+    joints = named or list(range(len(labels.joint_names)))
+    frames = min(labels.num_frames, len(times_s))
+    if frames < 2 or not joints:
+        return np.zeros(0)
+    positions_m = labels.positions_m[:frames, joints].astype(np.float64)
+    known = labels.confidences[:frames, joints] > 0
+    lengths_m = np.linalg.norm(np.diff(positions_m, axis=0), axis=-1) * (known[1:] & known[:-1])
+    speeds: npt.NDArray[np.float64] = lengths_m.max(axis=1) / np.diff(times_s[:frames])
+    return speeds
+
+
+def find(
+    labels: LabelFile, figures: Figures, *, video_frames: int, size_px: tuple[int, int]
+) -> Iterator[Finding]:
+    """Everything that is worth a look, most important first. `size_px` is the video's (width, height)."""
+    yield from _lengths(labels.num_frames, video_frames)
+    yield from _places(labels, size_px)
+    yield from _movement(figures)
+    yield from _joints(labels, figures)
+    if not (labels.confidences > 0).any():
+        yield _warning("no_confidence", "every confidence is 0: nothing is learned from this video")
+
+
+def _lengths(labelled: int, in_video: int) -> Iterator[Finding]:
+    if labelled < in_video:
+        rest = in_video - labelled
+        message = (
+            f"labels for {labelled} of {in_video} frames: clips that need one of the last {rest} have none"
+        )
+        yield _warning("num_frames", message)
+    elif labelled > in_video:
+        yield _warning(
+            "num_frames", f"labels for {labelled} frames, the video has {in_video}: last rows unused"
+        )
+
+
+def _places(labels: LabelFile, size_px: tuple[int, int]) -> Iterator[Finding]:
+    """Where the joints are: units, frames of reference, and the camera."""
+    extent_m = extent(labels)
+    if extent_m > MAX_EXTENT_M:
+        message = f"joints of a frame lie {extent_m:.3g} m apart: are positions in metres?"
+        yield _warning("extent", message)
+    if labels.intrinsics is None:
+        yield _warning("intrinsics", "no intrinsics: trained as it is, joints cannot be drawn on frames")
+    if labels.reference_frame == "world" and labels.camera_poses is None:
+        message = (
+            "positions in a world without camera poses: predicted in that world, whose origin is arbitrary"
+        )
+        yield _warning("reference_frame", message)
+        return
+    seen = camera_positions(labels)
+    known = labels.confidences > 0
+    behind = float((seen[..., 2][known] <= 0).mean()) if known.any() else 0.0
+    if behind > UNLIKELY_SHARE:
+        message = f"{behind:.0%} of the joints lie behind the camera: its axes are x right, y down, z forward"
+        yield _warning("behind_camera", message)
+    elif (
+        labels.intrinsics is not None and (outside := _outside(seen, known, labels, size_px)) > UNLIKELY_SHARE
+    ):
+        message = f"{outside:.0%} of the hands' joints fall outside the frame: intrinsics of another size?"
+        yield _warning("outside_frame", message)
+
+
+def _outside(
+    seen: npt.NDArray[np.float32], known: npt.NDArray[np.bool_], labels: LabelFile, size_px: tuple[int, int]
+) -> float:
+    """Share of known samples that fall beside the frame; of the hands' joints where there are any."""
+    hands = [name in PAPER_JOINTS for name in labels.joint_names]
+    chosen = known & np.array(hands if any(hands) else [True] * len(hands))
+    if not chosen.any() or labels.intrinsics is None:
+        return 0.0
+    pixels = project(seen[chosen], labels.intrinsics)
+    inside = ((pixels >= 0) & (pixels < size_px)).all(axis=-1)
+    return float(1 - inside.mean())
+
+
+def _movement(figures: Figures) -> Iterator[Finding]:
+    if figures.held_share > HELD_SHARE or figures.held_run_frames > HELD_RUN:
+        message = (
+            f"{figures.held_share:.1%} of the samples repeat the one before, up to {figures.held_run_frames} "
+            "frames alike: the tracker is slower than the video, or stood still"
+        )
+        yield _warning("held", message)
+    if figures.jumps:
+        message = (
+            f"{figures.jumps} jumps faster than {MAX_SPEED_M_S:g} m/s, the worst {figures.fastest_m_s:.1f} "
+            f"m/s to frame {figures.fastest_frame}"
+        )
+        yield _warning("jumps", message)
+
+
+def _joints(labels: LabelFile, figures: Figures) -> Iterator[Finding]:
+    if not figures.paper_joints:
+        message = (
+            f"no joint has a name that the project knows ({labels.joint_names[0]!r}, ...): all are trained on"
+        )
+        yield _warning("joints", message)
+    elif missing := [name for name in PAPER_JOINTS if name not in labels.joint_names]:
+        some = ", ".join([*missing[:3], *(["..."] if len(missing) > 3 else [])])
+        message = (
+            f"{figures.paper_joints} of the paper's {len(PAPER_JOINTS)} joints and {figures.keypoints} of "
+            f"{len(KEYPOINTS)} keypoints: without {some}"
+        )
+        yield _warning("joints", message)
+
+
+def extent(labels: LabelFile) -> float:
+    """The median over frames of how far apart joints lie (diagonal of their box), metres."""
+    known = labels.confidences > 0
+    frames = np.flatnonzero(known.sum(axis=1) > 1)
+    if not len(frames):
+        return 0.0
+    masked = np.where(known[frames][..., None], labels.positions_m[frames].astype(np.float64), np.nan)
+    diagonals = np.linalg.norm(np.nanmax(masked, axis=1) - np.nanmin(masked, axis=1), axis=-1)
+    return float(np.median(diagonals))
+
+
+def camera_positions(labels: LabelFile) -> npt.NDArray[np.float32]:
+    """Joints `(F, J, 3)` as the camera of their own frame sees them; as they are without camera poses."""
+    if labels.camera_poses is None:
+        return labels.positions_m
+    pairs: Sequence[npt.NDArray[np.float32]] = [
+        to_camera(positions, pose)
+        for positions, pose in zip(labels.positions_m, labels.camera_poses, strict=True)
+    ]
+    return np.stack(pairs) if pairs else labels.positions_m
+
+
+def _longest_run(flags: npt.NDArray[np.bool_]) -> int:
+    ends = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
+    return int((ends[1::2] - ends[::2]).max(initial=0))
+
+
+def _warning(kind: str, message: str) -> Finding:
+    return Finding("warning", kind, message)

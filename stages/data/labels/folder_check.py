@@ -1,0 +1,154 @@
+"""A folder's hand labels, looked at video by video before anything is trained."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from thinkjepa.cache import Failure, LabelTable, file_digest
+from thinkjepa.stages.data.decode_process import DecodeError, VideoDecoder
+from thinkjepa.stages.data.labels.findings import BINS, Figures, Finding, find, measure
+from thinkjepa.stages.data.labels.label_file import LabelError, LabelFile
+from thinkjepa.stages.data.labels.readers import SUFFIXES_HELP, find_label_file, label_files, read_labels
+from thinkjepa.stages.data.labels.storing import read_fitting
+from thinkjepa.stages.data.videos import display_name
+from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.progress import Progress
+
+
+@dataclass(slots=True)
+class VideoCheck:
+    """One video: its label file, what was counted in it, what is wrong."""
+
+    video: str
+    label_file: str = ""
+    video_frames: int = 0
+    figures: Figures | None = None
+    """None where there are no labels, or they cannot be used."""
+    findings: list[Finding] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class FolderCheck:
+    """All videos of a folder, in the order of their names."""
+
+    folder: str
+    videos: Sequence[VideoCheck]
+
+    @property
+    def num_errors(self) -> int:
+        return self._count("error")
+
+    @property
+    def num_warnings(self) -> int:
+        return self._count("warning")
+
+    @property
+    def usable(self) -> list[VideoCheck]:
+        return [item for item in self.videos if item.figures]
+
+    @property
+    def confidence_histogram(self) -> list[int]:
+        """Over all joints and frames: samples in `BINS` equal bins from 0 to 1."""
+        rows = [item.figures.confidence_histogram for item in self.videos if item.figures]
+        return [int(count) for count in np.sum(rows, axis=0)] if rows else [0] * BINS
+
+    def to_json(self) -> dict[str, Any]:
+        kinds = Counter(finding.kind for item in self.videos for finding in item.findings)
+        edges = [round(edge / BINS, 3) for edge in range(BINS + 1)]
+        return {
+            "folder": self.folder,
+            "videos": len(self.videos),
+            "usable": len(self.usable),
+            "errors": self.num_errors,
+            "warnings": self.num_warnings,
+            "findings": dict(sorted(kinds.items())),
+            "confidence_histogram": {"edges": edges, "samples": self.confidence_histogram},
+            "details": [asdict(item) for item in self.videos],
+        }
+
+    def _count(self, severity: str) -> int:
+        return sum(finding.severity == severity for item in self.videos for finding in item.findings)
+
+
+def check_folder(
+    files: Sequence[Path],
+    folder: Path,
+    *,
+    decoder: VideoDecoder,
+    progress: Progress,
+    cached: LabelTable | None = None,
+) -> FolderCheck:
+    """Check the labels of the videos found under `folder`, also against those of a cache where one is given.
+
+    Raises StageError where no video has a label file.
+    """
+    require_labels(files, folder)
+    root, checks = folder.resolve(), []
+    progress.begin("checking", total=len(files), unit="videos")
+    for path in files:
+        check = VideoCheck(display_name(path, folder))
+        try:
+            _check_video(path, root, check, decoder, cached)
+        except LabelError as error:
+            check.findings.append(Finding("error", "broken", str(error)))
+            progress.failed(Failure(check.video, "labels", str(error)))
+        checks.append(check)
+        progress.advance(1)
+    return FolderCheck(str(folder), checks)
+
+
+def require_labels(files: Sequence[Path], folder: Path) -> None:
+    """Raise StageError where none of the videos has a label file."""
+    if not any(label_files(path) for path in files):
+        raise StageError(
+            f"no labels beside the {len(files)} videos under {str(folder)!r}: looked for {SUFFIXES_HELP}"
+        )
+
+
+def _check_video(
+    path: Path, root: Path, check: VideoCheck, decoder: VideoDecoder, cached: LabelTable | None
+) -> None:
+    found = find_label_file(path, root)
+    if found is None:
+        check.findings.append(Finding("warning", "no_labels", "no label file beside the video"))
+        return
+    check.label_file = display_name(found, path.parent)
+    try:
+        video = decoder.open(path)
+    except DecodeError as error:
+        raise LabelError(f"the video cannot be opened: {error}") from error
+    check.video_frames = len(video.times_s)
+    labels = read_fitting(found, check.video_frames)
+    check.figures = measure(labels, video.times_s)
+    size_px = (video.width_px, video.height_px)
+    check.findings += find(labels, check.figures, video_frames=check.video_frames, size_px=size_px)
+    if cached is not None:
+        check.findings += _against_cache(path, found, cached)
+
+
+def _against_cache(video: Path, label_file: Path, cached: LabelTable) -> list[Finding]:
+    try:
+        stored, digest = cached.label_digest(file_digest(video)), file_digest(label_file)
+    except OSError as error:
+        raise LabelError(f"cannot be read: {error.strerror or error}") from error
+    if stored == digest:
+        return []
+    message = (
+        "the cache holds labels of another file" if stored else "the cache holds no labels of this video"
+    )
+    return [Finding("warning", "cache", f"{message}: run thinkjepa-data import")]
+
+
+def readable_labels(path: Path, root: Path) -> LabelFile | None:
+    """The labels beside a video where they can be read, else None."""
+    try:
+        found = find_label_file(path, root)
+        return read_labels(found) if found else None
+    except LabelError:
+        return None

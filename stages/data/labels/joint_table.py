@@ -1,0 +1,172 @@
+"""Plain tables of joint positions, `<stem>.csv` or `<stem>.parquet`: a row for each joint of a frame.
+
+Needed columns: frame (from 0), joint, x, y, z (metres). Optional: confidence (0 to 1, else 1), and, the same
+in every row, reference_frame (camera or world, else camera), fx fy cx cy (pixels), description. A joint
+without a row at a frame is not known there: confidence 0.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from thinkjepa.cache import ReferenceFrame
+from thinkjepa.stages.data.labels.label_file import (
+    MAX_FILE_BYTES,
+    MAX_FRAMES,
+    MAX_SAMPLES,
+    LabelError,
+    LabelFile,
+    Poses,
+    Positions,
+    check_extent,
+)
+
+NEEDED = {"frame": pa.int64(), "joint": pa.string(), "x": pa.float64(), "y": pa.float64(), "z": pa.float64()}
+INTRINSICS = ("fx", "fy", "cx", "cy")
+OPTIONAL = {
+    "confidence": pa.float64(),
+    "reference_frame": pa.string(),
+    **dict.fromkeys(INTRINSICS, pa.float64()),
+    "description": pa.string(),
+}
+TYPES = NEEDED | OPTIONAL
+
+
+def read(path: Path) -> LabelFile:
+    """Raises LabelError where the table is broken, OSError where the file cannot be opened."""
+    with path.open("rb") as file:
+        try:
+            table = _read_parquet(file) if path.suffix == ".parquet" else _read_csv(file, path)
+            _check_columns(table.column_names)
+            return _label_file(table.cast(pa.schema([(name, TYPES[name]) for name in table.column_names])))
+        except pa.ArrowException as error:
+            reason = " ".join(str(error).split())[:160]
+            raise LabelError(f"cannot be read as {path.suffix[1:]}: {reason}") from error
+
+
+def _read_csv(file: object, path: Path) -> pa.Table:
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise LabelError(f"is larger than the {MAX_FILE_BYTES:,} bytes allowed: cut video and labels")
+    texts = pyarrow.csv.ConvertOptions(column_types=TYPES)
+    return pyarrow.csv.read_csv(file, convert_options=texts)
+
+
+def _read_parquet(file: object) -> pa.Table:
+    source = pq.ParquetFile(file)
+    if source.metadata.num_rows > MAX_SAMPLES:
+        raise LabelError(f"has {source.metadata.num_rows:,} rows, at most {MAX_SAMPLES:,} are allowed")
+    _check_columns(source.schema_arrow.names)
+    return source.read()
+
+
+def _check_columns(names: list[str]) -> None:
+    if missing := [name for name in NEEDED if name not in names]:
+        raise LabelError(f"has no column {missing[0]!r}; it has {', '.join(map(repr, names[:12]))}")
+    unknown = [name for name in names if name not in TYPES or names.count(name) > 1]
+    if unknown:
+        raise LabelError(
+            f"column {unknown[0]!r} is unknown or there twice: remove it; known are {', '.join(TYPES)}"
+        )
+    if set(names) & set(INTRINSICS) not in (set(), set(INTRINSICS)):
+        raise LabelError(f"has some of the columns {', '.join(INTRINSICS)}: give all four or none")
+
+
+def _label_file(table: pa.Table) -> LabelFile:
+    if not len(table):
+        raise LabelError("has no rows")
+    for name in table.column_names:
+        if table[name].null_count:
+            row = int(pc.index(pc.is_null(table[name]), True).as_py())
+            raise LabelError(f"row {row} has no {name}: leave the row out where nothing is known")
+    frames = table["frame"].to_numpy()
+    encoded = table["joint"].combine_chunks().dictionary_encode()
+    encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
+    joints, numbers = encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False)
+    _check_frames(frames)
+    _check_names(joints)
+    num_frames = int(frames.max()) + 1
+    check_extent(num_frames, len(joints))
+    _check_single(frames, numbers, joints)
+    return LabelFile(
+        source="table",
+        reference_frame=_reference_frame(table),
+        joint_names=tuple(joints),
+        positions_m=_positions(table, frames, numbers, (num_frames, len(joints), 3)),
+        confidences=_confidences(table, frames, numbers, (num_frames, len(joints))),
+        intrinsics=_intrinsics(table),
+        description=str(_constant(table, "description") or ""),
+    )
+
+
+def _check_frames(frames: npt.NDArray[np.int64]) -> None:
+    if frames.min() < 0 or frames.max() >= MAX_FRAMES:
+        wrong = frames[(frames < 0) | (frames >= MAX_FRAMES)][0]
+        raise LabelError(f"frame {wrong} is not from 0 to {MAX_FRAMES - 1:,}")
+
+
+def _check_names(joints: list[str]) -> None:
+    for name in joints:
+        if not name.strip() or not name.isprintable() or "," in name or len(name) > 200:
+            raise LabelError(
+                f"joint {name[:200]!r} is no name: printable, without commas, 1 to 200 characters"
+            )
+
+
+def _check_single(frames: npt.NDArray[np.int64], numbers: npt.NDArray[np.int32], joints: list[str]) -> None:
+    keys = np.sort(frames * len(joints) + numbers)
+    if len(twice := keys[1:][np.diff(keys) == 0]):
+        frame, joint = divmod(int(twice[0]), len(joints))
+        raise LabelError(f"frame {frame} has joint {joints[joint]!r} more than once")
+
+
+def _positions(
+    table: pa.Table,
+    frames: npt.NDArray[np.int64],
+    numbers: npt.NDArray[np.int32],
+    shape: tuple[int, int, int],
+) -> Positions:
+    positions_m = np.zeros(shape, dtype=np.float32)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf, and is refused by name
+        for axis, name in enumerate("xyz"):
+            positions_m[frames, numbers, axis] = table[name].to_numpy()
+    return positions_m
+
+
+def _confidences(
+    table: pa.Table, frames: npt.NDArray[np.int64], numbers: npt.NDArray[np.int32], shape: tuple[int, int]
+) -> Positions:
+    confidences = np.zeros(shape, dtype=np.float32)
+    with np.errstate(over="ignore"):
+        confidences[frames, numbers] = (
+            table["confidence"].to_numpy() if "confidence" in table.column_names else 1.0
+        )
+    return confidences
+
+
+def _reference_frame(table: pa.Table) -> ReferenceFrame:
+    value = _constant(table, "reference_frame")
+    if value not in (None, "camera", "world"):
+        raise LabelError(f"reference_frame is {value!r}, allowed are camera and world")
+    return "world" if value == "world" else "camera"
+
+
+def _intrinsics(table: pa.Table) -> Poses | None:
+    fx, fy, cx, cy = (_constant(table, name) for name in INTRINSICS)
+    return None if fx is None else np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], dtype=np.float64)
+
+
+def _constant(table: pa.Table, name: str) -> object:
+    """The value that a column has in every row, None where there is no such column."""
+    if name not in table.column_names:
+        return None
+    values = pc.unique(table[name]).to_pylist()
+    if len(values) > 1:
+        raise LabelError(f"column {name!r} changes from {values[0]!r} to {values[1]!r}: one value is allowed")
+    return values[0]

@@ -1,0 +1,244 @@
+"""Hand labels through the installed commands: check, extract, import, train on them, and mend them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from thinkjepa.cache import FeatureCache
+from thinkjepa.stages.data.manifest import folder_manifest
+from thinkjepa.stages.data.selection import make_selection, read_selection, write_selection
+from thinkjepa.stages.progress import NoProgress
+
+SMALL = ("--thinker-frames", "4", "--observed-frames", "4", "--future-frames", "4", "--dense-fps", "10")
+FRAMES = 70
+
+
+def run(command: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    line = [str(Path(sys.executable).parent / command), *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, check=False, timeout=240)
+
+
+def object_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    parsed: dict[str, Any] = json.loads(done.stdout)
+    return parsed
+
+
+def break_hand(file: Any) -> None:
+    file["transforms/rightHand"][5, 0, 3] = np.nan
+
+
+@pytest.fixture(scope="module")
+def folder(
+    tmp_path_factory: pytest.TempPathFactory,
+    make_video: Callable[..., Path],
+    write_egodex: Callable[..., Path],
+) -> Path:
+    """Four videos: labelled, labelled without intrinsics, broken labels, no labels."""
+    folder = tmp_path_factory.mktemp("labelled") / "pour [1]"
+    for number in range(4):
+        make_video(folder / f"{number}.mp4", num_frames=FRAMES, size=(160, 128 + 16 * number))
+
+    def blind(file: Any) -> None:
+        del file["camera/intrinsic"]
+        file["camera/intrinsic"] = np.zeros((0, 3))
+
+    for number, change in enumerate((None, blind, break_hand)):
+        write_egodex(folder / f"{number}.hdf5", FRAMES, seed=number, change=change)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory: pytest.TempPathFactory, folder: Path, tiny_models: Path) -> Path:
+    """The cache of `folder`, extracted with its labels; tests must not change it."""
+    cache_dir = tmp_path_factory.mktemp("extracted") / "cache"
+    models = ("--thinker", tiny_models / "thinker", "--encoder", tiny_models / "encoder")
+    places = ("--videos", folder, "--cache-dir", cache_dir)
+    done = run("thinkjepa-cache", "extract", *places, *models, *SMALL, "--stride-s", "0.5", "--json")
+    assert done.returncode == 0, done.stderr
+    report = object_of(done)
+    counts = (report["labelled_videos"], report["broken_labels"], report["failed_videos"])
+    assert counts == (2, 1, 0), "a broken label file fails no video"
+    assert report["extracted"] == report["clips"] > 4
+    assert "'2.mp4' at labels: '2.hdf5': 'rightHand' at frame 5" in done.stderr
+    return cache_dir
+
+
+def test_check_reports_what_is_wrong_and_draws_it(folder: Path, tmp_path: Path) -> None:
+    done = run("thinkjepa-data", "check", folder, "--json", "--plot", tmp_path / "hands.png")
+    assert done.returncode == 3, done.stderr
+    report = object_of(done)
+    assert (report["videos"], report["usable"], report["errors"]) == (4, 2, 1)
+    assert report["findings"] == {"broken": 1, "intrinsics": 1, "no_labels": 1}
+    assert sum(report["confidence_histogram"]["samples"]) == 2 * FRAMES * 68
+    assert report["details"][0]["figures"]["keypoints"] == 12
+    with Image.open(tmp_path / "hands.png") as picture:
+        colors = {pixel for _, pixel in picture.convert("RGB").getcolors(2**24) or []}
+        assert picture.width == 1800
+    assert len(colors) > 100
+    text = run("thinkjepa-data", "check", folder)
+    assert "4 videos, 2 with usable labels, 1 errors" in text.stdout
+    assert "'2.mp4': '2.hdf5': 'rightHand' at frame 5 is [nan," in text.stdout
+
+
+def test_folders_without_labels_and_without_videos_are_wrong_use(
+    tmp_path: Path, make_video: Callable[..., Path], extracted: Path
+) -> None:
+    make_video(tmp_path / "videos" / "0.mp4", num_frames=20)
+    for arguments, words in (
+        (("check", tmp_path / "videos"), "no labels beside the 1 videos"),
+        (("import", "--videos", tmp_path / "videos", "--cache-dir", extracted), "no labels beside"),
+        (("check", tmp_path / "nothing"), "cannot be read"),
+        (("import", "--videos", tmp_path / "videos", "--cache-dir", tmp_path / "none"), "none"),
+    ):
+        done = run("thinkjepa-data", *arguments)
+        assert done.returncode == 2
+        assert words in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_extraction_stores_labels_and_lists_the_broken_file(extracted: Path) -> None:
+    cache = FeatureCache.open(extracted)
+    assert sorted(labels.video for labels in cache.labels) == ["0.mp4", "1.mp4"]
+    assert [(item.video, item.stage) for item in cache.failures] == [("2.mp4", "labels")]
+
+
+def test_training_goes_on_without_the_broken_clips_and_says_how_many(extracted: Path, tmp_path: Path) -> None:
+    small = (
+        "--epochs",
+        1,
+        "--batch-size",
+        4,
+        "--depth",
+        2,
+        "--width",
+        48,
+        "--heads",
+        2,
+        "--group-by",
+        "video",
+    )
+    done = run(
+        "thinkjepa-train",
+        "--cache-dir",
+        extracted,
+        "--out",
+        tmp_path / "run",
+        "--task",
+        "trajectory",
+        *small,
+        "--json",
+    )
+    # Two labelled videos cannot be split in three: what is told is how many clips remain.
+    cache = FeatureCache.open(extracted)
+    unlabelled = sum(video in ("2.mp4", "3.mp4") for video in cache.clips.all().values("video"))
+    if done.returncode == 0:
+        assert object_of(done)["unlabelled"]["clips"] == unlabelled
+    else:
+        assert done.returncode == 2
+        assert "video" in done.stderr
+
+
+def test_import_adds_mends_and_withdraws_labels_without_a_model(
+    extracted: Path, folder: Path, tmp_path: Path, write_egodex: Callable[..., Path]
+) -> None:
+    videos, cache_dir = (
+        shutil.copytree(folder, tmp_path / "videos"),
+        shutil.copytree(extracted, tmp_path / "cache"),
+    )
+
+    def imported() -> dict[str, Any]:
+        return object_of(
+            run("thinkjepa-data", "import", "--videos", videos, "--cache-dir", cache_dir, "--json")
+        )
+
+    def frames() -> dict[str, int]:
+        return {labels.video: labels.num_frames for labels in FeatureCache.open(cache_dir).labels}
+
+    again = imported()
+    assert (again["labelled_videos"], again["added"], again["unlabelled_videos"]) == (2, 0, 1)
+    assert len(again["failures"]) == 1
+
+    write_egodex(videos / "2.hdf5", FRAMES - 10, seed=2)
+    (videos / "3.csv").write_text("frame,joint,x,y,z\n" + "".join(f"{n},rightHand,0,0,1\n" for n in range(9)))
+    assert imported()["added"] == 2
+    assert frames() == {"0.mp4": FRAMES, "1.mp4": FRAMES, "2.mp4": FRAMES - 10, "3.mp4": 9}
+    assert FeatureCache.open(cache_dir).failures == []
+
+    (videos / "0.hdf5").write_bytes(b"broken")
+    write_egodex(videos / "1.hdf5", 2 * FRAMES)
+    for _ in range(2):
+        reasons = [failure["reason"] for failure in imported()["failures"]]
+        assert reasons == [
+            "'0.hdf5': is not an HDF5 file, or was cut short",
+            f"'1.hdf5': has labels for {2 * FRAMES} frames, the video has {FRAMES}: is it of another video, or "
+            "of another frame rate? There is one row a frame",
+        ]
+        assert frames() == {"0.mp4": 0, "1.mp4": 0, "2.mp4": FRAMES - 10, "3.mp4": 9}
+    assert len(list((cache_dir / "labels").iterdir())) == 3, "what did not change is not written again"
+    cached = object_of(run("thinkjepa-data", "check", videos, "--cache-dir", cache_dir, "--json"))
+    assert "cache" not in cached["findings"]
+    stale = object_of(run("thinkjepa-data", "check", folder, "--cache-dir", cache_dir, "--json"))
+    assert stale["findings"]["cache"] == 2
+
+
+def test_manifest_and_selection_change_with_labels_and_only_where_there_are_any(
+    extracted: Path, folder: Path, tmp_path: Path, write_egodex: Callable[..., Path]
+) -> None:
+    videos, cache_dir = (
+        shutil.copytree(folder, tmp_path / "videos"),
+        shutil.copytree(extracted, tmp_path / "cache"),
+    )
+
+    def manifest() -> dict[str, Any]:
+        return folder_manifest(videos, progress=NoProgress())
+
+    def selection() -> dict[str, Any]:
+        cache = FeatureCache.open(cache_dir)
+        sets = {f"{kind}_set": cache.choose_set(kind).name for kind in ("thinker", "encoder")}
+        made = make_selection(cache_dir, **sets, clip_ids=cache.clips.all().clip_ids.to_pylist())
+        write_selection(tmp_path / "selection.json", made)
+        assert asdict(read_selection(tmp_path / "selection.json")) == asdict(made)
+        read: dict[str, Any] = json.loads((tmp_path / "selection.json").read_text())
+        return read
+
+    first, chosen = manifest(), selection()
+    assert sorted(first["labels"]) == ["0.hdf5", "1.hdf5", "2.hdf5"]
+    write_egodex(videos / "0.hdf5", FRAMES, seed=9)
+    assert manifest()["labels"].keys() == first["labels"].keys()
+    assert manifest() != first
+    run("thinkjepa-data", "import", "--videos", videos, "--cache-dir", cache_dir)
+    corrected = selection()
+    assert {name for name in chosen if chosen[name] != corrected[name]} == {"labels"}
+
+    for path in videos.glob("*.hdf5"):
+        path.unlink()
+    assert set(manifest()) == {"schema", "videos"}
+    shutil.rmtree(cache_dir / "labels")
+    assert "labels" not in selection()
+
+
+def test_hostile_names_and_links_out_of_the_folder_are_only_reported(
+    tmp_path: Path, make_video: Callable[..., Path], write_egodex: Callable[..., Path]
+) -> None:
+    videos, outside = tmp_path / "videos", write_egodex(tmp_path / "outside.hdf5", 20)
+    for name in ("-rf", "a\nb", "\x1b[31mred", "[red]", "linked"):
+        make_video(videos / f"{name}.mp4", num_frames=20)
+        (videos / f"{name}.csv").write_text("frame,joint,x,y,z,fx,fy,cx,cy\n0,$\\frac$,0,0,1,99,99,80,64\n")
+    (videos / "linked.csv").unlink()
+    (videos / "linked.hdf5").symlink_to(outside)
+    done = run("thinkjepa-data", "check", videos, "--plot", tmp_path / "p.png")
+    assert done.returncode == 3, done.stderr
+    assert "'linked.hdf5' is not a plain file in the folder" in done.stdout
+    assert "\x1b" not in done.stdout
+    assert (tmp_path / "p.png").stat().st_size > 10_000
