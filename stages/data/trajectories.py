@@ -61,8 +61,8 @@ def clip_trajectory(
     return Trajectory(
         observed_m=_in_camera(observed_m, camera_pose),
         observed_confidence=observed_confidence,
-        future_m=_in_camera(future_m, camera_pose).reshape(*future.shape, -1, 3),
-        future_confidence=future_confidence.reshape(*future.shape, -1),
+        future_m=_in_camera(future_m, camera_pose).reshape(*future.shape, len(joints), 3),
+        future_confidence=future_confidence.reshape(*future.shape, len(joints)),
         camera_pose=camera_pose,
     )
 

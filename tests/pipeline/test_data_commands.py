@@ -181,8 +181,8 @@ def test_import_adds_mends_and_withdraws_labels_without_a_model(
         reasons = [failure["reason"] for failure in imported()["failures"]]
         assert reasons == [
             "'0.hdf5': is not an HDF5 file, or was cut short",
-            f"'1.hdf5': has labels for {2 * FRAMES} frames, the video has {FRAMES}: is it of another video, or "
-            "of another frame rate? There is one row a frame",
+            f"'1.hdf5': has labels for {2 * FRAMES} frames, the video has {FRAMES}: is it of another video, "
+            "or of another frame rate? There is one row a frame",
         ]
         assert frames() == {"0.mp4": 0, "1.mp4": 0, "2.mp4": FRAMES - 10, "3.mp4": 9}
     assert len(list((cache_dir / "labels").iterdir())) == 3, "what did not change is not written again"
