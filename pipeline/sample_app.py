@@ -1,11 +1,14 @@
-"""`thinkjepa-sample`: small models and videos to try the pipeline out with, made on the spot."""
+"""`thinkjepa-sample`: small models, videos and episodes of a hand to try the pipeline out with."""
 
+import os
 from pathlib import Path
-from typing import Annotated
+from time import monotonic
+from typing import Annotated, Literal
 
 import typer
 
-from thinkjepa.pipeline.console import new_app, print_json, print_text, run_app
+from thinkjepa.pipeline.console import errors, new_app, print_json, print_text, run_app
+from thinkjepa.pipeline.reporting import TerminalProgress
 from thinkjepa.pipeline.sample.folder import claim_folder, mark_files
 
 app = new_app("Make small models and videos to try the pipeline out with. No download, no GPU.")
@@ -25,6 +28,10 @@ Force = Annotated[
     typer.Option(
         "--force", help="Write into a folder that holds other files: same names are replaced, the rest stays."
     ),
+]
+ConditionOption = Annotated[
+    Literal["cue", "no-cue", "late-cue"],
+    typer.Option(help="When a card tells object and place: before the split, never, or only after it."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
@@ -78,6 +85,81 @@ def videos(
         print_json({"folder": str(out), "videos": names, "fps": fps, "seed": seed})
         return
     print_text(f"{len(paths)} videos of {seconds:g} s at {fps} frames/s, {width}x{height} px: {out}")
+
+
+@app.command()
+def expand(
+    out: Out,
+    episodes: Annotated[
+        Path | None,
+        typer.Option(help="Folder that `render` wrote. [default: the episodes that come with the package]"),
+    ] = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write episodes of a simulated hand as EgoDex does: OUT/<task>/<i>.mp4 and .hdf5, OUT/episodes.json."""
+    from thinkjepa.pipeline.sample.episodes.expand import FACTS_FILE, expand, expand_shipped
+
+    claim_folder(out, kind="hands", force=force)
+    written = expand_shipped(out) if episodes is None else expand(episodes, out)
+    mark_files(out, kind="hands", files=written)
+    videos = [path.relative_to(out).as_posix() for path in written if path.suffix == ".mp4"]
+    if as_json:
+        print_json({"folder": str(out), "videos": videos, "facts": str(out / FACTS_FILE)})
+        return
+    print_text(f"{len(videos)} episodes with poses; what happens in each: {out / FACTS_FILE}")
+
+
+@app.command()
+def render(
+    out: Out,
+    episodes: Annotated[int, typer.Option(min=1, help="Number of episodes.")] = 96,
+    condition: ConditionOption = "cue",
+    size: Annotated[int, typer.Option(help="Side of the square picture in pixels: even, at least 64.")] = 128,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes. [default: one per core]")] = None,
+    seed: Seed = 0,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Render episodes of a simulated hand: OUT/<task>/<i>.mp4 and OUT/poses.npz, for `expand`.
+
+    Needs more than the other commands: pip install 'thinkjepa[sample]', and a GL library.
+    """
+    from thinkjepa.pipeline.sample.episodes.generate import check_renderable, render_episodes
+
+    check_renderable(size_px=size)
+    claim_folder(out, kind="episodes", force=force)
+    started_s = monotonic()
+    with TerminalProgress(errors) as progress:
+        progress.begin("render", total=episodes, unit="episodes")
+        written = render_episodes(
+            out,
+            num_episodes=episodes,
+            seed=seed,
+            condition=condition,
+            size_px=size,
+            workers=workers or os.cpu_count() or 1,
+            advance=progress.advance,
+        )
+    mark_files(out, kind="episodes", files=written)
+    seconds, num_bytes = monotonic() - started_s, sum(path.stat().st_size for path in written)
+    if as_json:
+        print_json(
+            {
+                "folder": str(out),
+                "episodes": episodes,
+                "seed": seed,
+                "condition": condition,
+                "size_px": size,
+                "bytes": num_bytes,
+                "seconds": round(seconds, 1),
+            }
+        )
+        return
+    print_text(
+        f"{episodes} episodes, {num_bytes / 1e6:.1f} MB, {seconds / episodes:.2f} s each: {out}; "
+        f"with poses as EgoDex has them: thinkjepa-sample expand DIR --episodes {out}"
+    )
 
 
 @app.command()

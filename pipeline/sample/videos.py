@@ -3,25 +3,20 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from thinkjepa.cache import ThinkJepaError
+from thinkjepa.pipeline.sample.encoding import Frames, encode_video
 from thinkjepa.pipeline.sample.motions import MOTIONS, Floats, Motion
 
 NUM_SHAPES = 2
 MIN_SIDE_PX = 32
 TEXTURE_RANGE = (70, 150)
 
-# The same bytes every time. One thread: their number changes what x264 writes. A constant quantiser: the
-# rate control (macroblock tree) reads memory that it has not set in pictures below about 64 px, and one
-# encoding in five came out different. No marks of time or version in the container.
-ENCODER_OPTIONS = {"qp": "20", "preset": "veryfast", "threads": "1", "flags": "+bitexact"}
-KEY_FRAME_INTERVAL_S = 1
+QP = 20
 
-Frames = npt.NDArray[np.uint8]
 Pixels = npt.NDArray[np.float32]
 
 
@@ -50,7 +45,8 @@ def write_videos(
         name = names[index % len(names)]
         path = out / name / f"{index // len(names)}.mp4"
         rng = np.random.default_rng([seed, index])
-        _encode(path, draw_frames(times_s, MOTIONS[name], size=size, rng=rng), fps=fps)
+        frames = draw_frames(times_s, MOTIONS[name], size=size, rng=rng)
+        encode_video(path, frames, fps=fps, qp=QP)
         paths.append(path)
     return paths
 
@@ -126,25 +122,13 @@ def _draw_texture(width: int, height: int, rng: np.random.Generator) -> Pixels:
     """A muted background (height, width, 3) with coarse and fine structure."""
     low, high = TEXTURE_RANGE
     coarse, fine = (
-        np.stack([_smooth_noise(width, height, cell_px, rng) for _ in range(3)], axis=-1)
+        np.stack([smooth_noise(width, height, cell_px, rng) for _ in range(3)], axis=-1)
         for cell_px in (24, 6)
     )
     return np.asarray(low + (high - low) * (0.7 * coarse + 0.3 * fine), dtype=np.float32)
 
 
-def _smooth_noise(width: int, height: int, cell_px: int, rng: np.random.Generator) -> Pixels:
+def smooth_noise(width: int, height: int, cell_px: int, rng: np.random.Generator) -> Pixels:
     """Noise (height, width) in [0, 1] whose blobs are about `cell_px` wide."""
     cells = rng.random((height // cell_px + 2, width // cell_px + 2), dtype=np.float32)
     return np.asarray(Image.fromarray(cells).resize((width, height), Image.Resampling.BILINEAR))
-
-
-def _encode(path: Path, frames: Frames, *, fps: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("libx264", rate=fps, options=ENCODER_OPTIONS)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.gop_size = KEY_FRAME_INTERVAL_S * fps
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())

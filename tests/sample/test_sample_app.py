@@ -126,3 +126,23 @@ def test_a_damaged_mark_is_reported_and_never_followed_outside(tmp_path, sample)
     mark.write_text("{")
     assert_one_line_error(sample("videos", out, *SHORT), str(mark), "damaged")
     assert outside.read_bytes() == b"precious"
+
+
+def test_expand_command_writes_episodes_and_replaces_its_own(tmp_path, sample):
+    out = tmp_path / "hands"
+    assert sample("expand", out).returncode == 0
+    again = sample("expand", out, "--json")
+    assert again.returncode == 0, again.stderr
+    report = json.loads(again.stdout)
+    assert len(report["videos"]) >= 90
+    assert (out / report["videos"][0]).with_suffix(".hdf5").is_file()
+
+
+def test_expand_refuses_a_folder_without_poses(tmp_path, sample):
+    assert_one_line_error(sample("expand", tmp_path / "out", "--episodes", tmp_path), "poses.npz")
+
+
+def test_render_refuses_impossible_sizes_before_anything_is_written(tmp_path, sample):
+    out = tmp_path / "episodes"
+    assert_one_line_error(sample("render", out, "--size", 97), "97 px", "even")
+    assert not out.exists()

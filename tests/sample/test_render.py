@@ -1,0 +1,155 @@
+"""How episodes are planned and rendered; rendering itself only where mujoco and a GL library are."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+
+from thinkjepa.pipeline.sample.episodes import generate
+from thinkjepa.pipeline.sample.episodes.archive import POSES_FILE, read_archive
+from thinkjepa.pipeline.sample.episodes.generate import RenderError, check_renderable, render_episode
+from thinkjepa.pipeline.sample.episodes.minimum_jerk import Path as JerkPath
+from thinkjepa.pipeline.sample.episodes.minimum_jerk import minimum_jerk
+from thinkjepa.pipeline.sample.episodes.plan import CONDITIONS, TASKS, draw_plan, episode_rng
+from thinkjepa.pipeline.sample.episodes.things import KINDS, draw_thing
+
+
+def test_minimum_jerk_goes_from_rest_to_rest_and_stays():
+    times_s = np.linspace(0, 2, 2001)
+    share = minimum_jerk(times_s, 0.5, 1.5)
+    assert share[:500].max() == 0
+    assert share[1501:].min() == pytest.approx(1)
+    assert share[1000] == pytest.approx(0.5)
+    assert np.gradient(share, times_s).max() == pytest.approx(1.875, abs=1e-3)  # of its mean speed
+    assert (np.diff(share) >= -1e-12).all()
+
+
+def test_overlapping_steps_end_where_they_lead():
+    path = JerkPath(np.array([1.0, 2.0]))
+    path.move_to([3.0, 2.0], 0.0, 1.0)
+    path.bump([0.0, 5.0], 0.2, 0.5, 0.9)
+    path.move_to([3.0, 7.0], 0.8, 2.0)
+    np.testing.assert_allclose(path.at(np.array([0.0, 2.0])), [[1, 2], [3, 7]])
+    np.testing.assert_allclose(path.end, [3, 7])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_distances_are_those_to_the_nearest_point_of_the_surface(kind):
+    thing = draw_thing(np.random.default_rng(0), kind, "red", 0.1, 0.2)
+    half = np.array(thing.half_sizes_m)
+    centre = thing.centre_m
+    above = centre + np.array([0, 0, half[2] + 0.01])
+    assert thing.distances_m(above) == pytest.approx(0.01, abs=2e-3)
+    assert thing.distances_m(centre + np.array([0, 0, half[2]])) == pytest.approx(0, abs=1e-9)
+    assert thing.distances_m(centre + 0.3 * half * np.array([1, 0, 0])) < 0
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_card_is_early_late_or_never_and_all_else_is_the_plan(task):
+    for episode in range(10):
+        plan = draw_plan(episode_rng(1, episode), task)
+        timing = plan.timing
+        first, end = timing.card_frames("cue")
+        assert 0 < first < end <= timing.split_frame - 12
+        late_first, late_end = timing.card_frames("late-cue")
+        assert timing.split_frame < late_first
+        assert late_end - late_first == end - first
+        assert late_end < timing.num_frames
+        assert range(*timing.card_frames("no-cue")) == range(0)
+        assert len({thing.colour for thing in plan.things}) == len(plan.things) == 3
+        assert [x for x, _ in plan.pads_m] == sorted(x for x, _ in plan.pads_m)
+        assert 90 <= timing.num_frames <= 180
+
+
+def test_more_episodes_only_add_and_seeds_differ():
+    first = [draw_plan(episode_rng(0, number), "move_ball") for number in range(3)]
+    assert first[:2] == [draw_plan(episode_rng(0, number), "move_ball") for number in range(2)]
+    assert first[0] != first[1]
+    assert first[0] != draw_plan(episode_rng(1, 0), "move_ball")
+
+
+def test_without_the_extra_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(generate, "find_spec", lambda name: None)
+    with pytest.raises(RenderError, match=r"pip install 'thinkjepa\[sample\]'.*libegl1") as error:
+        check_renderable(size_px=128)
+    assert "\n" not in str(error.value)
+
+
+def test_odd_sizes_are_refused():
+    with pytest.raises(RenderError, match="even and at least 64 px"):
+        check_renderable(size_px=97)
+
+
+@pytest.fixture(scope="session")
+def gl() -> None:
+    """Skips where nothing can be rendered."""
+    if importlib.util.find_spec("mujoco") is None or importlib.util.find_spec("gymnasium_robotics") is None:
+        pytest.skip("rendering needs the extra `sample`")
+    try:
+        check_renderable(size_px=64)
+    except RenderError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.usefixtures("gl")
+def test_same_seed_same_bytes_of_poses_and_episodes_only_add(tmp_path):
+    def write(name: str, *, count: int) -> bytes:
+        out = tmp_path / name
+        paths = generate.render_episodes(
+            out, num_episodes=count, seed=5, condition="cue", size_px=64, workers=1
+        )
+        assert all(path.is_file() for path in paths)
+        return (out / POSES_FILE).read_bytes()
+
+    assert write("first", count=2) == write("second", count=2)
+    write("fewer", count=1)
+    _, (lone,) = read_archive(tmp_path / "fewer" / POSES_FILE)
+    _, (beside, _) = read_archive(tmp_path / "first" / POSES_FILE)
+    np.testing.assert_array_equal(lone.hand, beside.hand)
+
+
+@pytest.mark.usefixtures("gl")
+def test_conditions_share_all_but_the_card(tmp_path):
+    import av
+
+    episodes, pictures = {}, {}
+    for condition in CONDITIONS:
+        out = tmp_path / condition
+        episodes[condition] = render_episode(out, 0, seed=7, condition=condition, size_px=64)
+        with av.open(out / episodes[condition].facts.video) as container:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        pictures[condition] = np.stack(frames).astype(int)
+    cue = episodes["cue"]
+    for condition, episode in episodes.items():
+        np.testing.assert_array_equal(episode.hand, cue.hand)
+        np.testing.assert_array_equal(episode.camera, cue.camera)
+        assert episode.facts.split_frame == cue.facts.split_frame
+        first, end = episode.facts.card_frames
+        without = pictures["no-cue"]
+        differing = np.abs(pictures[condition] - without).max(axis=(1, 2, 3)) > 60
+        assert set(np.flatnonzero(differing)) == set(range(first, end)), condition
+
+
+@pytest.mark.usefixtures("gl")
+def test_the_shipped_skeleton_is_that_of_the_installed_hand_and_agrees_with_the_simulator():
+    import mujoco
+
+    from thinkjepa.pipeline.sample.episodes.motion import draw_episode
+    from thinkjepa.pipeline.sample.episodes.scene import HAND_BODY, build_model, read_skeleton
+    from thinkjepa.pipeline.sample.episodes.skeleton import EGODEX_BODIES, NUM_BASE, quaternion_of
+
+    skeleton = read_skeleton()
+    plan, motion = draw_episode(episode_rng(0, 0), "move_ball", skeleton)
+    model = build_model(plan, size_px=64)
+    data = mujoco.MjData(model)
+    state = motion.hand[60:61]
+    origins, rotations = skeleton.bodies_of(state)
+    data.qpos[:] = state[0, NUM_BASE:]
+    hand = model.body(HAND_BODY).mocapid[0]
+    data.mocap_pos[hand], data.mocap_quat[hand] = origins[0, 0], quaternion_of(rotations[0, 0])
+    mujoco.mj_forward(model, data)
+    ours = skeleton.joint_poses(state)[0]
+    for joint, body in EGODEX_BODIES.items():
+        np.testing.assert_allclose(ours[skeleton.joints.index(joint), :3, 3], data.body(body).xpos, atol=1e-9)
+        turn = data.body(body).xmat.reshape(3, 3)
+        np.testing.assert_allclose(ours[skeleton.joints.index(joint), :3, :3], turn, atol=1e-9)
