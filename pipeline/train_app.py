@@ -69,7 +69,7 @@ def train_command(
 def describe_metrics(out: Path, metrics: dict[str, Any]) -> str:
     """A run in a few lines."""
     clips = ", ".join(f"{number} {side}" for side, number in metrics["num_clips"].items())
-    latent_error = metrics.get("validation_latent_error", metrics["validation_loss"])
+    latent_error = metrics["validation_latent_error"]
     lines = [
         f"{out}: best epoch {metrics['best_epoch']} of {metrics['epochs']} (clips: {clips})",
         f"  validation latent MSE {latent_error:.5f}, "

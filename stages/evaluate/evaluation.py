@@ -72,7 +72,7 @@ def score(
     parts: dict[str, list[dict[str, Tensor]]] = {"model": [], "persistence": []}
     for clip_ids in batches:
         batch = features.batch(clip_ids, device)
-        predicted = model(batch.observed, batch.pooled, batch.last_pose_m).latents
+        predicted = model(batch.observed, batch.pooled, batch.last_pose_m, batch.tokens).latents
         repeated = persistence(batch.observed, future_steps=batch.future.shape[1])
         for name, forecast in (("model", predicted), ("persistence", repeated)):
             parts[name].append(latent_metrics(forecast, batch.future))

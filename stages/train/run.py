@@ -40,15 +40,17 @@ from thinkjepa.stages.train.settings import TrainSettings
 from thinkjepa.stages.train.shapes import HeadShape, ModelShape
 from thinkjepa.stages.train.statistics import (
     JointStatistics,
-    PooledStatistics,
+    StateStatistics,
     joint_statistics,
     pooled_statistics,
+    token_statistics,
 )
 
 RUN_SCHEMA = "thinkjepa.run.v1"
 LIBRARIES = ("thinkjepa", "torch", "accelerate", "safetensors", "numpy", "zarr")
 STATISTICS_CLIPS = 4096  # enough for a mean and spread per dim; reading more takes time and adds nothing
 STATISTICS_BATCH = 256
+TOKEN_STATISTICS_CLIPS = 64  # a thousand tokens each
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ def train(
     with repeatable_kernels(accelerator.device):
         state = fit(
             untrained_model(plan),
-            features,
+            plan.features,
             train_ids=clips.ids["train"],
             validation_ids=clips.ids["validation"],
             settings=settings,
@@ -197,6 +199,7 @@ def plan_run(
     num_processes: int,
 ) -> RunPlan:
     """Put together what the settings ask for and what the features' sizes require."""
+    features = replace(features, view=settings.view)
     shape = ModelShape(
         variant=settings.variant,
         grid=features.grid,
@@ -204,7 +207,10 @@ def plan_run(
         thinker=None if settings.variant == "jepa" else features.thinker_shape,
         fusion_width=settings.fusion_width,
         head=head_shape(features, settings),
+        guidance=settings.guidance_shape,
+        view=settings.view,
     )
+    features = features.needed_by(shape)
     record = {
         "schema": RUN_SCHEMA,
         "cache": str(cache_dir),
@@ -245,8 +251,13 @@ def untrained_model(plan: RunPlan) -> ForecastModel:
     return model
 
 
-def thinker_statistics(plan: RunPlan) -> PooledStatistics:
-    """Mean and spread of the thinker's states over the training clips."""
+def thinker_statistics(plan: RunPlan) -> StateStatistics:
+    """Mean and spread of the thinker's states over the training clips: of tokens, or of means over them."""
+    if plan.features.token_kinds:
+        clip_ids = [clip_id for batch in statistics_batches(plan) for clip_id in batch][
+            :TOKEN_STATISTICS_CLIPS
+        ]
+        return token_statistics(plan.features.tokens([clip_id]).states[0] for clip_id in clip_ids)
     return pooled_statistics(plan.features.pooled(batch) for batch in statistics_batches(plan))
 
 
@@ -284,6 +295,7 @@ def run_metrics(plan: RunPlan, state: FitState) -> dict[str, Any]:
     return {
         "train_loss": best.train_loss,
         "validation_loss": best.validation_loss,
+        "validation_latent_error": best.validation_latent_error,
         "best_epoch": best.epoch,
         "epochs": last.epoch,
         "last_train_loss": last.train_loss,
@@ -301,7 +313,6 @@ def _joint_metrics(plan: RunPlan, state: FitState) -> dict[str, Any]:
     without = supervision.without
     reason = without[min(without)] if without else ""
     return {
-        "validation_latent_error": state.best.validation_latent_error,
         "validation_distance_m": state.best.validation_distance_m,
         "num_joints": len(supervision.joints),
         "unlabelled": {"clips": len(without), "first": reason},
