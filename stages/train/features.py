@@ -15,6 +15,7 @@ from thinkjepa.cache import ClipSelection, FeatureCache, FeatureSet, Kind
 from thinkjepa.stages.data.trajectories import Positions, Supervision, Trajectory
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train.latent_views import viewed, viewed_grid
+from thinkjepa.stages.train.prefetch import Buffers
 from thinkjepa.stages.train.shapes import LatentGrid, LatentView, ModelShape, ThinkerShape, Variant
 from thinkjepa.stages.train.thinker_states import TokenBatch, read_tokens
 
@@ -33,6 +34,10 @@ class TrajectoryBatch:
     """`(batch, step, frame, joint, 3)`"""
     future_confidence: Tensor
     """`(batch, step, frame, joint)`"""
+
+    def to(self, device: torch.device) -> "TrajectoryBatch":
+        tensors = (self.last_pose_m, self.last_known, self.future_m, self.future_confidence)
+        return TrajectoryBatch(*(tensor.to(device) for tensor in tensors))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +89,33 @@ class Features:
 
     def batch(self, clip_ids: Sequence[str], device: torch.device) -> Batch:
         """Features of `clip_ids`, in that order."""
-        future_BWTPD = self.cache.read(self.encoder.name, "future", clip_ids)
+        return self.seen(self.stored(clip_ids, Buffers()), device)
+
+    def stored(self, clip_ids: Sequence[str], buffers: Buffers) -> Batch:
+        """Features of `clip_ids` on the CPU, just as they are stored, latents in `buffers`."""
+        future_BWTPD = self._read_latents("future", clip_ids, buffers)
         return Batch(
-            observed=self._viewed(self.cache.read(self.encoder.name, "observed", clip_ids), device),
-            future=self._viewed(future_BWTPD[:, TRAINED_WINDOW], device),
-            pooled=self.pooled(clip_ids).to(device) if self.thinker else None,
-            trajectory=self.trajectories(clip_ids, device) if self.supervision else None,
-            tokens=self.tokens(clip_ids).to(device) if self.token_kinds else None,
+            observed=self._read_latents("observed", clip_ids, buffers),
+            future=future_BWTPD[:, TRAINED_WINDOW],
+            pooled=self.pooled(clip_ids) if self.thinker else None,
+            trajectory=self.trajectories(clip_ids, torch.device("cpu")) if self.supervision else None,
+            tokens=self.tokens(clip_ids) if self.token_kinds else None,
         )
+
+    def seen(self, stored: Batch, device: torch.device) -> Batch:
+        """A stored batch on `device`, float32, latents as the run looks at them."""
+        return Batch(
+            observed=self._viewed(stored.observed, device),
+            future=self._viewed(stored.future, device),
+            pooled=None if stored.pooled is None else stored.pooled.to(device),
+            trajectory=None if stored.trajectory is None else stored.trajectory.to(device),
+            tokens=None if stored.tokens is None else stored.tokens.to(device),
+        )
+
+    def _read_latents(self, array: str, clip_ids: Sequence[str], buffers: Buffers) -> Tensor:
+        spec = self.encoder.arrays[array]
+        out = buffers.take(array, (len(clip_ids), *spec.shape), spec.torch_dtype)
+        return self.cache.read(self.encoder.name, array, clip_ids, out=out)
 
     def _viewed(self, latents_BTPD: Tensor, device: torch.device) -> Tensor:
         return viewed(latents_BTPD.to(device).float(), self.stored_grid, self.view)

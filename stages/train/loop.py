@@ -6,8 +6,10 @@ normalised over the global batch, whatever the number of processes and of clips 
 A clip's *terms* are its loss, the error of its latents, and the mean distance of its joints (0 without head).
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -15,9 +17,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.train.batches import batches_in_order, shares_of, training_batches
+from thinkjepa.stages.train.batches import Share, batches_in_order, shares_of, training_batches
 from thinkjepa.stages.train.features import Batch, Features
-from thinkjepa.stages.train.fit_state import EpochLosses, FitState
+from thinkjepa.stages.train.fit_state import EpochLosses, FitState, PartialEpoch
 from thinkjepa.stages.train.losses import (
     joint_distance,
     latent_error,
@@ -26,31 +28,21 @@ from thinkjepa.stages.train.losses import (
     trajectory_error,
 )
 from thinkjepa.stages.train.model import Forecast, ForecastModel
+from thinkjepa.stages.train.optimiser import Moment, make_optimizer, set_rates
+from thinkjepa.stages.train.prefetch import prefetched
 from thinkjepa.stages.train.randomness import is_dropped
 from thinkjepa.stages.train.resume import ResumeFile
-from thinkjepa.stages.train.schedule import rate_factor
 from thinkjepa.stages.train.settings import TrainSettings
+from thinkjepa.stages.train.stopping import EXIT_TERMINATED, noted_sigterm
 
 LOSS, LATENT, DISTANCE_M = range(3)
 """Columns of a clip's terms."""
-
-GATES = ("gates", "mixture")
-"""How names end of the few parameters that open the guidance or choose its levels: rates of their own."""
 
 
 class TrainProgress(Protocol):
     """Told after every optimiser step. Epochs and steps count from 1; `loss` is the global batch's."""
 
     def __call__(self, *, epoch: int, step: int, total_steps: int, loss: float) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """A step of training; epoch and step count from 1."""
-
-    epoch: int
-    step: int
-    steps_per_epoch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +55,29 @@ class Fitting:
     accelerator: Accelerator
     settings: TrainSettings
 
-    def terms(self, batch: tuple[str, ...], moment: Moment | None = None) -> Iterator[Tensor]:
-        """Weighted terms `(clip, 3)` of this process' clips of a global batch, part by part.
-
-        `moment` is given in training, where guidance may be dropped.
-        """
-        shares = shares_of(
+    def shares(self, batch: tuple[str, ...]) -> list[Share]:
+        """The parts of a global batch that this process works on, one after another."""
+        return shares_of(
             batch,
             process=self.accelerator.process_index,
             num_processes=self.accelerator.num_processes,
             most_clips=self.settings.clips_per_forward,
         )
-        for share in shares:
-            clips = self.features.batch(share.clip_ids, self.accelerator.device)
+
+    def stored(self, batches: Sequence[tuple[str, ...]]) -> Generator[Batch]:
+        """The features of all shares of `batches`, read ahead."""
+        shares = [share for batch in batches for share in self.shares(batch)]
+        return prefetched(shares, lambda share, buffers: self.features.stored(share.clip_ids, buffers))
+
+    def terms(
+        self, batch: tuple[str, ...], stored: Iterator[Batch], moment: Moment | None = None
+    ) -> Iterator[Tensor]:
+        """Weighted terms `(clip, 3)` of this process' clips of a global batch, part by part.
+
+        `stored` has the features of its shares; `moment` is given in training, where guidance may be dropped.
+        """
+        for share in self.shares(batch):
+            clips = self.features.seen(next(stored), self.accelerator.device)
             with self.accelerator.autocast():
                 forecast = self.model(
                     clips.observed,
@@ -134,30 +136,49 @@ def fit(
     wrapped, wrapped_optimizer = accelerator.prepare(model, optimizer)
     state = resume.load(model, optimizer)  # after prepare, which moved the parameters to their device
     fitting = Fitting(wrapped, wrapped_optimizer, features, accelerator, settings)
-    for epoch in range(len(state.curve) + 1, settings.epochs + 1):
-        batches = training_batches(train_ids, batch_size=settings.batch_size, seed=settings.seed, epoch=epoch)
-        train_loss = train_epoch(fitting, batches, epoch=epoch, progress=progress)
-        losses = epoch_losses(fitting, epoch, train_loss, validation_terms(fitting, validation_ids))
-        state = state.after(losses, model)
+
+    def save(state: FitState) -> None:
         if accelerator.is_main_process:
             resume.save(state, model, optimizer)
+
+    for epoch in range(len(state.curve) + 1, settings.epochs + 1):
+        batches = training_batches(train_ids, batch_size=settings.batch_size, seed=settings.seed, epoch=epoch)
+        train_loss = train_epoch(fitting, batches, state, progress=progress, save=save)
+        losses = epoch_losses(fitting, epoch, train_loss, validation_terms(fitting, validation_ids))
+        state = state.after(losses, model)
+        save(state)
     return state
 
 
 def train_epoch(
-    fitting: Fitting, batches: Sequence[tuple[str, ...]], *, epoch: int, progress: TrainProgress
+    fitting: Fitting,
+    batches: Sequence[tuple[str, ...]],
+    state: FitState,
+    *,
+    progress: TrainProgress,
+    save: Callable[[FitState], None],
 ) -> float:
-    """One pass over `batches`; returns the mean loss of the clips, each as its step saw it."""
+    """What is left of the epoch after `state`; returns the mean loss of its clips, each as its step saw it.
+
+    Saves every now and then, and where SIGTERM asks to stop, after which SystemExit is raised.
+    """
     fitting.model.train()
-    total, num_clips = 0.0, sum(len(batch) for batch in batches)
-    for step, batch in enumerate(batches, start=1):
-        loss = train_step(fitting, batch, Moment(epoch, step, steps_per_epoch=len(batches)))
-        total += loss * len(batch)
-        progress(epoch=epoch, step=step, total_steps=len(batches), loss=loss)
-    return total / num_clips
+    epoch, (steps_done, total) = len(state.curve) + 1, state.partial
+    saved_s = time.monotonic()
+    with noted_sigterm() as stop, closing(fitting.stored(batches[steps_done:])) as stored:
+        for step, batch in enumerate(batches[steps_done:], start=steps_done + 1):
+            loss = train_step(fitting, batch, stored, Moment(epoch, step, steps_per_epoch=len(batches)))
+            total += loss * len(batch)
+            progress(epoch=epoch, step=step, total_steps=len(batches), loss=loss)
+            if stop.is_set() or time.monotonic() - saved_s >= fitting.settings.save_every_s:
+                save(replace(state, partial=PartialEpoch(step, total)))
+                saved_s = time.monotonic()
+            if stop.is_set():
+                raise SystemExit(EXIT_TERMINATED)
+    return total / sum(len(batch) for batch in batches)
 
 
-def train_step(fitting: Fitting, batch: tuple[str, ...], moment: Moment) -> float:
+def train_step(fitting: Fitting, batch: tuple[str, ...], stored: Iterator[Batch], moment: Moment) -> float:
     """One optimiser step on a global batch; returns its mean loss.
 
     Processes average their gradients, so each scales its sum of losses by processes / clips of the batch.
@@ -165,7 +186,7 @@ def train_step(fitting: Fitting, batch: tuple[str, ...], moment: Moment) -> floa
     accelerator = fitting.accelerator
     totals = torch.zeros(3, device=accelerator.device)
     fitting.optimizer.zero_grad(set_to_none=True)
-    for terms in fitting.terms(batch, moment):
+    for terms in fitting.terms(batch, stored, moment):
         accelerator.backward(terms[:, LOSS].sum() * (accelerator.num_processes / len(batch)))
         totals += terms.detach().sum(dim=0)
     loss = float(fitting.finite_means(totals, batch)[LOSS])
@@ -176,27 +197,16 @@ def train_step(fitting: Fitting, batch: tuple[str, ...], moment: Moment) -> floa
     return loss
 
 
-def set_rates(optimizer: torch.optim.Optimizer, settings: TrainSettings, moment: Moment) -> None:
-    """Give every group of parameters the learning rate of this step."""
-    done = (moment.epoch - 1) * moment.steps_per_epoch + moment.step - 1
-    for group in optimizer.param_groups:
-        group["lr"] = group["full_rate"] * rate_factor(
-            settings.schedule,
-            part=group["part"],
-            step=done,
-            total_steps=settings.epochs * moment.steps_per_epoch,
-            warmup=settings.warmup,
-        )
-
-
 @torch.no_grad()
 def validation_terms(fitting: Fitting, clip_ids: Sequence[str]) -> Tensor:
     """Mean terms of the model over all `clip_ids`, float64."""
     fitting.model.eval()
     totals = torch.zeros(3, dtype=torch.float64)
-    for batch in batches_in_order(clip_ids, batch_size=fitting.settings.batch_size):
-        summed = torch.stack([terms.sum(dim=0) for terms in fitting.terms(batch)]).sum(dim=0)
-        totals += fitting.finite_means(summed, batch) * len(batch)
+    batches = batches_in_order(clip_ids, batch_size=fitting.settings.batch_size)
+    with closing(fitting.stored(batches)) as stored:
+        for batch in batches:
+            summed = torch.stack([terms.sum(dim=0) for terms in fitting.terms(batch, stored)]).sum(dim=0)
+            totals += fitting.finite_means(summed, batch) * len(batch)
     return totals / len(clip_ids)
 
 
@@ -247,23 +257,3 @@ def persistence_loss(features: Features, clip_ids: Sequence[str], *, batch_size:
         repeated = persistence(clips.observed, future_steps=clips.future.shape[1])
         total += float(latent_error(repeated, clips.future).double().sum())
     return total / len(clip_ids)
-
-
-def make_optimizer(model: ForecastModel, settings: TrainSettings) -> torch.optim.Optimizer:
-    """AdamW: weight decay on matrices only, rates of their own for the head and the guidance gates."""
-    rates = {"head": settings.head_learning_rate, "gates": settings.gate_learning_rate}
-    groups: dict[tuple[str, float], list[torch.nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        part = "gates" if name.endswith(GATES) else name.split(".")[0]
-        decay = settings.weight_decay if parameter.ndim >= 2 and part != "gates" else 0.0
-        groups.setdefault((part, decay), []).append(parameter)
-    return torch.optim.AdamW(
-        {
-            "params": parameters,
-            "lr": (rate := rates.get(part, settings.learning_rate)),
-            "full_rate": rate,
-            "part": part,
-            "weight_decay": decay,
-        }
-        for (part, decay), parameters in groups.items()
-    )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from thinkjepa.stages.train.loop import Moment, make_optimizer, set_rates
 from thinkjepa.stages.train.model import ForecastModel
+from thinkjepa.stages.train.optimiser import Moment, make_optimizer, set_rates
 from thinkjepa.stages.train.schedule import Schedule, rate_factor
 from thinkjepa.stages.train.settings import TrainSettings
 
