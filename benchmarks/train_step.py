@@ -1,8 +1,8 @@
 """One training step of the predictor against the published shape of the same step.
 
 The published predictor repeats each latent step twice in time and masks its attention with a dense boolean
-matrix. `same_tokens` has the dense mask alone, on our own tokens. All subjects share weights' shapes, loss and
-optimiser; a step is forward, backward and AdamW on one clip.
+matrix. `same_tokens` has the dense mask alone, on our own tokens. All subjects share weights' shapes, loss
+and optimiser; a step is forward, backward and AdamW on one clip.
 """
 
 from __future__ import annotations

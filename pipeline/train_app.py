@@ -11,6 +11,7 @@ from thinkjepa.cache import FeatureCache
 from thinkjepa.pipeline.console import errors, new_single_app, print_json, print_text, run_app
 from thinkjepa.pipeline.options import with_settings
 from thinkjepa.pipeline.reporting import TrainingBar
+from thinkjepa.pipeline.warm_start import find_warm_start
 from thinkjepa.stages.data.selection import read_selection
 from thinkjepa.stages.data.splits import SplitRule
 from thinkjepa.stages.train.settings import TrainSettings
@@ -59,6 +60,7 @@ def train_command(
             split=split,
             progress=bar,
             selection=read_selection(selection) if selection else None,
+            warm_start=find_warm_start(settings),
         )
     if json:
         print_json({"run": str(out), **metrics})
@@ -79,6 +81,11 @@ def describe_metrics(out: Path, metrics: dict[str, Any]) -> str:
         lines.append(f"  validation distance of {metrics['num_joints']} joints {1000 * distance_m:.1f} mm")
         if unlabelled := metrics["unlabelled"]["clips"]:
             lines.append(f"  left out {unlabelled} clips: {metrics['unlabelled']['first']}, for one")
+    if (initial := metrics.get("initial_validation_loss")) is not None:
+        lines.append(
+            f"  validation loss before training {initial:.5f}, from random weights "
+            f"{metrics['random_start_validation_loss']:.5f}"
+        )
     return "\n".join([*lines, f"  next: thinkjepa-eval --run {out}"])
 
 

@@ -210,6 +210,19 @@ def validation_terms(fitting: Fitting, clip_ids: Sequence[str]) -> Tensor:
     return totals / len(clip_ids)
 
 
+def untrained_loss(
+    model: ForecastModel,
+    features: Features,
+    clip_ids: Sequence[str],
+    settings: TrainSettings,
+    accelerator: Accelerator,
+) -> float:
+    """Mean loss over all `clip_ids` of a model as it is, which is moved to the device."""
+    model.to(accelerator.device)
+    idle = torch.optim.SGD(model.parameters())  # a fitting has an optimiser; this one takes no step
+    return float(validation_terms(Fitting(model, idle, features, accelerator, settings), clip_ids)[LOSS])
+
+
 def clip_terms(forecast: Forecast, clips: Batch, settings: TrainSettings) -> Tensor:
     """Each clip's terms `(clip, 3)`: loss, latent error, joints' distance."""
     latent = latent_error(forecast.latents, clips.future)

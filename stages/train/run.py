@@ -32,7 +32,7 @@ from thinkjepa.stages.train.curve import write_curve
 from thinkjepa.stages.train.determinism import repeatable_kernels
 from thinkjepa.stages.train.features import Features, choose_features
 from thinkjepa.stages.train.fit_state import FitState
-from thinkjepa.stages.train.loop import TrainProgress, fit, persistence_loss
+from thinkjepa.stages.train.loop import TrainProgress, fit, persistence_loss, untrained_loss
 from thinkjepa.stages.train.model import ForecastModel, build_model
 from thinkjepa.stages.train.randomness import epoch_order
 from thinkjepa.stages.train.resume import ResumeFile
@@ -45,6 +45,7 @@ from thinkjepa.stages.train.statistics import (
     pooled_statistics,
     token_statistics,
 )
+from thinkjepa.stages.train.warm_start import WarmStart, start_from
 
 RUN_SCHEMA = "thinkjepa.run.v1"
 LIBRARIES = ("thinkjepa", "torch", "accelerate", "safetensors", "numpy", "zarr")
@@ -73,6 +74,7 @@ class RunPlan:
     clips: DividedClips
     shape: ModelShape
     record: Mapping[str, Any]
+    warm_start: WarmStart | None = None
 
     @property
     def key(self) -> str:
@@ -90,12 +92,14 @@ def train(
     split: SplitRule,
     progress: TrainProgress,
     selection: Selection | None = None,
+    warm_start: WarmStart | None = None,
 ) -> dict[str, Any]:
     """Train one model on a cache, write the run to `out_dir` and return its metrics.
 
     `thinker_set` and `encoder_set` name feature sets (or the beginning of their names); None takes the only
     one there is. A `selection` names both and limits the run to its clips; without one, all clips count. A
-    run that was interrupted continues. Raises StageError or CacheError for what its user can put right.
+    run that was interrupted continues. `warm_start` is the checkpoint that settings.init_from names.
+    Raises StageError or CacheError for what its user can put right.
     """
     accelerator = make_accelerator(settings)
     features = choose_features(
@@ -110,13 +114,22 @@ def train(
     settings = replace(settings, task="trajectory" if features.supervision else "latent")
     with accelerator.main_process_first():  # one process makes the split, the others read it
         clips = divide_clips(features, cache_dir, split)
-    plan = plan_run(cache_dir, settings, features, clips, num_processes=accelerator.num_processes)
+    plan = plan_run(
+        cache_dir,
+        settings,
+        features,
+        clips,
+        num_processes=accelerator.num_processes,
+        warm_start=warm_start,
+    )
     if (done := finished_metrics(out_dir, plan)) is not None:
         return done
     resume = ResumeFile(out_dir / "resume.safetensors", plan.key)
     with repeatable_kernels(accelerator.device):
+        model = untrained_model(plan)
+        before = warm_started(model, plan, accelerator)
         state = fit(
-            untrained_model(plan),
+            model,
             plan.features,
             train_ids=clips.ids["train"],
             validation_ids=clips.ids["validation"],
@@ -125,7 +138,7 @@ def train(
             resume=resume,
             progress=progress,
         )
-    metrics = run_metrics(plan, state)
+    metrics = run_metrics(plan, state) | before
     if accelerator.is_main_process:
         write_run(out_dir, plan, state, metrics)
         resume.remove()
@@ -197,6 +210,7 @@ def plan_run(
     clips: DividedClips,
     *,
     num_processes: int,
+    warm_start: WarmStart | None = None,
 ) -> RunPlan:
     """Put together what the settings ask for and what the features' sizes require."""
     features = replace(features, view=settings.view)
@@ -211,6 +225,8 @@ def plan_run(
         view=settings.view,
     )
     features = features.needed_by(shape)
+    if (warm_start is None) == bool(settings.init_from and settings.variant != "vlm"):
+        raise StageError(f"init_from is {settings.init_from!r}, and no checkpoint was found for it")
     record = {
         "schema": RUN_SCHEMA,
         "cache": str(cache_dir),
@@ -220,13 +236,14 @@ def plan_run(
             "thinker": _set_record(features.thinker),
         },
         "model": shape_to_json(shape),
+        "init_from_digest": warm_start.digest if warm_start else "",
         "reference_frames": list(features.supervision.reference_frames) if features.supervision else [],
         "split_sha256": hashlib.sha256(json_bytes(clips.to_json())).hexdigest(),
         "processes": num_processes,
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
     }
-    return RunPlan(settings=settings, features=features, clips=clips, shape=shape, record=record)
+    return RunPlan(settings, features, clips, shape, record, warm_start)
 
 
 def head_shape(features: Features, settings: TrainSettings) -> HeadShape | None:
@@ -249,6 +266,24 @@ def untrained_model(plan: RunPlan) -> ForecastModel:
     if model.head is not None:
         model.head.set_joint_statistics(target_statistics(plan))
     return model
+
+
+def warm_started(model: ForecastModel, plan: RunPlan, accelerator: Accelerator) -> dict[str, float]:
+    """Put the checkpoint's weights into `model`; its loss before training, and that of random weights.
+
+    Without a checkpoint nothing is done or measured.
+    """
+    if plan.warm_start is None:
+        return {}
+    validation_ids = plan.clips.ids["validation"]
+    random_loss = untrained_loss(model, plan.features, validation_ids, plan.settings, accelerator)
+    start_from(model, plan.warm_start)
+    return {
+        "initial_validation_loss": untrained_loss(
+            model, plan.features, validation_ids, plan.settings, accelerator
+        ),
+        "random_start_validation_loss": random_loss,
+    }
 
 
 def thinker_statistics(plan: RunPlan) -> StateStatistics:
