@@ -37,6 +37,10 @@ def train_command(
             help="Train only on the clips of a selection.json, which the extract step of `dvc repro` writes."
         ),
     ] = None,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Print parameters, memory, FLOPs, bytes read per clip; train nothing."),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
     settings: TrainSettings,
     split: SplitRule,
@@ -46,10 +50,19 @@ def train_command(
     Writes metrics.json, curve.csv and curve.png, split.json, run.json and the best epoch's weights. The best
     epoch is chosen on the validation clips; the test clips are never read.
     """
-    from thinkjepa.stages.train import train
+    from thinkjepa.stages.train import plan_costs, train
 
     cache = FeatureCache.open(cache_dir)
     named = {cache.find_set(text).kind: text for text in feature_set or ()}
+    if plan:
+        costs = plan_costs(
+            cache_dir, settings, thinker_set=named.get("thinker"), encoder_set=named.get("encoder")
+        ).to_json()
+        if json:
+            print_json(costs)
+        else:
+            print_text(describe_costs(costs))
+        return
     with TrainingBar(errors, epochs=settings.epochs) as bar:
         metrics = train(
             cache_dir,
@@ -66,6 +79,20 @@ def train_command(
         print_json({"run": str(out), **metrics})
     else:
         print_text(describe_metrics(out, metrics))
+
+
+def describe_costs(costs: dict[str, Any]) -> str:
+    """What a run would take, in a few lines."""
+    parts = ", ".join(f"{number / 1e6:.2f} M {part}" for part, number in costs["parameters"].items())
+    return "\n".join(
+        [
+            f"parameters       {parts}",
+            f"memory           {costs['memory_bytes'] / 1e9:.2f} GB: weights, optimiser, clips of a forward",
+            f"arithmetic       {costs['flops_per_clip'] / 1e12:.4g} TFLOP a clip, forward and backward; "
+            f"{costs['tokens_per_clip']} tokens",
+            f"read             {costs['read_bytes_per_clip'] / 1e6:.4g} MB a clip",
+        ]
+    )
 
 
 def describe_metrics(out: Path, metrics: dict[str, Any]) -> str:

@@ -28,6 +28,7 @@ from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.json_files import json_bytes, read_json, write_json
 from thinkjepa.stages.train.batches import batches_in_order
 from thinkjepa.stages.train.checkpoint import save_weights, shape_to_json
+from thinkjepa.stages.train.costs import TrainingCosts, training_costs
 from thinkjepa.stages.train.curve import write_curve
 from thinkjepa.stages.train.determinism import repeatable_kernels
 from thinkjepa.stages.train.features import Features, choose_features
@@ -213,17 +214,7 @@ def plan_run(
     warm_start: WarmStart | None = None,
 ) -> RunPlan:
     """Put together what the settings ask for and what the features' sizes require."""
-    features = replace(features, view=settings.view)
-    shape = ModelShape(
-        variant=settings.variant,
-        grid=features.grid,
-        trunk=settings.trunk,
-        thinker=None if settings.variant == "jepa" else features.thinker_shape,
-        fusion_width=settings.fusion_width,
-        head=head_shape(features, settings),
-        guidance=settings.guidance_shape,
-        view=settings.view,
-    )
+    shape = model_shape(features, settings)
     features = features.needed_by(shape)
     if (warm_start is None) == bool(settings.init_from and settings.variant != "vlm"):
         raise StageError(f"init_from is {settings.init_from!r}, and no checkpoint was found for it")
@@ -244,6 +235,34 @@ def plan_run(
         "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
     }
     return RunPlan(settings, features, clips, shape, record, warm_start)
+
+
+def model_shape(features: Features, settings: TrainSettings) -> ModelShape:
+    """The model that the settings ask for, in the sizes of the features."""
+    return ModelShape(
+        variant=settings.variant,
+        grid=replace(features, view=settings.view).grid,
+        trunk=settings.trunk,
+        thinker=None if settings.variant == "jepa" else features.thinker_shape,
+        fusion_width=settings.fusion_width,
+        head=head_shape(features, settings),
+        guidance=settings.guidance_shape,
+        view=settings.view,
+    )
+
+
+def plan_costs(
+    cache_dir: Path, settings: TrainSettings, *, thinker_set: str | None, encoder_set: str | None
+) -> TrainingCosts:
+    """What `train` with these arguments would take; nothing is trained or written."""
+    features = choose_features(
+        FeatureCache.open(cache_dir),
+        variant=settings.variant,
+        thinker_set=thinker_set,
+        encoder_set=encoder_set,
+    )
+    shape = model_shape(supervised(features, settings), settings)
+    return training_costs(features.needed_by(shape), shape, settings)
 
 
 def head_shape(features: Features, settings: TrainSettings) -> HeadShape | None:
