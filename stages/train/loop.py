@@ -9,7 +9,7 @@ A clip's *terms* are its loss, the error of its latents, and the mean distance o
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -29,7 +29,7 @@ from thinkjepa.stages.train.losses import (
 )
 from thinkjepa.stages.train.model import Forecast, ForecastModel
 from thinkjepa.stages.train.optimiser import Moment, make_optimizer, set_rates
-from thinkjepa.stages.train.prefetch import prefetched
+from thinkjepa.stages.train.prefetch import Buffers, new_buffers, prefetched
 from thinkjepa.stages.train.randomness import is_dropped
 from thinkjepa.stages.train.resume import ResumeFile
 from thinkjepa.stages.train.settings import TrainSettings
@@ -54,6 +54,7 @@ class Fitting:
     features: Features
     accelerator: Accelerator
     settings: TrainSettings
+    buffers: tuple[Buffers, ...] = field(default_factory=new_buffers)
 
     def shares(self, batch: tuple[str, ...]) -> list[Share]:
         """The parts of a global batch that this process works on, one after another."""
@@ -67,7 +68,11 @@ class Fitting:
     def stored(self, batches: Sequence[tuple[str, ...]]) -> Generator[Batch]:
         """The features of all shares of `batches`, read ahead."""
         shares = [share for batch in batches for share in self.shares(batch)]
-        return prefetched(shares, lambda share, buffers: self.features.stored(share.clip_ids, buffers))
+        return prefetched(
+            shares,
+            lambda share, buffers: self.features.stored(share.clip_ids, buffers),
+            buffers=self.buffers,
+        )
 
     def terms(
         self, batch: tuple[str, ...], stored: Iterator[Batch], moment: Moment | None = None

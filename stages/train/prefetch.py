@@ -5,7 +5,7 @@ the next batch can be copied. Order and values are those of reading each batch w
 """
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import cycle
 from typing import TypeVar
@@ -15,9 +15,6 @@ from torch import Tensor
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
-
-AHEAD = 2
-"""Batches read before they are asked for: one behind the consumer's own, one in the making."""
 
 
 class Buffers:
@@ -35,25 +32,31 @@ class Buffers:
         return kept[: shape[0]]
 
 
+def new_buffers() -> tuple[Buffers, ...]:
+    """For a batch with the consumer, one that waits for it, and one in the making."""
+    return tuple(Buffers() for _ in range(3))
+
+
 def prefetched(
-    requests: Iterable[Request], load: Callable[[Request, Buffers], Result], *, ahead: int = AHEAD
+    requests: Iterable[Request], load: Callable[[Request, Buffers], Result], *, buffers: Sequence[Buffers]
 ) -> Generator[Result]:
     """`load(request, buffers)` of every request, in order; what it raises is raised here, in its turn.
 
-    A result that lies in buffers is valid until the next one is asked for. Closing the iterator early waits
-    for the load that is running and forgets the others.
+    `buffers`, 2 or more, are used in turn: as many batches, less one, are read ahead. Those of an earlier
+    call may be given again. A result that lies in buffers is valid until the next one is asked for. Closing
+    the iterator early waits for the load that is running and forgets the others.
     """
-    buffers = cycle([Buffers() for _ in range(ahead + 1)])  # one is the consumer's
+    turns = cycle(buffers)
     source = iter(requests)
     loading: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as reader:
 
         def submit_next() -> None:
             for request in source:
-                loading.append(reader.submit(load, request, next(buffers)))
+                loading.append(reader.submit(load, request, next(turns)))
                 return
 
-        for _ in range(ahead):
+        for _ in range(len(buffers) - 1):  # one is the consumer's
             submit_next()
         try:
             while loading:

@@ -12,7 +12,7 @@ import torch
 
 from thinkjepa.cache import FeatureCache
 from thinkjepa.stages.train.features import choose_features
-from thinkjepa.stages.train.prefetch import Buffers, prefetched
+from thinkjepa.stages.train.prefetch import Buffers, new_buffers, prefetched
 
 BuildCache = Callable[..., Path]
 CPU = torch.device("cpu")
@@ -23,13 +23,17 @@ def test_results_come_in_order_and_stay_valid_until_the_next(ahead: int) -> None
     def load(number: int, buffers: Buffers) -> torch.Tensor:
         return buffers.take("x", (3,), torch.float32).fill_(number)
 
-    for number, tensor in enumerate(prefetched(range(20), load, ahead=ahead)):
+    for number, tensor in enumerate(
+        prefetched(range(20), load, buffers=[Buffers() for _ in range(ahead + 1)])
+    ):
         assert tensor.tolist() == [number] * 3
 
 
 def test_memory_is_used_again() -> None:
     places = set()
-    for tensor in prefetched(range(20), lambda n, buffers: buffers.take("x", (4,), torch.float16), ahead=2):
+    for tensor in prefetched(
+        range(20), lambda n, buffers: buffers.take("x", (4,), torch.float16), buffers=new_buffers()
+    ):
         places.add(tensor.data_ptr())
     assert len(places) == 3
 
@@ -52,14 +56,16 @@ def test_a_failed_load_is_raised_in_its_turn() -> None:
 
     seen = []
     with pytest.raises(ValueError, match="clip 2 is damaged"):
-        for number in prefetched(range(9), load, ahead=3):
+        for number in prefetched(range(9), load, buffers=new_buffers()):
             seen.append(number)
     assert seen == [0, 1]
 
 
 def test_stopping_early_ends_the_thread() -> None:
     loaded: list[int] = []
-    with closing(prefetched(range(1000), lambda number, buffers: loaded.append(number), ahead=2)) as results:
+    with closing(
+        prefetched(range(1000), lambda number, buffers: loaded.append(number), buffers=new_buffers())
+    ) as results:
         next(results)
     assert len(loaded) < 10
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
@@ -71,7 +77,9 @@ def test_prefetched_features_are_the_same_bits(latent_cache: BuildCache) -> None
     )
     ids = features.clips().clip_ids.to_pylist()
     requests = [ids[start : start + 5] for start in range(0, len(ids), 5)]
-    for request, stored in zip(requests, prefetched(requests, features.stored), strict=True):
+    for request, stored in zip(
+        requests, prefetched(requests, features.stored, buffers=new_buffers()), strict=True
+    ):
         batch, expected = features.seen(stored, CPU), features.batch(request, CPU)
         assert torch.equal(batch.observed, expected.observed)
         assert torch.equal(batch.future, expected.future)
