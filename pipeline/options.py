@@ -36,13 +36,15 @@ def with_settings(**groups: type[Any]) -> Callable[[Callable[..., Any]], Callabl
         signature = inspect.signature(command, eval_str=True)
 
         @functools.wraps(command)
-        def run(**values: Any) -> Any:
+        def run(*, context: typer.Context, **values: Any) -> Any:
             for name, kind in groups.items():
                 own = {item.name: values.pop(item.name) for item in fields(kind)}
-                values[name] = parse_settings(kind, own)
+                given = {key: value for key, value in own.items() if _is_given(context, key)}
+                values[name] = parse_settings(kind, given)
             return command(**values)
 
         parameters = [item for name, item in signature.parameters.items() if name not in groups]
+        parameters += [inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
         parameters += [_option(item, kind) for kind in groups.values() for item in fields(kind)]
         run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {item.name: item.annotation for item in parameters}
@@ -54,6 +56,8 @@ def with_settings(**groups: type[Any]) -> Callable[[Callable[..., Any]], Callabl
 def parse_settings(kind: type[Settings], values: Mapping[str, Any], *, where: str = "") -> Settings:
     """An instance of `kind` from plain values; a list becomes comma-separated text, as a flag has it.
 
+    Where `kind` has PRESETS, values that are not given are those of the preset that `values` names.
+
     Raises SettingsError naming `where` the setting stands, the setting, and what it allows.
     """
     place = f"{where}: " if where else ""
@@ -61,11 +65,21 @@ def parse_settings(kind: type[Settings], values: Mapping[str, Any], *, where: st
     if unknown := sorted(set(values) - known):
         listed = ", ".join(sorted(known))
         raise SettingsError(f"{place}unknown setting {unknown[0]!r}; known are {listed}")
-    plain = {name: _comma_separated(value) for name, value in values.items()}
+    presets: Mapping[Any, Mapping[str, Any]] = getattr(kind, "PRESETS", {})
+    plain = {
+        **presets.get(values.get("preset"), {}),
+        **{name: _comma_separated(value) for name, value in values.items()},
+    }
     try:
         return TypeAdapter(kind).validate_python(plain)
     except ValidationError as error:
         raise SettingsError(place + _first_problem(error)) from error
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Whether the command line says something about an option."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -78,6 +78,7 @@ def train_command(
 ) -> None:
     """Train one cell of the matrix of variants and seeds."""
     from thinkjepa.pipeline.train_app import describe_metrics
+    from thinkjepa.pipeline.warm_start import find_warm_start
     from thinkjepa.stages.data.selection import read_selection
     from thinkjepa.stages.train import train
 
@@ -93,6 +94,7 @@ def train_command(
             split=settings.split,
             progress=bar,
             selection=read_selection(selection),
+            warm_start=find_warm_start(training),
         )
     print_text(describe_metrics(out, metrics))
 

@@ -11,6 +11,7 @@ from thinkjepa.cache import FeatureCache
 from thinkjepa.pipeline.console import errors, new_single_app, print_json, print_text, run_app
 from thinkjepa.pipeline.options import with_settings
 from thinkjepa.pipeline.reporting import TrainingBar
+from thinkjepa.pipeline.warm_start import find_warm_start
 from thinkjepa.stages.data.selection import read_selection
 from thinkjepa.stages.data.splits import SplitRule
 from thinkjepa.stages.train.settings import TrainSettings
@@ -36,6 +37,10 @@ def train_command(
             help="Train only on the clips of a selection.json, which the extract step of `dvc repro` writes."
         ),
     ] = None,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Print parameters, memory, FLOPs, bytes read per clip; train nothing."),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
     settings: TrainSettings,
     split: SplitRule,
@@ -45,10 +50,19 @@ def train_command(
     Writes metrics.json, curve.csv and curve.png, split.json, run.json and the best epoch's weights. The best
     epoch is chosen on the validation clips; the test clips are never read.
     """
-    from thinkjepa.stages.train import train
+    from thinkjepa.stages.train import plan_costs, train
 
     cache = FeatureCache.open(cache_dir)
     named = {cache.find_set(text).kind: text for text in feature_set or ()}
+    if plan:
+        costs = plan_costs(
+            cache_dir, settings, thinker_set=named.get("thinker"), encoder_set=named.get("encoder")
+        ).to_json()
+        if json:
+            print_json(costs)
+        else:
+            print_text(describe_costs(costs))
+        return
     with TrainingBar(errors, epochs=settings.epochs) as bar:
         metrics = train(
             cache_dir,
@@ -59,6 +73,7 @@ def train_command(
             split=split,
             progress=bar,
             selection=read_selection(selection) if selection else None,
+            warm_start=find_warm_start(settings),
         )
     if json:
         print_json({"run": str(out), **metrics})
@@ -66,10 +81,24 @@ def train_command(
         print_text(describe_metrics(out, metrics))
 
 
+def describe_costs(costs: dict[str, Any]) -> str:
+    """What a run would take, in a few lines."""
+    parts = ", ".join(f"{number / 1e6:.2f} M {part}" for part, number in costs["parameters"].items())
+    return "\n".join(
+        [
+            f"parameters       {parts}",
+            f"memory           {costs['memory_bytes'] / 1e9:.2f} GB: weights, optimiser, clips of a forward",
+            f"arithmetic       {costs['flops_per_clip'] / 1e12:.4g} TFLOP a clip, forward and backward; "
+            f"{costs['tokens_per_clip']} tokens",
+            f"read             {costs['read_bytes_per_clip'] / 1e6:.4g} MB a clip",
+        ]
+    )
+
+
 def describe_metrics(out: Path, metrics: dict[str, Any]) -> str:
     """A run in a few lines."""
     clips = ", ".join(f"{number} {side}" for side, number in metrics["num_clips"].items())
-    latent_error = metrics.get("validation_latent_error", metrics["validation_loss"])
+    latent_error = metrics["validation_latent_error"]
     lines = [
         f"{out}: best epoch {metrics['best_epoch']} of {metrics['epochs']} (clips: {clips})",
         f"  validation latent MSE {latent_error:.5f}, "
@@ -79,6 +108,11 @@ def describe_metrics(out: Path, metrics: dict[str, Any]) -> str:
         lines.append(f"  validation distance of {metrics['num_joints']} joints {1000 * distance_m:.1f} mm")
         if unlabelled := metrics["unlabelled"]["clips"]:
             lines.append(f"  left out {unlabelled} clips: {metrics['unlabelled']['first']}, for one")
+    if (initial := metrics.get("initial_validation_loss")) is not None:
+        lines.append(
+            f"  validation loss before training {initial:.5f}, from random weights "
+            f"{metrics['random_start_validation_loss']:.5f}"
+        )
     return "\n".join([*lines, f"  next: thinkjepa-eval --run {out}"])
 
 

@@ -17,6 +17,7 @@ from thinkjepa.stages.evaluate.baseline_poses import constant_velocity
 from thinkjepa.stages.train.features import TRAINED_WINDOW, Batch, Features
 from thinkjepa.stages.train.losses import persistence
 from thinkjepa.stages.train.model import Forecast, ForecastModel
+from thinkjepa.stages.train.thinker_states import TokenBatch
 
 FORECASTS = (
     "model",
@@ -39,6 +40,10 @@ class Known:
     """`(batch, level, stream, dim)`"""
     others_pooled: Tensor | None
     """The same of another clip each, None where the model has no thinker."""
+    tokens: TokenBatch | None
+    """The thinker's tokens, None where the model reads none."""
+    others_tokens: TokenBatch | None
+    """Those of the other clips."""
     last_pose_m: Tensor | None
     """`(batch, joint, 3)`"""
     moving_on_m: Tensor | None
@@ -66,6 +71,8 @@ def known_at_split(
         observed=batch.observed,
         pooled=batch.pooled,
         others_pooled=features.pooled(others).to(device) if others else None,
+        tokens=batch.tokens,
+        others_tokens=features.tokens(others).to(device) if others and features.token_kinds else None,
         last_pose_m=batch.last_pose_m,
         moving_on_m=None if moving_on_m is None else moving_on_m.to(device),
     )
@@ -90,10 +97,11 @@ def moving_on(supervision: Supervision | None, clips: Sequence[ClipRow], *, tube
 
 def predict_all(model: ForecastModel, known: Known, *, future_steps: int) -> dict[str, Predicted]:
     """Every method's forecast that this model and these clips allow, by its name in `FORECASTS`."""
-    forecast = model(known.observed, known.pooled, known.last_pose_m)
+    forecast = model(known.observed, known.pooled, known.last_pose_m, known.tokens)
     found = {"model": _of(forecast)}
     if known.others_pooled is not None:
-        found["shuffled_guidance"] = _of(model(known.observed, known.others_pooled, known.last_pose_m))
+        shuffled = model(known.observed, known.others_pooled, known.last_pose_m, known.others_tokens)
+        found["shuffled_guidance"] = _of(shuffled)
     repeated = persistence(known.observed, future_steps=future_steps)
     found["latent_persistence"] = Predicted(repeated, model.read_joints(repeated, known.last_pose_m))
     if forecast.joints_m is not None:

@@ -60,7 +60,7 @@ class TrainedRun:
         sets = self.record["feature_sets"]
         encoder = _same_set(cache, sets["encoder"])
         thinker = None if sets["thinker"] is None else _same_set(cache, sets["thinker"])
-        features = Features(cache=cache, encoder=encoder, thinker=thinker)
+        features = Features(cache=cache, encoder=encoder, thinker=thinker).needed_by(self.shape)
         return replace(features, supervision=self._supervision(features))
 
     def _supervision(self, features: Features) -> Supervision | None:

@@ -6,7 +6,7 @@ here. Their *times* decide where the split can lie and which moments the predict
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,12 @@ from thinkjepa.stages.data.videos import SourceVideo, identify
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.trained_run import TrainedRun
 from thinkjepa.stages.extract.batches import ClipDecoding, see, watch
-from thinkjepa.stages.extract.thinker import thought_features
+from thinkjepa.stages.extract.thinker import Thought, thought_features
 from thinkjepa.stages.predict.run_models import load_encoder, load_thinker, version_differences
 from thinkjepa.stages.predict.splits import ChosenFrames, SplitChoice, choose_frames
 from thinkjepa.stages.progress import Progress
 from thinkjepa.stages.train.features import last_seen
+from thinkjepa.stages.train.thinker_states import TokenBatch, of_kinds, packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +108,20 @@ def predict(
         frames = choose_frames(info.times_s, split, encoder=features.encoder, thinker=thinker_set)
         watched = _Watched(source, info, frames, decoder, device)
         observed, warnings = watched.encoded(features.encoder, places.get("encoder"), progress)
-        pooled = None
+        thought = None
         if thinker_set is not None:
-            pooled, others = watched.thought(thinker_set, places.get("thinker"), progress)
+            thought, others = watched.thought(thinker_set, places.get("thinker"), progress)
             warnings += [line for line in others if line not in warnings]
     labels = features.cache.labels.find(source.digest)
     joints = run.shape.head.joints
     last_pose = _last_pose(labels, joints, frames, needed=run.shape.head.anchor == "last_pose")
     with torch.no_grad():
-        forecast = run.model()(observed.float(), pooled, torch.from_numpy(last_pose)[None])
+        forecast = run.model()(
+            features.viewed(observed, torch.device("cpu")),
+            None if thought is None else thought_features("", thought).arrays["pooled"][None],
+            torch.from_numpy(last_pose)[None],
+            None if thought is None or not features.token_kinds else _tokens(thought, features.token_kinds),
+        )
     assert forecast.joints_m is not None, "the run has a head"
     positions_m = forecast.joints_m[0].flatten(0, 1).numpy()
     truth = None if labels is None else _truth(labels, joints, frames)
@@ -154,14 +160,13 @@ class _Watched:
         progress.advance(1)
         return observed, warnings
 
-    def thought(self, made: FeatureSet, place: str | None, progress: Progress) -> tuple[Tensor, list[str]]:
-        """Pooled states `(1, level, stream, dim)`, and warnings."""
+    def thought(self, made: FeatureSet, place: str | None, progress: Progress) -> tuple[Thought, list[str]]:
+        """What the thinker thinks, and warnings."""
         progress.begin("thinking", total=1, unit="clips")
         thinker = load_thinker(made, place=place, device=self.device)
         thought = thinker.think([see(self._clip, thinker, self._decoding)])[0]
-        warnings = version_differences(thinker.origin, made)
         progress.advance(1)
-        return thought_features(self._clip.clip_id, thought).arrays["pooled"][None], warnings
+        return thought, version_differences(thinker.origin, made)
 
     @property
     def _clip(self) -> ClipRow:
@@ -194,6 +199,11 @@ class _Watched:
             signatures={digest: self.source.signature},
         )
         return ClipDecoding(self.decoder, folder)
+
+
+def _tokens(thought: Thought, kinds: Sequence[int]) -> TokenBatch:
+    """The tokens that guide by cross-attention, as a batch of one clip."""
+    return packed([of_kinds(thought.hidden_LSD, thought.token_kind_S, kinds)]).to(torch.device("cpu"))
 
 
 def _identified(video: Path) -> SourceVideo:

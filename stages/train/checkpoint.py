@@ -16,7 +16,15 @@ from torch import Tensor
 from thinkjepa.cache.disk import replace_file
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train.model import ForecastModel, build_model
-from thinkjepa.stages.train.shapes import HeadShape, LatentGrid, ModelShape, ThinkerShape, TrunkShape
+from thinkjepa.stages.train.shapes import (
+    GuidanceShape,
+    HeadShape,
+    LatentGrid,
+    LatentView,
+    ModelShape,
+    ThinkerShape,
+    TrunkShape,
+)
 
 DIGEST_HEX = 12
 
@@ -70,4 +78,6 @@ def shape_from_json(record: Mapping[str, Any]) -> ModelShape:
         thinker=None if thinker is None else ThinkerShape(**thinker),
         fusion_width=record["fusion_width"],
         head=None if head is None else HeadShape(**{**head, "joints": tuple(head["joints"])}),
+        guidance=GuidanceShape(**record.get("guidance", {})),  # runs from before it was a choice have none
+        view=LatentView(**record.get("view", {})),
     )

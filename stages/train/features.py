@@ -5,7 +5,7 @@ latent step, J joints.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -14,7 +14,10 @@ from torch import Tensor
 from thinkjepa.cache import ClipSelection, FeatureCache, FeatureSet, Kind
 from thinkjepa.stages.data.trajectories import Positions, Supervision, Trajectory
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.train.shapes import LatentGrid, ThinkerShape, Variant
+from thinkjepa.stages.train.latent_views import viewed, viewed_grid
+from thinkjepa.stages.train.prefetch import Buffers
+from thinkjepa.stages.train.shapes import LatentGrid, LatentView, ModelShape, ThinkerShape, Variant
+from thinkjepa.stages.train.thinker_states import TokenBatch, read_tokens
 
 TRAINED_WINDOW = 0  # of several future windows; the later ones serve long rollouts
 
@@ -32,6 +35,10 @@ class TrajectoryBatch:
     future_confidence: Tensor
     """`(batch, step, frame, joint)`"""
 
+    def to(self, device: torch.device) -> "TrajectoryBatch":
+        tensors = (self.last_pose_m, self.last_known, self.future_m, self.future_confidence)
+        return TrajectoryBatch(*(tensor.to(device) for tensor in tensors))
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -41,6 +48,7 @@ class Batch:
     future: Tensor
     pooled: Tensor | None
     trajectory: TrajectoryBatch | None = None
+    tokens: TokenBatch | None = None
 
     @property
     def last_pose_m(self) -> Tensor | None:
@@ -58,6 +66,14 @@ class Features:
     """The clips that were selected, or None for all of the cache."""
     supervision: Supervision | None = None
     """Hand trajectories; where there is one, the clips are those that have them."""
+    view: LatentView = field(default_factory=LatentView)
+    """How the latents are looked at; `grid` is what is seen."""
+    token_kinds: tuple[int, ...] = ()
+    """Kinds of thinker tokens that batches hold beside the pooled states."""
+
+    def needed_by(self, shape: ModelShape) -> "Features":
+        """The same features, in batches that hold what a model of this shape reads."""
+        return replace(self, view=shape.view, token_kinds=shape.token_kinds)
 
     def clips(self) -> ClipSelection:
         """Clips complete in all sets, sorted by id."""
@@ -73,13 +89,37 @@ class Features:
 
     def batch(self, clip_ids: Sequence[str], device: torch.device) -> Batch:
         """Features of `clip_ids`, in that order."""
-        future_BWTPD = self.cache.read(self.encoder.name, "future", clip_ids)
+        return self.seen(self.stored(clip_ids, Buffers()), device)
+
+    def stored(self, clip_ids: Sequence[str], buffers: Buffers) -> Batch:
+        """Features of `clip_ids` on the CPU, just as they are stored, latents in `buffers`."""
+        future_BWTPD = self._read_latents("future", clip_ids, buffers)
         return Batch(
-            observed=self.cache.read(self.encoder.name, "observed", clip_ids).to(device).float(),
-            future=future_BWTPD[:, TRAINED_WINDOW].to(device).float(),
-            pooled=self.pooled(clip_ids).to(device) if self.thinker else None,
-            trajectory=self.trajectories(clip_ids, device) if self.supervision else None,
+            observed=self._read_latents("observed", clip_ids, buffers),
+            future=future_BWTPD[:, TRAINED_WINDOW],
+            pooled=self.pooled(clip_ids) if self.thinker else None,
+            trajectory=self.trajectories(clip_ids, torch.device("cpu")) if self.supervision else None,
+            tokens=self.tokens(clip_ids) if self.token_kinds else None,
         )
+
+    def seen(self, stored: Batch, device: torch.device) -> Batch:
+        """A stored batch on `device`, float32, latents as the run looks at them."""
+        return Batch(
+            observed=self.viewed(stored.observed, device),
+            future=self.viewed(stored.future, device),
+            pooled=None if stored.pooled is None else stored.pooled.to(device),
+            trajectory=None if stored.trajectory is None else stored.trajectory.to(device),
+            tokens=None if stored.tokens is None else stored.tokens.to(device),
+        )
+
+    def _read_latents(self, array: str, clip_ids: Sequence[str], buffers: Buffers) -> Tensor:
+        spec = self.encoder.arrays[array]
+        out = buffers.take(array, (len(clip_ids), *spec.shape), spec.torch_dtype)
+        return self.cache.read(self.encoder.name, array, clip_ids, out=out)
+
+    def viewed(self, latents_BTPD: Tensor, device: torch.device) -> Tensor:
+        """Stored latents on `device`, float32, as the run looks at them."""
+        return viewed(latents_BTPD.to(device).float(), self.stored_grid, self.view)
 
     def trajectories(self, clip_ids: Sequence[str], device: torch.device) -> TrajectoryBatch:
         """Joints of `clip_ids`, in that order, cut into the encoder's latent steps."""
@@ -106,8 +146,18 @@ class Features:
         assert self.thinker is not None, "asked for a thinker's states in a run without one"
         return self.cache.read(self.thinker.name, "pooled", clip_ids).float()
 
+    def tokens(self, clip_ids: Sequence[str]) -> TokenBatch:
+        """Thinker tokens of the kinds that are read, on the CPU, as stored."""
+        assert self.thinker is not None, "asked for a thinker's states in a run without one"
+        return read_tokens(self.cache, self.thinker.name, clip_ids, kinds=self.token_kinds)
+
     @property
     def grid(self) -> LatentGrid:
+        """The latent grid as the run looks at it."""
+        return viewed_grid(self.stored_grid, self.view)
+
+    @property
+    def stored_grid(self) -> LatentGrid:
         """The encoder's latent grid, from the set's arrays and the spatial grid it recorded."""
         steps, patches, dim = self.encoder.arrays["observed"].shape
         height, width = self.encoder.origin["grid"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -21,12 +22,20 @@ class EpochLosses:
     validation_distance_m: float | None = None
 
 
+class PartialEpoch(NamedTuple):
+    """What is done of the epoch after the curve: its steps, and the sum of their clips' losses."""
+
+    steps_done: int = 0
+    total_loss: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class FitState:
     """The learning curve so far, and the weights of the epoch that was best on validation (on the CPU)."""
 
     curve: tuple[EpochLosses, ...] = ()
     best_weights: Mapping[str, Tensor] = field(default_factory=dict)
+    partial: PartialEpoch = field(default_factory=PartialEpoch)
 
     @property
     def best(self) -> EpochLosses:

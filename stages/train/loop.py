@@ -6,8 +6,10 @@ normalised over the global batch, whatever the number of processes and of clips 
 A clip's *terms* are its loss, the error of its latents, and the mean distance of its joints (0 without head).
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -15,13 +17,23 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.train.batches import batches_in_order, shares_of, training_batches
+from thinkjepa.stages.train.batches import Share, batches_in_order, shares_of, training_batches
 from thinkjepa.stages.train.features import Batch, Features
-from thinkjepa.stages.train.fit_state import EpochLosses, FitState
-from thinkjepa.stages.train.losses import joint_distance, latent_error, persistence, trajectory_error
+from thinkjepa.stages.train.fit_state import EpochLosses, FitState, PartialEpoch
+from thinkjepa.stages.train.losses import (
+    joint_distance,
+    latent_error,
+    latent_loss,
+    persistence,
+    trajectory_error,
+)
 from thinkjepa.stages.train.model import Forecast, ForecastModel
+from thinkjepa.stages.train.optimiser import Moment, make_optimizer, set_rates
+from thinkjepa.stages.train.prefetch import Buffers, new_buffers, prefetched
+from thinkjepa.stages.train.randomness import is_dropped
 from thinkjepa.stages.train.resume import ResumeFile
 from thinkjepa.stages.train.settings import TrainSettings
+from thinkjepa.stages.train.stopping import EXIT_TERMINATED, noted_sigterm
 
 LOSS, LATENT, DISTANCE_M = range(3)
 """Columns of a clip's terms."""
@@ -42,21 +54,62 @@ class Fitting:
     features: Features
     accelerator: Accelerator
     settings: TrainSettings
+    buffers: tuple[Buffers, ...] = field(default_factory=new_buffers)
 
-    def terms(self, batch: tuple[str, ...]) -> Iterator[Tensor]:
-        """Weighted terms `(clip, 3)` of this process' clips of a global batch, part by part."""
-        shares = shares_of(
+    def shares(self, batch: tuple[str, ...]) -> list[Share]:
+        """The parts of a global batch that this process works on, one after another."""
+        return shares_of(
             batch,
             process=self.accelerator.process_index,
             num_processes=self.accelerator.num_processes,
             most_clips=self.settings.clips_per_forward,
         )
-        for share in shares:
-            clips = self.features.batch(share.clip_ids, self.accelerator.device)
+
+    def stored(self, batches: Sequence[tuple[str, ...]]) -> Generator[Batch]:
+        """The features of all shares of `batches`, read ahead."""
+        shares = [share for batch in batches for share in self.shares(batch)]
+        return prefetched(
+            shares,
+            lambda share, buffers: self.features.stored(share.clip_ids, buffers),
+            buffers=self.buffers,
+        )
+
+    def terms(
+        self, batch: tuple[str, ...], stored: Iterator[Batch], moment: Moment | None = None
+    ) -> Iterator[Tensor]:
+        """Weighted terms `(clip, 3)` of this process' clips of a global batch, part by part.
+
+        `stored` has the features of its shares; `moment` is given in training, where guidance may be dropped.
+        """
+        for share in self.shares(batch):
+            clips = self.features.seen(next(stored), self.accelerator.device)
             with self.accelerator.autocast():
-                forecast = self.model(clips.observed, clips.pooled, clips.last_pose_m)
+                forecast = self.model(
+                    clips.observed,
+                    clips.pooled,
+                    clips.last_pose_m,
+                    clips.tokens,
+                    self._guided(share.clip_ids, moment),
+                    with_context=self.with_context,
+                )
             weights = torch.tensor(share.weights, device=self.accelerator.device)
             yield clip_terms(forecast, clips, self.settings) * weights.unsqueeze(1)
+
+    @property
+    def with_context(self) -> bool:
+        """Whether the loss looks at the observed steps too; `vlm` has none of them."""
+        return self.settings.context_weight > 0 and self.settings.variant != "vlm"
+
+    def _guided(self, clip_ids: tuple[str, ...], moment: Moment | None) -> Tensor | None:
+        """1 or 0 for each clip, None where no guidance is ever dropped."""
+        share, seed = self.settings.drop_guidance, self.settings.seed
+        if moment is None or share == 0:
+            return None
+        kept = [
+            not is_dropped(clip_id, share=share, seed=seed, epoch=moment.epoch, step=moment.step)
+            for clip_id in clip_ids
+        ]
+        return torch.tensor(kept, dtype=torch.float32, device=self.accelerator.device)
 
     def finite_means(self, totals: Tensor, batch: tuple[str, ...]) -> Tensor:
         """Mean terms of a global batch from this process' sums. Raises StageError if any is not finite."""
@@ -88,30 +141,49 @@ def fit(
     wrapped, wrapped_optimizer = accelerator.prepare(model, optimizer)
     state = resume.load(model, optimizer)  # after prepare, which moved the parameters to their device
     fitting = Fitting(wrapped, wrapped_optimizer, features, accelerator, settings)
-    for epoch in range(len(state.curve) + 1, settings.epochs + 1):
-        batches = training_batches(train_ids, batch_size=settings.batch_size, seed=settings.seed, epoch=epoch)
-        train_loss = train_epoch(fitting, batches, epoch=epoch, progress=progress)
-        losses = epoch_losses(fitting, epoch, train_loss, validation_terms(fitting, validation_ids))
-        state = state.after(losses, model)
+
+    def save(state: FitState) -> None:
         if accelerator.is_main_process:
             resume.save(state, model, optimizer)
+
+    for epoch in range(len(state.curve) + 1, settings.epochs + 1):
+        batches = training_batches(train_ids, batch_size=settings.batch_size, seed=settings.seed, epoch=epoch)
+        train_loss = train_epoch(fitting, batches, state, progress=progress, save=save)
+        losses = epoch_losses(fitting, epoch, train_loss, validation_terms(fitting, validation_ids))
+        state = state.after(losses, model)
+        save(state)
     return state
 
 
 def train_epoch(
-    fitting: Fitting, batches: Sequence[tuple[str, ...]], *, epoch: int, progress: TrainProgress
+    fitting: Fitting,
+    batches: Sequence[tuple[str, ...]],
+    state: FitState,
+    *,
+    progress: TrainProgress,
+    save: Callable[[FitState], None],
 ) -> float:
-    """One pass over `batches`; returns the mean loss of the clips, each as its step saw it."""
+    """What is left of the epoch after `state`; returns the mean loss of its clips, each as its step saw it.
+
+    Saves every now and then, and where SIGTERM asks to stop, after which SystemExit is raised.
+    """
     fitting.model.train()
-    total, num_clips = 0.0, sum(len(batch) for batch in batches)
-    for step, batch in enumerate(batches, start=1):
-        loss = train_step(fitting, batch)
-        total += loss * len(batch)
-        progress(epoch=epoch, step=step, total_steps=len(batches), loss=loss)
-    return total / num_clips
+    epoch, (steps_done, total) = len(state.curve) + 1, state.partial
+    saved_s = time.monotonic()
+    with noted_sigterm() as stop, closing(fitting.stored(batches[steps_done:])) as stored:
+        for step, batch in enumerate(batches[steps_done:], start=steps_done + 1):
+            loss = train_step(fitting, batch, stored, Moment(epoch, step, steps_per_epoch=len(batches)))
+            total += loss * len(batch)
+            progress(epoch=epoch, step=step, total_steps=len(batches), loss=loss)
+            if stop.is_set() or time.monotonic() - saved_s >= fitting.settings.save_every_s:
+                save(replace(state, partial=PartialEpoch(step, total)))
+                saved_s = time.monotonic()
+            if stop.is_set():
+                raise SystemExit(EXIT_TERMINATED)
+    return total / sum(len(batch) for batch in batches)
 
 
-def train_step(fitting: Fitting, batch: tuple[str, ...]) -> float:
+def train_step(fitting: Fitting, batch: tuple[str, ...], stored: Iterator[Batch], moment: Moment) -> float:
     """One optimiser step on a global batch; returns its mean loss.
 
     Processes average their gradients, so each scales its sum of losses by processes / clips of the batch.
@@ -119,10 +191,13 @@ def train_step(fitting: Fitting, batch: tuple[str, ...]) -> float:
     accelerator = fitting.accelerator
     totals = torch.zeros(3, device=accelerator.device)
     fitting.optimizer.zero_grad(set_to_none=True)
-    for terms in fitting.terms(batch):
+    for terms in fitting.terms(batch, stored, moment):
         accelerator.backward(terms[:, LOSS].sum() * (accelerator.num_processes / len(batch)))
         totals += terms.detach().sum(dim=0)
     loss = float(fitting.finite_means(totals, batch)[LOSS])
+    if fitting.settings.clip_norm:
+        accelerator.clip_grad_norm_(fitting.model.parameters(), fitting.settings.clip_norm)
+    set_rates(fitting.optimizer, fitting.settings, moment)
     fitting.optimizer.step()
     return loss
 
@@ -132,25 +207,51 @@ def validation_terms(fitting: Fitting, clip_ids: Sequence[str]) -> Tensor:
     """Mean terms of the model over all `clip_ids`, float64."""
     fitting.model.eval()
     totals = torch.zeros(3, dtype=torch.float64)
-    for batch in batches_in_order(clip_ids, batch_size=fitting.settings.batch_size):
-        summed = torch.stack([terms.sum(dim=0) for terms in fitting.terms(batch)]).sum(dim=0)
-        totals += fitting.finite_means(summed, batch) * len(batch)
+    batches = batches_in_order(clip_ids, batch_size=fitting.settings.batch_size)
+    with closing(fitting.stored(batches)) as stored:
+        for batch in batches:
+            summed = torch.stack([terms.sum(dim=0) for terms in fitting.terms(batch, stored)]).sum(dim=0)
+            totals += fitting.finite_means(summed, batch) * len(batch)
     return totals / len(clip_ids)
+
+
+def untrained_loss(
+    model: ForecastModel,
+    features: Features,
+    clip_ids: Sequence[str],
+    settings: TrainSettings,
+    accelerator: Accelerator,
+) -> float:
+    """Mean loss over all `clip_ids` of a model as it is, which is moved to the device."""
+    model.to(accelerator.device)
+    idle = torch.optim.SGD(model.parameters())  # a fitting has an optimiser; this one takes no step
+    return float(validation_terms(Fitting(model, idle, features, accelerator, settings), clip_ids)[LOSS])
 
 
 def clip_terms(forecast: Forecast, clips: Batch, settings: TrainSettings) -> Tensor:
     """Each clip's terms `(clip, 3)`: loss, latent error, joints' distance."""
     latent = latent_error(forecast.latents, clips.future)
+    weighted = settings.latent_weight * latent_loss_of(forecast, clips, settings)
     if forecast.joints_m is None or clips.trajectory is None:
-        return torch.stack((settings.latent_weight * latent, latent, torch.zeros_like(latent)), dim=1)
+        return torch.stack((weighted, latent.detach(), torch.zeros_like(latent)), dim=1)
     target = clips.trajectory
     confidence = target.future_confidence
     if settings.anchor == "last_pose":  # no displacement is known where no pose was
         confidence = confidence * target.last_known[:, None, None]
     joints = trajectory_error(forecast.joints_m, target.future_m, confidence)
-    loss = settings.latent_weight * latent + settings.trajectory_weight * joints
+    loss = weighted + settings.trajectory_weight * joints
     distance_m = joint_distance(forecast.joints_m.detach(), target.future_m, confidence)
-    return torch.stack((loss, latent, distance_m), dim=1)
+    return torch.stack((loss, latent.detach(), distance_m), dim=1)
+
+
+def latent_loss_of(forecast: Forecast, clips: Batch, settings: TrainSettings) -> Tensor:
+    """Each clip's latent loss `(clip,)`: of the future steps and, by their weight, of the observed ones."""
+    loss = latent_loss(forecast.latents, clips.future, settings.latent_loss)
+    if forecast.context is None:
+        return loss
+    return loss + settings.context_weight * latent_loss(
+        forecast.context, clips.observed, settings.latent_loss
+    )
 
 
 def epoch_losses(fitting: Fitting, epoch: int, train_loss: float, validation: Tensor) -> EpochLosses:
@@ -174,17 +275,3 @@ def persistence_loss(features: Features, clip_ids: Sequence[str], *, batch_size:
         repeated = persistence(clips.observed, future_steps=clips.future.shape[1])
         total += float(latent_error(repeated, clips.future).double().sum())
     return total / len(clip_ids)
-
-
-def make_optimizer(model: ForecastModel, settings: TrainSettings) -> torch.optim.Optimizer:
-    """AdamW: weight decay on matrices only, rates of their own for the head and the guidance gates."""
-    rates = {"head": settings.head_learning_rate, "gates": settings.gate_learning_rate}
-    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        part = "gates" if name.endswith("gates") else name.split(".")[0]
-        decay = settings.weight_decay if parameter.ndim >= 2 else 0.0
-        groups.setdefault((rates.get(part, settings.learning_rate), decay), []).append(parameter)
-    return torch.optim.AdamW(
-        {"params": parameters, "lr": rate, "weight_decay": decay}
-        for (rate, decay), parameters in groups.items()
-    )

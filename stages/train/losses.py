@@ -1,15 +1,32 @@
-"""The training losses, one value a clip: latent and trajectory mean squared errors (the paper's).
+"""The training losses, one value a clip; mean squared errors are the paper's.
 
 Shape letters: B batch, T latent steps, K frames of a step, J joints.
 """
 
+from typing import Literal
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+LatentLoss = Literal["mse", "l1", "smooth_l1"]
 
 
 def latent_error(predicted: Tensor, future: Tensor) -> Tensor:
     """Mean squared error of each clip, `(batch,)`, float32."""
-    return (predicted.float() - future).square().flatten(1).mean(dim=1)
+    return latent_loss(predicted, future, "mse")
+
+
+def latent_loss(predicted: Tensor, target: Tensor, kind: LatentLoss) -> Tensor:
+    """Mean error of each clip's latents, `(batch,)`, float32; smooth L1 turns linear at a difference of 1."""
+    difference = predicted.float() - target
+    if kind == "mse":
+        errors = difference.square()
+    elif kind == "l1":
+        errors = difference.abs()
+    else:
+        errors = F.smooth_l1_loss(predicted.float(), target, reduction="none")
+    return errors.flatten(1).mean(dim=1)
 
 
 def trajectory_error(predicted_m: Tensor, future_m: Tensor, confidence: Tensor) -> Tensor:

@@ -7,15 +7,20 @@ from torch import Tensor, nn
 from thinkjepa.stages.train.head import TrajectoryHead
 from thinkjepa.stages.train.randomness import named_generator
 from thinkjepa.stages.train.shapes import ModelShape
+from thinkjepa.stages.train.thinker_states import TokenBatch
 from thinkjepa.stages.train.trunk import initialise
 from thinkjepa.stages.train.variants import Forecaster, build_forecaster
 
 
 class Forecast(NamedTuple):
-    """Latents `(batch, step, patch, dim)`; joints `(batch, step, frame, joint, 3)`, metres, or None."""
+    """Latents `(batch, step, patch, dim)`; joints `(batch, step, frame, joint, 3)`, metres, or None.
+
+    `context` are the latents read off the observed steps' positions, where they were asked for.
+    """
 
     latents: Tensor
     joints_m: Tensor | None
+    context: Tensor | None = None
 
 
 class ForecastModel(nn.Module):
@@ -26,11 +31,27 @@ class ForecastModel(nn.Module):
         self.forecaster = forecaster
         self.head = head
 
-    def forward(self, observed: Tensor, pooled: Tensor | None, last_pose_m: Tensor | None) -> Forecast:
+    def forward(
+        self,
+        observed: Tensor,
+        pooled: Tensor | None,
+        last_pose_m: Tensor | None,
+        tokens: TokenBatch | None = None,
+        guided: Tensor | None = None,
+        *,
+        with_context: bool = False,
+    ) -> Forecast:
         """`observed` `(batch, step, patch, dim)`, `pooled` `(batch, level, stream, dim)`, `last_pose_m`
-        `(batch, joint, 3)`: None where the model has no thinker or no head."""
-        latents: Tensor = self.forecaster(observed, pooled)
-        return Forecast(latents, self.read_joints(latents, last_pose_m))
+        `(batch, joint, 3)`: None where the model has no thinker or no head. `tokens` are read by a model
+        guided by cross-attention, and needed by it. Where `guided` `(batch,)` is 0, the sample's forecast is
+        that of the unguided predictor; None guides all. `with_context` asks for `Forecast.context`.
+        """
+        if not with_context:
+            latents: Tensor = self.forecaster(observed, pooled, tokens, guided)
+            return Forecast(latents, self.read_joints(latents, last_pose_m))
+        steps = self.forecaster.all_steps(observed, pooled, tokens, guided)
+        context, latents = steps[:, : observed.shape[1]], steps[:, observed.shape[1] :]
+        return Forecast(latents, self.read_joints(latents, last_pose_m), context)
 
     def read_joints(self, latents: Tensor, last_pose_m: Tensor | None) -> Tensor | None:
         """What the head reads off any future latents; None where the model has none."""

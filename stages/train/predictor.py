@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from thinkjepa.stages.train.rope import grid_positions, rotation_at
 from thinkjepa.stages.train.shapes import LatentGrid, TrunkShape
-from thinkjepa.stages.train.trunk import Trunk
+from thinkjepa.stages.train.trunk import Guidance, Trunk
 
 
 class Predictor(nn.Module):
@@ -25,13 +25,18 @@ class Predictor(nn.Module):
         self.trunk = Trunk(trunk)
         self.proj = nn.Linear(trunk.width, grid.dim)
 
-    def forward(self, observed: Tensor, *, guidance: Tensor | None = None) -> Tensor:
-        """Future latents; `guidance` `(batch, depth, 2, width)` as in `Trunk.forward`."""
+    def forward(self, observed: Tensor, *, guidance: Guidance | None = None) -> Tensor:
+        """Future latents."""
         states_BTPW = self.hidden_states(observed, guidance=guidance)
         future: Tensor = self.proj(states_BTPW[:, self.grid.observed_steps :])
         return future
 
-    def hidden_states(self, observed: Tensor, *, guidance: Tensor | None = None) -> Tensor:
+    def all_steps(self, observed: Tensor, *, guidance: Guidance | None = None) -> Tensor:
+        """Latents read off every position, the observed ones first: `(batch, step, patch, dim)`."""
+        latents: Tensor = self.proj(self.hidden_states(observed, guidance=guidance))
+        return latents
+
+    def hidden_states(self, observed: Tensor, *, guidance: Guidance | None = None) -> Tensor:
         """The trunk's output at every step, observed ones first: `(batch, step, patch, width)`."""
         grid = self.grid
         context_BNW = self.embed(observed.flatten(1, 2))

@@ -17,3 +17,8 @@ def epoch_order(num_items: int, *, seed: int, epoch: int) -> list[int]:
     generator = named_generator(seed, "order", epoch)
     order: list[int] = torch.randperm(num_items, generator=generator).tolist()
     return order
+
+
+def is_dropped(clip_id: str, *, share: float, seed: int, epoch: int, step: int) -> bool:
+    """Whether a clip trains without guidance at this step: `share` of all, by these arguments alone."""
+    return bool(torch.rand((), generator=named_generator(seed, "drop", epoch, step, clip_id)) < share)

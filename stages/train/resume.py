@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from thinkjepa.cache.disk import replace_file
-from thinkjepa.stages.train.fit_state import EpochLosses, FitState
+from thinkjepa.stages.train.fit_state import EpochLosses, FitState, PartialEpoch
 
 MODEL, OPTIMIZER, BEST = "model/", "optimizer/", "best/"
 
@@ -28,10 +28,11 @@ class ResumeFile:
     key: str
 
     def save(self, state: FitState, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Replace the file by the fit as it stands after an epoch."""
+        """Replace the file by the fit as it stands after an epoch, or within one."""
         tensors = _prefixed(MODEL, model.state_dict()) | _prefixed(BEST, state.best_weights)
         tensors |= _prefixed(OPTIMIZER, _flat_optimizer_state(optimizer))
         header = {"key": self.key, "curve": json.dumps([asdict(losses) for losses in state.curve])}
+        header["partial"] = json.dumps(state.partial)
         replace_file(self.path, safetensors.torch.save(tensors, metadata=header))
 
     def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> FitState:
@@ -43,7 +44,8 @@ class ResumeFile:
         model.load_state_dict(_with_prefix(MODEL, tensors))
         _restore_optimizer_state(optimizer, _with_prefix(OPTIMIZER, tensors))
         curve = tuple(EpochLosses(**losses) for losses in json.loads(header["curve"]))
-        return FitState(curve=curve, best_weights=_with_prefix(BEST, tensors))
+        partial = PartialEpoch(*json.loads(header["partial"]))
+        return FitState(curve=curve, best_weights=_with_prefix(BEST, tensors), partial=partial)
 
     def remove(self) -> None:
         """Called once the run is written: there is nothing left to continue."""

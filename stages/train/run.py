@@ -28,11 +28,12 @@ from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.json_files import json_bytes, read_json, write_json
 from thinkjepa.stages.train.batches import batches_in_order
 from thinkjepa.stages.train.checkpoint import save_weights, shape_to_json
+from thinkjepa.stages.train.costs import TrainingCosts, training_costs
 from thinkjepa.stages.train.curve import write_curve
 from thinkjepa.stages.train.determinism import repeatable_kernels
 from thinkjepa.stages.train.features import Features, choose_features
 from thinkjepa.stages.train.fit_state import FitState
-from thinkjepa.stages.train.loop import TrainProgress, fit, persistence_loss
+from thinkjepa.stages.train.loop import TrainProgress, fit, persistence_loss, untrained_loss
 from thinkjepa.stages.train.model import ForecastModel, build_model
 from thinkjepa.stages.train.randomness import epoch_order
 from thinkjepa.stages.train.resume import ResumeFile
@@ -40,15 +41,18 @@ from thinkjepa.stages.train.settings import TrainSettings
 from thinkjepa.stages.train.shapes import HeadShape, ModelShape
 from thinkjepa.stages.train.statistics import (
     JointStatistics,
-    PooledStatistics,
+    StateStatistics,
     joint_statistics,
     pooled_statistics,
+    token_statistics,
 )
+from thinkjepa.stages.train.warm_start import WarmStart, start_from
 
 RUN_SCHEMA = "thinkjepa.run.v1"
 LIBRARIES = ("thinkjepa", "torch", "accelerate", "safetensors", "numpy", "zarr")
 STATISTICS_CLIPS = 4096  # enough for a mean and spread per dim; reading more takes time and adds nothing
 STATISTICS_BATCH = 256
+TOKEN_STATISTICS_CLIPS = 64  # a thousand tokens each
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,7 @@ class RunPlan:
     clips: DividedClips
     shape: ModelShape
     record: Mapping[str, Any]
+    warm_start: WarmStart | None = None
 
     @property
     def key(self) -> str:
@@ -88,12 +93,14 @@ def train(
     split: SplitRule,
     progress: TrainProgress,
     selection: Selection | None = None,
+    warm_start: WarmStart | None = None,
 ) -> dict[str, Any]:
     """Train one model on a cache, write the run to `out_dir` and return its metrics.
 
     `thinker_set` and `encoder_set` name feature sets (or the beginning of their names); None takes the only
     one there is. A `selection` names both and limits the run to its clips; without one, all clips count. A
-    run that was interrupted continues. Raises StageError or CacheError for what its user can put right.
+    run that was interrupted continues. `warm_start` is the checkpoint that settings.init_from names.
+    Raises StageError or CacheError for what its user can put right.
     """
     accelerator = make_accelerator(settings)
     features = choose_features(
@@ -108,14 +115,23 @@ def train(
     settings = replace(settings, task="trajectory" if features.supervision else "latent")
     with accelerator.main_process_first():  # one process makes the split, the others read it
         clips = divide_clips(features, cache_dir, split)
-    plan = plan_run(cache_dir, settings, features, clips, num_processes=accelerator.num_processes)
+    plan = plan_run(
+        cache_dir,
+        settings,
+        features,
+        clips,
+        num_processes=accelerator.num_processes,
+        warm_start=warm_start,
+    )
     if (done := finished_metrics(out_dir, plan)) is not None:
         return done
     resume = ResumeFile(out_dir / "resume.safetensors", plan.key)
     with repeatable_kernels(accelerator.device):
+        model = untrained_model(plan)
+        before = warm_started(model, plan, accelerator)
         state = fit(
-            untrained_model(plan),
-            features,
+            model,
+            plan.features,
             train_ids=clips.ids["train"],
             validation_ids=clips.ids["validation"],
             settings=settings,
@@ -123,7 +139,7 @@ def train(
             resume=resume,
             progress=progress,
         )
-    metrics = run_metrics(plan, state)
+    metrics = run_metrics(plan, state) | before
     if accelerator.is_main_process:
         write_run(out_dir, plan, state, metrics)
         resume.remove()
@@ -195,16 +211,13 @@ def plan_run(
     clips: DividedClips,
     *,
     num_processes: int,
+    warm_start: WarmStart | None = None,
 ) -> RunPlan:
     """Put together what the settings ask for and what the features' sizes require."""
-    shape = ModelShape(
-        variant=settings.variant,
-        grid=features.grid,
-        trunk=settings.trunk,
-        thinker=None if settings.variant == "jepa" else features.thinker_shape,
-        fusion_width=settings.fusion_width,
-        head=head_shape(features, settings),
-    )
+    shape = model_shape(features, settings)
+    features = features.needed_by(shape)
+    if (warm_start is None) == bool(settings.init_from and settings.variant != "vlm"):
+        raise StageError(f"init_from is {settings.init_from!r}, and no checkpoint was found for it")
     record = {
         "schema": RUN_SCHEMA,
         "cache": str(cache_dir),
@@ -214,13 +227,42 @@ def plan_run(
             "thinker": _set_record(features.thinker),
         },
         "model": shape_to_json(shape),
+        "init_from_digest": warm_start.digest if warm_start else "",
         "reference_frames": list(features.supervision.reference_frames) if features.supervision else [],
         "split_sha256": hashlib.sha256(json_bytes(clips.to_json())).hexdigest(),
         "processes": num_processes,
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
     }
-    return RunPlan(settings=settings, features=features, clips=clips, shape=shape, record=record)
+    return RunPlan(settings, features, clips, shape, record, warm_start)
+
+
+def model_shape(features: Features, settings: TrainSettings) -> ModelShape:
+    """The model that the settings ask for, in the sizes of the features."""
+    return ModelShape(
+        variant=settings.variant,
+        grid=replace(features, view=settings.view).grid,
+        trunk=settings.trunk,
+        thinker=None if settings.variant == "jepa" else features.thinker_shape,
+        fusion_width=settings.fusion_width,
+        head=head_shape(features, settings),
+        guidance=settings.guidance_shape,
+        view=settings.view,
+    )
+
+
+def plan_costs(
+    cache_dir: Path, settings: TrainSettings, *, thinker_set: str | None, encoder_set: str | None
+) -> TrainingCosts:
+    """What `train` with these arguments would take; nothing is trained or written."""
+    features = choose_features(
+        FeatureCache.open(cache_dir),
+        variant=settings.variant,
+        thinker_set=thinker_set,
+        encoder_set=encoder_set,
+    )
+    shape = model_shape(supervised(features, settings), settings)
+    return training_costs(features.needed_by(shape), shape, settings)
 
 
 def head_shape(features: Features, settings: TrainSettings) -> HeadShape | None:
@@ -245,8 +287,31 @@ def untrained_model(plan: RunPlan) -> ForecastModel:
     return model
 
 
-def thinker_statistics(plan: RunPlan) -> PooledStatistics:
-    """Mean and spread of the thinker's states over the training clips."""
+def warm_started(model: ForecastModel, plan: RunPlan, accelerator: Accelerator) -> dict[str, float]:
+    """Put the checkpoint's weights into `model`; its loss before training, and that of random weights.
+
+    Without a checkpoint nothing is done or measured.
+    """
+    if plan.warm_start is None:
+        return {}
+    validation_ids = plan.clips.ids["validation"]
+    random_loss = untrained_loss(model, plan.features, validation_ids, plan.settings, accelerator)
+    start_from(model, plan.warm_start)
+    return {
+        "initial_validation_loss": untrained_loss(
+            model, plan.features, validation_ids, plan.settings, accelerator
+        ),
+        "random_start_validation_loss": random_loss,
+    }
+
+
+def thinker_statistics(plan: RunPlan) -> StateStatistics:
+    """Mean and spread of the thinker's states over the training clips: of tokens, or of means over them."""
+    if plan.features.token_kinds:
+        clip_ids = [clip_id for batch in statistics_batches(plan) for clip_id in batch][
+            :TOKEN_STATISTICS_CLIPS
+        ]
+        return token_statistics(plan.features.tokens([clip_id]).states[0] for clip_id in clip_ids)
     return pooled_statistics(plan.features.pooled(batch) for batch in statistics_batches(plan))
 
 
@@ -284,6 +349,7 @@ def run_metrics(plan: RunPlan, state: FitState) -> dict[str, Any]:
     return {
         "train_loss": best.train_loss,
         "validation_loss": best.validation_loss,
+        "validation_latent_error": best.validation_latent_error,
         "best_epoch": best.epoch,
         "epochs": last.epoch,
         "last_train_loss": last.train_loss,
@@ -301,7 +367,6 @@ def _joint_metrics(plan: RunPlan, state: FitState) -> dict[str, Any]:
     without = supervision.without
     reason = without[min(without)] if without else ""
     return {
-        "validation_latent_error": state.best.validation_latent_error,
         "validation_distance_m": state.best.validation_distance_m,
         "num_joints": len(supervision.joints),
         "unlabelled": {"clips": len(without), "first": reason},

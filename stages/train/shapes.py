@@ -1,13 +1,20 @@
 """The sizes a model is built from: plain records, written to `run.json` and read back."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from thinkjepa.cache import TOKEN_KINDS
 from thinkjepa.stages.errors import StageError
 
 AttentionPattern = Literal["frame_causal", "bidirectional"]
 Variant = Literal["thinkjepa", "jepa", "vlm"]
 Anchor = Literal["none", "last_pose"]
+GuidanceKind = Literal["film", "adaln", "cross"]
+LevelAssignment = Literal["fixed", "mixture"]
+LevelChoice = Literal["all", "last", "middle"]
+StreamChoice = Literal["both", "prompt", "generated"]
+
+PROMPT_KINDS, GENERATED_KINDS = ("text", "visual"), ("generated", "reasoning")
 
 SMALLEST_HEAD_DIM = 6  # a pair of dims for each of the three axes
 
@@ -33,6 +40,49 @@ class ThinkerShape:
 
     levels: int
     dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class LatentView:
+    """How a run looks at the stored latents, observed and future alike."""
+
+    pool: int = 1
+    """Side, in patches, of the squares that are averaged into one latent."""
+    normalised: bool = False
+    """Whether each latent is layer-normed over its channels."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuidanceShape:
+    """How the thinker's levels and streams reach the predictor's depths."""
+
+    kind: GuidanceKind = "film"
+    levels: LevelAssignment = "fixed"
+    use_levels: LevelChoice = "all"
+    use_streams: StreamChoice = "both"
+    cross_tokens: str = "all"
+
+    def used_levels(self, num_levels: int) -> tuple[int, ...]:
+        """Levels that guide, in order, of those stored."""
+        if self.use_levels == "all":
+            return tuple(range(num_levels))
+        return (num_levels - 1,) if self.use_levels == "last" else (num_levels // 2,)
+
+    @property
+    def token_kinds(self) -> tuple[int, ...]:
+        """Values of the cache's `token_kind` that cross-attention reads. Raises StageError for none."""
+        parts = {"all": TOKEN_KINDS, "prompt": PROMPT_KINDS, **{kind: (kind,) for kind in TOKEN_KINDS}}
+        names = [name.strip() for name in self.cross_tokens.split(",")]
+        if unknown := [name for name in names if name not in parts]:
+            raise StageError(f"cross_tokens has {unknown[0]!r}, it may have {', '.join(parts)}")
+        streams = {"both": TOKEN_KINDS, "prompt": PROMPT_KINDS, "generated": GENERATED_KINDS}
+        kinds = {kind for name in names for kind in parts[name]} & set(streams[self.use_streams])
+        if not kinds:
+            raise StageError(
+                f"cross_tokens {self.cross_tokens!r} has no token of the {self.use_streams} stream, to which "
+                "use_streams limits it: change one of the two"
+            )
+        return tuple(number for number, kind in enumerate(TOKEN_KINDS, start=1) if kind in kinds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +131,11 @@ class ModelShape:
     thinker: ThinkerShape | None
     fusion_width: int
     head: HeadShape | None = None
+    guidance: GuidanceShape = field(default_factory=GuidanceShape)
+    view: LatentView = field(default_factory=LatentView)
+
+    @property
+    def token_kinds(self) -> tuple[int, ...]:
+        """Kinds of thinker tokens that the model reads one by one; none where means are enough."""
+        crosses = self.variant == "thinkjepa" and self.guidance.kind == "cross"
+        return self.guidance.token_kinds if crosses else ()

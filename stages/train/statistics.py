@@ -1,6 +1,7 @@
-"""Mean and spread, over the training clips, of pooled thinker states and of joints.
+"""Mean and spread, over the training clips, of the thinker's states and of joints.
 
-Shape letters: B batch, L levels, S streams, D thinker dim, T latent steps, K frames of a step, J joints.
+Shape letters: B batch, L levels, S streams or tokens, D thinker dim, T latent steps, K frames of a step,
+J joints.
 """
 
 from collections.abc import Iterable
@@ -14,14 +15,17 @@ SMALLEST_SPREAD_M = 1e-3  # of joints that hardly move: their errors are not blo
 
 
 @dataclass(frozen=True, slots=True)
-class PooledStatistics:
-    """Per level, stream and dim `(level, stream, dim)`, float32: `(x - center) / scale` is of order one."""
+class StateStatistics:
+    """Float32, `(x - center) / scale` is of order one.
+
+    `(level, stream, dim)` of pooled states, `(level, dim)` of tokens.
+    """
 
     center: Tensor
     scale: Tensor
 
 
-def pooled_statistics(batches: Iterable[Tensor]) -> PooledStatistics:
+def pooled_statistics(batches: Iterable[Tensor]) -> StateStatistics:
     """Statistics of batches `(clip, level, stream, dim)`, summed in float64, in one pass.
 
     Streams that are all zeros (nothing was generated) do not count. A dim that hardly varies is not blown up:
@@ -33,11 +37,29 @@ def pooled_statistics(batches: Iterable[Tensor]) -> PooledStatistics:
         count = count + states.ne(0).any(dim=-1, keepdim=True).sum(dim=0)
         total = total + states.sum(dim=0)
         squares = squares + states.square().sum(dim=0)
+    return _state_statistics(count, total, squares)
+
+
+def token_statistics(clips: Iterable[Tensor]) -> StateStatistics:
+    """Statistics of clips' tokens `(level, token, dim)`, counted one by one, summed in float64, in one pass.
+
+    Massive activations of a few tokens make their dims' scales large, so that these hardly count elsewhere.
+    """
+    count = total = squares = torch.zeros((), dtype=torch.float64)
+    for states_LSD in clips:
+        states = states_LSD.double()
+        count = count + states.shape[1]
+        total = total + states.sum(dim=1)
+        squares = squares + states.square().sum(dim=1)
+    return _state_statistics(count, total, squares)
+
+
+def _state_statistics(count: Tensor, total: Tensor, squares: Tensor) -> StateStatistics:
     center = total / count.clamp(min=1)
     spread = (squares / count.clamp(min=1) - center.square()).clamp(min=0).sqrt()
     floor = torch.maximum(0.1 * spread.median(dim=-1, keepdim=True).values, 1e-3 * center.abs())
     scale = torch.maximum(spread, floor).clamp(min=SMALLEST_SCALE)
-    return PooledStatistics(center=center.float(), scale=scale.float())
+    return StateStatistics(center=center.float(), scale=scale.float())
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,13 @@
 """The stack of pre-norm transformer blocks that every variant shares.
 
-Same arithmetic as transformers' `VJEPA2Layer` (LayerNorm eps 1e-6, exact GELU, MLP of four times the width);
-guidance, where there is some, modulates the tokens as they enter a block.
+Same arithmetic as transformers' `VJEPA2Layer` (LayerNorm eps 1e-6, exact GELU, MLP of four times the width).
+Guidance, where there is some, decides how each block is run.
 
 Shape letters: B batch, N tokens, W width.
 """
 
 import math
+from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
@@ -18,6 +19,10 @@ from thinkjepa.stages.train.shapes import TrunkShape
 NORM_EPS = 1e-6
 MLP_RATIO = 4
 INIT_STD = 0.02  # V-JEPA 2's
+FILM_PARTS = 2
+"""Scale and shift of a block's input."""
+ADALN_PARTS = 6
+"""Scale and shift of the normed input, and growth of the output, of the attention and of the MLP."""
 
 
 class MLP(nn.Module):
@@ -43,10 +48,26 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = MLP(width)
 
-    def forward(self, x: Tensor, rotation: Rotation, spans: tuple[Span, ...]) -> Tensor:
-        x = self.attention(self.norm1(x), rotation, spans) + x
-        output: Tensor = self.mlp(self.norm2(x)) + x
-        return output
+    def forward(
+        self, x: Tensor, rotation: Rotation, spans: tuple[Span, ...], *, adaln: Tensor | None = None
+    ) -> Tensor:
+        """`adaln` `(batch, 6, width)`, per sample; zeros change nothing, to the last bit."""
+        if adaln is None:
+            x = self.attention(self.norm1(x), rotation, spans) + x
+            output: Tensor = self.mlp(self.norm2(x)) + x
+            return output
+        first_B3W, second_B3W = adaln.chunk(2, dim=1)
+        attended = self.attention(modulate(self.norm1(x), first_B3W[:, :FILM_PARTS]), rotation, spans)
+        x = _grown(attended, first_B3W) + x
+        return _grown(self.mlp(modulate(self.norm2(x), second_B3W[:, :FILM_PARTS])), second_B3W) + x
+
+
+class Guidance(Protocol):
+    """How the blocks of a trunk are run under guidance, each sample under its own."""
+
+    def run(self, depth: int, block: Block, x: Tensor, rotation: Rotation, spans: tuple[Span, ...]) -> Tensor:
+        """The output `(batch, token, width)` of the block at `depth`."""
+        ...
 
 
 class Trunk(nn.Module):
@@ -59,16 +80,15 @@ class Trunk(nn.Module):
         self.layernorm = nn.LayerNorm(shape.width, eps=NORM_EPS)
 
     def forward(
-        self, x: Tensor, rotation: Rotation, spans: tuple[Span, ...], *, guidance: Tensor | None = None
+        self, x: Tensor, rotation: Rotation, spans: tuple[Span, ...], *, guidance: Guidance | None = None
     ) -> Tensor:
-        """Normed states of all tokens.
-
-        `guidance` `(batch, depth, 2, width)` holds each block's gated scale and shift, one per sample.
-        """
+        """Normed states of all tokens."""
         for depth, block in enumerate(self.layer):
-            if guidance is not None:
-                x = modulate(x, guidance[:, depth])
-            x = block(x, rotation, spans)
+            assert isinstance(block, Block)
+            if guidance is None:
+                x = block(x, rotation, spans)
+            else:
+                x = guidance.run(depth, block, x, rotation, spans)
         output: Tensor = self.layernorm(x)
         return output
 
@@ -85,6 +105,10 @@ def modulate(x: Tensor, film: Tensor) -> Tensor:
     """FiLM: `x * (1 + scale) + shift`, per sample and channel; zeros leave `x` as it is to the last bit."""
     scale_BW, shift_BW = film.unbind(1)
     return x * (1 + scale_BW.unsqueeze(1)) + shift_BW.unsqueeze(1)
+
+
+def _grown(update: Tensor, adaln: Tensor) -> Tensor:
+    return update * (1 + adaln[:, FILM_PARTS].unsqueeze(1))
 
 
 def initialise(module: nn.Module, generator: Generator) -> None:

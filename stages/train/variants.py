@@ -1,4 +1,4 @@
-"""The three models that one cache can train, behind one call: `forecaster(observed, pooled)`.
+"""The three models that one cache can train, behind one call: `forecaster(observed, pooled, tokens)`.
 
     thinkjepa   the predictor, guided at every depth by the pyramid
     jepa        the predictor alone
@@ -13,22 +13,44 @@ import torch
 from torch import Tensor, nn
 
 from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.train.cross_attention import TokenPyramid
 from thinkjepa.stages.train.predictor import Predictor
-from thinkjepa.stages.train.pyramid import STREAMS, Pyramid, ThinkerProjection
+from thinkjepa.stages.train.pyramid import STREAMS, Pyramid, ThinkerProjection, only_streams
 from thinkjepa.stages.train.randomness import named_generator
 from thinkjepa.stages.train.rope import grid_positions, rotation_at
-from thinkjepa.stages.train.shapes import LatentGrid, ModelShape, ThinkerShape, TrunkShape
-from thinkjepa.stages.train.statistics import PooledStatistics
-from thinkjepa.stages.train.trunk import Trunk, initialise
+from thinkjepa.stages.train.shapes import GuidanceShape, LatentGrid, ModelShape, ThinkerShape, TrunkShape
+from thinkjepa.stages.train.statistics import StateStatistics
+from thinkjepa.stages.train.thinker_states import ThinkerStates, TokenBatch
+from thinkjepa.stages.train.trunk import Guidance, Trunk, initialise
 
 
 class Forecaster(nn.Module):
-    """Predicts future latents `(batch, future step, patch, dim)` from what is known at the split frame."""
+    """Predicts future latents `(batch, future step, patch, dim)` from what is known at the split frame.
 
-    def forward(self, observed: Tensor, pooled: Tensor | None) -> Tensor:
+    `pooled` `(batch, level, stream, dim)` and `tokens` are the thinker's states, None where a variant reads
+    none. A sample where `guided` `(batch,)` is 0 is forecast as if it had no thinker.
+    """
+
+    def forward(
+        self,
+        observed: Tensor,
+        pooled: Tensor | None,
+        tokens: TokenBatch | None = None,
+        guided: Tensor | None = None,
+    ) -> Tensor:
         raise NotImplementedError
 
-    def set_thinker_statistics(self, statistics: PooledStatistics) -> None:
+    def all_steps(
+        self,
+        observed: Tensor,
+        pooled: Tensor | None,
+        tokens: TokenBatch | None = None,
+        guided: Tensor | None = None,
+    ) -> Tensor:
+        """The observed steps' latents, as read off their own positions, before the future ones."""
+        raise StageError("this variant has no positions of observed steps")
+
+    def set_thinker_statistics(self, statistics: StateStatistics) -> None:
         """Standardise the thinker's states with these; a model without a thinker needs none."""
 
 
@@ -39,25 +61,58 @@ class Jepa(Forecaster):
         super().__init__()
         self.predictor = predictor
 
-    def forward(self, observed: Tensor, pooled: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        observed: Tensor,
+        pooled: Tensor | None,
+        tokens: TokenBatch | None = None,
+        guided: Tensor | None = None,
+    ) -> Tensor:
         future: Tensor = self.predictor(observed)
         return future
+
+    def all_steps(
+        self,
+        observed: Tensor,
+        pooled: Tensor | None,
+        tokens: TokenBatch | None = None,
+        guided: Tensor | None = None,
+    ) -> Tensor:
+        return self.predictor.all_steps(observed)
 
 
 class ThinkJepa(Forecaster):
     """The predictor under the pyramid's guidance, each sample under its own."""
 
-    def __init__(self, predictor: Predictor, pyramid: Pyramid) -> None:
+    def __init__(self, predictor: Predictor, pyramid: Pyramid | TokenPyramid) -> None:
         super().__init__()
         self.predictor = predictor
         self.pyramid = pyramid
 
-    def forward(self, observed: Tensor, pooled: Tensor | None) -> Tensor:
-        assert pooled is not None, "guided variants are always given pooled states"
-        future: Tensor = self.predictor(observed, guidance=self.pyramid(pooled))
+    def forward(
+        self,
+        observed: Tensor,
+        pooled: Tensor | None,
+        tokens: TokenBatch | None = None,
+        guided: Tensor | None = None,
+    ) -> Tensor:
+        future: Tensor = self.predictor(observed, guidance=self._guide(pooled, tokens, guided))
         return future
 
-    def set_thinker_statistics(self, statistics: PooledStatistics) -> None:
+    def all_steps(
+        self,
+        observed: Tensor,
+        pooled: Tensor | None,
+        tokens: TokenBatch | None = None,
+        guided: Tensor | None = None,
+    ) -> Tensor:
+        return self.predictor.all_steps(observed, guidance=self._guide(pooled, tokens, guided))
+
+    def _guide(self, pooled: Tensor | None, tokens: TokenBatch | None, guided: Tensor | None) -> Guidance:
+        assert pooled is not None, "guided variants are always given pooled states"
+        return self.pyramid.guide(ThinkerStates(pooled, tokens), guided)
+
+    def set_thinker_statistics(self, statistics: StateStatistics) -> None:
         self.pyramid.projection.set_statistics(statistics)
 
 
@@ -68,19 +123,30 @@ class ThinkerOnly(Forecaster):
     tokens over a context without positions would all give the same output.
     """
 
-    def __init__(self, grid: LatentGrid, trunk: TrunkShape, thinker: ThinkerShape) -> None:
+    def __init__(
+        self, grid: LatentGrid, trunk: TrunkShape, thinker: ThinkerShape, guidance: GuidanceShape
+    ) -> None:
         super().__init__()
         self.grid = grid
+        self.guidance = guidance
+        self.levels = guidance.used_levels(thinker.levels)
         self.projection = ThinkerProjection(thinker, width=trunk.width)
-        self.context_embedding = nn.Parameter(torch.zeros(thinker.levels * STREAMS, trunk.width))
+        self.context_embedding = nn.Parameter(torch.zeros(len(self.levels) * STREAMS, trunk.width))
         self.step_embedding = nn.Parameter(torch.zeros(grid.future_steps, trunk.width))
         self.patch_embedding = nn.Parameter(torch.zeros(grid.tokens_per_step, trunk.width))
         self.trunk = Trunk(trunk)
         self.proj = nn.Linear(trunk.width, grid.dim)
 
-    def forward(self, observed: Tensor, pooled: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        observed: Tensor,
+        pooled: Tensor | None,
+        tokens: TokenBatch | None = None,
+        guided: Tensor | None = None,
+    ) -> Tensor:
         assert pooled is not None, "guided variants are always given pooled states"
-        context_BNW = self.projection(pooled).flatten(1, 2) + self.context_embedding
+        projected_BLSW = self.projection(only_streams(pooled, self.guidance.use_streams))
+        context_BNW = projected_BLSW[:, list(self.levels)].flatten(1, 2) + self.context_embedding
         queries_BNW = self._queries().to(context_BNW.dtype).expand(len(context_BNW), -1, -1)
         num_context, grid = context_BNW.shape[1], self.grid
         spans = self.trunk.spans(
@@ -93,7 +159,7 @@ class ThinkerOnly(Forecaster):
         future: Tensor = self.proj(states_BNW[:, num_context:])
         return future.view(len(future), grid.future_steps, grid.tokens_per_step, -1)
 
-    def set_thinker_statistics(self, statistics: PooledStatistics) -> None:
+    def set_thinker_statistics(self, statistics: StateStatistics) -> None:
         self.projection.set_statistics(statistics)
 
     def _queries(self) -> Tensor:
@@ -116,17 +182,30 @@ class ThinkerOnly(Forecaster):
 def build_forecaster(shape: ModelShape, *, seed: int) -> Forecaster:
     """The variant that `shape` names, its parameters drawn from `seed` (and nothing else)."""
     if shape.variant == "vlm":
-        only = ThinkerOnly(shape.grid, shape.trunk, _thinker(shape))
+        only = ThinkerOnly(shape.grid, shape.trunk, _thinker(shape), shape.guidance)
         initialise(only, named_generator(seed, "thinker only"))
         return only
     predictor = Predictor(shape.grid, shape.trunk)
     initialise(predictor, named_generator(seed, "predictor"))
     if shape.variant == "jepa":
         return Jepa(predictor)
-    trunk = shape.trunk
-    pyramid = Pyramid(_thinker(shape), depth=trunk.depth, width=trunk.width, fusion_width=shape.fusion_width)
+    pyramid = build_pyramid(shape)
     initialise(pyramid, named_generator(seed, "pyramid"))
     return ThinkJepa(predictor, pyramid)
+
+
+def build_pyramid(shape: ModelShape) -> Pyramid | TokenPyramid:
+    """The pyramid of the kind that `shape` names, without drawn parameters."""
+    trunk = shape.trunk
+    if shape.guidance.kind == "cross":
+        return TokenPyramid(_thinker(shape), trunk, shape.guidance)
+    return Pyramid(
+        _thinker(shape),
+        depth=trunk.depth,
+        width=trunk.width,
+        fusion_width=shape.fusion_width,
+        guidance=shape.guidance,
+    )
 
 
 def _thinker(shape: ModelShape) -> ThinkerShape:

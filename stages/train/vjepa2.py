@@ -13,6 +13,7 @@ from torch import Tensor
 
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train.predictor import Predictor
+from thinkjepa.stages.train.trunk import MLP_RATIO
 
 PREFIX = "predictor."
 MASK_TOKENS = "embeddings.mask_tokens"
@@ -58,6 +59,7 @@ def _check_config(predictor: Predictor, config: Mapping[str, object]) -> None:
         "pred_num_hidden_layers": trunk.depth,
         "hidden_size": predictor.grid.dim,
         "hidden_act": "gelu",
+        "pred_mlp_ratio": MLP_RATIO,
     }
     for field, ours in required.items():
         if field not in config:

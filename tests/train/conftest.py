@@ -25,6 +25,7 @@ GRID = LatentGrid(observed_steps=3, future_steps=2, height=2, width=3, dim=8)
 THINKER = ThinkerShape(levels=3, dim=10)
 TUBELET = 2
 FPS = 10.0
+TOKEN_CAPACITY = 16
 MASSIVE_DIM, MASSIVE = 4, 3000.0
 SPLITS = (8, 20)
 JOINTS = ("rightHand", "rightThumbTip", "rightIndexFingerTip")
@@ -65,11 +66,22 @@ def latent_cache(tmp_path: Path) -> BuildCache:
     says which. The first `labelled` videos have hand labels: joints on their way, a swaying camera.
     """
 
-    def build(*, name: str = "cache", num_videos: int = 16, windows: int = 1, labelled: int = 0) -> Path:
+    def build(
+        *,
+        name: str = "cache",
+        num_videos: int = 16,
+        windows: int = 1,
+        labelled: int = 0,
+        with_tokens: bool = False,
+    ) -> Path:
         root = tmp_path / name
-        encoder, thinker = _encoder_set(windows), _thinker_set()
+        encoder, thinker = _encoder_set(windows), _thinker_set(with_tokens=with_tokens)
         clips = [_clip(video, split) for video in range(num_videos) for split in SPLITS]
         features = [_features(clip, number, windows) for number, clip in enumerate(clips)]
+        if with_tokens:
+            features = [
+                (latents, _with_tokens(states, number)) for number, (latents, states) in enumerate(features)
+            ]
         with WriteSession(root) as session:
             session.add_clips(clips)
             session.add_labels(_labels(video) for video in range(labelled))
@@ -98,13 +110,21 @@ def _encoder_set(windows: int) -> FeatureSet:
     )
 
 
-def _thinker_set() -> FeatureSet:
+def _thinker_set(*, with_tokens: bool) -> FeatureSet:
     shape = (THINKER.levels, 2, THINKER.dim)
+    arrays = [ArraySpec("pooled", ("layer", "stream", "dim"), shape, shape, "float32")]
+    if with_tokens:
+        tokens = (THINKER.levels, TOKEN_CAPACITY, THINKER.dim)
+        chunks = (1, TOKEN_CAPACITY // 2, THINKER.dim)
+        arrays += [
+            ArraySpec("tokens", ("layer", "token", "dim"), tokens, chunks, "float16"),
+            ArraySpec("token_kind", ("token",), (TOKEN_CAPACITY,), (TOKEN_CAPACITY,), "uint8"),
+        ]
     return describe_set(
         "thinker",
         origin={"layers": [0, 1, 2], "sampling": {"fingerprint": "sparse"}},
         source={"model": "tiny"},
-        arrays=(ArraySpec("pooled", ("layer", "stream", "dim"), shape, shape, "float32"),),
+        arrays=tuple(arrays),
         shard_bytes=64,
         typical_clip_bytes=1,
     )
@@ -167,3 +187,14 @@ def _features(clip: ClipRow, number: int, windows: int) -> tuple[ClipFeatures, C
         pooled[:, 1] = 0.0  # nothing was generated
     latents = {"observed": observed.half(), "future": future.half()}
     return ClipFeatures(clip.clip_id, latents), ClipFeatures(clip.clip_id, {"pooled": pooled})
+
+
+def _with_tokens(pooled: ClipFeatures, number: int) -> ClipFeatures:
+    """Three to nine tokens that say the direction in dim 0; the last is generated, where anything was."""
+    generator = torch.Generator().manual_seed(1000 + number)
+    count = 3 + number % 7
+    tokens = torch.randn(THINKER.levels, count, THINKER.dim, generator=generator)
+    tokens[..., 0] = pooled.arrays["pooled"][0, 0, 0]
+    kinds = torch.tensor([1, 2, *[2] * (count - 3), 3 if number % 5 else 1], dtype=torch.uint8)
+    arrays = {**pooled.arrays, "tokens": tokens.half(), "token_kind": kinds}
+    return ClipFeatures(pooled.clip_id, arrays, token_count=count, prompt_token_count=count - 1)

@@ -7,8 +7,10 @@ import torch
 from transformers import VJEPA2Config, VJEPA2Model
 
 from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.train.attention import bidirectional_spans
 from thinkjepa.stages.train.predictor import Predictor
 from thinkjepa.stages.train.randomness import named_generator
+from thinkjepa.stages.train.rope import grid_positions, rotation_at
 from thinkjepa.stages.train.shapes import AttentionPattern, LatentGrid, TrunkShape
 from thinkjepa.stages.train.trunk import initialise
 from thinkjepa.stages.train.vjepa2 import copy_vjepa2_predictor
@@ -65,6 +67,34 @@ def test_bidirectional_predictor_equals_transformers(reference: VJEPA2Model) -> 
     torch.testing.assert_close(predictor(observed).flatten(1, 2), expected, atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("seed", range(4))
+def test_parts_of_the_predictor_equal_transformers_on_random_masks(reference: VJEPA2Model, seed: int) -> None:
+    """Any context and any targets, in any order: what V-JEPA 2 was trained on."""
+    predictor, generator = build(), torch.Generator().manual_seed(seed)
+    copy_vjepa2_predictor(predictor, weights=reference.state_dict(), config=reference.config.to_dict())
+    num_places = (GRID.observed_steps + GRID.future_steps) * GRID.tokens_per_step
+    latents = torch.randn(2, num_places, GRID.dim, generator=generator)
+    order = torch.stack([torch.randperm(num_places, generator=generator) for _ in range(2)])
+    num_context = int(torch.randint(10, 60, (), generator=generator))
+    context, targets = order[:, :num_context], order[:, num_context : num_context + 15]
+    expected = reference.predictor(latents, [context], [targets]).last_hidden_state
+    for clip in range(2):
+        ids, places = torch.cat((context[clip], targets[clip])).sort()
+        tokens = torch.cat(
+            (predictor.embed(latents[clip, context[clip]]), predictor.mask_token.expand(15, -1))
+        )
+        positions = grid_positions(first_step=0, num_steps=5, height=4, width=4, device=ids.device)[ids]
+        states = predictor.trunk(
+            tokens[places].unsqueeze(0), rotation_at(positions, head_dim=12), bidirectional_spans(len(ids))
+        )
+        outputs = torch.empty_like(states[0])
+        outputs[places] = states[0]
+        torch.testing.assert_close(
+            predictor.proj(outputs[num_context:]), expected[clip], atol=1e-5, rtol=1e-5
+        )
+
+
 def test_predictor_weights_alone_load_as_well(reference: VJEPA2Model) -> None:
     whole, alone = build(), build()
     config = reference.config.to_dict()
@@ -103,6 +133,26 @@ def test_an_observed_step_reaches_no_earlier_position(changed: int) -> None:
     delta = (predictor.hidden_states(altered) - predictor.hidden_states(observed)).abs().amax(dim=(0, 2, 3))
     assert delta[:changed].tolist() == [0.0] * changed
     assert (delta[changed:] > 1e-4).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("changed", range(GRID.observed_steps + GRID.future_steps))
+def test_teacher_forced_a_step_reaches_no_prediction_before_it(changed: int) -> None:
+    """The same trunk over true latents at every step: what is fed at step t moves outputs from t on only."""
+    steps = GRID.observed_steps + GRID.future_steps
+    teacher = LatentGrid(observed_steps=steps, future_steps=0, height=4, width=4, dim=16)
+    latents = torch.randn(2, steps, 16, 16, generator=torch.Generator().manual_seed(2))
+    altered = latents.clone()
+    altered[:, changed] += 1.0
+    for attention, before in (("frame_causal", 0.0), ("bidirectional", None)):
+        predictor = build(attention=attention)  # type: ignore[arg-type]
+        predictor.grid = teacher
+        delta = (predictor.all_steps(altered) - predictor.all_steps(latents)).abs().amax(dim=(0, 2, 3))
+        assert (delta[changed:] > 1e-4).all()
+        if before is not None:
+            assert delta[:changed].tolist() == [before] * changed
+        else:
+            assert (delta > 1e-4).all()
 
 
 @torch.no_grad()

@@ -7,10 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thinkjepa.stages.train.pyramid import Pyramid, ThinkerProjection, assign_levels, signature
+from thinkjepa.stages.train.levels import assign_levels
+from thinkjepa.stages.train.pyramid import Pyramid, ThinkerProjection, signature
 from thinkjepa.stages.train.randomness import named_generator
 from thinkjepa.stages.train.shapes import ThinkerShape
-from thinkjepa.stages.train.statistics import PooledStatistics, pooled_statistics
+from thinkjepa.stages.train.statistics import StateStatistics, pooled_statistics
 from thinkjepa.stages.train.trunk import initialise
 
 THINKER = ThinkerShape(levels=3, dim=10)
@@ -75,7 +76,7 @@ def test_each_depth_reads_its_own_level_only() -> None:
         altered = pooled.clone()
         altered[:, level] += 1.0
         changed = (pyramid(altered) != pyramid(pooled)).any(dim=3).any(dim=2).any(dim=0)
-        assert changed.tolist() == [assigned == level for assigned in pyramid.levels]
+        assert changed.tolist() == [assigned == level for assigned in pyramid.levels.levels]
 
 
 def test_shut_gates_give_no_guidance() -> None:
@@ -120,4 +121,4 @@ def test_statistics_do_not_depend_on_the_batches() -> None:
     torch.testing.assert_close(whole.scale, parts.scale)
     present = states[[i for i in range(20) if i % 3]][:, :, 1]
     torch.testing.assert_close(whole.center[:, 1], present.mean(dim=0))
-    assert isinstance(whole, PooledStatistics)
+    assert isinstance(whole, StateStatistics)

@@ -1,0 +1,39 @@
+"""What a forecast is punished for."""
+
+from dataclasses import dataclass, field
+from typing import get_args
+
+from thinkjepa.stages.train.losses import LatentLoss
+from thinkjepa.stages.train.setting_checks import check_choice, check_not_negative
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """The loss of a clip: weighted sum of its latents' and its joints' errors."""
+
+    latent_loss: LatentLoss = field(
+        default="mse", metadata={"help": "Error of the latents: mse (the paper's), l1 or smooth_l1."}
+    )
+    normalise_targets: bool = field(
+        default=False,
+        metadata={
+            "help": "Train on latents that are layer-normed over their channels: the targets, and the "
+            "observed ones with them, so that forecasts can be fed back (V-JEPA 2)."
+        },
+    )
+    context_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of the same error at the observed steps, beside the future ones (dense loss, "
+            "V-JEPA 2.1); variant vlm, which sees none, has no part in it."
+        },
+    )
+    latent_weight: float = field(default=1.0, metadata={"help": "Weight of the latents' error."})
+    trajectory_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the joints' mean squared error (m^2, by confidence)."}
+    )
+
+    def check_losses(self) -> None:
+        """Raises StageError for what cannot be."""
+        check_choice(self, "latent_loss", get_args(LatentLoss))
+        check_not_negative(self, "latent_weight", "trajectory_weight", "context_weight")

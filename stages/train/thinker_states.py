@@ -1,0 +1,73 @@
+"""The thinker's states of a batch: pooled means and, where a model reads them one by one, tokens.
+
+Shape letters: B batch, L levels, S tokens, D thinker dim.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from thinkjepa.cache import FeatureCache
+from thinkjepa.stages.errors import StageError
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """Chosen tokens of some clips, packed to the front of the token axis; what lies behind is zero."""
+
+    states: Tensor
+    """`(batch, level, token, dim)`, as long as the clip that has most."""
+    counts: tuple[int, ...]
+    """Tokens of each clip, maybe 0."""
+
+    def to(self, device: torch.device) -> "TokenBatch":
+        """In float32 on `device`."""
+        return TokenBatch(self.states.to(device).float(), self.counts)
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkerStates:
+    """What guides a batch: `pooled` `(batch, level, stream, dim)`, and tokens for cross-attention."""
+
+    pooled: Tensor
+    tokens: TokenBatch | None = None
+
+
+def read_tokens(
+    cache: FeatureCache, set_name: str, clip_ids: Sequence[str], *, kinds: Sequence[int]
+) -> TokenBatch:
+    """The tokens of these kinds (values of `token_kind`), in the clips' and the tokens' order, on the CPU.
+
+    Raises StageError where the set holds pooled states only.
+    """
+    if "tokens" not in cache.feature_sets[set_name].arrays:
+        raise StageError(
+            f"feature set {set_name} holds no tokens, which --guidance cross reads: extract them, or train "
+            "with --guidance film or adaln"
+        )
+    counts = cache.index(set_name).values_of(clip_ids, "token_count")
+    kinds_BS = cache.read(set_name, "token_kind", clip_ids)
+    # Clip by clip: the array's capacity is several times a clip's tokens; a batch of it would not fit.
+    return packed(
+        of_kinds(cache.read(set_name, "tokens", [clip_id])[0, :, :count], kind_S[:count], kinds)
+        for clip_id, count, kind_S in zip(clip_ids, counts, kinds_BS, strict=True)
+    )
+
+
+def of_kinds(states_LSD: Tensor, kind_S: Tensor, kinds: Sequence[int]) -> Tensor:
+    """A clip's tokens of these kinds (values of `token_kind`), in their order."""
+    keep_S = torch.isin(kind_S, torch.tensor(list(kinds), dtype=kind_S.dtype))
+    return states_LSD[:, keep_S]
+
+
+def packed(clips: Iterable[Tensor]) -> TokenBatch:
+    """A batch of clips' tokens `(level, token, dim)`."""
+    chosen = list(clips)
+    longest = max(states.shape[1] for states in chosen)
+    levels, _, dim = chosen[0].shape
+    packed_BLSD = torch.zeros(len(chosen), levels, longest, dim, dtype=chosen[0].dtype)
+    for place, states_LSD in enumerate(chosen):
+        packed_BLSD[place, :, : states_LSD.shape[1]] = states_LSD
+    return TokenBatch(packed_BLSD, tuple(states.shape[1] for states in chosen))

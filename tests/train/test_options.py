@@ -1,0 +1,150 @@
+"""Every option of a run trains, is written to the run, and is read back by what evaluates it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from thinkjepa.cache import FeatureCache
+from thinkjepa.pipeline.options import parse_settings
+from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.evaluate.trained_run import TrainedRun
+from thinkjepa.stages.train import SplitRule, TrainSettings, train
+from thinkjepa.stages.train.features import choose_features
+from thinkjepa.stages.train.shapes import LatentView
+
+BuildCache = Callable[..., Path]
+
+TINY = TrainSettings(
+    epochs=2, batch_size=4, depth=2, width=24, heads=2, fusion_width=16, device="cpu", learning_rate=1e-3
+)
+
+
+def run(cache: Path, out: Path, **overrides: Any) -> dict[str, Any]:
+    return train(
+        cache,
+        out,
+        replace(TINY, **overrides),
+        thinker_set=None,
+        encoder_set=None,
+        split=SplitRule(),
+        progress=lambda **_: None,
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"guidance": "adaln", "levels": "mixture"},
+        {"guidance": "cross", "cross_tokens": "visual,generated"},
+        {"guidance": "cross", "levels": "mixture", "use_streams": "prompt"},
+        {"use_levels": "middle", "use_streams": "generated", "drop_guidance": 0.5},
+        {"variant": "vlm", "use_levels": "last", "context_weight": 1.0},
+        {"latent_loss": "l1", "normalise_targets": True, "context_weight": 0.5},
+        {"latent_loss": "smooth_l1", "schedule": "cosine", "warmup": 0.2, "clip_norm": 0.1},
+    ],
+    ids=str,
+)
+def test_an_option_trains_and_is_read_back(
+    latent_cache: BuildCache, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    cache = latent_cache(with_tokens=True)
+    metrics = run(cache, tmp_path / "run", **options)
+    plain = run(cache, tmp_path / "plain", variant=options.get("variant", "thinkjepa"))
+    assert metrics["last_train_loss"] != plain["last_train_loss"]
+    trained = TrainedRun.open(tmp_path / "run")
+    features, model = trained.features(None), trained.model()
+    batch = features.batch(trained.clip_ids("validation"), torch.device("cpu"))
+    assert (batch.tokens is not None) == (options.get("guidance") == "cross")
+    with torch.no_grad():
+        latents = model(batch.observed, batch.pooled, batch.last_pose_m, batch.tokens).latents
+    error = float((latents - batch.future).square().mean())
+    latent_error = metrics["validation_latent_error"]
+    assert error == pytest.approx(latent_error, rel=1e-4)
+
+
+def test_cross_attention_learns_what_only_the_tokens_say(latent_cache: BuildCache, tmp_path: Path) -> None:
+    cache = latent_cache(num_videos=40, with_tokens=True)
+    rates = {"epochs": 25, "learning_rate": 3e-3, "gate_learning_rate": 3e-2}
+    guided = run(cache, tmp_path / "guided", guidance="cross", **rates)
+    alone = run(cache, tmp_path / "alone", variant="jepa", **rates)
+    assert guided["validation_loss"] < 0.6 * alone["validation_loss"]
+
+
+def test_one_model_with_dropped_guidance_forecasts_with_and_without(
+    latent_cache: BuildCache, tmp_path: Path
+) -> None:
+    cache = latent_cache(num_videos=40)
+    rates = {"epochs": 25, "learning_rate": 3e-3, "gate_learning_rate": 3e-2}
+    run(cache, tmp_path / "both", drop_guidance=0.5, **rates)
+    run(cache, tmp_path / "never", **rates)
+    errors = {}
+    for name in ("both", "never"):
+        trained = TrainedRun.open(tmp_path / name)
+        model, features = trained.model(), trained.features(None)
+        batch = features.batch(trained.clip_ids("train"), torch.device("cpu"))
+        with torch.no_grad():
+            for guided in (0.0, 1.0):
+                share = torch.full((len(batch.observed),), guided)
+                latents = model(batch.observed, batch.pooled, None, None, share).latents
+                errors[name, guided] = float((latents - batch.future).square().mean())
+    assert errors["both", 0.0] < 0.85 * errors["never", 0.0]
+    assert errors["both", 1.0] < 0.85 * errors["both", 0.0]
+
+
+def test_pooling_patches_makes_a_coarser_grid_of_means(latent_cache: BuildCache, tmp_path: Path) -> None:
+    cache = latent_cache()
+    features = choose_features(FeatureCache.open(cache), variant="jepa", thinker_set=None, encoder_set=None)
+    whole = replace(features, view=LatentView())
+    ids = features.clips().clip_ids.to_pylist()[:3]
+    with pytest.raises(StageError, match="2 x 3 patches"):
+        _ = replace(features, view=LatentView(pool=2)).grid
+    stored = whole.batch(ids, torch.device("cpu")).observed
+    normed = replace(features, view=LatentView(normalised=True)).batch(ids, torch.device("cpu"))
+    torch.testing.assert_close(normed.observed, torch.nn.functional.layer_norm(stored, (8,)))
+    assert normed.future.mean(dim=-1).abs().max() < 1e-5
+
+
+def test_presets_fill_what_is_not_given() -> None:
+    paper = parse_settings(TrainSettings, {"preset": "paper"})
+    assert (paper.heads, paper.schedule, paper.head_learning_rate) == (6, "paper", 1e-3)
+    assert parse_settings(TrainSettings, {"preset": "paper", "heads": 8}).heads == 8
+    assert parse_settings(TrainSettings, {}) == TrainSettings()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("guidance", "add"),
+        ("levels", "some"),
+        ("cross_tokens", "images"),
+        ("drop_guidance", 1.0),
+        ("latent_loss", "huber"),
+        ("schedule", "step"),
+        ("warmup", -0.1),
+        ("clip_norm", -1.0),
+        ("latent_pool", 0),
+        ("preset", "mine"),
+    ],
+)
+def test_impossible_options_are_refused(field: str, value: object) -> None:
+    with pytest.raises(StageError, match=str(value)):
+        TrainSettings(**{field: value})  # type: ignore[arg-type]
+
+
+def test_cross_attention_without_stored_tokens_is_refused(latent_cache: BuildCache, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="holds no tokens"):
+        run(latent_cache(), tmp_path / "run", guidance="cross")
+
+
+def test_options_stand_in_the_run(latent_cache: BuildCache, tmp_path: Path) -> None:
+    run(latent_cache(), tmp_path / "run", guidance="adaln", normalise_targets=True)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["model"]["guidance"]["kind"] == "adaln"
+    assert record["model"]["view"] == {"pool": 1, "normalised": True}

@@ -1,0 +1,106 @@
+"""A run that was stopped anywhere ends as one that was not."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from thinkjepa.stages.train import SplitRule, TrainSettings, train
+
+BuildCache = Callable[..., Path]
+
+TINY = TrainSettings(
+    epochs=3,
+    batch_size=4,
+    depth=1,
+    width=12,
+    heads=2,
+    fusion_width=8,
+    device="cpu",
+    schedule="cosine",
+    drop_guidance=0.3,
+    save_every_s=0.0,
+)
+
+
+class StopError(Exception):
+    """Stands for a killed process."""
+
+
+def run(cache: Path, out: Path, *, progress: Callable[..., None] = lambda **_: None, **changed: Any) -> None:
+    train(
+        cache,
+        out,
+        replace(TINY, **changed),
+        thinker_set=None,
+        encoder_set=None,
+        split=SplitRule(),
+        progress=progress,
+    )
+
+
+def files_of(run_dir: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(run_dir)): p.read_bytes() for p in run_dir.rglob("*") if p.is_file()}
+
+
+def test_stopped_after_any_step_a_run_goes_on_from_there_to_the_same_files(
+    latent_cache: BuildCache, tmp_path: Path
+) -> None:
+    cache = latent_cache()
+    run(cache, tmp_path / "whole")
+    done: list[tuple[int, int]] = []
+
+    def stop_now_and_then(*, epoch: int, step: int, total_steps: int, loss: float) -> None:
+        done.append((epoch, step))
+        if len(done) % 2 == 0:
+            raise StopError
+
+    for _ in range(40):
+        try:
+            run(cache, tmp_path / "cut", progress=stop_now_and_then)
+        except StopError:
+            continue
+        break
+    per_epoch = max(step for _, step in done)
+    assert len(set(done)) == 3 * per_epoch
+    assert len(done) > len(set(done))  # the step in hand when it stopped is done again, and no other
+    assert len(done) <= 2 * len(set(done))
+    assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_command_goes_on_to_the_same_files(
+    latent_cache: BuildCache, tmp_path: Path, how: signal.Signals
+) -> None:
+    cache = latent_cache()
+    flags = "--depth 1 --width 12 --heads 2 --fusion-width 8 --batch-size 4 --device cpu --save-every-s 0"
+    command = [
+        str(Path(sys.executable).parent / "thinkjepa-train"),
+        "--cache-dir",
+        str(cache),
+        *flags.split(),
+    ]
+    command += ["--epochs", "40"]
+    out = tmp_path / "runs"
+    subprocess.run([*command, "--out", str(out / "whole")], check=True, capture_output=True)
+    process = subprocess.Popen(
+        [*command, "--out", str(out / "cut")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while not (out / "cut" / "resume.safetensors").exists() and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(random.Random(0).uniform(0, 0.5))
+    os.kill(process.pid, how)
+    assert process.wait(60) == (-signal.SIGKILL if how == signal.SIGKILL else 128 + signal.SIGTERM)
+    assert not (out / "cut" / "run.json").exists()
+    subprocess.run([*command, "--out", str(out / "cut")], check=True, capture_output=True)
+    assert files_of(out / "cut") == files_of(out / "whole")
