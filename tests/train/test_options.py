@@ -17,7 +17,8 @@ from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.trained_run import TrainedRun
 from thinkjepa.stages.train import SplitRule, TrainSettings, train
 from thinkjepa.stages.train.features import choose_features
-from thinkjepa.stages.train.shapes import LatentView
+from thinkjepa.stages.train.latent_views import viewed, viewed_grid
+from thinkjepa.stages.train.shapes import LatentGrid, LatentView
 
 BuildCache = Callable[..., Path]
 
@@ -98,17 +99,28 @@ def test_one_model_with_dropped_guidance_forecasts_with_and_without(
     assert errors["both", 1.0] < 0.85 * errors["both", 0.0]
 
 
-def test_pooling_patches_makes_a_coarser_grid_of_means(latent_cache: BuildCache, tmp_path: Path) -> None:
-    cache = latent_cache()
-    features = choose_features(FeatureCache.open(cache), variant="jepa", thinker_set=None, encoder_set=None)
-    whole = replace(features, view=LatentView())
-    ids = features.clips().clip_ids.to_pylist()[:3]
+def test_pooling_averages_squares_of_patches() -> None:
+    grid = LatentGrid(observed_steps=1, future_steps=1, height=2, width=4, dim=1)
+    latents = torch.arange(8.0).view(1, 1, 8, 1)  # rows 0 1 2 3 and 4 5 6 7
+    view = LatentView(pool=2)
+    assert viewed(latents, grid, view).flatten().tolist() == [2.5, 4.5]
+    assert viewed_grid(grid, view) == LatentGrid(observed_steps=1, future_steps=1, height=1, width=2, dim=1)
+
+
+def test_a_grid_that_squares_do_not_tile_is_refused(latent_cache: BuildCache, tmp_path: Path) -> None:
     with pytest.raises(StageError, match="2 x 3 patches"):
-        _ = replace(features, view=LatentView(pool=2)).grid
-    stored = whole.batch(ids, torch.device("cpu")).observed
-    normed = replace(features, view=LatentView(normalised=True)).batch(ids, torch.device("cpu"))
-    torch.testing.assert_close(normed.observed, torch.nn.functional.layer_norm(stored, (8,)))
-    assert normed.future.mean(dim=-1).abs().max() < 1e-5
+        run(latent_cache(), tmp_path / "run", latent_pool=2)
+
+
+def test_normed_latents_are_layer_normed_as_observed_and_as_targets(latent_cache: BuildCache) -> None:
+    features = choose_features(
+        FeatureCache.open(latent_cache()), variant="jepa", thinker_set=None, encoder_set=None
+    )
+    ids, cpu = features.clips().clip_ids.to_pylist()[:3], torch.device("cpu")
+    stored = features.batch(ids, cpu)
+    normed = replace(features, view=LatentView(normalised=True)).batch(ids, cpu)
+    for before, after in ((stored.observed, normed.observed), (stored.future, normed.future)):
+        torch.testing.assert_close(after, torch.nn.functional.layer_norm(before, (8,)))
 
 
 def test_presets_fill_what_is_not_given() -> None:
