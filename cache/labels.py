@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from thinkjepa.cache.disk import explained_os_errors, replace_file
+from thinkjepa.cache.disk import explained_os_errors
 from thinkjepa.cache.errors import CacheError
 from thinkjepa.cache.layout import labels_dir
+from thinkjepa.cache.ledger import replace_listed
 from thinkjepa.cache.shard import crc32c
 
 ReferenceFrame = Literal["world", "camera"]
@@ -94,7 +95,7 @@ def write_labels(root: Path, labels: Iterable[VideoLabels]) -> int:
     """Append labels to a cache that this process holds for writing. Returns how many videos were written."""
     count, number = 0, _next_number(labels_dir(root))
     for group in _groups(labels):
-        replace_file(labels_dir(root) / f"{number:06d}.arrow", _file_bytes(group))
+        replace_listed(labels_dir(root) / f"{number:06d}.arrow", _file_bytes(group))
         count, number = count + len(group), number + 1
     return count
 
@@ -127,6 +128,11 @@ class LabelTable:
             labels = self.find(digest)
             assert labels is not None
             yield labels
+
+    @property
+    def video_digests(self) -> Sequence[str]:
+        """The videos that have labels."""
+        return list(self._places)
 
     def label_digest(self, video_digest: str) -> str | None:
         """The digest of the file that a video's labels came from, None where there are none."""
