@@ -7,7 +7,7 @@ one holds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from thinkjepa.cache.disk import explained_os_errors
 from thinkjepa.cache.errors import CacheError
@@ -98,6 +99,22 @@ def write_labels(root: Path, labels: Iterable[VideoLabels]) -> int:
         replace_listed(labels_dir(root) / f"{number:06d}.arrow", _file_bytes(group))
         count, number = count + len(group), number + 1
     return count
+
+
+def drop_labels(root: Path, video_digests: Collection[str]) -> None:
+    """Remove the labels of videos from a cache that this process holds for writing."""
+    gone = pa.array(sorted(video_digests), pa.string())
+    for path in _files(labels_dir(root)):
+        batches = list(_batches(path))
+        kept = [
+            item for item in batches if not pc.any(pc.is_in(item["video_digest"], value_set=gone)).as_py()
+        ]
+        if len(kept) < len(batches):
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_file(sink, LABELS_SCHEMA) as writer:
+                for batch in kept:
+                    writer.write_batch(batch)
+            replace_listed(path, memoryview(sink.getvalue()))
 
 
 class LabelTable:

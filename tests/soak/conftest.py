@@ -34,6 +34,11 @@ class Ended:
         return sum(event.get("advance", 0) for event in self.events[start:])
 
     @property
+    def calls(self) -> int:
+        """System calls that changed the cache, of a run that came to its end."""
+        return int(self.events[-1]["note"].split()[0])
+
+    @property
     def pending(self) -> int | None:
         """Clips that the run had to compute; None where it did not come so far."""
         totals = [event["total"] for event in self.events if event.get("begin") == "extracting"]

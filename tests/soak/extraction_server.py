@@ -43,14 +43,14 @@ class EventFile:
         self._write({"failed": failure.video})
 
     def note(self, text: str) -> None:
-        return
+        self._write({"note": text})
 
     def _write(self, record: dict[str, Any]) -> None:
         os.write(self._descriptor, json.dumps(record).encode() + b"\n")
 
 
-def die_at_call(number: int) -> None:
-    """Be killed right before the `number`-th system call that changes the cache."""
+def die_at_call(number: int) -> list[int]:
+    """Be killed right before the `number`-th system call that changes the cache; 0: only count them."""
     calls = [0]
 
     def counted(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -64,13 +64,13 @@ def die_at_call(number: int) -> None:
 
     for name in ("writev", "fsync", "replace", "unlink", "ftruncate"):
         setattr(os, name, counted(getattr(os, name)))
+    return calls
 
 
 def run(job: dict[str, Any]) -> int:
     """One extraction; returns its exit status."""
     torch.set_num_threads(1)
-    if job.get("die_at_call"):
-        die_at_call(job["die_at_call"])
+    calls, events = die_at_call(job["die_at_call"]), EventFile(Path(job["events"]))
     models = Path(job["models"])
     try:
         extract(
@@ -80,12 +80,13 @@ def run(job: dict[str, Any]) -> int:
             models=ModelSettings(
                 thinker=str(models / "thinker"), encoder=str(models / "encoder"), max_new_tokens=4
             ),
-            execution=ExecutionSettings(device="cpu", batch_size=2, shard_mb=1),
-            progress=EventFile(Path(job["events"])),
+            execution=ExecutionSettings(device="cpu", batch_size=2, shard_mb=4),
+            progress=events,
         )
     except ThinkJepaError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    events.note(f"{calls[0]} calls")
     return 0
 
 

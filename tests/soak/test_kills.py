@@ -15,8 +15,6 @@ from thinkjepa.cache import FeatureCache, verify
 
 SHORT, LONG = 20, int(os.environ.get("THINKJEPA_SOAK_KILLS", "100"))
 BATCH = 2
-SYSTEM_CALLS = 120
-"""About the calls of one uninterrupted run that change the cache; later numbers are never reached."""
 
 
 def content(root: Path) -> dict[str, str]:
@@ -32,14 +30,14 @@ def committed(root: Path) -> int:
 
 
 def killed_until_done(
-    extractor: Any, cache: Path, *, clips: int, seconds: float, chance: random.Random
+    extractor: Any, cache: Path, whole: Any, *, clips: int, chance: random.Random
 ) -> Iterator[bool]:
     """Run and kill again until a run comes to its end; yields whether each run was killed."""
     left = clips
     while True:
         by_call = chance.random() < 0.5
-        moment = {"die_at_call": chance.randint(1, SYSTEM_CALLS)} if by_call else {}
-        ended = extractor.run(cache, **(moment or {"kill_after_s": chance.uniform(0.01, seconds)}))
+        moment = {"die_at_call": chance.randint(1, whole.calls)} if by_call else {}
+        ended = extractor.run(cache, **(moment or {"kill_after_s": chance.uniform(0.01, whole.seconds)}))
         assert ended.status in (0, -9)
         if ended.pending is not None:
             assert ended.pending <= left, "a batch that was reported as done was computed again"
@@ -57,7 +55,7 @@ def kill_and_compare(extractor: Any, uninterrupted: Any, folder: Path, *, kills:
     count, attempt = 0, 0
     while count < kills:
         copy = folder / f"{attempt}"
-        count += sum(killed_until_done(extractor, copy, clips=clips, seconds=whole.seconds, chance=chance))
+        count += sum(killed_until_done(extractor, copy, whole, clips=clips, chance=chance))
         assert content(copy) == expected, f"after {count} kills, seed {seed}"
         attempt += 1
     assert verify(copy, full=True, advance=lambda count: None) == []
