@@ -5,6 +5,7 @@ from thinkjepa.cache.clips import ClipSelection
 from thinkjepa.cache.errors import CacheError, ThinkJepaError
 from thinkjepa.cache.fingerprint import VIDEO_ID_HEX, file_digest, fingerprint
 from thinkjepa.cache.labels import LabelTable, ReferenceFrame, VideoLabels
+from thinkjepa.cache.merging import MergeReport, count_features, merge
 from thinkjepa.cache.reader import FeatureCache
 from thinkjepa.cache.records import (
     STREAMS,
@@ -19,6 +20,7 @@ from thinkjepa.cache.records import (
     IndexRow,
     Kind,
 )
+from thinkjepa.cache.removal import Removal, plan_clip_removal, plan_set_removal, remove
 from thinkjepa.cache.session import WriteSession, done_clip_ids
 from thinkjepa.cache.verify import Problem, count_clips, drop_clips, verify
 from thinkjepa.cache.writer import SetWriter
@@ -40,17 +42,24 @@ __all__ = [
     "IndexRow",
     "Kind",
     "LabelTable",
+    "MergeReport",
     "Problem",
     "ReferenceFrame",
+    "Removal",
     "SetWriter",
     "ThinkJepaError",
     "VideoLabels",
     "WriteSession",
     "count_clips",
+    "count_features",
     "describe_set",
     "done_clip_ids",
     "drop_clips",
     "file_digest",
     "fingerprint",
+    "merge",
+    "plan_clip_removal",
+    "plan_set_removal",
+    "remove",
     "verify",
 ]

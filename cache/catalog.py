@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from thinkjepa.cache.disk import explained_os_errors, replace_file
+from thinkjepa.cache.disk import explained_os_errors
 from thinkjepa.cache.errors import CacheError
 from thinkjepa.cache.fingerprint import SET_NAME_HEX, fingerprint
 from thinkjepa.cache.layout import SCHEMA, cache_json
+from thinkjepa.cache.ledger import read_listed, replace_listed
 from thinkjepa.cache.records import ArraySpec, FeatureSet, Kind
 
 
@@ -25,7 +26,7 @@ def read_catalog(root: Path) -> dict[str, FeatureSet]:
         )
     try:
         with explained_os_errors("read", path):
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(read_listed(path))
         schema = content["schema"]
     except (ValueError, KeyError, TypeError) as error:
         raise CacheError(f"{str(path)!r} is damaged ({error}): restore it from a copy") from error
@@ -42,7 +43,7 @@ def write_catalog(root: Path, feature_sets: Mapping[str, FeatureSet]) -> None:
     text = json.dumps(
         {"schema": SCHEMA, "feature_sets": records}, indent=2, ensure_ascii=False, sort_keys=True
     )
-    replace_file(cache_json(root), (text + "\n").encode())
+    replace_listed(cache_json(root), (text + "\n").encode())
 
 
 def describe_set(

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from thinkjepa.cache.disk import explained_os_errors
 from thinkjepa.cache.layout import index_dir
+from thinkjepa.cache.ledger import remove_listed
 from thinkjepa.cache.lookup import IdLookup, Places
 from thinkjepa.cache.parquet_rows import ParquetRows, numbered_files
 from thinkjepa.cache.records import IndexRow
@@ -114,5 +114,4 @@ def join_index_files(folder: Path) -> None:
 def _remove_joined(folder: Path, *, keep: set[Path]) -> None:
     for path in folder.glob("[0-9]*.parquet"):
         if path not in keep:
-            with explained_os_errors("remove", path):
-                path.unlink()
+            remove_listed(path)

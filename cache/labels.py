@@ -7,7 +7,7 @@ one holds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +16,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from thinkjepa.cache.disk import explained_os_errors, replace_file
+from thinkjepa.cache.disk import explained_os_errors
 from thinkjepa.cache.errors import CacheError
 from thinkjepa.cache.layout import labels_dir
+from thinkjepa.cache.ledger import replace_listed
 from thinkjepa.cache.shard import crc32c
 
 ReferenceFrame = Literal["world", "camera"]
@@ -94,9 +96,25 @@ def write_labels(root: Path, labels: Iterable[VideoLabels]) -> int:
     """Append labels to a cache that this process holds for writing. Returns how many videos were written."""
     count, number = 0, _next_number(labels_dir(root))
     for group in _groups(labels):
-        replace_file(labels_dir(root) / f"{number:06d}.arrow", _file_bytes(group))
+        replace_listed(labels_dir(root) / f"{number:06d}.arrow", _file_bytes(group))
         count, number = count + len(group), number + 1
     return count
+
+
+def drop_labels(root: Path, video_digests: Collection[str]) -> None:
+    """Remove the labels of videos from a cache that this process holds for writing."""
+    gone = pa.array(sorted(video_digests), pa.string())
+    for path in _files(labels_dir(root)):
+        batches = list(_batches(path))
+        kept = [
+            item for item in batches if not pc.any(pc.is_in(item["video_digest"], value_set=gone)).as_py()
+        ]
+        if len(kept) < len(batches):
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_file(sink, LABELS_SCHEMA) as writer:
+                for batch in kept:
+                    writer.write_batch(batch)
+            replace_listed(path, memoryview(sink.getvalue()))
 
 
 class LabelTable:
@@ -127,6 +145,11 @@ class LabelTable:
             labels = self.find(digest)
             assert labels is not None
             yield labels
+
+    @property
+    def video_digests(self) -> Sequence[str]:
+        """The videos that have labels."""
+        return list(self._places)
 
     def label_digest(self, video_digest: str) -> str | None:
         """The digest of the file that a video's labels came from, None where there are none."""

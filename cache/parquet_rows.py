@@ -87,7 +87,7 @@ class ParquetRows:
 
     def _read(self, path: Path, columns: Sequence[str]) -> pa.Table:
         try:
-            with pq.ParquetFile(path) as file:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 return file.read(columns=list(columns)).cast(
                     pa.schema([self._schema.field(name) for name in columns])
                 )

@@ -15,6 +15,7 @@ from thinkjepa.cache.errors import CacheError
 from thinkjepa.cache.index import SetIndex
 from thinkjepa.cache.labels import LabelTable, VideoLabels, write_labels
 from thinkjepa.cache.layout import cache_json, clips_dir, failures_file, lock_file
+from thinkjepa.cache.ledger import adopt, sweep, tidy
 from thinkjepa.cache.parquet_rows import next_number
 from thinkjepa.cache.records import ClipRow, Failure, FeatureSet
 from thinkjepa.cache.tables import CLIPS_SCHEMA, FAILURES_SCHEMA, read_table, write_table
@@ -49,12 +50,18 @@ class WriteSession:
         if not cache_json(self.root).exists():
             write_catalog(self.root, {})
         self.feature_sets = read_catalog(self.root)
+        sweep(self.root)
+        adopt(self.root)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._lock.release()
+        try:
+            if kind is None:
+                tidy(self.root)
+        finally:
+            self._lock.release()
 
     def resolve(self, wanted: FeatureSet) -> FeatureSet:
         """The set that answers `wanted`: an existing one (also one with more layers), or a new one."""

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from thinkjepa.cache.disk import replace_file
 from thinkjepa.cache.errors import CacheError
+from thinkjepa.cache.ledger import replace_listed
 from thinkjepa.cache.records import ClipRow, Failure, IndexRow
 
 Record = TypeVar("Record", ClipRow, IndexRow, Failure)
@@ -64,14 +64,14 @@ def write_table(path: Path, records: Iterable[ClipRow | IndexRow | Failure], sch
 def write_arrow(path: Path, table: pa.Table) -> None:
     """Write a table as one parquet file, atomically."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    replace_file(path, buffer.getvalue())
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    replace_listed(path, buffer.getvalue())
 
 
 def read_table(path: Path, record: type[Record], schema: pa.Schema) -> list[Record]:
     """Read records back. Raises CacheError on a damaged file or missing columns."""
     try:
-        rows = pq.read_table(path, columns=schema.names).to_pylist()
+        rows = pq.read_table(path, columns=schema.names, page_checksum_verification=True).to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise CacheError(
             f"cannot read {str(path)!r}: {error}; restore it, or extract into a new cache"

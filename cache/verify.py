@@ -1,7 +1,7 @@
 """Checking a cache against itself: index, clip rows, zarr metadata, and every stored byte.
 
-Quick: what can be told without reading features (files, sizes, shard indexes, rows). Full: also every
-block's crc32c, every clip's checksum, and that all values are finite.
+Quick: what can be told without reading features (small files against the ledger, sizes, shard indexes,
+rows). Full: also every block's crc32c, every clip's checksum, and that all values are finite.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from pathlib import Path
 from thinkjepa.cache.errors import CacheError
 from thinkjepa.cache.fingerprint import fingerprint
 from thinkjepa.cache.index import SetIndex
+from thinkjepa.cache.labels import LabelTable
 from thinkjepa.cache.layout import array_dir, clips_dir, index_dir
+from thinkjepa.cache.ledger import ledger_faults
 from thinkjepa.cache.parquet_rows import numbered_files
 from thinkjepa.cache.reader import FeatureCache
 from thinkjepa.cache.records import ArraySpec, ClipFeatures, ClipRow, FeatureSet, IndexRow
 from thinkjepa.cache.tables import CLIPS_SCHEMA, INDEX_SCHEMA, read_table, write_table
+from thinkjepa.cache.unfinished import unfinished_faults
 from thinkjepa.cache.writer import clip_problem, features_checksum
 
 
@@ -35,17 +38,24 @@ Advance = Callable[[int], None]
 
 
 def count_clips(cache: FeatureCache) -> int:
-    """Clips to be checked, once for every set that holds them."""
-    return sum(len(cache.index(name).clip_ids) for name in cache.feature_sets)
+    """Clips to be checked, once for every set that holds them; 0 where an index cannot be read."""
+    try:
+        return sum(len(cache.index(name).clip_ids) for name in cache.feature_sets)
+    except CacheError:
+        return 0
 
 
 def verify(root: Path, *, full: bool, advance: Advance) -> list[Problem]:
     """All problems of a cache. Raises CacheError where it is none, or cannot be opened at all."""
     cache = FeatureCache.open(root)
-    problems = list(_planned_clips(root))
-    if problems:
-        return problems
+    problems = [Problem("", "", f"{str(root / file)!r}: {reason}") for file, reason in ledger_faults(root)]
+    unreadable = list(_planned_clips(root))
+    if unreadable:
+        return [*problems, *unreadable]
+    problems += _labels(root)
     for feature_set in cache.feature_sets.values():
+        faults = unfinished_faults(root, feature_set)
+        problems += [Problem(feature_set.name, clip_id, reason) for clip_id, reason in faults]
         problems += _described(cache, feature_set)
         try:
             index = cache.index(feature_set.name)
@@ -127,6 +137,16 @@ def _planned_clips(root: Path) -> Iterator[Problem]:
             read_table(file.path, ClipRow, CLIPS_SCHEMA)
         except CacheError as error:
             yield Problem("", "", str(error))
+
+
+def _labels(root: Path) -> Iterator[Problem]:
+    """Labels that cannot be read, or whose numbers are not those that were stored."""
+    table = LabelTable(root)
+    try:
+        for digest in table.video_digests:
+            table.find(digest)
+    except CacheError as error:
+        yield Problem("", "", str(error))
 
 
 def _described(cache: FeatureCache, feature_set: FeatureSet) -> list[Problem]:

@@ -8,6 +8,7 @@ shard is never touched again.
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ from thinkjepa.cache.disk import explained_os_errors
 from thinkjepa.cache.index import SetIndex, join_index_files
 from thinkjepa.cache.journal import append_line, read_lines, remove
 from thinkjepa.cache.layout import array_dir, index_dir, index_file, journal_file, shard_file, store_dir
+from thinkjepa.cache.ledger import adopt, read_listed, replace_listed
 from thinkjepa.cache.parquet_rows import next_number
 from thinkjepa.cache.records import ArraySpec, ClipFeatures, Failure, FeatureSet, IndexRow
 from thinkjepa.cache.shard import Bytes, ChunkEntry, ShardWriter, chunk_number, crc32c
@@ -47,6 +49,7 @@ def create_arrays(root: Path, feature_set: FeatureSet) -> None:
         for spec in feature_set.arrays.values():
             if spec.name not in group:
                 _create_array(group, spec, feature_set.rows_per_shard)
+    adopt(root)
 
 
 def _create_array(group: zarr.Group, spec: ArraySpec, rows_per_shard: int) -> None:
@@ -281,9 +284,10 @@ class SetWriter:
     def _grow(self, name: str, rows: int) -> None:
         path = array_dir(self.root, self.feature_set.name, name)
         with explained_os_errors("write", path):
-            array = zarr.open_array(path, mode="r+")
-            if array.shape[0] < rows:
-                array.resize((rows, *array.shape[1:]))
+            metadata = json.loads(read_listed(path / "zarr.json"))
+        if metadata["shape"][0] < rows:  # written here, as zarr would not announce it in the ledger
+            metadata["shape"][0] = rows
+            replace_listed(path / "zarr.json", json.dumps(metadata, indent=2).encode())
 
     # -- the journal -------------------------------------------------------------------------------
 

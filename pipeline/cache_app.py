@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from thinkjepa.cache import FeatureCache, WriteSession, count_clips, drop_clips
+from thinkjepa.cache import FeatureCache, WriteSession, count_clips, count_features, drop_clips, merge
 from thinkjepa.cache import verify as find_problems
 from thinkjepa.pipeline.console import (
     EXIT_DONE,
@@ -174,6 +174,60 @@ def du_command(*, cache: CacheArgument, json: JsonOption = False) -> None:
         print_json(usage)
     else:
         print_text(describe_usage(usage))
+
+
+@app.command("rm")
+def rm_command(
+    *,
+    cache: CacheArgument,
+    feature_set: Annotated[str, typer.Option("--set", help="Remove this feature set.")] = "",
+    clip: Annotated[list[str] | None, typer.Option(help="Remove this clip; may be repeated.")] = None,
+    video: Annotated[str, typer.Option(help="Remove clips of videos whose name matches, 'pour/*'.")] = "",
+    labels: Annotated[bool, typer.Option("--labels", help="Also the labels of videos left bare.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and stop.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Remove a feature set, or clips from every set.
+
+    Space returns with whole shards: a shard's files go when the last of its clips is removed. The next
+    extraction over a folder that still holds the videos makes the features anew.
+    """
+    from thinkjepa.pipeline.cache_removal import describe_removal, plan, run_removal
+
+    removal = plan(cache, feature_set=feature_set, clip_ids=clip or [], video=video)
+    if not dry_run:
+        if not yes:
+            typer.confirm(f"{describe_removal(removal)}: remove for good?", abort=True, err=True)
+        run_removal(cache, removal, labels=labels)
+    if json:
+        print_json({**asdict(removal), "removed": not dry_run})
+    else:
+        print_text(f"{'would remove' if dry_run else 'removed'} {describe_removal(removal)}")
+
+
+@app.command("merge")
+def merge_command(
+    *,
+    caches: Annotated[list[Path], typer.Argument(metavar="CACHE...", help="Caches to unite; only read.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The new cache, or that of an interrupted merge.")],
+    json: JsonOption = False,
+) -> None:
+    """Write the union of caches to a new one: sets, clips, features, labels, failures.
+
+    A clip that several hold is kept once where its features are the same, else nothing is merged. Splits
+    and selections stay behind. Run it again after an interruption.
+    """
+    with TerminalProgress(errors) as progress:
+        progress.begin("merging", total=count_features(caches), unit="features")
+        report = merge(caches, out, advance=progress.advance)
+    if json:
+        print_json({"cache": str(out), **asdict(report)})
+    else:
+        print_text(
+            f"{out}: {report.feature_sets} sets, {report.clips} clips; "
+            f"{report.copied} features copied, {report.shared} in several caches"
+        )
 
 
 @app.command("verify")

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from thinkjepa.cache.disk import replace_file
+from thinkjepa.cache.ledger import read_listed, replace_listed
 from thinkjepa.stages.errors import StageError
 
 
@@ -15,14 +15,14 @@ def json_bytes(value: object) -> bytes:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write `value` in one step."""
-    replace_file(path, json_bytes(value))
+    """Write `value` in one step; a file of a cache is entered in its ledger."""
+    replace_listed(path, json_bytes(value))
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object stored at `path`. Raises StageError where it is missing or no JSON object."""
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_listed(path))
     except FileNotFoundError as error:
         raise StageError(f"{str(path)!r} does not exist") from error
     except (OSError, ValueError) as error:

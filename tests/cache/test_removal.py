@@ -1,0 +1,149 @@
+"""Removing sets and clips: what is named is gone, the rest is untouched, a kill leaves a whole cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from thinkjepa.cache import (
+    CacheError,
+    FeatureCache,
+    Removal,
+    WriteSession,
+    plan_clip_removal,
+    plan_set_removal,
+    removal,
+    remove,
+    verify,
+)
+from thinkjepa.cache.layout import journal_file, shard_file, store_dir
+
+Build = Callable[..., object]
+CLIPS = [f"{video:016x}@{split}" for video in range(5) for split in (4, 9)]
+
+
+@pytest.fixture
+def filled(
+    tmp_path: Path, thinker_set: Build, encoder_set: Build, make_features: Build, make_clip: Build
+) -> Path:
+    """Ten clips of five videos in two sets, four to a shard."""
+    root = tmp_path / "cache"
+    with WriteSession(root) as session:
+        session.add_clips([make_clip(clip_id, video=f"v{clip_id[15]}.mp4") for clip_id in CLIPS])  # type: ignore[misc]
+        for item in (thinker_set(), encoder_set()):
+            with session.writer(session.resolve(item)) as writer:  # type: ignore[arg-type]
+                writer.append([make_features(item, clip_id) for clip_id in CLIPS])  # type: ignore[misc]
+    return root
+
+
+def problems(root: Path) -> list[str]:
+    return [item.reason for item in verify(root, full=True, advance=lambda count: None)]
+
+
+def run(root: Path, planned: Removal) -> None:
+    with WriteSession(root) as session:
+        remove(session, planned, labels=False)
+
+
+def test_a_removed_set_leaves_nothing_and_the_other_is_whole(filled: Path) -> None:
+    before = FeatureCache.open(filled).read(name(filled, "encoder"), "observed", CLIPS)
+    gone = name(filled, "thinker")
+    run(filled, plan_set_removal(FeatureCache.open(filled), "thinker"))
+    assert not (filled / gone).exists()
+    assert not (store_dir(filled) / gone).exists()
+    assert list(FeatureCache.open(filled).feature_sets) == [name(filled, "encoder")]
+    assert torch.equal(FeatureCache.open(filled).read(name(filled, "encoder"), "observed", CLIPS), before)
+    assert problems(filled) == []
+
+
+def name(root: Path, kind: str) -> str:
+    return next(item.name for item in FeatureCache.open(root).feature_sets.values() if item.kind == kind)
+
+
+def test_removed_clips_are_gone_from_every_set_and_emptied_shards_free_their_space(filled: Path) -> None:
+    planned = plan_clip_removal(FeatureCache.open(filled), CLIPS[:5])
+    assert planned.num_shards == 5  # the first shard of each of the five arrays; the second keeps three clips
+    assert planned.freed_bytes > 0
+    assert planned.video_digests == tuple(f"{video:016x}".ljust(64, "0") for video in range(2))
+    encoder = name(filled, "encoder")
+    before = FeatureCache.open(filled).read(encoder, "observed", CLIPS[5:])
+    run(filled, planned)
+    cache = FeatureCache.open(filled)
+    assert cache.select(*cache.feature_sets).clip_ids.to_pylist() == CLIPS[5:]
+    assert cache.clips.all().by_clip_id().clip_ids.to_pylist() == CLIPS[5:]
+    assert torch.equal(cache.read(encoder, "observed", CLIPS[5:]), before)
+    assert not shard_file(filled, encoder, "observed", shard=0, rank=4).exists()
+    assert shard_file(filled, encoder, "observed", shard=1, rank=4).exists()
+    with pytest.raises(CacheError, match="has no features"):
+        cache.read(encoder, "observed", CLIPS[:1])
+    assert problems(filled) == []
+
+
+def test_removed_clips_can_be_extracted_again(filled: Path, encoder_set: Build, make_features: Build) -> None:
+    encoder = name(filled, "encoder")
+    before = FeatureCache.open(filled).read(encoder, "observed", CLIPS)
+    clips = list(FeatureCache.open(filled).clips.all())
+    run(filled, plan_clip_removal(FeatureCache.open(filled), CLIPS))
+    with WriteSession(filled) as session:
+        session.add_clips(clips)
+        with session.writer(session.feature_sets[encoder]) as writer:
+            writer.append([make_features(encoder_set(), clip_id) for clip_id in CLIPS])  # type: ignore[misc]
+    assert torch.equal(FeatureCache.open(filled).read(encoder, "observed", CLIPS), before)
+    assert problems(filled) == []
+
+
+@pytest.mark.parametrize("killed_in", ["_remove_clips", "_remove_uncatalogued", "_remove_empty_shards"])
+@pytest.mark.parametrize("whole_set", [True, False])
+def test_a_removal_that_is_cut_short_leaves_a_whole_cache_and_can_be_finished(
+    filled: Path, monkeypatch: pytest.MonkeyPatch, killed_in: str, whole_set: bool
+) -> None:
+    cache = FeatureCache.open(filled)
+    planned = plan_set_removal(cache, "thinker") if whole_set else plan_clip_removal(cache, CLIPS[:4])
+
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(removal, killed_in, killed)
+        run(filled, planned)
+        killed()  # a set's removal never comes to the clips
+    assert problems(filled) == []
+    rest = [clip_id for clip_id in CLIPS[:5] if clip_id in cache_ids(filled)][-1:]
+    run(filled, plan_clip_removal(FeatureCache.open(filled), rest))
+    assert problems(filled) == []
+    left = {path.name for path in store_dir(filled).iterdir() if path.is_dir()}
+    assert left == set(FeatureCache.open(filled).feature_sets)
+
+
+def cache_ids(root: Path) -> set[str]:
+    return set(FeatureCache.open(root).clips.all().clip_ids.to_pylist())
+
+
+def test_what_an_interrupted_extraction_left_open_is_sealed_first(
+    filled: Path, make_clip: Build, encoder_set: Build, make_features: Build
+) -> None:
+    encoder, late = name(filled, "encoder"), f"{9:016x}@4"
+    with pytest.raises(RuntimeError, match="stopped"), WriteSession(filled) as session:
+        session.add_clips([make_clip(late)])  # type: ignore[list-item]
+        with session.writer(session.feature_sets[encoder]) as writer:
+            writer.append([make_features(encoder_set(), late)])  # type: ignore[list-item]
+            raise RuntimeError("stopped")
+    assert journal_file(filled, encoder).exists()
+    run(filled, plan_clip_removal(FeatureCache.open(filled), CLIPS[:1]))
+    assert FeatureCache.open(filled).index(encoder).locate(late) is not None
+    assert problems(filled) == []
+
+
+def test_an_unknown_clip_is_one_clear_error(filled: Path) -> None:
+    with pytest.raises(CacheError, match="holds no clip 'nobody@1'"):
+        plan_clip_removal(FeatureCache.open(filled), ["nobody@1"])
+
+
+def test_nothing_is_removed_while_another_process_writes(filled: Path) -> None:
+    planned = plan_set_removal(FeatureCache.open(filled), "thinker")
+    with WriteSession(filled), pytest.raises(CacheError, match="being written"):
+        run(filled, planned)
+    assert problems(filled) == []

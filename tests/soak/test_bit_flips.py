@@ -1,0 +1,163 @@
+"""One flipped bit anywhere in a cache is found, and named by the clip or the file that it is in."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from thinkjepa.cache import CacheError, FeatureCache, VideoLabels, WriteSession, verify
+from thinkjepa.cache.journal import read_lines
+from thinkjepa.cache.layout import journal_file, shard_file
+from thinkjepa.stages.data.selection import make_selection
+from thinkjepa.stages.data.split_store import stored_split
+from thinkjepa.stages.data.splits import SplitRule
+from thinkjepa.stages.train import train
+from thinkjepa.stages.train.settings import TrainSettings
+
+SHORT, LONG = 40, int(os.environ.get("THINKJEPA_SOAK_FLIPS", "200"))
+
+
+@contextmanager
+def flipped(path: Path, place: int, bit: int) -> Iterator[None]:
+    """A file with one bit flipped, mended afterwards."""
+    with path.open("r+b", buffering=0) as file:
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ (1 << bit)]))
+        try:
+            yield
+        finally:
+            file.seek(place)
+            file.write(bytes([byte]))
+
+
+def named_by_verify(root: Path) -> tuple[set[str], str]:
+    """Clips that `verify --full` names, and all that it says."""
+    try:
+        problems = verify(root, full=True, advance=lambda count: None)
+    except CacheError as error:
+        return set(), str(error)
+    return {item.clip_id for item in problems} - {""}, "\n".join(item.reason for item in problems)
+
+
+@pytest.fixture(scope="module")
+def complete(uninterrupted: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with every kind of file: labels, a split and a selection beside what extraction writes."""
+    root: Path = shutil.copytree(uninterrupted[0], tmp_path_factory.mktemp("complete") / "cache")
+    cache = FeatureCache.open(root)
+    thinker, encoder = (cache.choose_set(kind).name for kind in ("thinker", "encoder"))
+    clips = cache.select(thinker, encoder)
+    make_selection(root, thinker_set=thinker, encoder_set=encoder, clip_ids=clips.clip_ids.to_pylist())
+    videos = set(zip(clips.values("video"), clips.values("video_digest"), strict=True))
+    stored_split(root, SplitRule(), videos)
+    numbers = np.random.default_rng(0).random((20, 2, 3)).astype(np.float32)
+    hands = VideoLabels(
+        sorted(videos)[0][1], "0.mp4", "test", "a", "world", ("left", "right"), numbers, numbers[..., 0]
+    )
+    with WriteSession(root) as session:
+        session.add_labels([hands])
+    assert named_by_verify(root) == (set(), "")
+    return root
+
+
+def by_kind(root: Path) -> dict[str, list[Path]]:
+    """Files that are not empty, by kind: shards by array, others by their pattern."""
+    kinds: dict[str, list[Path]] = {}
+    for path in sorted(path for path in root.rglob("*") if path.is_file() and path.stat().st_size):
+        inside = path.relative_to(root).as_posix()
+        kind = inside.split("/c/")[0] if "/c/" in inside else re.sub(r"[0-9a-f]{6,}", "*", inside)
+        kinds.setdefault(kind, []).append(path)
+    return kinds
+
+
+def flip_and_verify(root: Path, *, flips: int, seed: int) -> None:
+    chance = random.Random(seed)
+    kinds = by_kind(root)
+    assert len(kinds) >= 15
+    for number in range(flips):
+        kind = sorted(kinds)[number % len(kinds)]
+        path = chance.choice(kinds[kind])
+        place, bit = chance.randrange(path.stat().st_size), chance.randrange(8)
+        with flipped(path, place, bit):
+            clips, said = named_by_verify(root)
+        inside = path.relative_to(root).as_posix()
+        assert clips if "/c/" in inside else inside in said, f"bit {bit} of byte {place} of {inside}: {said}"
+    assert named_by_verify(root) == (set(), "")
+
+
+def test_verify_names_the_clip_or_file_of_any_flipped_bit(complete: Path) -> None:
+    flip_and_verify(complete, flips=SHORT, seed=0)
+
+
+@pytest.mark.soak
+def test_verify_names_the_clip_or_file_of_two_hundred_flipped_bits(complete: Path) -> None:
+    flip_and_verify(complete, flips=LONG, seed=1)
+
+
+def test_verify_names_what_is_flipped_in_an_unfinished_shard(
+    extractor: Any, uninterrupted: Any, tmp_path: Path
+) -> None:
+    calls = uninterrupted[1].calls
+    root, thinker = tmp_path / "cache", FeatureCache.open(uninterrupted[0]).choose_set("thinker")
+    for at in range(calls // 2, calls):
+        assert extractor.run(root, die_at_call=at).status == -9
+        lines = read_lines(journal_file(root, thinker.name))
+        if len(lines) > 1:
+            break
+        shutil.rmtree(root)
+    assert named_by_verify(root) == (set(), "")
+    shard = shard_file(root, thinker.name, "pooled", shard=lines[0]["shard"], rank=4)
+    partial = next(path for path in (shard, shard.with_name(shard.name + ".partial")) if path.exists())
+    with flipped(partial, lines[1]["chunks"]["pooled"][0][1] + 5, 3):
+        assert named_by_verify(root)[0] == {lines[1]["rows"][0]["clip_id"]}
+    journal = journal_file(root, thinker.name)
+    for place in (0, 20, journal.stat().st_size - 1):
+        with flipped(journal, place, 1):
+            assert "journal.jsonl" in named_by_verify(root)[1]
+
+
+@pytest.mark.parametrize("array", ["observed", "future", "pooled"])
+def test_a_training_that_touches_a_flipped_bit_stops_with_the_clips_name(
+    complete: Path, tmp_path: Path, array: str
+) -> None:
+    cache = FeatureCache.open(complete)
+    item = cache.choose_set("thinker" if array == "pooled" else "encoder")
+    path = shard_file(complete, item.name, array, shard=0, rank=1 + len(item.arrays[array].shape))
+    settings = TrainSettings(variant="thinkjepa", epochs=1, depth=1, width=24, heads=1)
+    with flipped(path, 100, 2):
+        clips, _ = named_by_verify(complete)
+        assert len(clips) == 1
+        with pytest.raises(CacheError, match=f"clip '{clips.pop()}', array {array}"):
+            run_training(complete, tmp_path / "run", settings)
+
+
+def test_a_training_never_uses_a_split_that_was_changed(complete: Path, tmp_path: Path) -> None:
+    path = next((complete / "splits").glob("*.json"))
+    settings = TrainSettings(variant="jepa", epochs=1, depth=1, width=24, heads=1)
+    with flipped(path, path.read_text().index('"train"') + 1, 0):
+        with pytest.raises(CacheError, match="splits/.* is damaged or was changed from outside"):
+            run_training(complete, tmp_path / "run", settings)
+
+
+def run_training(cache: Path, out: Path, settings: TrainSettings) -> None:
+    from thinkjepa.stages.train.progress import NoTrainProgress
+
+    train(
+        cache,
+        out,
+        settings,
+        thinker_set=None,
+        encoder_set=None,
+        split=SplitRule(),
+        progress=NoTrainProgress(),
+    )
