@@ -3,6 +3,7 @@
 VENV ?= .venv
 PYTHON ?=
 ARGS ?=
+JOBS ?= 2
 
 bin := $(VENV)/bin
 
@@ -12,13 +13,13 @@ bin := $(VENV)/bin
 help: ## List the targets
 	@echo "make TARGET, where TARGET is one of"
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' Makefile | expand -t 16
-	@echo "Variables: VENV=.venv, PYTHON=(3.11 or newer), ARGS=(more arguments for pytest)"
+	@echo "Variables: VENV=.venv, PYTHON=(3.11 or newer), ARGS=(more arguments for pytest), JOBS=2 (tests at once)"
 
 environment: ## Install the pinned dependencies into VENV, unless that is done
 	@VENV='$(VENV)' PYTHON='$(PYTHON)' .ci/environment
 
 test: environment ## Run the tests
-	$(bin)/python -m pytest $(ARGS)
+	$(bin)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-vllm: environment ## Run the tests of the vLLM backend, in an environment of its own
 	VENV='$(VENV)' .ci/test-vllm $(ARGS)

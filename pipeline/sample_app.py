@@ -14,12 +14,16 @@ from thinkjepa.pipeline.sample.folder import claim_folder, mark_files
 app = new_app("Make small models and videos to try the pipeline out with. No download, no GPU.")
 
 WHAT_THE_DEMO_SHOWS = """
-The models are UNTRAINED, their weights random. So this shows that every step runs, what each writes and how
-the variants are compared; it says nothing about the method. Real features: README, "Real models".
+The thinker and the encoder are UNTRAINED, their weights random: their features tell where in the picture
+something changes, and not what it means. So this shows that every step runs, what each writes and how
+variants and baselines are compared. Which variant is better here says nothing about the method; that such
+features predict a hand worse than "it stays where it is" is no surprise. See README, "Real models".
 
-  {out}/params.yaml        every setting; change one, run `dvc repro` in {out}, and see what runs again
-  {out}/features           the cache: thinkjepa-cache info {out}/features
-  {out}/results/runs       a folder a run: curve.png, metrics.json, eval-test.json"""
+  {out}/results/report      comparison.md, the table above; horizon.png, distances.png, differences.png
+  {out}/results/pictures    hands.png: labels over the frames; features.png: a clip as both models saw it;
+                            future.mp4: the hand predicted over a test clip's future, beside the true one
+  {out}/results/runs        a folder a run: curve.png, metrics.json, eval-test.md
+  {out}/params.yaml         every setting: change one, run `dvc repro` in {out}, see what runs again"""
 
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write to; made where missing.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same files.")]
@@ -164,17 +168,19 @@ def render(
 
 @app.command()
 def demo(out: Out, seed: Seed = 0, force: Force = False) -> None:
-    """Run the whole pipeline (dvc repro) on sample videos with untrained models, in a folder OUT of its own.
+    """Run the whole pipeline (dvc repro) on the hand sample with untrained models, in a folder OUT.
 
     Takes a few minutes on two cores. Run it again to see that nothing is done twice.
     """
     from thinkjepa.pipeline.runs_table import describe_runs
-    from thinkjepa.pipeline.sample.demo import run_dvc, write_project
+    from thinkjepa.pipeline.sample.demo import draw_pictures, run_dvc, write_project
 
     claim_folder(out, kind="demo", force=force)
     mark_files(out, kind="demo", files=write_project(out, seed=seed))
     run_dvc(out, "repro")
+    commands = draw_pictures(out)
     print_text(describe_runs(out / "results" / "runs"))
+    print_text(f"\nThe pictures were drawn, in {out}, by\n  " + "\n  ".join(commands))
     print_text(WHAT_THE_DEMO_SHOWS.format(out=out))
 
 

@@ -131,8 +131,8 @@ def report_command(
 
     settings = read_params(params)
     chosen = [runs / f"{variant}-{seed}" for variant in settings.variants for seed in settings.seeds]
-    _, markdown = write_comparison(out, read_evaluations(chosen, "test"))
-    print_text(markdown.rstrip())
+    write_comparison(out, read_evaluations(chosen, "test"))
+    print_text(f"{len(chosen)} runs compared: {out / 'comparison.md'}")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The whole pipeline on videos and models made on the spot, in a folder that a newcomer can look into."""
+"""The whole pipeline on the hand sample and tiny models, in a folder that a newcomer can look into."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
-from thinkjepa.cache import ThinkJepaError
+from thinkjepa.cache import FeatureCache, ThinkJepaError
+from thinkjepa.pipeline.sample.episodes.expand import expand_shipped
 from thinkjepa.pipeline.sample.models import write_tiny_models
-from thinkjepa.pipeline.sample.videos import write_videos
+from thinkjepa.stages.json_files import read_json
 
-NUM_VIDEOS, SECONDS, FPS, SIZE_PX = 16, 6.0, 30, (160, 120)
+SHOWN_RUN = "results/runs/thinkjepa-0"
 
 
 class DemoError(ThinkJepaError):
@@ -20,11 +21,9 @@ class DemoError(ThinkJepaError):
 
 
 def write_project(out: Path, *, seed: int) -> list[Path]:
-    """Videos, models, params.yaml, dvc.yaml and a DVC project without git. Returns the files written."""
+    """Videos with labels, models, params.yaml, dvc.yaml and a DVC project without git. Returns the files."""
     write_tiny_models(out / "models", seed=seed)
-    written = write_videos(
-        out / "videos", num_videos=NUM_VIDEOS, seconds=SECONDS, fps=FPS, size=SIZE_PX, seed=seed
-    )
+    written = expand_shipped(out / "videos")
     package = files("thinkjepa.pipeline.sample")
     for source, name in (("dvc.yaml", "dvc.yaml"), ("demo.yaml", "params.yaml")):
         (out / name).write_text(package.joinpath(source).read_text(encoding="utf-8"), encoding="utf-8")
@@ -35,10 +34,55 @@ def write_project(out: Path, *, seed: int) -> list[Path]:
     return [*written, *(path for path in (out / "models").rglob("*") if path.is_file())]
 
 
+def draw_pictures(out: Path) -> list[str]:
+    """Hands over the frames, features of a test clip, and its predicted future; in `results/pictures`.
+
+    The clip is the first of the test side. Returns the commands that drew them, as run in `out`.
+    """
+    clip_id = read_json(out / SHOWN_RUN / "split.json")["clips"]["test"][0]
+    clip = next(clip for clip in FeatureCache.open(out / "features").clips.all() if clip.clip_id == clip_id)
+    pictures = "results/pictures"
+    commands = [
+        ["thinkjepa-data", "check", "videos", "--plot", f"{pictures}/hands.png"],
+        [
+            "thinkjepa-cache",
+            "show",
+            "features",
+            clip_id,
+            "-o",
+            f"{pictures}/features.png",
+            "--videos",
+            "videos",
+        ],
+        [
+            "thinkjepa-predict",
+            "--run",
+            SHOWN_RUN,
+            "--cache-dir",
+            "features",
+            "--video",
+            f"videos/{clip.video}",
+        ],
+    ]
+    commands[-1] += ["--split-frame", str(clip.split_frame), "-o", f"{pictures}/future.mp4"]
+    (out / pictures).mkdir(parents=True, exist_ok=True)
+    for command in commands:
+        _run(out, *command)
+    return [" ".join(command) for command in commands]
+
+
 def run_dvc(folder: Path, *arguments: str) -> None:
-    """Run DVC in a folder, with this environment's commands on the path. Raises DemoError if it fails."""
+    """Run DVC in a folder. Raises DemoError if it fails."""
+    _run(folder, "dvc", *arguments)
+
+
+def _run(folder: Path, command: str, *arguments: str) -> None:
+    """Run a command of this environment in a folder, what it prints on standard error."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     environment = {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1"}
-    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=folder, env=environment, check=False)
+    line = [str(Path(sys.executable).parent / command), *arguments]
+    done = subprocess.run(line, cwd=folder, env=environment, check=False, stdout=sys.stderr)
     if done.returncode:
-        raise DemoError(f"dvc {' '.join(arguments)} failed in {str(folder)!r}: its message stands above")
+        raise DemoError(
+            f"{command} {' '.join(arguments)} failed in {str(folder)!r}: its message stands above"
+        )
