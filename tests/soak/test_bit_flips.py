@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -132,26 +133,35 @@ def test_a_training_that_touches_a_flipped_bit_stops_with_the_clips_name(
 ) -> None:
     cache = FeatureCache.open(complete)
     item = cache.choose_set("thinker" if array == "pooled" else "encoder")
-    path = shard_file(complete, item.name, array, shard=0, rank=1 + len(item.arrays[array].shape))
-    settings = TrainSettings(variant="thinkjepa", epochs=1, depth=1, width=24, heads=1)
-    with flipped(path, 100, 2):
-        clips, _ = named_by_verify(complete)
-        assert len(clips) == 1
-        with pytest.raises(CacheError, match=f"clip '{clips.pop()}', array {array}"):
-            run_training(complete, tmp_path / "run", settings)
+    spec = item.arrays[array]
+    clip_id = clip_of_a_training(complete)
+    row = cache.index(item.name).locate(clip_id)
+    assert row is not None
+    shard, slot = divmod(row, item.rows_per_shard)
+    path = shard_file(complete, item.name, array, shard=shard, rank=1 + len(spec.shape))
+    with flipped(path, slot * (spec.chunk_bytes + 4) + 100, 2):  # one chunk a clip, its crc32c behind it
+        assert named_by_verify(complete)[0] == {clip_id}
+        with pytest.raises(CacheError, match=f"clip '{clip_id}', array {array}"):
+            run_training(complete, tmp_path / "run")
 
 
 def test_a_training_never_uses_a_split_that_was_changed(complete: Path, tmp_path: Path) -> None:
     path = next((complete / "splits").glob("*.json"))
-    settings = TrainSettings(variant="jepa", epochs=1, depth=1, width=24, heads=1)
     with flipped(path, path.read_text().index('"train"') + 1, 0):
-        with pytest.raises(CacheError, match="splits/.* is damaged or was changed from outside"):
-            run_training(complete, tmp_path / "run", settings)
+        with pytest.raises(CacheError, match=r"splits/.* is damaged or was changed from outside"):
+            run_training(complete, tmp_path / "run")
 
 
-def run_training(cache: Path, out: Path, settings: TrainSettings) -> None:
-    from thinkjepa.stages.train.progress import NoTrainProgress
+def clip_of_a_training(root: Path) -> str:
+    """A clip of a video that the stored split gives to training."""
+    sides = json.loads(next((root / "splits").glob("*.json")).read_text())["videos"]
+    clips = FeatureCache.open(root).clips.all()
+    return next(clip.clip_id for clip in clips if sides[clip.video_digest] == "train")
 
+
+def run_training(cache: Path, out: Path) -> None:
+    """One epoch of a tiny model that reads all three arrays."""
+    settings = TrainSettings(variant="thinkjepa", task="latent", epochs=1, depth=1, width=24, heads=1)
     train(
         cache,
         out,
@@ -159,5 +169,5 @@ def run_training(cache: Path, out: Path, settings: TrainSettings) -> None:
         thinker_set=None,
         encoder_set=None,
         split=SplitRule(),
-        progress=NoTrainProgress(),
+        progress=lambda **step: None,
     )
