@@ -155,9 +155,8 @@ def test_a_training_never_uses_a_split_that_was_changed(complete: Path, tmp_path
 def clip_of_a_training(root: Path) -> str:
     """A clip of a video that the stored split gives to training."""
     sides = json.loads(next((root / "splits").glob("*.json")).read_text())["videos"]
-    return next(
-        clip.clip_id for clip in FeatureCache.open(root).clips.all() if sides[clip.video_digest] == "train"
-    )
+    clips = FeatureCache.open(root).clips.all()
+    return next(clip.clip_id for clip in clips if sides[clip.video_digest] == "train")
 
 
 def run_training(cache: Path, out: Path) -> None:
