@@ -42,7 +42,11 @@ def main() -> None:
             send(pipe, {"error": f"protocol {start['protocol']}, this worker speaks {PROTOCOL}"})
             return
         staging = Path(start["staging"])
-        engine = Engine(start, staging)
+        try:
+            engine = Engine(start, staging)
+        except Exception as error:  # whatever it is, the other side has to learn the reason
+            send(pipe, {"error": f"{type(error).__name__}: {error}"})
+            raise
         send(pipe, {"ready": engine.versions()})
         while True:
             request = receive(pipe)
