@@ -20,7 +20,6 @@ from thinkjepa.stages.extract.vllm_engine import EngineSpec, Question, Reply, Vl
 from thinkjepa.stages.extract.vllm_settings import VllmSettings
 from thinkjepa.stages.extract.weights import ModelFolder
 
-
 UNLIKE_TRANSFORMERS = ("qwen2_vl", "qwen2_5_vl")
 """vLLM places the text behind their videos elsewhere: equal tokens, other states."""
 

@@ -144,5 +144,5 @@ def test_the_python_is_the_named_one_else_the_environments_else_ours(monkeypatch
 
 def test_models_that_vllm_runs_on_other_positions_are_refused() -> None:
     check_model_type("qwen3_vl")
-    with pytest.raises(StageError, match="qwen2_5_vl.*--backend transformers"):
+    with pytest.raises(StageError, match=r"qwen2_5_vl.*--backend transformers"):
         check_model_type("qwen2_5_vl")
