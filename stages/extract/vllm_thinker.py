@@ -21,6 +21,9 @@ from thinkjepa.stages.extract.vllm_engine import EngineSpec, Question, Reply, Vl
 from thinkjepa.stages.extract.vllm_settings import VllmSettings
 from thinkjepa.stages.extract.weights import ModelFolder
 
+UNLIKE_TRANSFORMERS = ("qwen2_vl", "qwen2_5_vl")
+"""vLLM places the text behind their videos elsewhere: equal tokens, other states."""
+
 
 class VllmThinker(HookedThinker):
     """Describes and prepares as the transformers backend does, and thinks through an engine."""
@@ -38,6 +41,7 @@ class VllmThinker(HookedThinker):
         super().__init__(folder, settings, dtype=dtype, device=device)
         self.vllm = vllm
         self.batch_size = batch_size
+        check_model_type(self.config.model_type)
         self._versions = vllm_versions(vllm.python)
         self._engine: VllmEngine | None = None
 
@@ -157,6 +161,15 @@ def reply_problem(reply: Reply, prompt_ids: Sequence[int], *, layers: int, width
         where = places[0] if places else min(len(reply.token_ids), len(expected))
         return f"token {where} of {len(expected)} differs from the prompt that transformers makes"
     return ""
+
+
+def check_model_type(model_type: str) -> None:
+    """Raise StageError for a model that vLLM is known to run on other positions than transformers."""
+    if model_type in UNLIKE_TRANSFORMERS:
+        raise StageError(
+            f"--backend vllm: {model_type} gets other positions behind a video there than in transformers: "
+            "use --backend transformers"
+        )
 
 
 def stop_ids(folder: ModelFolder) -> list[int]:

@@ -18,10 +18,12 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 PROTOCOL = 1
@@ -30,6 +32,7 @@ WRITE_TIMEOUT_S = 300.0
 """From the end of a generation until its states are on disk."""
 
 POLL_S = 0.005
+PARENT_POLL_S = 1.0
 
 
 def main() -> None:
@@ -42,7 +45,12 @@ def main() -> None:
             send(pipe, {"error": f"protocol {start['protocol']}, this worker speaks {PROTOCOL}"})
             return
         staging = Path(start["staging"])
-        engine = Engine(start, staging)
+        Thread(target=end_with_parent, args=(os.getppid(), staging), daemon=True).start()
+        try:
+            engine = Engine(start, staging)
+        except Exception as error:  # whatever it is, the other side has to learn the reason
+            send(pipe, {"error": f"{type(error).__name__}: {error}"})
+            raise
         send(pipe, {"ready": engine.versions()})
         while True:
             request = receive(pipe)
@@ -53,6 +61,14 @@ def main() -> None:
     except (EOFError, BrokenPipeError, ConnectionResetError):
         if staging:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def end_with_parent(parent: int, staging: Path) -> None:
+    """End this process and all it started when the parent is gone: the engine may be busy for minutes."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_POLL_S)
+    shutil.rmtree(staging, ignore_errors=True)
+    os.killpg(os.getpgrp(), signal.SIGKILL)  # the parent gave us a session of our own
 
 
 class Engine:

@@ -12,7 +12,7 @@ import torch
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.vllm_engine import EngineSpec, Question, Reply, VllmEngine, vllm_versions
 from thinkjepa.stages.extract.vllm_settings import PYTHON_VARIABLE, VllmSettings
-from thinkjepa.stages.extract.vllm_thinker import reply_problem
+from thinkjepa.stages.extract.vllm_thinker import check_model_type, reply_problem
 
 PROMPT, GENERATED = (5, 6, 7), (8, 9)
 QUESTION = Question(prompt="p", frames=[], videos=[], processor={})
@@ -140,3 +140,9 @@ def test_the_python_is_the_named_one_else_the_environments_else_ours(monkeypatch
     monkeypatch.setenv(PYTHON_VARIABLE, "/from/environment")
     assert VllmSettings().python == Path("/from/environment")
     assert VllmSettings(vllm_python="/named").python == Path("/named")
+
+
+def test_models_that_vllm_runs_on_other_positions_are_refused() -> None:
+    check_model_type("qwen3_vl")
+    with pytest.raises(StageError, match=r"qwen2_5_vl.*--backend transformers"):
+        check_model_type("qwen2_5_vl")
