@@ -20,7 +20,8 @@ from thinkjepa.pipeline.clip_picture import (
     Page,
     shortened,
 )
-from thinkjepa.pipeline.label_view import BONES, TILES, LabelView, Tile
+from thinkjepa.pipeline.label_view import TILES, LabelView, Tile
+from thinkjepa.stages.data.joints import hand_bones
 from thinkjepa.stages.data.labels.findings import BINS
 from thinkjepa.stages.data.labels.folder_check import FolderCheck
 
@@ -109,15 +110,14 @@ def _hands(axes: Any, tile: Tile, names: Sequence[str]) -> None:
     for trail in tile.trails:
         _trail(axes, trail)
     halo = [patheffects.withStroke(linewidth=BONE_PT + 1.1, foreground=DARK, alpha=0.6)]
-    drawn = set()
-    for bone in BONES:
-        if bone.start in places and bone.end in places:
-            ends = [places[bone.start], places[bone.end]]
-            (xs, ys), alpha = tile.points[ends].T, _alpha(tile.confidences[ends].min())
-            style = {"color": COLORS[bone.part], "alpha": alpha, "path_effects": halo}
-            axes.plot(xs, ys, linewidth=BONE_PT, solid_capstyle="round", **style)
-            axes.plot(xs[1:], ys[1:], "o", ms=JOINT_PT, mew=0, color=COLORS[bone.part], alpha=alpha)
-            drawn |= set(ends)
+    drawn: set[int] = set()
+    for bone in hand_bones(names):
+        ends = [bone.start, bone.end]
+        (xs, ys), alpha = tile.points[ends].T, _alpha(tile.confidences[ends].min())
+        style = {"color": COLORS[bone.part], "alpha": alpha, "path_effects": halo}
+        axes.plot(xs, ys, linewidth=BONE_PT, solid_capstyle="round", **style)
+        axes.plot(xs[1:], ys[1:], "o", ms=JOINT_PT, mew=0, color=COLORS[bone.part], alpha=alpha)
+        drawn |= set(ends)
     for place in sorted(set(places.values()) - drawn):
         if not any(part in names[place] for part in ("spine", "neck", "hip")):
             style = {"mec": DARK, "mew": 0.4, "alpha": _alpha(tile.confidences[place])}

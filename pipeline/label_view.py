@@ -15,7 +15,6 @@ from PIL import Image
 
 from thinkjepa.pipeline.clip_view import evenly
 from thinkjepa.stages.data.decode_process import DecodeError, FrameStack, VideoDecoder
-from thinkjepa.stages.data.joints import FINGER_PARTS, FINGERS, SIDES, THUMB_PARTS
 from thinkjepa.stages.data.labels.findings import WRISTS
 from thinkjepa.stages.data.labels.folder_check import FolderCheck, VideoCheck, readable_labels
 from thinkjepa.stages.data.labels.label_file import LabelFile
@@ -27,28 +26,6 @@ THUMBNAIL_PX = 512
 TRAIL_S = 0.5
 
 Pixels = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Bone:
-    """A line between two joints. `part` is the finger's name, or `Arm`."""
-
-    start: str
-    end: str
-    part: str
-
-
-def _bones(side: str) -> list[Bone]:
-    chains = {finger: [f"{side}{finger}Finger{part}" for part in FINGER_PARTS] for finger in FINGERS}
-    chains["Thumb"] = [f"{side}Thumb{part}" for part in THUMB_PARTS]
-    bones = [Bone(f"{side}Forearm", f"{side}Hand", "Arm")]
-    for part, names in chains.items():
-        starts = [f"{side}Hand", *names[:-1]]
-        bones += [Bone(start, end, part) for start, end in zip(starts, names, strict=True)]
-    return bones
-
-
-BONES = tuple(bone for side in SIDES for bone in _bones(side))
 
 
 @dataclass(frozen=True, slots=True)

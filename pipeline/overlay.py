@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from thinkjepa.stages.data.decode_process import VideoDecoder
-from thinkjepa.stages.data.joints import hand_bones
+from thinkjepa.stages.data.joints import Bone, hand_bones
 from thinkjepa.stages.data.trajectories import Positions, project, to_camera, to_world
 from thinkjepa.stages.predict import Prediction
 
@@ -105,7 +105,7 @@ def _note(prediction: Prediction) -> str:
 def _picture(
     frame: npt.NDArray[np.uint8],
     moment: Moment,
-    bones: Sequence[tuple[int, int]],
+    bones: Sequence[Bone],
     *,
     two_panels: bool,
     note: str,
@@ -155,15 +155,15 @@ def _caption(
 def _draw_hand(
     panel: Image.Image,
     points: Pixels,
-    bones: Sequence[tuple[int, int]],
+    bones: Sequence[Bone],
     colour: tuple[int, int, int],
 ) -> None:
     """Bones with a dark rim, so that they stand out on any picture, and joints as dots."""
     draw = ImageDraw.Draw(panel)
     for width, fill in ((7, (20, 20, 20)), (4, colour)):
-        for start, stop in bones:
-            if np.isfinite(points[[start, stop]]).all():
-                draw.line([tuple(points[start]), tuple(points[stop])], fill=fill, width=width)
+        for bone in bones:
+            if np.isfinite(points[[bone.start, bone.end]]).all():
+                draw.line([tuple(points[bone.start]), tuple(points[bone.end])], fill=fill, width=width)
     for x, y in points[np.isfinite(points).all(axis=1)]:
         draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=colour, outline=(20, 20, 20))
 

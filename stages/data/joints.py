@@ -7,6 +7,7 @@ them; EgoDex's benchmark measures 12.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 from thinkjepa.stages.errors import StageError
@@ -54,23 +55,38 @@ JOINTS_HELP = (
 )
 
 
-def hand_bones(joints: Sequence[str]) -> list[tuple[int, int]]:
-    """Pairs of places in `joints` that a bone connects: from forearm to wrist, and out along each finger.
+@dataclass(frozen=True, slots=True)
+class Bone:
+    """A line between two joints, by their places in a list of names. `part` is the finger, or `Arm`."""
+
+    start: int
+    end: int
+    part: str
+
+
+def hand_bones(joints: Sequence[str]) -> list[Bone]:
+    """The bones between these joints: from forearm to wrist, and out along each finger.
 
     A joint that is missing is skipped: its neighbours are connected.
     """
     places = {name: place for place, name in enumerate(joints)}
-    bones: list[tuple[int, int]] = []
+    bones: list[Bone] = []
     for side in SIDES:
-        chains: list[tuple[str, ...]] = [(f"{side}Forearm", f"{side}Hand")]
-        chains += [
-            (f"{side}Hand", *(f"{side}{finger}Finger{part}" for part in FINGER_PARTS)) for finger in FINGERS
-        ]
-        chains.append((f"{side}Hand", *(f"{side}Thumb{part}" for part in THUMB_PARTS)))
-        for chain in chains:
+        for part, chain in _chains(side).items():
             held = [places[name] for name in chain if name in places]
-            bones += list(pairwise(held))
+            bones += [Bone(start, end, part) for start, end in pairwise(held)]
     return bones
+
+
+def _chains(side: str) -> dict[str, list[str]]:
+    """Joints that follow each other, by the part of the hand."""
+    hand = f"{side}Hand"
+    chains = {finger: [hand, *(f"{side}{finger}Finger{part}" for part in FINGER_PARTS)] for finger in FINGERS}
+    return {
+        "Arm": [f"{side}Forearm", hand],
+        **chains,
+        "Thumb": [hand, *(f"{side}Thumb{part}" for part in THUMB_PARTS)],
+    }
 
 
 def choose_joints(wanted: str, labelled: Iterable[Sequence[str]]) -> tuple[str, ...]:
