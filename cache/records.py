@@ -56,9 +56,14 @@ class ArraySpec:
         return DTYPES[self.dtype]
 
     @property
+    def stored_dtype(self) -> torch.dtype:
+        """The dtype of the bytes on disk, as torch names it."""
+        return self.torch_dtype
+
+    @property
     def clip_bytes(self) -> int:
         """Bytes of one clip when every chunk of it is written."""
-        return math.prod(self.shape) * self.torch_dtype.itemsize
+        return math.prod(self.shape) * self.stored_dtype.itemsize
 
     @property
     def chunk_grid(self) -> tuple[int, ...]:
@@ -67,7 +72,7 @@ class ArraySpec:
 
     @property
     def chunk_bytes(self) -> int:
-        return math.prod(self.chunks) * self.torch_dtype.itemsize
+        return math.prod(self.chunks) * self.stored_dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)
