@@ -67,7 +67,9 @@ class SetIndex(Mapping[str, IndexRow]):
     def locate_all(self, clip_ids: Sequence[str]) -> Places:
         """Places of clips on the clip axis; -1 where one has no features."""
         places = self._places(clip_ids)
-        return np.where(places < 0, -1, self._array_rows[places]) if len(self._ids) else places
+        known = places >= 0
+        places[known] = self._array_rows[places[known]]
+        return places
 
     def count_tokens(self, clip_ids: Sequence[str]) -> Places:
         """Tokens of clips that have features."""
@@ -76,11 +78,12 @@ class SetIndex(Mapping[str, IndexRow]):
 
     @cached_property
     def _token_counts(self) -> Places:
-        return self._rows.read_column("token_count").to_numpy()[self._ok].astype(np.int64)
+        counts: Places = self._rows.read_column("token_count").to_numpy()[self._ok].astype(np.int64)
+        return counts
 
     def _places(self, clip_ids: Sequence[str]) -> Places:
         if len(clip_ids) > FOUND_ONE_BY_ONE:
-            return self._lookup.find_all(clip_ids)
+            return self._lookup.find_all(clip_ids).copy()
         found = [self._lookup.find(clip_id) for clip_id in clip_ids]
         return np.array([-1 if place is None else place for place in found], dtype=np.int64)
 

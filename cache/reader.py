@@ -16,6 +16,7 @@ from thinkjepa.cache.batch import ArrayKey, BatchBuffers, FeatureBatch
 from thinkjepa.cache.catalog import choose_set, find_set, read_catalog
 from thinkjepa.cache.clips import ClipSelection, ClipTable
 from thinkjepa.cache.errors import CacheError
+from thinkjepa.cache.fp8 import SCALE, restored
 from thinkjepa.cache.gather import MappedArray, Part, Rows
 from thinkjepa.cache.index import SetIndex
 from thinkjepa.cache.labels import LabelTable
@@ -23,6 +24,7 @@ from thinkjepa.cache.layout import failures_file
 from thinkjepa.cache.records import ArraySpec, Failure, FeatureSet, Kind
 from thinkjepa.cache.shard import MappedShard
 from thinkjepa.cache.tables import FAILURES_SCHEMA, read_table
+from thinkjepa.cache.zarr_array import ZarrArray
 
 
 class FeatureCache:
@@ -32,6 +34,7 @@ class FeatureCache:
         self.path = path
         self.feature_sets = dict(feature_sets)
         self._arrays: dict[ArrayKey, MappedArray] = {}
+        self._compressed: dict[ArrayKey, ZarrArray] = {}
         self._indexes: dict[str, SetIndex] = {}
 
     @classmethod
@@ -40,7 +43,8 @@ class FeatureCache:
         return cls(path, read_catalog(path))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "feature_sets": self.feature_sets, "_arrays": {}, "_indexes": {}}
+        kept = {"path": self.path, "feature_sets": self.feature_sets}
+        return {**kept, "_arrays": {}, "_compressed": {}, "_indexes": {}}
 
     @cached_property
     def clips(self) -> ClipTable:
@@ -102,7 +106,7 @@ class FeatureCache:
             raise ValueError(
                 f"out is {out.dtype} {tuple(out.shape)}, needed is {spec.dtype} {shape}, contiguous"
             )
-        self._array(set_name, spec).gather(clip_ids, self._rows(set_name, clip_ids), Part(), out)
+        self._gather(set_name, spec, clip_ids, self._rows(set_name, clip_ids), Part(), out)
         return out
 
     def read_many(
@@ -134,7 +138,7 @@ class FeatureCache:
             )
             key = (set_name, array)
             values[key] = buffers.tensor(key, (len(clip_ids), *part.shape(spec)), spec.torch_dtype)
-            self._array(set_name, spec).gather(clip_ids, rows[set_name], part, values[key])
+            self._gather(set_name, spec, clip_ids, rows[set_name], part, values[key])
         return FeatureBatch(values, lengths)
 
     def shard_of(self, set_name: str, array: str, clip_id: str) -> tuple[MappedShard, int]:
@@ -158,8 +162,34 @@ class FeatureCache:
             raise CacheError(f"{set_name} holds no layer {missing[0]}; it holds {held}")
         return tuple(held.index(layer) for layer in layers)
 
-    def _array(self, set_name: str, spec: ArraySpec) -> MappedArray:
-        return self._mapped(set_name, spec)
+    def _gather(
+        self,
+        set_name: str,
+        spec: ArraySpec,
+        clip_ids: Sequence[str],
+        rows: Rows,
+        part: Part,
+        out: torch.Tensor,
+    ) -> None:
+        """The values of clips: as they are stored, or restored from float8 and scales."""
+        source = self._zarr(set_name, spec) if spec.codec != "none" else self._mapped(set_name, spec)
+        if spec.encoding == "plain":
+            source.gather(clip_ids, rows, part, out)
+            return
+        scales = self._spec(set_name, spec.name + SCALE)
+        for place in range(len(clip_ids)):
+            one, row = clip_ids[place : place + 1], rows[place : place + 1]
+            codes = torch.empty((1, *part.shape(spec)), dtype=spec.stored_dtype)
+            scale = torch.empty((1, *part.shape(scales)), dtype=scales.stored_dtype)
+            source.gather(one, row, part, codes)
+            self._gather(set_name, scales, one, row, part, scale)
+            out[place] = restored(codes[0], scale[0], spec.torch_dtype)
+
+    def _zarr(self, set_name: str, spec: ArraySpec) -> ZarrArray:
+        key = (set_name, spec.name)
+        if key not in self._compressed:
+            self._compressed[key] = ZarrArray(self.path, self._set(set_name), spec)
+        return self._compressed[key]
 
     def _mapped(self, set_name: str, spec: ArraySpec) -> MappedArray:
         key = (set_name, spec.name)
