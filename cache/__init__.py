@@ -1,5 +1,6 @@
 """The feature cache: frozen models' features, standard zarr on disk, mapped in memory."""
 
+from thinkjepa.cache.batch import ArrayKey, BatchBuffers, FeatureBatch
 from thinkjepa.cache.catalog import describe_set
 from thinkjepa.cache.clips import ClipSelection
 from thinkjepa.cache.errors import CacheError, ThinkJepaError
@@ -30,13 +31,16 @@ __all__ = [
     "TOKEN_CHUNK",
     "TOKEN_KINDS",
     "VIDEO_ID_HEX",
+    "ArrayKey",
     "ArraySpec",
+    "BatchBuffers",
     "CacheError",
     "ClipFeatures",
     "ClipRow",
     "ClipSelection",
     "Failure",
     "FailureStage",
+    "FeatureBatch",
     "FeatureCache",
     "FeatureSet",
     "IndexRow",

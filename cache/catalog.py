@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ from typing import Any
 from thinkjepa.cache.disk import explained_os_errors
 from thinkjepa.cache.errors import CacheError
 from thinkjepa.cache.fingerprint import SET_NAME_HEX, fingerprint
+from thinkjepa.cache.fp8 import companions
 from thinkjepa.cache.layout import SCHEMA, cache_json
 from thinkjepa.cache.ledger import read_listed, replace_listed
-from thinkjepa.cache.records import ArraySpec, FeatureSet, Kind
+from thinkjepa.cache.records import ArraySpec, Codec, FeatureSet, Kind
 
 
 def read_catalog(root: Path) -> dict[str, FeatureSet]:
@@ -54,8 +55,17 @@ def describe_set(
     arrays: tuple[ArraySpec, ...],
     shard_bytes: int,
     typical_clip_bytes: int,
+    codec: Codec = "none",
+    fp8_arrays: Collection[str] = (),
 ) -> FeatureSet:
-    """A feature set named by the fingerprint of its origin."""
+    """A feature set named by the fingerprint of its origin.
+
+    `codec` compresses all arrays and does not change the name: of a set that exists already, its own
+    codec holds. `fp8_arrays` names float arrays to store as float8: other values, so another set.
+    """
+    if fp8_arrays:
+        origin = {**origin, "fp8": sorted(fp8_arrays)}
+    arrays = tuple(replace(spec, codec=codec) for spec in _with_fp8(arrays, fp8_arrays))
     digest = fingerprint({"kind": kind, **origin})
     return FeatureSet(
         name=f"{kind}-{digest[:SET_NAME_HEX]}",
@@ -66,6 +76,15 @@ def describe_set(
         arrays={spec.name: spec for spec in sorted(arrays, key=lambda spec: spec.name)},
         rows_per_shard=max(1, min(MAX_ROWS_PER_SHARD, shard_bytes // max(1, typical_clip_bytes))),
     )
+
+
+def _with_fp8(arrays: tuple[ArraySpec, ...], names: Collection[str]) -> Iterator[ArraySpec]:
+    for spec in arrays:
+        if spec.name in names:
+            encoded = replace(spec, encoding="fp8")
+            yield from (encoded, *companions(encoded))
+        else:
+            yield spec
 
 
 MAX_ROWS_PER_SHARD = 256

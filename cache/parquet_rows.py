@@ -72,6 +72,14 @@ class ParquetRows:
         self._table = self._table.drop_columns([name])
         return pa.concat_arrays(chunked.chunks) if chunked.num_chunks > 1 else chunked.chunk(0)
 
+    def read_column(self, name: str) -> pa.Array:
+        """A column of all rows that was not read at the beginning."""
+        parts = [self._read(item.path, [name])[name] for item in self.files]
+        return pa.concat_arrays(
+            [chunk for part in parts for chunk in part.chunks]
+            or [pa.array([], self._schema.field(name).type)]
+        )
+
     def take(self, positions: Places, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
         """Rows in the given order, with all columns or the named ones; each file is read once a run of it."""
         owners = np.searchsorted(self._starts, positions, side="right") - 1

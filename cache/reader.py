@@ -5,24 +5,26 @@ Reading needs no lock: sealed shards never change, and the index names only seal
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from thinkjepa.cache.batch import ArrayKey, BatchBuffers, FeatureBatch
 from thinkjepa.cache.catalog import choose_set, find_set, read_catalog
 from thinkjepa.cache.clips import ClipSelection, ClipTable
 from thinkjepa.cache.errors import CacheError
+from thinkjepa.cache.fp8 import SCALE, restored
+from thinkjepa.cache.gather import MappedArray, Part, Rows
 from thinkjepa.cache.index import SetIndex
 from thinkjepa.cache.labels import LabelTable
-from thinkjepa.cache.layout import failures_file, shard_file
+from thinkjepa.cache.layout import failures_file
 from thinkjepa.cache.records import ArraySpec, Failure, FeatureSet, Kind
-from thinkjepa.cache.shard import Bytes, MappedShard, chunk_number
+from thinkjepa.cache.shard import MappedShard
 from thinkjepa.cache.tables import FAILURES_SCHEMA, read_table
+from thinkjepa.cache.zarr_array import ZarrArray
 
 
 class FeatureCache:
@@ -31,7 +33,8 @@ class FeatureCache:
     def __init__(self, path: Path, feature_sets: Mapping[str, FeatureSet]) -> None:
         self.path = path
         self.feature_sets = dict(feature_sets)
-        self._shards: dict[tuple[str, str, int], MappedShard] = {}
+        self._arrays: dict[ArrayKey, MappedArray] = {}
+        self._compressed: dict[ArrayKey, ZarrArray] = {}
         self._indexes: dict[str, SetIndex] = {}
 
     @classmethod
@@ -40,7 +43,8 @@ class FeatureCache:
         return cls(path, read_catalog(path))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "feature_sets": self.feature_sets, "_shards": {}, "_indexes": {}}
+        kept = {"path": self.path, "feature_sets": self.feature_sets}
+        return {**kept, "_arrays": {}, "_compressed": {}, "_indexes": {}}
 
     @cached_property
     def clips(self) -> ClipTable:
@@ -88,14 +92,13 @@ class FeatureCache:
     def read(
         self, set_name: str, array: str, clip_ids: Sequence[str], *, out: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Features of clips in the given order, `(len(clip_ids), *array shape)` in the stored dtype.
+        """Features of clips in the given order, `(len(clip_ids), *array shape)` in the set's dtype.
 
         The ragged `tokens` and `token_kind` come at full capacity, zero behind each clip's token count
         (`index(set_name)[clip_id].token_count`). `out` receives the values where given. Raises
         CacheError for a clip that has no features, or whose stored bytes do not match their crc32c.
         """
-        feature_set = self._set(set_name)
-        spec = feature_set.arrays[array]
+        spec = self._spec(set_name, array)
         shape = (len(clip_ids), *spec.shape)
         if out is None:
             out = torch.empty(shape, dtype=spec.torch_dtype)
@@ -103,59 +106,105 @@ class FeatureCache:
             raise ValueError(
                 f"out is {out.dtype} {tuple(out.shape)}, needed is {spec.dtype} {shape}, contiguous"
             )
-        for place, clip_id in enumerate(clip_ids):
-            self._read_clip(feature_set, spec, clip_id, out[place])
+        self._gather(set_name, spec, clip_ids, self._rows(set_name, clip_ids), Part(), out)
         return out
 
-    def _read_clip(self, feature_set: FeatureSet, spec: ArraySpec, clip_id: str, out: torch.Tensor) -> None:
-        shard, slot = self.shard_of(feature_set.name, spec.name, clip_id)
-        grid = spec.chunk_grid
-        for position in np.ndindex(*grid):
-            try:
-                raw = shard.chunk(chunk_number(grid, slot, position))
-            except CacheError as error:
-                raise CacheError(
-                    f"clip {clip_id!r}, array {spec.name}: {error}; restore the shard"
-                ) from error
-            _place_chunk(raw, spec, position, out)
+    def read_many(
+        self,
+        clip_ids: Sequence[str],
+        arrays: Sequence[ArrayKey],
+        *,
+        layers: Sequence[int] | None = None,
+        out: BatchBuffers | None = None,
+    ) -> FeatureBatch:
+        """Several arrays, of one set or several, of the same clips: one copy from the map into the batch.
+
+        `layers` are layer ids as in `FeatureSet.layers`: of arrays with a layer axis only these are read,
+        in that order. Ragged arrays are as long as the longest clip of the batch, zero behind each one's
+        end. With `out` the batch lies in its memory until the next one is read into it. Raises CacheError
+        as `read` does, and for a layer or an array that a set does not hold.
+        """
+        buffers = out or BatchBuffers(pinned=False)
+        rows = {name: self._rows(name, clip_ids) for name in dict.fromkeys(name for name, _ in arrays)}
+        lengths: dict[str, torch.Tensor] = {}
+        values: dict[ArrayKey, torch.Tensor] = {}
+        for set_name, array in arrays:
+            spec = self._spec(set_name, array)
+            if "token" in spec.dims and set_name not in lengths:
+                lengths[set_name] = torch.from_numpy(self.index(set_name).count_tokens(clip_ids))
+            part = Part(
+                layers=None if layers is None else self._layer_places(set_name, layers, spec),
+                tokens=int(lengths[set_name].max()) if "token" in spec.dims and len(clip_ids) else None,
+            )
+            key = (set_name, array)
+            values[key] = buffers.tensor(key, (len(clip_ids), *part.shape(spec)), spec.torch_dtype)
+            self._gather(set_name, spec, clip_ids, rows[set_name], part, values[key])
+        return FeatureBatch(values, lengths)
 
     def shard_of(self, set_name: str, array: str, clip_id: str) -> tuple[MappedShard, int]:
         """The mapped shard that holds a clip's array, and the clip's place in it. Raises CacheError."""
-        feature_set = self._set(set_name)
-        row = self.index(set_name).locate(clip_id)
-        if row is None:
-            raise CacheError(f"clip {clip_id!r} has no features in {set_name}: run thinkjepa-cache extract")
-        number, slot = divmod(row, feature_set.rows_per_shard)
-        return self._shard(feature_set, feature_set.arrays[array], number), slot
+        row = int(self._rows(set_name, [clip_id])[0])
+        number, slot = divmod(row, self._set(set_name).rows_per_shard)
+        return self._mapped(set_name, self._spec(set_name, array)).shard(number), slot
 
-    def _shard(self, feature_set: FeatureSet, spec: ArraySpec, number: int) -> MappedShard:
-        key = (feature_set.name, spec.name, number)
-        if key not in self._shards:
-            path = shard_file(self.path, feature_set.name, spec.name, shard=number, rank=1 + len(spec.shape))
-            num_chunks = feature_set.rows_per_shard * math.prod(spec.chunk_grid)
-            self._shards[key] = MappedShard(path, num_chunks=num_chunks)
-        return self._shards[key]
+    def _rows(self, set_name: str, clip_ids: Sequence[str]) -> Rows:
+        rows = self.index(set_name).locate_all(clip_ids)
+        if (rows < 0).any():
+            clip_id = clip_ids[int((rows < 0).argmax())]
+            raise CacheError(f"clip {clip_id!r} has no features in {set_name}: run thinkjepa-cache extract")
+        return rows
+
+    def _layer_places(self, set_name: str, layers: Sequence[int], spec: ArraySpec) -> tuple[int, ...] | None:
+        if "layer" not in spec.dims:
+            return None
+        held = self._set(set_name).layers
+        if missing := [layer for layer in layers if layer not in held]:
+            raise CacheError(f"{set_name} holds no layer {missing[0]}; it holds {held}")
+        return tuple(held.index(layer) for layer in layers)
+
+    def _gather(
+        self,
+        set_name: str,
+        spec: ArraySpec,
+        clip_ids: Sequence[str],
+        rows: Rows,
+        part: Part,
+        out: torch.Tensor,
+    ) -> None:
+        """The values of clips: as they are stored, or restored from float8 and scales."""
+        source = self._zarr(set_name, spec) if spec.codec != "none" else self._mapped(set_name, spec)
+        if spec.encoding == "plain":
+            source.gather(clip_ids, rows, part, out)
+            return
+        scales = self._spec(set_name, spec.name + SCALE)
+        for place in range(len(clip_ids)):
+            one, row = clip_ids[place : place + 1], rows[place : place + 1]
+            codes = torch.empty((1, *part.shape(spec)), dtype=spec.stored_dtype)
+            scale = torch.empty((1, *part.shape(scales)), dtype=scales.stored_dtype)
+            source.gather(one, row, part, codes)
+            self._gather(set_name, scales, one, row, part, scale)
+            out[place] = restored(codes[0], scale[0], spec.torch_dtype)
+
+    def _zarr(self, set_name: str, spec: ArraySpec) -> ZarrArray:
+        key = (set_name, spec.name)
+        if key not in self._compressed:
+            self._compressed[key] = ZarrArray(self.path, self._set(set_name), spec)
+        return self._compressed[key]
+
+    def _mapped(self, set_name: str, spec: ArraySpec) -> MappedArray:
+        key = (set_name, spec.name)
+        if key not in self._arrays:
+            self._arrays[key] = MappedArray(self.path, self._set(set_name), spec)
+        return self._arrays[key]
+
+    def _spec(self, set_name: str, array: str) -> ArraySpec:
+        arrays = self._set(set_name).arrays
+        if array not in arrays:
+            raise CacheError(f"{set_name} holds no array {array!r}; it holds: {', '.join(arrays)}")
+        return arrays[array]
 
     def _set(self, name: str) -> FeatureSet:
         if name not in self.feature_sets:
             known = ", ".join(sorted(self.feature_sets)) or "none"
             raise CacheError(f"{str(self.path)!r} holds no feature set {name!r}; it holds: {known}")
         return self.feature_sets[name]
-
-
-def _place_chunk(raw: Bytes | None, spec: ArraySpec, position: tuple[int, ...], out: torch.Tensor) -> None:
-    """Copy one inner chunk to its place in the clip's tensor; what was never written is zero."""
-    starts = [place * size for place, size in zip(position, spec.chunks, strict=True)]
-    stops = [min(s + size, end) for s, size, end in zip(starts, spec.chunks, spec.shape, strict=True)]
-    target = out[tuple(slice(start, stop) for start, stop in zip(starts, stops, strict=True))]
-    if raw is None:
-        target.zero_()
-        return
-    bits = _as_bits(target)
-    values = raw.view(bits.dtype).reshape(spec.chunks)
-    bits[...] = values[tuple(slice(0, stop - start) for start, stop in zip(starts, stops, strict=True))]
-
-
-def _as_bits(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[Any]]:
-    """A writable numpy view of a CPU tensor; bfloat16, which numpy lacks, as uint16."""
-    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()

@@ -9,6 +9,7 @@ implementation detects a flipped bit.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import os
@@ -19,6 +20,7 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
+from thinkjepa.cache.background_sync import SYNC_BYTES, BackgroundSync
 from thinkjepa.cache.disk import explained_os_errors, fsync_folder
 from thinkjepa.cache.errors import CacheError
 
@@ -42,10 +44,11 @@ def crc32c(raw: Bytes, crc: int = 0) -> int:
 
 
 class ShardWriter:
-    """Appends inner chunks to `<shard>.partial`; `seal` adds the index and gives the file its name."""
+    """Appends inner chunks to `<shard>.partial`; sealing adds the index and gives the file its name."""
 
-    def __init__(self, path: Path, *, num_chunks: int, size: int = 0) -> None:
+    def __init__(self, path: Path, *, num_chunks: int, sync: BackgroundSync, size: int = 0) -> None:
         """Continue the partial file at `size` bytes (0: begin). Raises CacheError if it is shorter."""
+        self._sync, self._unsynced_bytes = sync, 0
         self.path = path
         self.partial = path.with_name(path.name + ".partial")
         self._index = np.full((num_chunks, 2), MISSING, dtype=INDEX_DTYPE)
@@ -74,6 +77,9 @@ class ShardWriter:
         with explained_os_errors("write", self.partial):
             for start in range(0, len(buffers), BUFFERS_AT_ONCE):
                 _write_all(self._file.fileno(), buffers[start : start + BUFFERS_AT_ONCE])
+            self._unsynced_bytes += sum(length for _, _, length in entries)
+            if self._unsynced_bytes >= SYNC_BYTES and self._sync.start(self._file.fileno()):
+                self._unsynced_bytes = 0
         self.adopt(entries)
         return entries
 
@@ -82,23 +88,38 @@ class ShardWriter:
         for number, offset, length in entries:
             self._index[number] = (offset, length)
 
-    def flush(self) -> None:
-        """Make everything appended durable."""
+    def begin_flush(self) -> None:
+        """Start to make everything appended durable; several shards may do so at once."""
         with explained_os_errors("write", self.partial):
-            os.fsync(self._file.fileno())
+            if not self._sync.start(self._file.fileno()):
+                self._sync.finish(self._file.fileno())
+                self._sync.start(self._file.fileno())
+            self._unsynced_bytes = 0
 
-    def seal(self) -> None:
-        """Write the index, make all durable and visible under the shard's own name."""
+    def end_flush(self) -> None:
+        """Return when everything appended before `begin_flush` is durable."""
+        with explained_os_errors("write", self.partial):
+            self._sync.finish(self._file.fileno())
+
+    def begin_seal(self) -> None:
+        """Append the index and start to make it durable."""
         raw = self._index.view(np.uint8).reshape(-1)
         with explained_os_errors("write", self.partial):
             _write_all(self._file.fileno(), [raw.data, crc32c(raw).to_bytes(CRC_BYTES, "little")])
-            self.flush()
+        self.begin_flush()
+
+    def end_seal(self) -> None:
+        """Make the whole shard visible under its own name."""
+        self.end_flush()
+        with explained_os_errors("write", self.partial):
             self._file.close()
             self.partial.replace(self.path)
             fsync_folder(self.path.parent)
 
     def close(self) -> None:
         """Leave the partial file for a later run; what was not flushed was never committed."""
+        with contextlib.suppress(OSError):
+            self._sync.finish(self._file.fileno())
         self._file.close()
 
 

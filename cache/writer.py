@@ -7,10 +7,8 @@ shard is never touched again.
 
 from __future__ import annotations
 
-import itertools
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,18 +17,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import zarr
-from zarr.codecs import Crc32cCodec
 
+from thinkjepa.cache.background_sync import BackgroundSync
 from thinkjepa.cache.disk import explained_os_errors
 from thinkjepa.cache.index import SetIndex, join_index_files
 from thinkjepa.cache.journal import append_line, read_lines, remove
-from thinkjepa.cache.layout import array_dir, index_dir, index_file, journal_file, shard_file, store_dir
-from thinkjepa.cache.ledger import adopt, read_listed, replace_listed
+from thinkjepa.cache.layout import index_dir, index_file, journal_file, shard_file
 from thinkjepa.cache.parquet_rows import next_number
 from thinkjepa.cache.records import ArraySpec, ClipFeatures, Failure, FeatureSet, IndexRow
-from thinkjepa.cache.shard import Bytes, ChunkEntry, ShardWriter, chunk_number, crc32c
+from thinkjepa.cache.shard import ChunkEntry, ShardWriter, chunk_number, crc32c
+from thinkjepa.cache.storing import blocks, prepared
 from thinkjepa.cache.tables import INDEX_SCHEMA, write_table
+from thinkjepa.cache.zarr_array import create_arrays, grow
 
 NOT_FINITE_BITS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7F800000}
 """Exponent bits that are all ones in inf and NaN; testing them needs no float conversion."""
@@ -41,36 +39,9 @@ FINITE_BLOCK = 1 << 18
 Bits = npt.NDArray[Any]
 
 
-def create_arrays(root: Path, feature_set: FeatureSet) -> None:
-    """Write the zarr metadata of a feature set; what exists is kept."""
-    with explained_os_errors("write", store_dir(root)):
-        group = zarr.open_group(store_dir(root), mode="a", zarr_format=3)
-        group = group.require_group(feature_set.name)
-        for spec in feature_set.arrays.values():
-            if spec.name not in group:
-                _create_array(group, spec, feature_set.rows_per_shard)
-    adopt(root)
-
-
-def _create_array(group: zarr.Group, spec: ArraySpec, rows_per_shard: int) -> None:
-    stored = "uint16" if spec.dtype == "bfloat16" else spec.dtype
-    grid = spec.chunk_grid
-    group.create_array(
-        spec.name,
-        shape=(0, *spec.shape),
-        chunks=(1, *spec.chunks),
-        shards=(rows_per_shard, *(n * size for n, size in zip(grid, spec.chunks, strict=True))),
-        dtype=stored,
-        compressors=[Crc32cCodec()],
-        fill_value=0,
-        dimension_names=("clip", *spec.dims),
-        attributes={"encoding": spec.dtype},
-    )
-
-
 def clip_problem(features: ClipFeatures, feature_set: FeatureSet) -> str:
     """Why these features must not be stored, or an empty string. Finds shapes, dtypes, inf and NaN."""
-    for name, spec in feature_set.arrays.items():
+    for name, spec in feature_set.given_arrays.items():
         values = features.arrays.get(name)
         if values is None:
             return f"{name} is missing"
@@ -91,7 +62,7 @@ def clip_problem(features: ClipFeatures, feature_set: FeatureSet) -> str:
 def features_checksum(features: ClipFeatures, feature_set: FeatureSet) -> str:
     """crc32c of all arrays' raw bytes in the order of their names, as the index holds it."""
     checksum = 0
-    for name in feature_set.arrays:
+    for name in feature_set.given_arrays:
         values = features.arrays[name].contiguous().view(torch.uint8)
         checksum = crc32c(values.numpy().reshape(-1), checksum)
     return f"{checksum:08x}"
@@ -154,6 +125,7 @@ class SetWriter:
         create_arrays(root, feature_set)
         self._open: _OpenShard | None = None
         self._failed: set[tuple[str, str, str]] | None = None
+        self._sync = BackgroundSync()
         self._resume()
 
     @property
@@ -182,11 +154,13 @@ class SetWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self._seal()
-        elif self._open:
-            for writer in self._open.writers.values():
+        try:
+            if kind is None:
+                self._seal()
+        finally:
+            for writer in self._open.writers.values() if self._open else ():
                 writer.close()
+            self._sync.close()
 
     def _is_news(self, row: IndexRow) -> bool:
         """Whether this failure is not what the index says of the clip already."""
@@ -213,21 +187,28 @@ class SetWriter:
                 if self._is_news(_failed_row(failure)):
                     rows.append(_failed_row(failure))
                 continue
-            self._write_clip(shard, features, used, chunks)
-            rows.append(self._ok_row(features, shard.number, used))
+            stored = prepared(features, self.feature_set)
+            self._write_clip(shard, stored.arrays, used, chunks)
+            rows.append(self._ok_row(stored.as_read, shard.number, used))
             used += 1
         for writer in shard.writers.values():
-            writer.flush()
+            writer.begin_flush()
+        for writer in shard.writers.values():
+            writer.end_flush()
         self._journal({"rows": [asdict(row) for row in rows], "chunks": chunks})
         shard.rows.extend(rows)
         return refused
 
     def _write_clip(
-        self, shard: _OpenShard, features: ClipFeatures, slot: int, chunks: dict[str, list[ChunkEntry]]
+        self,
+        shard: _OpenShard,
+        arrays: Mapping[str, torch.Tensor],
+        slot: int,
+        chunks: dict[str, list[ChunkEntry]],
     ) -> None:
         for name, writer in shard.writers.items():
             spec = self.feature_set.arrays[name]
-            parts = list(_chunks(features.arrays[name], spec))
+            parts = list(blocks(arrays[name], spec))
             numbers = [chunk_number(spec.chunk_grid, slot, position) for position, _ in parts]
             chunks[name] += writer.append_all(numbers, [raw for _, raw in parts])
 
@@ -257,7 +238,8 @@ class SetWriter:
         return {
             name: ShardWriter(
                 self._shard_file(number, spec),
-                num_chunks=self.feature_set.rows_per_shard * int(np.prod(spec.chunk_grid, dtype=np.int64)),
+                num_chunks=self.feature_set.rows_per_shard * math.prod(spec.chunk_grid),
+                sync=self._sync,
                 size=sizes.get(name, 0),
             )
             for name, spec in self.feature_set.arrays.items()
@@ -270,9 +252,11 @@ class SetWriter:
         shard = self._open
         if shard is None:
             return
+        for writer in shard.writers.values():
+            writer.begin_seal()
         for name, writer in shard.writers.items():
-            writer.seal()
-            self._grow(name, (shard.number + 1) * self.feature_set.rows_per_shard)
+            writer.end_seal()
+            grow(self.root, self.feature_set.name, name, (shard.number + 1) * self.feature_set.rows_per_shard)
         self._publish(shard.number, shard.rows)
 
     def _publish(self, number: int, rows: Sequence[IndexRow]) -> None:
@@ -280,14 +264,6 @@ class SetWriter:
         join_index_files(index_dir(self.root, self.feature_set.name))
         remove(journal_file(self.root, self.feature_set.name))
         self._open = None
-
-    def _grow(self, name: str, rows: int) -> None:
-        path = array_dir(self.root, self.feature_set.name, name)
-        with explained_os_errors("write", path):
-            metadata = json.loads(read_listed(path / "zarr.json"))
-        if metadata["shape"][0] < rows:  # written here, as zarr would not announce it in the ledger
-            metadata["shape"][0] = rows
-            replace_listed(path / "zarr.json", json.dumps(metadata, indent=2).encode())
 
     # -- the journal -------------------------------------------------------------------------------
 
@@ -329,21 +305,6 @@ class SetWriter:
         for name, writer in writers.items():
             writer.adopt(entries[name])
         return writers
-
-
-def _chunks(values: torch.Tensor, spec: ArraySpec) -> Iterator[tuple[tuple[int, ...], Bytes]]:
-    """The inner chunks that a clip has of an array, with their raw bytes, zero-padded at the ragged end."""
-    raw = values.contiguous().view(torch.uint8).numpy()
-    sizes = (*spec.chunks[:-1], spec.chunks[-1] * values.dtype.itemsize)
-    counts = [range(math.ceil(n / size)) for n, size in zip(raw.shape, sizes, strict=True)]
-    for position in itertools.product(*counts):
-        starts = [place * size for place, size in zip(position, sizes, strict=True)]
-        part = raw[tuple(slice(start, start + size) for start, size in zip(starts, sizes, strict=True))]
-        if part.shape != sizes:
-            padded = np.zeros(sizes, dtype=np.uint8)
-            padded[tuple(slice(0, size) for size in part.shape)] = part
-            part = padded
-        yield position, np.ascontiguousarray(part).reshape(-1)
 
 
 def _failed_row(failure: Failure) -> IndexRow:

@@ -1,0 +1,153 @@
+"""One array of a feature set: clips gathered from its mapped shards into a batch tensor, in one copy.
+
+Where each inner chunk goes is planned once a batch; a clip then costs a look into the shard's index and a
+memory copy for every chunk, during which numpy has let go of the interpreter's lock.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from thinkjepa.cache.errors import CacheError
+from thinkjepa.cache.layout import shard_file
+from thinkjepa.cache.records import ArraySpec, FeatureSet
+from thinkjepa.cache.shard import Bytes, MappedShard
+
+Rows = npt.NDArray[np.int64]
+"""Places of clips on the clip axis."""
+
+Slices = tuple[slice, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What of each clip is read: places on the layer axis (None: all), tokens from the first (None: all)."""
+
+    layers: tuple[int, ...] | None = None
+    tokens: int | None = None
+
+    def indices(self, spec: ArraySpec) -> tuple[Sequence[int], ...]:
+        """Places read on every axis of a clip, in order."""
+        chosen = {"layer": self.layers, "token": None if self.tokens is None else range(self.tokens)}
+        return tuple(
+            range(size) if (places := chosen.get(dim)) is None else places
+            for dim, size in zip(spec.dims, spec.shape, strict=True)
+        )
+
+    def shape(self, spec: ArraySpec) -> tuple[int, ...]:
+        return tuple(map(len, self.indices(spec)))
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One copy: bytes `source` of an inner chunk to bytes `target` of the clip."""
+
+    chunk: int
+    source: Slices
+    target: Slices
+
+
+class MappedArray:
+    """The shards of one array, mapped when a clip of them is first asked for."""
+
+    def __init__(self, root: Path, feature_set: FeatureSet, spec: ArraySpec) -> None:
+        self._root, self._set, self.spec = root, feature_set, spec
+        self._chunks_per_clip = math.prod(spec.chunk_grid)
+        self._chunk_bytes_shape = byte_shape(spec.chunks, spec)
+        self._shards: dict[int, MappedShard] = {}
+
+    def shard(self, number: int) -> MappedShard:
+        """Raises CacheError where the shard is missing or damaged."""
+        if number not in self._shards:
+            rank = 1 + len(self.spec.shape)
+            path = shard_file(self._root, self._set.name, self.spec.name, shard=number, rank=rank)
+            num_chunks = self._set.rows_per_shard * self._chunks_per_clip
+            self._shards[number] = MappedShard(path, num_chunks=num_chunks)
+        return self._shards[number]
+
+    def gather(self, clip_ids: Sequence[str], rows: Rows, part: Part, out: torch.Tensor) -> None:
+        """Copy `part` of the clips in `rows` to `out`, `(clip, *part.shape(spec))` in the stored dtype.
+
+        What was never written is zero. Raises CacheError with the name of a clip whose bytes do not match
+        their crc32c.
+        """
+        raw: Bytes = out.view(torch.uint8).numpy()
+        numbers, slots = np.divmod(rows, self._set.rows_per_shard)
+        moves = list(planned_moves(self.spec, part))
+        whole = len(moves) == 1 and self._chunks_per_clip == 1 and part.shape(self.spec) == self.spec.chunks
+        for place, (number, slot) in enumerate(zip(numbers.tolist(), slots.tolist(), strict=True)):
+            try:
+                shard = self.shard(number)
+                if whole:
+                    _copy(shard.chunk(slot), raw[place].reshape(-1))
+                else:
+                    self._move_all(shard, slot, moves, raw[place])
+            except CacheError as error:
+                raise CacheError(
+                    f"clip {clip_ids[place]!r}, array {self.spec.name}: {error}; restore the shard"
+                ) from error
+
+    def _move_all(self, shard: MappedShard, slot: int, moves: Sequence[Move], target: Bytes) -> None:
+        first = slot * self._chunks_per_clip
+        for move in moves:
+            chunk = shard.chunk(first + move.chunk)
+            if chunk is not None:
+                chunk = chunk.reshape(self._chunk_bytes_shape)[move.source]
+            _copy(chunk, target[move.target])
+
+
+def _copy(source: Bytes | None, target: Bytes) -> None:
+    if source is None:
+        target[...] = 0
+    else:
+        np.copyto(target, source)
+
+
+def byte_shape(shape: Sequence[int], spec: ArraySpec) -> tuple[int, ...]:
+    """A shape with its last axis counted in bytes."""
+    return (*shape[:-1], shape[-1] * spec.stored_dtype.itemsize)
+
+
+def planned_moves(spec: ArraySpec, part: Part) -> Iterator[Move]:
+    """The copies that put `part` of a clip together: every byte of it is written by exactly one of them."""
+    runs = [list(_runs(places, chunk)) for places, chunk in zip(part.indices(spec), spec.chunks, strict=True)]
+    for chosen in itertools.product(*runs):
+        position = tuple(run.chunk for run in chosen)
+        yield Move(
+            chunk=int(np.ravel_multi_index(position, spec.chunk_grid)),
+            source=_in_bytes([run.source for run in chosen], spec),
+            target=_in_bytes([run.target for run in chosen], spec),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Neighbouring places of one axis that lie in one chunk."""
+
+    chunk: int
+    source: slice
+    target: slice
+
+
+def _runs(places: Sequence[int], chunk: int) -> Iterator[_Run]:
+    start = 0
+    while start < len(places):
+        stop = start + 1
+        while stop < len(places) and places[stop] == places[stop - 1] + 1 and places[stop] % chunk:
+            stop += 1
+        number, first = divmod(places[start], chunk)
+        yield _Run(number, slice(first, first + stop - start), slice(start, stop))
+        start = stop
+
+
+def _in_bytes(slices: Sequence[slice], spec: ArraySpec) -> Slices:
+    size, last = spec.stored_dtype.itemsize, slices[-1]
+    return (*slices[:-1], slice(last.start * size, last.stop * size))
