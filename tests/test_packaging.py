@@ -69,7 +69,7 @@ def test_wheel_holds_the_package_data_that_is_declared(wheel_names):
         for package, patterns in declared.items()
         for pattern in patterns
         for path in ROOT.joinpath(*package.split(".")[1:]).glob(pattern)
-        if f"thinkjepa/{path.relative_to(ROOT).as_posix()}" not in wheel_names
+        if path.is_file() and f"thinkjepa/{path.relative_to(ROOT).as_posix()}" not in wheel_names
     }
     assert missing == set()
 

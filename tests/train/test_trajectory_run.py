@@ -17,8 +17,10 @@ from thinkjepa.stages.data.trajectories import Supervision, Trajectory
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train import SplitRule, TrainSettings, train
 from thinkjepa.stages.train.features import Features, choose_features, last_seen
-from thinkjepa.stages.train.loop import DISTANCE_M, Fitting, make_optimizer, train_step, validation_terms
+from thinkjepa.stages.train.fit_state import FitState
+from thinkjepa.stages.train.loop import DISTANCE_M, Fitting, train_epoch, validation_terms
 from thinkjepa.stages.train.model import build_model
+from thinkjepa.stages.train.optimiser import make_optimizer
 from thinkjepa.stages.train.run import divide_clips, make_accelerator, plan_run, supervised, untrained_model
 from thinkjepa.stages.train.shapes import HeadShape
 
@@ -71,6 +73,9 @@ def test_eight_clips_are_learned_by_heart_to_5_mm(
         TINY,
         variant=variant,
         anchor=anchor,
+        epochs=1,
+        schedule="cosine",
+        warmup=0.3,
         batch_size=8,
         clips_per_forward=8,
         learning_rate=rate,
@@ -88,13 +93,9 @@ def test_eight_clips_are_learned_by_heart_to_5_mm(
     plan = plan_run(cache, settings, features, replace(divided, ids={"train": clips}), num_processes=1)
     model = untrained_model(plan)
     optimizer = make_optimizer(model, settings)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     fitting = Fitting(model, optimizer, features, make_accelerator(settings), settings)
     before_m = float(validation_terms(fitting, clips)[DISTANCE_M])
-    model.train()
-    for _ in range(steps):
-        train_step(fitting, clips)
-        schedule.step()
+    train_epoch(fitting, [clips] * steps, FitState(), progress=silent, save=lambda state: None)
     assert len(clips) == 8
     assert float(validation_terms(fitting, clips)[DISTANCE_M]) < 0.005 < 0.01 < before_m
 
