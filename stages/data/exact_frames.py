@@ -50,6 +50,7 @@ class ExactFrames:
         self._index = _read_index(self._container, self._stream)
         self._seek(START)
         self._size: tuple[int, int] | None = None
+        self._image(self._index.shown[-1])  # a container that promises more than it holds is told here
         self.first = self._image(self._index.shown[0])
         """The first frame `(height, width, 3)`, RGB, upright."""
 
