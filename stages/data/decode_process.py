@@ -29,7 +29,7 @@ FrameStack = npt.NDArray[np.uint8]
 CHILD = "thinkjepa.stages.data.decode_child"
 
 START_TIMEOUT_S = 120.0
-"""For the child's own start (interpreter, numpy, decord): half a second on an idle machine."""
+"""For the child's own start (interpreter, numpy, libav): half a second on an idle machine."""
 
 EXIT_TIMEOUT_S = 10.0
 """From the end of the pipe to the end of the process that closed it."""

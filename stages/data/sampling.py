@@ -20,7 +20,7 @@ Frames = npt.NDArray[np.int64]
 
 TOLERANCE_S = 1e-3
 """A frame shown up to 1 ms after the wanted time still counts as shown: containers such as Matroska store
-whole milliseconds, and decord's float32 times are within 0.25 ms in the first hour."""
+whole milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)

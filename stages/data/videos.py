@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -46,7 +47,7 @@ def find_videos(folder: Path) -> list[Path]:
     if not stat.S_ISDIR(kind):
         raise StageError(f"--videos {str(folder)!r} is a file: give the folder that holds it")
     root = folder.resolve()
-    named = [path for path in _files(folder) if path.suffix.lower() in SUFFIXES and is_plain(path)]
+    named = [path for path in _files(folder) if path.suffix.lower() in SUFFIXES]
     found = [path for path in named if is_inside(path, root)]
     if not found:
         links = f" ({len(named)} links that lead out of it are not followed)" if named else ""
@@ -57,7 +58,9 @@ def find_videos(folder: Path) -> list[Path]:
 
 
 def identify(path: Path, *, folder: Path) -> SourceVideo:
-    """Read a whole file to identify it. Raises OSError."""
+    """Read a whole file to identify it. Raises OSError, also for a pipe, which would block for ever."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "neither a file nor a link to one")
     signature = file_signature(path)
     return SourceVideo(path, display_name(path, folder), digest=file_digest(path), signature=signature)
 
