@@ -53,8 +53,8 @@ def predict_command(
     """Predict the hands' joints over the future of one video.
 
     The models see frames before the split only. By default the split lies as late as the video still shows
-    the whole future; in a shorter video it lies at the end. Where the run's cache has labels of the video,
-    the true hand is drawn in a second panel and the distance is given.
+    the whole future; in a shorter video it lies at the end. Where the run's cache has labels of the video, or
+    a label file lies beside it, the true hand is drawn in a second panel and the distance is given.
     """
     from thinkjepa.cache.disk import replace_file
     from thinkjepa.pipeline.overlay import overlay_video

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thinkjepa.cache import ClipRow, FeatureSet, VideoLabels
+from thinkjepa.cache import ClipRow, FeatureSet, VideoLabels, file_digest
 from thinkjepa.stages.data.catalog import PlannedFolder
 from thinkjepa.stages.data.decode_process import DecodeError, VideoDecoder, VideoInfo
+from thinkjepa.stages.data.labels.readers import find_label_file, read_labels
 from thinkjepa.stages.data.trajectories import Poses, Positions, clip_trajectory, reference_frame
 from thinkjepa.stages.data.videos import SourceVideo, identify
 from thinkjepa.stages.errors import StageError
@@ -112,7 +113,7 @@ def predict(
         if thinker_set is not None:
             thought, others = watched.thought(thinker_set, places.get("thinker"), progress)
             warnings += [line for line in others if line not in warnings]
-    labels = features.cache.labels.find(source.digest)
+    labels = features.cache.labels.find(source.digest) or _labels_beside(source)
     joints = run.shape.head.joints
     last_pose = _last_pose(labels, joints, frames, needed=run.shape.head.anchor == "last_pose")
     with torch.no_grad():
@@ -213,6 +214,15 @@ def _identified(video: Path) -> SourceVideo:
         raise StageError(f"--video {str(video)!r} cannot be read: {error.strerror}") from error
 
 
+def _labels_beside(source: SourceVideo) -> VideoLabels | None:
+    """The labels in a file beside the video, None where there is none. Raises LabelError for a broken one."""
+    file = find_label_file(source.path, source.path.parent.resolve())
+    if file is None:
+        return None
+    read = read_labels(file)
+    return read.of_video(source.name, video_digest=source.digest, label_digest=file_digest(file))
+
+
 def _last_pose(
     labels: VideoLabels | None, joints: tuple[str, ...], frames: ChosenFrames, *, needed: bool
 ) -> Positions:
@@ -222,7 +232,7 @@ def _last_pose(
     if labels is None or labels.num_frames <= frames.observed[-1]:
         raise StageError(
             "the run predicts displacements from the last observed pose (anchor last_pose), and the run's "
-            "cache has no labels of this video up to the split: import them with thinkjepa-data import"
+            "cache has no labels of this video up to the split, nor is there a label file beside it"
         )
     seen = clip_trajectory(labels, joints, observed_frames=frames.observed, future_frames=[[]])
     pose, known = last_seen(seen)

@@ -212,6 +212,18 @@ def test_a_video_without_labels_is_drawn_without_a_truth(
     assert pictures[0].shape[1] == PANEL_SHORT_SIDE_PX * SIZE[0] // SIZE[1]
 
 
+def test_labels_beside_a_new_video_give_the_true_hand(run: Path, predict: RunCommand, tmp_path: Path) -> None:
+    video = lossless_video(tmp_path / "new.mkv", change=None)
+    rows = ["frame,joint,x,y,z,fx,fy,cx,cy"]
+    rows += [f"{frame},rightHand,0,0,0.5,160,160,80,64" for frame in range(NUM_FRAMES)]
+    video.with_suffix(".csv").write_text("\n".join(rows) + "\n")
+    outcome = predict(run, video, tmp_path / "out.mp4")
+    assert outcome.status == 0, outcome.stderr
+    true_m = np.array(outcome.json["true_positions_m"])[:, JOINTS.index("rightHand")]
+    assert (true_m == [0, 0, 0.5]).all()
+    assert outcome.json["mean_distance_m"] > 0
+
+
 def test_wrong_use_is_refused_in_one_clear_line(
     run: Path, cache: Path, videos: list[Path], tiny_models: Path, tmp_path: Path
 ) -> None:
