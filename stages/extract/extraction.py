@@ -19,6 +19,7 @@ from thinkjepa.stages.data.decode_process import VideoDecoder
 from thinkjepa.stages.data.labels.storing import store_labels
 from thinkjepa.stages.data.videos import find_videos
 from thinkjepa.stages.extract.batches import ClipDecoding, run_batch, with_video
+from thinkjepa.stages.extract.feature_sets import Storing
 from thinkjepa.stages.extract.frozen_models import TRANSFORMERS, FrozenModels
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings, allowed_failures
 from thinkjepa.stages.extract.vllm_settings import VllmSettings
@@ -75,7 +76,7 @@ def extract(
     started = time.monotonic()
     files = find_videos(videos)
     frozen = FrozenModels.find(models, device=execution.device, vllm=vllm, batch_size=execution.batch_size)
-    wanted = frozen.sets(clips, shard_mb=execution.shard_mb)
+    wanted = frozen.sets(clips, Storing(execution.shard_mb, execution.codec, models.fp8))
     decoding = VideoDecoder(timeout_s=execution.decode_timeout)
     with WriteSession(cache_dir) as session, decoding as decoder, frozen:
         planned = plan_folder(files, videos, clips, decoder=decoder, progress=progress)

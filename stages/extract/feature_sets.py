@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from thinkjepa.cache import FeatureSet, describe_set
+from dataclasses import dataclass
+
+from thinkjepa.cache import Codec, FeatureSet, describe_set
 from thinkjepa.stages.data.clips import ClipSettings
 from thinkjepa.stages.extract.encoder import VideoEncoder, encoder_arrays
 from thinkjepa.stages.extract.thinker import TOKEN_CAPACITY, TYPICAL_TOKENS, Thinker, thinker_arrays
@@ -10,7 +12,20 @@ from thinkjepa.stages.extract.thinker import TOKEN_CAPACITY, TYPICAL_TOKENS, Thi
 BYTES_PER_MB = 10**6
 
 
-def thinker_set(thinker: Thinker, clips: ClipSettings, *, dtype: str, shard_mb: int) -> FeatureSet:
+@dataclass(frozen=True, slots=True)
+class Storing:
+    """How new sets are stored: shards of `shard_mb`, a codec, and what of them in 8 bits."""
+
+    shard_mb: int
+    codec: Codec = "none"
+    fp8: str = "none"
+
+    def fp8_arrays(self, part: str, *names: str) -> tuple[str, ...]:
+        """These arrays, where their part of the features is to be stored in 8 bits."""
+        return names if self.fp8 in (part, "all") else ()
+
+
+def thinker_set(thinker: Thinker, clips: ClipSettings, *, dtype: str, storing: Storing) -> FeatureSet:
     """Named by the model's origin and the way its frames are chosen."""
     arrays = thinker_arrays(thinker.layers, width=thinker.width, dtype=dtype)
     full = sum(spec.clip_bytes for spec in arrays)
@@ -19,12 +34,14 @@ def thinker_set(thinker: Thinker, clips: ClipSettings, *, dtype: str, shard_mb: 
         origin={**thinker.origin, "sampling": clips.thinker_sampling},
         source=thinker.source,
         arrays=arrays,
-        shard_bytes=shard_mb * BYTES_PER_MB,
+        shard_bytes=storing.shard_mb * BYTES_PER_MB,
         typical_clip_bytes=full * TYPICAL_TOKENS // TOKEN_CAPACITY,
+        codec=storing.codec,
+        fp8_arrays=storing.fp8_arrays("tokens", "tokens"),
     )
 
 
-def encoder_set(encoder: VideoEncoder, clips: ClipSettings, *, shard_mb: int) -> FeatureSet:
+def encoder_set(encoder: VideoEncoder, clips: ClipSettings, *, storing: Storing) -> FeatureSet:
     """Named by the model's origin and the way its frames are chosen."""
     arrays = encoder_arrays(
         encoder,
@@ -37,6 +54,8 @@ def encoder_set(encoder: VideoEncoder, clips: ClipSettings, *, shard_mb: int) ->
         origin={**encoder.origin, "sampling": clips.dense_sampling},
         source=encoder.source,
         arrays=arrays,
-        shard_bytes=shard_mb * BYTES_PER_MB,
+        shard_bytes=storing.shard_mb * BYTES_PER_MB,
         typical_clip_bytes=sum(spec.clip_bytes for spec in arrays),
+        codec=storing.codec,
+        fp8_arrays=storing.fp8_arrays("latents", "observed", "future"),
     )

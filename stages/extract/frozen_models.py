@@ -12,7 +12,7 @@ from thinkjepa.cache import FeatureSet, Kind
 from thinkjepa.stages.data.clips import ClipSettings
 from thinkjepa.stages.extract.device import choose_device, choose_dtype, quiet_transformers
 from thinkjepa.stages.extract.encoder import VideoEncoder
-from thinkjepa.stages.extract.feature_sets import encoder_set, thinker_set
+from thinkjepa.stages.extract.feature_sets import Storing, encoder_set, thinker_set
 from thinkjepa.stages.extract.hooked_thinker import HookedThinker
 from thinkjepa.stages.extract.settings import GPU_BATCH, ModelSettings
 from thinkjepa.stages.extract.vllm_settings import VllmSettings
@@ -57,10 +57,10 @@ class FrozenModels:
         for kind in kinds:
             (self.thinker if kind == "thinker" else self.encoder).load()
 
-    def sets(self, clips: ClipSettings, *, shard_mb: int) -> tuple[FeatureSet, FeatureSet]:
+    def sets(self, clips: ClipSettings, storing: Storing) -> tuple[FeatureSet, FeatureSet]:
         return (
-            thinker_set(self.thinker, clips, dtype=self.thinker.dtype, shard_mb=shard_mb),
-            encoder_set(self.encoder, clips, shard_mb=shard_mb),
+            thinker_set(self.thinker, clips, dtype=self.thinker.dtype, storing=storing),
+            encoder_set(self.encoder, clips, storing=storing),
         )
 
 

@@ -39,6 +39,11 @@ class ModelSettings:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto", "Precision of the models and of the stored features; auto: bfloat16 on a GPU, float32 on CPU."
     )
+    fp8: Literal["none", "tokens", "latents", "all"] = setting(
+        "none",
+        "What is stored in 8 bits with a scale per token, which halves its disk and adds an error that "
+        "thinkjepa-cache info shows: the thinker's tokens, the encoder's latents, all or none.",
+    )
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -60,6 +65,10 @@ class ExecutionSettings:
     decode_timeout: float = setting(60.0, "Seconds without an answer after which the decoder is ended.")
     max_failures: str = setting("0", "Failed videos that are accepted: a number, or a percentage such as 5%.")
     shard_mb: int = setting(512, "Megabytes of features per shard file.")
+    codec: Literal["none", "zstd", "blosc"] = setting(
+        "none",
+        "Compression of new sets; float features shrink by about a tenth and read many times slower.",
+    )
 
     def __post_init__(self) -> None:
         if self.batch_size < 0:

@@ -25,7 +25,7 @@ from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.trained_run import TrainedRun
 from thinkjepa.stages.extract.batches import ClipDecoding, see, watch
 from thinkjepa.stages.extract.thinker import Thought, thought_features
-from thinkjepa.stages.predict.run_models import load_encoder, load_thinker, version_differences
+from thinkjepa.stages.predict.run_models import as_stored, load_encoder, load_thinker, version_differences
 from thinkjepa.stages.predict.splits import ChosenFrames, SplitChoice, choose_frames
 from thinkjepa.stages.progress import Progress
 from thinkjepa.stages.train.features import last_seen
@@ -121,7 +121,7 @@ def predict(
             features.viewed(observed, torch.device("cpu")),
             None if thought is None else thought_features("", thought).arrays["pooled"][None],
             torch.from_numpy(last_pose)[None],
-            None if thought is None or not features.token_kinds else _tokens(thought, features.token_kinds),
+            _tokens(thought, features.token_kinds, thinker_set) if thought and thinker_set else None,
         )
     assert forecast.joints_m is not None, "the run has a head"
     positions_m = forecast.joints_m[0].flatten(0, 1).numpy()
@@ -156,7 +156,7 @@ class _Watched:
         progress.begin("encoding", total=1, unit="windows")
         encoder = load_encoder(made, place=place, device=self.device)
         windows = watch(self._clip, encoder, self._decoding)
-        observed = encoder.encode(windows)
+        observed = as_stored(encoder.encode(windows), "observed", made)
         warnings = version_differences(encoder.origin, made)
         progress.advance(1)
         return observed, warnings
@@ -202,9 +202,12 @@ class _Watched:
         return ClipDecoding(self.decoder, folder)
 
 
-def _tokens(thought: Thought, kinds: Sequence[int]) -> TokenBatch:
-    """The tokens that guide by cross-attention, as a batch of one clip."""
-    return packed([of_kinds(thought.hidden_LSD, thought.token_kind_S, kinds)]).to(torch.device("cpu"))
+def _tokens(thought: Thought, kinds: Sequence[int], made: FeatureSet) -> TokenBatch | None:
+    """The tokens that guide by cross-attention, as a batch of one clip; None where none do."""
+    if not kinds:
+        return None
+    hidden_LSD = as_stored(thought.hidden_LSD, "tokens", made)
+    return packed([of_kinds(hidden_LSD, thought.token_kind_S, kinds)]).to(torch.device("cpu"))
 
 
 def _identified(video: Path) -> SourceVideo:

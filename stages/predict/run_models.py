@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from thinkjepa.cache import FeatureSet
+from thinkjepa.cache.fp8 import quantised, restored
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.device import choose_device, quiet_transformers
 from thinkjepa.stages.extract.encoder import VideoEncoder
@@ -13,8 +16,8 @@ from thinkjepa.stages.extract.hooked_thinker import HookedThinker
 from thinkjepa.stages.extract.settings import ModelSettings
 from thinkjepa.stages.extract.weights import find_model
 
-NOT_COMPARED = ("sampling", "versions")
-"""No properties of the model: frames are chosen elsewhere, and other versions are only warned of."""
+NOT_COMPARED = ("sampling", "versions", "fp8")
+"""No properties of the model; other versions are only warned of."""
 
 
 def load_encoder(made: FeatureSet, *, place: str | None, device: str) -> VideoEncoder:
@@ -62,6 +65,13 @@ def check_origin(found: Mapping[str, Any], made: FeatureSet, *, flag: str) -> No
             f"({name}: {found.get(name)!r}, the run's {made.origin.get(name)!r}): "
             "name the folder or hub model that the features came from"
         )
+
+
+def as_stored(values: Tensor, array: str, made: FeatureSet) -> Tensor:
+    """Values as the set's readers get them: rounded to 8 bits where it stores an array so."""
+    if array not in made.origin.get("fp8", ()):
+        return values
+    return restored(*quantised(values), values.dtype)
 
 
 def version_differences(found: Mapping[str, Any], made: FeatureSet) -> list[str]:
