@@ -141,6 +141,21 @@ class FeatureCache:
             self._gather(set_name, spec, clip_ids, rows[set_name], part, values[key])
         return FeatureBatch(values, lengths)
 
+    def dask(self, set_name: str, array: str) -> Any:
+        """An array as a `dask.array`, `(clip, *array shape)`, clips in the order of the set's index.
+
+        A chunk is a clip; bfloat16 comes as float32; ragged arrays come at full capacity.
+        """
+        from thinkjepa.cache.lazy import dask_array  # dask takes a second to import
+
+        return dask_array(self, self._set(set_name).name, array)
+
+    def xarray(self) -> Any:
+        """All feature sets as an `xarray.DataTree`, a group each, lazy. Needs the extra `xarray`."""
+        from thinkjepa.cache.lazy import data_tree
+
+        return data_tree(self)
+
     def shard_of(self, set_name: str, array: str, clip_id: str) -> tuple[MappedShard, int]:
         """The mapped shard that holds a clip's array, and the clip's place in it. Raises CacheError."""
         row = int(self._rows(set_name, [clip_id])[0])
