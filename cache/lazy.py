@@ -60,9 +60,7 @@ def data_tree(cache: FeatureCache) -> Any:
     groups = {}
     for name, feature_set in cache.feature_sets.items():
         arrays = {array: ClipsOnDemand(cache, name, array) for array in feature_set.arrays}
-        variables = {
-            array: (clips.dims, dask_array(cache, name, array)) for array, clips in arrays.items()
-        }
+        variables = {array: (clips.dims, dask_array(cache, name, array)) for array, clips in arrays.items()}
         ids = next(iter(arrays.values())).clip_ids
         groups[name] = xarray.Dataset(variables, coords={"clip": ids}, attrs={"kind": feature_set.kind})
     return xarray.DataTree.from_dict(groups)
