@@ -121,7 +121,7 @@ class LabelTable:
     """All labels of a cache, by video digest.
 
     Numbers are views into the mapped files, checked against their crc32c on first touch.
-    ."""
+    """
 
     def __init__(self, root: Path) -> None:
         self._folder = labels_dir(root)

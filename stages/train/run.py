@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 
 from thinkjepa.cache import ClipSelection, FeatureCache, FeatureSet
-from thinkjepa.stages.data.selection import Selection, selected_clip_ids
+from thinkjepa.stages.data.selection import Selection, labels_digest, selected_clip_ids
 from thinkjepa.stages.data.split_store import StoredSplit, stored_split
 from thinkjepa.stages.data.splits import SIDES, Side, SplitRule
 from thinkjepa.stages.data.trajectories import Supervision
@@ -229,6 +229,7 @@ def plan_run(
         "model": shape_to_json(shape),
         "init_from_digest": warm_start.digest if warm_start else "",
         "reference_frames": list(features.supervision.reference_frames) if features.supervision else [],
+        "labels": used_labels(features),
         "split_sha256": hashlib.sha256(json_bytes(clips.to_json())).hexdigest(),
         "processes": num_processes,
         "threads": torch.get_num_threads(),
@@ -263,6 +264,13 @@ def plan_costs(
     )
     shape = model_shape(supervised(features, settings), settings)
     return training_costs(features.needed_by(shape), shape, settings)
+
+
+def used_labels(features: Features) -> str:
+    """Tells apart the hand labels of a run's clips, empty without any: corrected ones make another run."""
+    if features.supervision is None:
+        return ""
+    return labels_digest(features.cache, set(features.clips().values("video_digest")))
 
 
 def head_shape(features: Features, settings: TrainSettings) -> HeadShape | None:

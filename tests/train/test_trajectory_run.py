@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from thinkjepa.cache import FeatureCache
+from thinkjepa.cache import FeatureCache, WriteSession
 from thinkjepa.stages.data.trajectories import Supervision, Trajectory
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train import SplitRule, TrainSettings, train
@@ -140,6 +140,18 @@ def test_only_the_chosen_joints_are_trained(latent_cache: BuildCache, tmp_path: 
     assert run(cache, tmp_path / "run", joints="rightThumbTip")["num_joints"] == 1
     with pytest.raises(StageError, match="no label has 'leftHand'"):
         run(cache, tmp_path / "other", joints="leftHand")
+
+
+def test_corrected_labels_make_another_run(latent_cache: BuildCache, tmp_path: Path) -> None:
+    cache = latent_cache(labelled=16)
+    first = run(cache, tmp_path / "run")
+    assert run(cache, tmp_path / "run") == first
+    labels = next(iter(FeatureCache.open(cache).labels))
+    corrected = replace(labels, positions_m=labels.positions_m + 1, label_digest="corrected")
+    with WriteSession(cache) as session:
+        assert session.add_labels([corrected]) == 1
+    with pytest.raises(StageError, match="finished run with other settings or features"):
+        run(cache, tmp_path / "run")
 
 
 def test_an_interrupted_run_continues_to_the_same_files(latent_cache: BuildCache, tmp_path: Path) -> None:
