@@ -37,10 +37,14 @@ def write_project(out: Path, *, seed: int) -> list[Path]:
 def draw_pictures(out: Path) -> list[str]:
     """Hands over the frames, features of a test clip, and its predicted future; in `results/pictures`.
 
-    The clip is the first of the test side. Returns the commands that drew them, as run in `out`.
+    The clip is the last one of the first test video: there the hand is on its way. Returns the commands
+    that drew them, as run in `out`.
     """
-    clip_id = read_json(out / SHOWN_RUN / "split.json")["clips"]["test"][0]
-    clip = next(clip for clip in FeatureCache.open(out / "features").clips.all() if clip.clip_id == clip_id)
+    test_ids = set(read_json(out / SHOWN_RUN / "split.json")["clips"]["test"])
+    test_clips = [
+        clip for clip in FeatureCache.open(out / "features").clips.all() if clip.clip_id in test_ids
+    ]
+    clip = min(test_clips, key=lambda clip: (clip.video, -clip.split_frame))
     pictures = "results/pictures"
     commands = [
         ["thinkjepa-data", "check", "videos", "--plot", f"{pictures}/hands.png"],
@@ -48,7 +52,7 @@ def draw_pictures(out: Path) -> list[str]:
             "thinkjepa-cache",
             "show",
             "features",
-            clip_id,
+            clip.clip_id,
             "-o",
             f"{pictures}/features.png",
             "--videos",
