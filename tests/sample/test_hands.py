@@ -22,7 +22,8 @@ from thinkjepa.pipeline.sample.episodes.expand import camera_transforms, expand,
 from thinkjepa.pipeline.sample.episodes.plan import PLACES
 from thinkjepa.pipeline.sample.episodes.skeleton import Skeleton
 from thinkjepa.stages.data.joints import PAPER_JOINTS
-from thinkjepa.stages.data.trajectories import project, to_camera
+from thinkjepa.stages.data.labels.readers import read_labels
+from thinkjepa.stages.data.trajectories import project, to_camera, to_world
 
 HANDS = Path(str(files("thinkjepa.pipeline.sample") / "hands"))
 MAX_ERROR_M = 1e-4
@@ -147,6 +148,21 @@ def test_expansion_writes_what_egodex_readers_expect(shipped, expanded):
             assert file.attrs["llm_description"] == facts.description
             assert file.attrs["which_llm_description"] == "1"
             assert file.attrs["llm_type"] != "reversible"
+
+
+def test_joints_return_from_the_pixels(expanded):
+    """Through the reader: world, camera, pixels, and with the joint's depth all the way back."""
+    for video in sorted(expanded.rglob("*.mp4"))[::16]:
+        labels = read_labels(video.with_suffix(".hdf5"))
+        assert (labels.source, labels.reference_frame) == ("egodex", "world")
+        for frame in (0, labels.num_frames // 2, labels.num_frames - 1):
+            seen = to_camera(labels.positions_m[frame], labels.camera_poses[frame])
+            before = seen[:, 2] > 0  # a forearm may reach behind the camera
+            pixels = project(seen[before], labels.intrinsics)
+            rays = np.linalg.solve(labels.intrinsics, np.c_[pixels, np.ones(len(pixels))].T).T
+            back = to_world((rays * seen[before, 2:]).astype(np.float32), labels.camera_poses[frame])
+            assert before.sum() >= 20
+            np.testing.assert_allclose(back, labels.positions_m[frame][before], atol=1e-5)
 
 
 def test_joints_have_egodex_names_and_those_that_adroit_lacks_are_left_out(shipped):
