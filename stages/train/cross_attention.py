@@ -110,11 +110,11 @@ class TokenPyramid(nn.Module):
         )
         self.gates = nn.Parameter(torch.zeros(trunk.depth))
 
-    def guide(self, states: ThinkerStates, guided: Tensor | None) -> Guidance:
-        """Guidance of a batch; samples where `guided` `(batch,)` is 0 run as the unguided predictor does."""
+    def guide(self, states: ThinkerStates) -> Guidance:
+        """Guidance of a batch; samples that are not guided run as in the unguided predictor."""
         assert states.tokens is not None, "cross-attention is always given tokens"
         gates_BY = self.gates.expand(len(states.pooled), -1)
-        if guided is not None:
-            gates_BY = gates_BY * guided[:, None]
+        if states.guided is not None:
+            gates_BY = gates_BY * states.guided[:, None]
         projected = self.projection(states.tokens.states)
         return Cross(self.layers, self.levels, projected, states.tokens.counts, gates_BY)

@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thinkjepa.cache import ClipSelection, FeatureCache, FeatureSet, Kind
+from thinkjepa.cache import BatchBuffers, ClipSelection, FeatureCache, FeatureSet, Kind
 from thinkjepa.stages.data.trajectories import Positions, Supervision, Trajectory
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train.latent_views import viewed, viewed_grid
-from thinkjepa.stages.train.prefetch import Buffers
 from thinkjepa.stages.train.shapes import LatentGrid, LatentView, ModelShape, ThinkerShape, Variant
 from thinkjepa.stages.train.thinker_states import TokenBatch, read_tokens
 
@@ -89,9 +88,9 @@ class Features:
 
     def batch(self, clip_ids: Sequence[str], device: torch.device) -> Batch:
         """Features of `clip_ids`, in that order."""
-        return self.seen(self.stored(clip_ids, Buffers()), device)
+        return self.seen(self.stored(clip_ids, BatchBuffers(pinned=False)), device)
 
-    def stored(self, clip_ids: Sequence[str], buffers: Buffers) -> Batch:
+    def stored(self, clip_ids: Sequence[str], buffers: BatchBuffers) -> Batch:
         """Features of `clip_ids` on the CPU, just as they are stored, latents in `buffers`."""
         future_BWTPD = self._read_latents("future", clip_ids, buffers)
         return Batch(
@@ -112,9 +111,10 @@ class Features:
             tokens=None if stored.tokens is None else stored.tokens.to(device),
         )
 
-    def _read_latents(self, array: str, clip_ids: Sequence[str], buffers: Buffers) -> Tensor:
+    def _read_latents(self, array: str, clip_ids: Sequence[str], buffers: BatchBuffers) -> Tensor:
         spec = self.encoder.arrays[array]
-        out = buffers.take(array, (len(clip_ids), *spec.shape), spec.torch_dtype)
+        key = (self.encoder.name, array)
+        out = buffers.tensor(key, (len(clip_ids), *spec.shape), spec.torch_dtype)
         return self.cache.read(self.encoder.name, array, clip_ids, out=out)
 
     def viewed(self, latents_BTPD: Tensor, device: torch.device) -> Tensor:

@@ -3,6 +3,8 @@
 Shape letters: L levels, Y predictor depth.
 """
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -12,9 +14,9 @@ from thinkjepa.stages.train.shapes import GuidanceShape
 class Levels(nn.Module):
     """Brings what is known per level to each depth."""
 
+    @abstractmethod
     def at(self, depth: int, per_level: Tensor) -> Tensor:
         """`(batch, ...)` for the block at `depth` from `(batch, level, ...)` of all stored levels."""
-        raise NotImplementedError
 
 
 class FixedLevels(Levels):

@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from thinkjepa.cache import BatchBuffers
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train.batches import Share, batches_in_order, shares_of, training_batches
 from thinkjepa.stages.train.features import Batch, Features
@@ -29,7 +30,7 @@ from thinkjepa.stages.train.losses import (
 )
 from thinkjepa.stages.train.model import Forecast, ForecastModel
 from thinkjepa.stages.train.optimiser import Moment, make_optimizer, set_rates
-from thinkjepa.stages.train.prefetch import Buffers, new_buffers, prefetched
+from thinkjepa.stages.train.prefetch import new_buffers, prefetched
 from thinkjepa.stages.train.randomness import is_dropped
 from thinkjepa.stages.train.resume import ResumeFile
 from thinkjepa.stages.train.settings import TrainSettings
@@ -54,7 +55,7 @@ class Fitting:
     features: Features
     accelerator: Accelerator
     settings: TrainSettings
-    buffers: tuple[Buffers, ...] = field(default_factory=new_buffers)
+    buffers: tuple[BatchBuffers, ...] = field(default_factory=new_buffers)
 
     def shares(self, batch: tuple[str, ...]) -> list[Share]:
         """The parts of a global batch that this process works on, one after another."""

@@ -10,35 +10,22 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import cycle
 from typing import TypeVar
 
-import torch
-from torch import Tensor
+from thinkjepa.cache import BatchBuffers
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
 
 
-class Buffers:
-    """Tensors on the CPU, by name, that keep their memory; pinned where a CUDA device copies from them."""
-
-    def __init__(self) -> None:
-        self._kept: dict[str, Tensor] = {}
-
-    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A contiguous tensor of any content, valid until `name` is taken the next time."""
-        kept = self._kept.get(name)
-        if kept is None or kept.dtype != dtype or kept.shape[1:] != shape[1:] or len(kept) < shape[0]:
-            kept = torch.empty(shape, dtype=dtype, pin_memory=torch.cuda.is_available())
-            self._kept[name] = kept
-        return kept[: shape[0]]
-
-
-def new_buffers() -> tuple[Buffers, ...]:
+def new_buffers() -> tuple[BatchBuffers, ...]:
     """For a batch with the consumer, one that waits for it, and one in the making."""
-    return tuple(Buffers() for _ in range(3))
+    return tuple(BatchBuffers() for _ in range(3))
 
 
 def prefetched(
-    requests: Iterable[Request], load: Callable[[Request, Buffers], Result], *, buffers: Sequence[Buffers]
+    requests: Iterable[Request],
+    load: Callable[[Request, BatchBuffers], Result],
+    *,
+    buffers: Sequence[BatchBuffers],
 ) -> Generator[Result]:
     """`load(request, buffers)` of every request, in order; what it raises is raised here, in its turn.
 

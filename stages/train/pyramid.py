@@ -120,11 +120,11 @@ class Pyramid(nn.Module):
         parts_BYPW = torch.stack(parts, dim=1).view(len(pooled), len(parts), self.parts, -1)
         return parts_BYPW * self.gates[:, None, None]
 
-    def guide(self, states: ThinkerStates, guided: Tensor | None) -> Guidance:
-        """Guidance of a batch; samples where `guided` `(batch,)` is 0 run as the unguided predictor does."""
+    def guide(self, states: ThinkerStates) -> Guidance:
+        """Guidance of a batch; samples that are not guided run as in the unguided predictor."""
         modulations_BYPW = self(states.pooled)
-        if guided is not None:
-            modulations_BYPW = modulations_BYPW * guided[:, None, None, None]
+        if states.guided is not None:
+            modulations_BYPW = modulations_BYPW * states.guided[:, None, None, None]
         return AdaLN(modulations_BYPW) if self.guidance.kind == "adaln" else Film(modulations_BYPW)
 
 

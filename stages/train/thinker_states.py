@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from thinkjepa.cache import FeatureCache
+from thinkjepa.cache import BatchBuffers, FeatureCache
 from thinkjepa.stages.errors import StageError
 
 
@@ -29,10 +29,14 @@ class TokenBatch:
 
 @dataclass(frozen=True, slots=True)
 class ThinkerStates:
-    """What guides a batch: `pooled` `(batch, level, stream, dim)`, and tokens for cross-attention."""
+    """What guides a batch."""
 
     pooled: Tensor
+    """`(batch, level, stream, dim)`"""
     tokens: TokenBatch | None = None
+    """For cross-attention."""
+    guided: Tensor | None = None
+    """`(batch,)`: a sample where it is 0 is forecast as if it had no thinker; None guides all."""
 
 
 def read_tokens(
@@ -47,13 +51,14 @@ def read_tokens(
             f"feature set {set_name} holds no tokens, which --guidance cross reads: extract them, or train "
             "with --guidance film or adaln"
         )
-    counts = cache.index(set_name).values_of(clip_ids, "token_count")
-    kinds_BS = cache.read(set_name, "token_kind", clip_ids)
-    # Clip by clip: the array's capacity is several times a clip's tokens; a batch of it would not fit.
-    return packed(
-        of_kinds(cache.read(set_name, "tokens", [clip_id])[0, :, :count], kind_S[:count], kinds)
-        for clip_id, count, kind_S in zip(clip_ids, counts, kinds_BS, strict=True)
-    )
+    buffers, arrays = BatchBuffers(pinned=False), [(set_name, "tokens"), (set_name, "token_kind")]
+
+    def chosen(clip_id: str) -> Tensor:
+        """Clip by clip, as the tokens of other kinds would take several times the batch's memory."""
+        read = cache.read_many([clip_id], arrays, out=buffers).arrays
+        return of_kinds(read[set_name, "tokens"][0], read[set_name, "token_kind"][0], kinds)
+
+    return packed(chosen(clip_id) for clip_id in clip_ids)
 
 
 def of_kinds(states_LSD: Tensor, kind_S: Tensor, kinds: Sequence[int]) -> Tensor:

@@ -9,6 +9,8 @@ Parameters of `thinkjepa` and `jepa` with the same seed start equal: each part d
 Shape letters: B batch, T latent steps, P patches, D latent dim, L levels, S streams, W width.
 """
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +30,8 @@ class Forecaster(nn.Module):
     """Predicts future latents `(batch, future step, patch, dim)` from what is known at the split frame.
 
     `pooled` `(batch, level, stream, dim)` and `tokens` are the thinker's states, None where a variant reads
-    none. A sample where `guided` `(batch,)` is 0 is forecast as if it had no thinker.
+    none. A sample where `guided` `(batch,)` is 0 is forecast as if it had no thinker. Variants say what they
+    make of the observed latents and these states.
     """
 
     def forward(
@@ -38,7 +41,7 @@ class Forecaster(nn.Module):
         tokens: TokenBatch | None = None,
         guided: Tensor | None = None,
     ) -> Tensor:
-        raise NotImplementedError
+        return self.future_steps(observed, _states(pooled, tokens, guided))
 
     def all_steps(
         self,
@@ -48,10 +51,22 @@ class Forecaster(nn.Module):
         guided: Tensor | None = None,
     ) -> Tensor:
         """The observed steps' latents, as read off their own positions, before the future ones."""
+        return self.observed_and_future_steps(observed, _states(pooled, tokens, guided))
+
+    @abstractmethod
+    def future_steps(self, observed: Tensor, thinker: ThinkerStates | None) -> Tensor:
+        """What `forward` gives."""
+
+    def observed_and_future_steps(self, observed: Tensor, thinker: ThinkerStates | None) -> Tensor:
+        """What `all_steps` gives."""
         raise StageError("this variant has no positions of observed steps")
 
     def set_thinker_statistics(self, statistics: StateStatistics) -> None:
         """Standardise the thinker's states with these; a model without a thinker needs none."""
+
+
+def _states(pooled: Tensor | None, tokens: TokenBatch | None, guided: Tensor | None) -> ThinkerStates | None:
+    return None if pooled is None else ThinkerStates(pooled, tokens, guided)
 
 
 class Jepa(Forecaster):
@@ -61,23 +76,11 @@ class Jepa(Forecaster):
         super().__init__()
         self.predictor = predictor
 
-    def forward(
-        self,
-        observed: Tensor,
-        pooled: Tensor | None,
-        tokens: TokenBatch | None = None,
-        guided: Tensor | None = None,
-    ) -> Tensor:
+    def future_steps(self, observed: Tensor, thinker: ThinkerStates | None) -> Tensor:
         future: Tensor = self.predictor(observed)
         return future
 
-    def all_steps(
-        self,
-        observed: Tensor,
-        pooled: Tensor | None,
-        tokens: TokenBatch | None = None,
-        guided: Tensor | None = None,
-    ) -> Tensor:
+    def observed_and_future_steps(self, observed: Tensor, thinker: ThinkerStates | None) -> Tensor:
         return self.predictor.all_steps(observed)
 
 
@@ -89,28 +92,16 @@ class ThinkJepa(Forecaster):
         self.predictor = predictor
         self.pyramid = pyramid
 
-    def forward(
-        self,
-        observed: Tensor,
-        pooled: Tensor | None,
-        tokens: TokenBatch | None = None,
-        guided: Tensor | None = None,
-    ) -> Tensor:
-        future: Tensor = self.predictor(observed, guidance=self._guide(pooled, tokens, guided))
+    def future_steps(self, observed: Tensor, thinker: ThinkerStates | None) -> Tensor:
+        future: Tensor = self.predictor(observed, guidance=self._guide(thinker))
         return future
 
-    def all_steps(
-        self,
-        observed: Tensor,
-        pooled: Tensor | None,
-        tokens: TokenBatch | None = None,
-        guided: Tensor | None = None,
-    ) -> Tensor:
-        return self.predictor.all_steps(observed, guidance=self._guide(pooled, tokens, guided))
+    def observed_and_future_steps(self, observed: Tensor, thinker: ThinkerStates | None) -> Tensor:
+        return self.predictor.all_steps(observed, guidance=self._guide(thinker))
 
-    def _guide(self, pooled: Tensor | None, tokens: TokenBatch | None, guided: Tensor | None) -> Guidance:
-        assert pooled is not None, "guided variants are always given pooled states"
-        return self.pyramid.guide(ThinkerStates(pooled, tokens), guided)
+    def _guide(self, thinker: ThinkerStates | None) -> Guidance:
+        assert thinker is not None, "guided variants are always given pooled states"
+        return self.pyramid.guide(thinker)
 
     def set_thinker_statistics(self, statistics: StateStatistics) -> None:
         self.pyramid.projection.set_statistics(statistics)
@@ -137,15 +128,9 @@ class ThinkerOnly(Forecaster):
         self.trunk = Trunk(trunk)
         self.proj = nn.Linear(trunk.width, grid.dim)
 
-    def forward(
-        self,
-        observed: Tensor,
-        pooled: Tensor | None,
-        tokens: TokenBatch | None = None,
-        guided: Tensor | None = None,
-    ) -> Tensor:
-        assert pooled is not None, "guided variants are always given pooled states"
-        projected_BLSW = self.projection(only_streams(pooled, self.guidance.use_streams))
+    def future_steps(self, observed: Tensor, thinker: ThinkerStates | None) -> Tensor:
+        assert thinker is not None, "guided variants are always given pooled states"
+        projected_BLSW = self.projection(only_streams(thinker.pooled, self.guidance.use_streams))
         context_BNW = projected_BLSW[:, list(self.levels)].flatten(1, 2) + self.context_embedding
         queries_BNW = self._queries().to(context_BNW.dtype).expand(len(context_BNW), -1, -1)
         num_context, grid = context_BNW.shape[1], self.grid

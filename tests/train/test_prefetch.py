@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from thinkjepa.cache import FeatureCache
+from thinkjepa.cache import BatchBuffers, FeatureCache
 from thinkjepa.stages.train.features import choose_features
-from thinkjepa.stages.train.prefetch import Buffers, new_buffers, prefetched
+from thinkjepa.stages.train.prefetch import new_buffers, prefetched
 
 BuildCache = Callable[..., Path]
 CPU = torch.device("cpu")
@@ -20,11 +20,11 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("ahead", [1, 2, 5])
 def test_results_come_in_order_and_stay_valid_until_the_next(ahead: int) -> None:
-    def load(number: int, buffers: Buffers) -> torch.Tensor:
-        return buffers.take("x", (3,), torch.float32).fill_(number)
+    def load(number: int, buffers: BatchBuffers) -> torch.Tensor:
+        return buffers.tensor(("set", "x"), (3,), torch.float32).fill_(number)
 
     for number, tensor in enumerate(
-        prefetched(range(20), load, buffers=[Buffers() for _ in range(ahead + 1)])
+        prefetched(range(20), load, buffers=[BatchBuffers() for _ in range(ahead + 1)])
     ):
         assert tensor.tolist() == [number] * 3
 
@@ -32,24 +32,24 @@ def test_results_come_in_order_and_stay_valid_until_the_next(ahead: int) -> None
 def test_memory_is_used_again() -> None:
     places = set()
     for tensor in prefetched(
-        range(20), lambda n, buffers: buffers.take("x", (4,), torch.float16), buffers=new_buffers()
+        range(20), lambda n, buffers: buffers.tensor(("set", "x"), (4,), torch.float16), buffers=new_buffers()
     ):
         places.add(tensor.data_ptr())
     assert len(places) == 3
 
 
 def test_a_smaller_batch_takes_the_front_of_the_buffer() -> None:
-    buffers = Buffers()
-    whole = buffers.take("x", (4, 2), torch.float32)
-    part = buffers.take("x", (3, 2), torch.float32)
+    buffers = BatchBuffers()
+    whole = buffers.tensor(("set", "x"), (4, 2), torch.float32)
+    part = buffers.tensor(("set", "x"), (3, 2), torch.float32)
     assert part.shape == (3, 2)
     assert part.is_contiguous()
     assert part.data_ptr() == whole.data_ptr()
-    assert buffers.take("x", (4, 2), torch.float16).dtype == torch.float16
+    assert buffers.tensor(("set", "x"), (4, 2), torch.float16).dtype == torch.float16
 
 
 def test_a_failed_load_is_raised_in_its_turn() -> None:
-    def load(number: int, buffers: Buffers) -> int:
+    def load(number: int, buffers: BatchBuffers) -> int:
         if number == 2:
             raise ValueError("clip 2 is damaged")
         return number
