@@ -16,7 +16,7 @@ from thinkjepa.cache import ClipRow, Failure, Kind, SetWriter, WriteSession, don
 from thinkjepa.stages.data.catalog import PlannedFolder, plan_folder
 from thinkjepa.stages.data.clips import ClipSettings
 from thinkjepa.stages.data.decode_process import VideoDecoder
-from thinkjepa.stages.data.labels.storing import store_labels
+from thinkjepa.stages.data.labels.storing import LabelReport, store_labels
 from thinkjepa.stages.data.videos import find_videos
 from thinkjepa.stages.extract.batches import ClipDecoding, run_batch, with_video
 from thinkjepa.stages.extract.feature_sets import Storing
@@ -81,13 +81,7 @@ def extract(
     with WriteSession(cache_dir) as session, decoding as decoder, frozen:
         planned = plan_folder(files, videos, clips, decoder=decoder, progress=progress)
         session.add_clips(planned.clips)
-        labels = store_labels(
-            session,
-            planned.paths.items(),
-            videos,
-            num_frames=lambda digest, path: planned.num_frames[digest],
-            progress=progress,
-        )
+        labels = _store_labels(session, planned, videos, progress)
         thinker, encoder = (session.resolve(item) for item in wanted)
         with session.writer(thinker) as thoughts, session.writer(encoder) as latents:
             writers: dict[Kind, SetWriter] = {"thinker": thoughts, "encoder": latents}
@@ -118,6 +112,18 @@ def extract(
         failures=[*failures, *labels.failures],
         repeats=planned.repeats,
         clip_ids=clip_ids,
+    )
+
+
+def _store_labels(
+    session: WriteSession, planned: PlannedFolder, folder: Path, progress: Progress
+) -> LabelReport:
+    return store_labels(
+        session,
+        planned.paths.items(),
+        folder,
+        num_frames=lambda digest, path: planned.num_frames[digest],
+        progress=progress,
     )
 
 

@@ -28,7 +28,7 @@ from thinkjepa.stages.extract.thinker import Thought, thought_features
 from thinkjepa.stages.predict.run_models import as_stored, load_encoder, load_thinker, version_differences
 from thinkjepa.stages.predict.splits import ChosenFrames, SplitChoice, choose_frames
 from thinkjepa.stages.progress import Progress
-from thinkjepa.stages.train.features import last_seen
+from thinkjepa.stages.train.features import Features, last_seen
 from thinkjepa.stages.train.thinker_states import TokenBatch, of_kinds, packed
 
 
@@ -101,44 +101,55 @@ def predict(
     features = run.features(cache_dir)
     source = _identified(video)
     with VideoDecoder(timeout_s=decode_timeout_s) as decoder:
-        try:
-            info = decoder.open(video)
-        except DecodeError as error:
-            raise StageError(f"--video {str(video)!r}: {error}") from error
-        thinker_set = features.thinker if run.shape.thinker else None
-        frames = choose_frames(info.times_s, split, encoder=features.encoder, thinker=thinker_set)
-        watched = _Watched(source, info, frames, decoder, device)
-        observed, warnings = watched.encoded(features.encoder, places.get("encoder"), progress)
-        thought = None
-        if thinker_set is not None:
-            thought, others = watched.thought(thinker_set, places.get("thinker"), progress)
-            warnings += [line for line in others if line not in warnings]
+        watched = _watched(source, split, run, features, decoder, device)
+        seen = watched.through(features, places, progress)
     labels = features.cache.labels.find(source.digest) or _labels_beside(source)
-    joints = run.shape.head.joints
+    joints, frames = run.shape.head.joints, watched.frames
     last_pose = _last_pose(labels, joints, frames, needed=run.shape.head.anchor == "last_pose")
     with torch.no_grad():
-        forecast = run.model()(
-            features.viewed(observed, torch.device("cpu")),
-            None if thought is None else thought_features("", thought).arrays["pooled"][None],
-            torch.from_numpy(last_pose)[None],
-            _tokens(thought, features.token_kinds, thinker_set) if thought and thinker_set else None,
-        )
+        forecast = run.model()(seen.observed, seen.pooled, torch.from_numpy(last_pose)[None], seen.tokens)
     assert forecast.joints_m is not None, "the run has a head"
-    positions_m = forecast.joints_m[0].flatten(0, 1).numpy()
-    truth = None if labels is None else _truth(labels, joints, frames)
+    true_m, true_confidence = (None, None) if labels is None else _truth(labels, joints, frames)
     return Prediction(
         video=video,
         video_digest=source.digest,
         frames=frames,
         joints=joints,
-        positions_m=positions_m,
+        positions_m=forecast.joints_m[0].flatten(0, 1).numpy(),
         reference_frame=reference_frame(labels) if labels else "/".join(run.record["reference_frames"]),
         labels=labels,
-        true_m=None if truth is None else truth[0],
-        true_confidence=None if truth is None else truth[1],
+        true_m=true_m,
+        true_confidence=true_confidence,
         camera_pose=None if labels is None else _pose(labels, frames),
-        warnings=tuple(warnings),
+        warnings=tuple(dict.fromkeys(seen.warnings)),
     )
+
+
+def _watched(
+    source: SourceVideo,
+    split: SplitChoice,
+    run: TrainedRun,
+    features: Features,
+    decoder: VideoDecoder,
+    device: str,
+) -> _Watched:
+    try:
+        info = decoder.open(source.path)
+    except DecodeError as error:
+        raise StageError(f"--video {str(source.path)!r}: {error}") from error
+    thinker = features.thinker if run.shape.thinker else None
+    frames = choose_frames(info.times_s, split, encoder=features.encoder, thinker=thinker)
+    return _Watched(source, info, frames, thinker, decoder, device)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What a run's model is given of a video, a batch of one."""
+
+    observed: Tensor
+    pooled: Tensor | None
+    tokens: TokenBatch | None
+    warnings: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,26 +159,28 @@ class _Watched:
     source: SourceVideo
     info: VideoInfo
     frames: ChosenFrames
+    thinker_set: FeatureSet | None
     decoder: VideoDecoder
     device: str
 
-    def encoded(self, made: FeatureSet, place: str | None, progress: Progress) -> tuple[Tensor, list[str]]:
-        """Observed latents `(1, step, patch, dim)`, and warnings."""
+    def through(self, features: Features, places: Mapping[str, str | None], progress: Progress) -> _Seen:
+        """Run both frozen models, or the encoder alone where the run reads no thinker."""
         progress.begin("encoding", total=1, unit="windows")
-        encoder = load_encoder(made, place=place, device=self.device)
+        encoder = load_encoder(features.encoder, place=places.get("encoder"), device=self.device)
         windows = watch(self._clip, encoder, self._decoding)
-        observed = as_stored(encoder.encode(windows), "observed", made)
-        warnings = version_differences(encoder.origin, made)
+        stored = as_stored(encoder.encode(windows), "observed", features.encoder)
+        observed = features.viewed(stored, torch.device("cpu"))
+        warnings = version_differences(encoder.origin, features.encoder)
         progress.advance(1)
-        return observed, warnings
-
-    def thought(self, made: FeatureSet, place: str | None, progress: Progress) -> tuple[Thought, list[str]]:
-        """What the thinker thinks, and warnings."""
+        if self.thinker_set is None:
+            return _Seen(observed, None, None, warnings)
         progress.begin("thinking", total=1, unit="clips")
-        thinker = load_thinker(made, place=place, device=self.device)
+        thinker = load_thinker(self.thinker_set, place=places.get("thinker"), device=self.device)
         thought = thinker.think([see(self._clip, thinker, self._decoding)])[0]
+        warnings += version_differences(thinker.origin, self.thinker_set)
         progress.advance(1)
-        return thought, version_differences(thinker.origin, made)
+        pooled = thought_features(self._clip.clip_id, thought).arrays["pooled"][None]
+        return _Seen(observed, pooled, _tokens(thought, features.token_kinds, self.thinker_set), warnings)
 
     @property
     def _clip(self) -> ClipRow:
@@ -246,11 +259,11 @@ def _last_pose(
 
 def _truth(
     labels: VideoLabels, joints: tuple[str, ...], frames: ChosenFrames
-) -> tuple[Positions, Positions] | None:
+) -> tuple[Positions, Positions] | tuple[None, None]:
     """True positions `(frame, joint, 3)` and confidences of the future frames that the labels reach."""
     future = [frame for frame in frames.future if frame < labels.num_frames]
     if not future or frames.observed[-1] >= labels.num_frames:
-        return None
+        return None, None
     found = clip_trajectory(labels, joints, observed_frames=frames.observed, future_frames=[future])
     return found.future_m[0], found.future_confidence[0]
 

@@ -115,14 +115,8 @@ def train(
     settings = replace(settings, task="trajectory" if features.supervision else "latent")
     with accelerator.main_process_first():  # one process makes the split, the others read it
         clips = divide_clips(features, cache_dir, split)
-    plan = plan_run(
-        cache_dir,
-        settings,
-        features,
-        clips,
-        num_processes=accelerator.num_processes,
-        warm_start=warm_start,
-    )
+    processes = accelerator.num_processes
+    plan = plan_run(cache_dir, settings, features, clips, num_processes=processes, warm_start=warm_start)
     if (done := finished_metrics(out_dir, plan)) is not None:
         return done
     resume = ResumeFile(out_dir / "resume.safetensors", plan.key)
