@@ -95,7 +95,7 @@ def _several(
     if out is None:
         raise StageError(f"{len(chosen)} runs to compare: name a folder for the comparison with --out")
     for path in chosen:
-        if again or not is_evaluated(path, split):
+        if again or not is_evaluated(path, split, cache_dir=cache_dir):
             _one(path, split, cache_dir, device, progress)
     comparison, markdown = write_comparison(out, read_evaluations(chosen, split))
     return dict(comparison), markdown

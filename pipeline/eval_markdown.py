@@ -50,6 +50,8 @@ def what_was_measured(comparison: Mapping[str, Any]) -> str:
     ]
     if left_out := comparison["num_clips_left_out"]:
         lines.append(f"- {_count(left_out, 'clip')} not evaluated in all runs left out")
+    if not comparison["latents_compared"]:
+        lines.append("- latent distances left out: the runs' latents are not in one space")
     for group in comparison["groups"]:
         seeds = ", ".join(map(str, group["seeds"]))
         lines.append(f"- {group['name']}: {_count(len(group['seeds']), 'seed')} ({seeds})")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.style
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -28,6 +29,9 @@ BASELINE_LINES = ((0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (8, 3)), (0
 
 HORIZON_METRICS = ("ade_m", "l2", "cosine")
 DISTANCE_METRICS = ("ade_m", "fde_m", "acc_5cm", "keypoint_m", "l2", "cosine")
+
+NOT_KNOWN = {"mean": np.nan, "low": None, "high": None}
+"""Where no clip has a score at a step."""
 
 Comparison = Mapping[str, Any]
 Record = Mapping[str, Any]
@@ -86,11 +90,11 @@ def _draw_curves(
     for entry in entries:
         if metric not in entry["metrics"]:
             continue
-        points = [step[metric] for step in entry["horizon"]]
+        points = [step.get(metric, NOT_KNOWN) for step in entry["horizon"]]
         style = styles[entry["name"]]
         axes.plot(seconds, [point["mean"] for point in points], label=entry["name"], markersize=3, **style)
-        if entry["method"] == "model" and points[0]["low"] is not None:
-            lows, highs = ([point[end] for point in points] for end in ("low", "high"))
+        if entry["method"] == "model":
+            lows, highs = (np.array([point[end] for point in points], float) for end in ("low", "high"))
             axes.fill_between(seconds, lows, highs, color=style["color"], alpha=0.15, linewidth=0)
     axes.set(xlabel="seconds after the last observed frame", xlim=(0, None))
     axes.set_title(_metric_title(metric), fontsize=9)

@@ -10,6 +10,7 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import groupby, repeat
 
 import av
 import numpy as np
@@ -18,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from thinkjepa.stages.data.decode_process import VideoDecoder
 from thinkjepa.stages.data.joints import Bone, hand_bones
-from thinkjepa.stages.data.trajectories import Positions, project, to_camera, to_world
+from thinkjepa.stages.data.trajectories import Poses, Positions, project, to_camera, to_world
 from thinkjepa.stages.predict import Prediction
 
 PANEL_SHORT_SIDE_PX = 480
@@ -46,9 +47,12 @@ class Moment:
 def overlay_video(prediction: Prediction, *, decode_timeout_s: float) -> bytes:
     """An H.264 MP4: observed frames, then the future ones with the predicted hand (and the true one)."""
     moments = list(_moments(prediction))
-    indices = [moment.frame for moment in moments]
     with VideoDecoder(timeout_s=decode_timeout_s) as decoder:
-        frames = (decoder.frames(prediction.video, [index])[0] for index in indices)
+        frames = (
+            frame
+            for index, shown in groupby(moments, key=lambda moment: moment.frame)
+            for frame in repeat(decoder.frames(prediction.video, [index])[0], len(list(shown)))
+        )
         bones = hand_bones(prediction.joints)
         pictures = (
             _picture(frame, moment, bones, two_panels=prediction.true_m is not None, note=_note(prediction))
@@ -71,7 +75,9 @@ def _moments(prediction: Prediction) -> Iterator[Moment]:
             assert prediction.true_confidence is not None, "comes with the true joints"
             known = prediction.true_confidence[step] > 0
             true[~known] = np.nan
-            if known.any():
+            if not known.any():
+                true = None
+            else:
                 apart_m = np.linalg.norm(prediction.positions_m[step] - prediction.true_m[step], axis=-1)
                 distance = f"   {1000 * apart_m[known].mean():.0f} mm apart"
         predicted = _pixels(prediction, prediction.positions_m[step], shown)
@@ -83,22 +89,32 @@ def _pixels(prediction: Prediction, positions_m: Positions, frame: int) -> Pixel
 
     Without intrinsics there is no picture to draw over: x and y, one metre to the picture's width.
     """
-    labels = prediction.labels
-    if labels is None or labels.intrinsics is None:
+    intrinsics = _intrinsics(prediction)
+    if intrinsics is None:
         return np.asarray(positions_m[:, :2], dtype=np.float64)
-    if (then := prediction.camera_pose) is not None and labels.camera_poses is not None:
+    labels, then = prediction.labels, prediction.camera_pose
+    if then is not None and labels is not None and labels.camera_poses is not None:
         now = labels.camera_poses[min(frame, labels.num_frames - 1)]
         positions_m = to_camera(to_world(positions_m, then), now)
-    return project(positions_m, labels.intrinsics)
+    return project(positions_m, intrinsics)
+
+
+def _intrinsics(prediction: Prediction) -> Poses | None:
+    """Of the camera in whose frame the joints are; None where they cannot be placed in a picture."""
+    if prediction.labels is None or prediction.reference_frame != "camera":
+        return None
+    return prediction.labels.intrinsics
 
 
 def _note(prediction: Prediction) -> str:
     """What a viewer has to know of how the joints were placed."""
     labels = prediction.labels
-    if labels is None or labels.intrinsics is None:
+    if labels is None or _intrinsics(prediction) is None:
         return "camera unknown: joints from the front, not placed in the picture"
-    if labels.camera_poses is None:
+    if prediction.camera_pose is None:
         return "camera taken as still"
+    if max(prediction.frames.future, default=0) >= labels.num_frames:
+        return f"camera known up to frame {labels.num_frames - 1}, then taken as still"
     return ""
 
 

@@ -132,6 +132,12 @@ class ClipTable:
         rows = self.rows.take(pa.array([places[clip_id] for clip_id in clip_ids], pa.int64()))
         return ClipTable(record=self.record, rows=rows)
 
+    def without(self, metrics: Sequence[str]) -> "ClipTable":
+        """The table without these metrics of any method."""
+        ends = tuple(f"_{metric}{kind}" for metric in metrics for kind in ("", "_by_step"))
+        kept = [name for name in self.rows.column_names if not name.endswith(ends)]
+        return ClipTable(record=self.record, rows=self.rows.select(kept))
+
     def has(self, method: str, metric: str) -> bool:
         return f"{method}_{metric}" in self.rows.column_names
 

@@ -14,7 +14,13 @@ import numpy as np
 from thinkjepa.stages.evaluate.bootstrap import Floats, VideoBootstrap
 from thinkjepa.stages.evaluate.horizon import horizon_summary
 from thinkjepa.stages.evaluate.latent_metrics import LATENT_METRICS
-from thinkjepa.stages.evaluate.run_groups import EvaluatedRun, RunGroup, group_runs, on_shared_clips
+from thinkjepa.stages.evaluate.run_groups import (
+    EvaluatedRun,
+    RunGroup,
+    group_runs,
+    on_shared_clips,
+    one_latent_space,
+)
 from thinkjepa.stages.evaluate.summary import CURVES, figures, interval_method, joint_frames
 from thinkjepa.stages.evaluate.trajectory_metrics import TRAJECTORY_METRICS
 
@@ -65,6 +71,7 @@ def compare(runs: Sequence[EvaluatedRun]) -> dict[str, Any]:
         "joints": first.record["joints"],
         "keypoints": first.record["keypoints"],
         "reference_frames": first.record["reference_frames"],
+        "latents_compared": one_latent_space(shared),
         "joint_frames": joint_frames(first),
         "interval": interval_method(),
         "groups": [_group_record(group) for group in groups],
@@ -82,12 +89,11 @@ def entries_of(groups: Sequence[RunGroup]) -> Iterator[Entry]:
         for method, (name, metrics) in OF_A_GROUP.items():
             if (entry := _entry(name.format(group.name), method, group, metrics)).scores:
                 yield entry
-    with_joints = next((group for group in groups if group.has("constant_pose", "ade_m")), groups[0])
     for method, metrics in OF_NO_RUN.items():
-        one_run = RunGroup(with_joints.name, with_joints.runs[:1])
-        entry = _entry(method.replace("_", " "), method, one_run, metrics)
-        if entry.scores:
-            yield replace(entry, group=None)
+        having = (group for group in groups if any(group.has(method, metric) for metric in metrics))
+        if first := next(having, None):
+            one_run = RunGroup(first.name, first.runs[:1])
+            yield replace(_entry(method.replace("_", " "), method, one_run, metrics), group=None)
 
 
 def pairs(entries: Sequence[Entry]) -> Iterator[tuple[Entry, Entry]]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from thinkjepa.cache import ClipRow
 from thinkjepa.stages.data.joints import KEYPOINTS
+from thinkjepa.stages.data.selection import labels_digest
 from thinkjepa.stages.data.splits import Side, as_side
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.clip_table import (
@@ -59,7 +60,7 @@ def evaluate(
     clips = _rows_of(run.clip_ids(side), features)
     progress = progress or NoProgress()
     progress.begin("evaluate", total=len(clips), unit="clips")
-    with ClipTableWriter(table_path(run_dir, side), describe(run, features, side)) as table:
+    with ClipTableWriter(table_path(run_dir, side), describe(run, features, side, clips)) as table:
         for part, columns in measured(run, features, clips, device=_torch_device(device)):
             table.append({**clip_columns(part, tubelet=features.tubelet), **columns})
             progress.advance(len(part))
@@ -68,7 +69,7 @@ def evaluate(
     return result
 
 
-def describe(run: TrainedRun, features: Features, side: Side) -> dict[str, Any]:
+def describe(run: TrainedRun, features: Features, side: Side, clips: Sequence[ClipRow]) -> dict[str, Any]:
     """What is evaluated, without times and paths."""
     division, head = read_json(run.path / "split.json"), run.shape.head
     return {
@@ -84,6 +85,7 @@ def describe(run: TrainedRun, features: Features, side: Side) -> dict[str, Any]:
         "joints": list(head.joints) if head else [],
         "keypoints": [name for name in KEYPOINTS if head and name in head.joints],
         "reference_frames": list(features.supervision.reference_frames) if features.supervision else [],
+        "labels": labels_digest(features.cache, {clip.video_digest for clip in clips}) if head else "",
     }
 
 
@@ -149,8 +151,11 @@ def clip_columns(clips: Sequence[ClipRow], *, tubelet: int) -> Columns:
 
 def _camera_poses(features: Features, clips: Sequence[ClipRow]) -> pa.Array:
     assert features.supervision is not None, "a run with joints has labels"
-    found = (features.supervision.trajectory(clip.clip_id).camera_pose for clip in clips)
-    poses = [None if pose is None else pose.reshape(-1).tolist() for pose in found]
+    all_poses = (features.supervision.labels_of(clip.clip_id).camera_poses for clip in clips)
+    poses = [
+        None if found is None else found[clip.observed_frames[-1]].reshape(-1).tolist()
+        for clip, found in zip(clips, all_poses, strict=True)
+    ]
     return pa.array(poses, pa.list_(pa.float64()))
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from thinkjepa.cache import FeatureCache
+from thinkjepa.stages.data.selection import labels_digest
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.clip_table import ClipTable, table_path
 from thinkjepa.stages.evaluate.run_groups import EvaluatedRun
@@ -28,13 +30,16 @@ def read_evaluations(run_dirs: Sequence[Path], side: str) -> list[EvaluatedRun]:
     ]
 
 
-def is_evaluated(run_dir: Path, side: str) -> bool:
-    """Whether the run has an evaluation of its present weights and split."""
+def is_evaluated(run_dir: Path, side: str, *, cache_dir: Path | None = None) -> bool:
+    """Whether the run has an evaluation of its present weights and split, and of the labels there are now."""
     try:
-        _current_table(run_dir, side)
+        table = _current_table(run_dir, side)
     except StageError:
         return False
-    return True
+    if not table.record["joints"]:
+        return True
+    cache = FeatureCache.open(cache_dir or Path(TrainedRun.open(run_dir).record["cache"]))
+    return bool(table.record["labels"] == labels_digest(cache, set(table.video_digests)))
 
 
 def _current_table(run_dir: Path, side: str) -> ClipTable:

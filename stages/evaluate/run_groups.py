@@ -10,11 +10,17 @@ import numpy as np
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.bootstrap import Floats
 from thinkjepa.stages.evaluate.clip_table import ClipTable
+from thinkjepa.stages.evaluate.latent_metrics import LATENT_METRICS
 from thinkjepa.stages.json_files import json_bytes
 from thinkjepa.stages.train.shapes import Variant
 
-NOT_PART_OF_A_GROUP = ("variant", "seed", "device", "clips_per_forward")
+NOT_PART_OF_A_GROUP = ("variant", "seed", "device", "clips_per_forward", "preset", "save_every_s")
 """Settings: the variant is named by itself, the others say where and how, not what."""
+
+SAME_TIME_S = 1e-3
+
+OF_THE_LATENTS = ("latent_pool", "normalise_targets")
+"""Settings that change what is predicted: latents of other sizes or scales."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +96,9 @@ def group_runs(runs: Sequence[EvaluatedRun]) -> list[RunGroup]:
 def on_shared_clips(runs: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
     """The runs limited to the clips that all were evaluated on, sorted by id.
 
-    Raises StageError where they have another split or joints, or labels changed between the evaluations.
+    Of runs whose latents are not in one space, latent scores are left out: their differences mean nothing.
+    Raises StageError where runs have another split, future or joints, where labels changed between the
+    evaluations, or where nothing is left to compare.
     """
     first = runs[0]
     for run in runs[1:]:
@@ -99,8 +107,25 @@ def on_shared_clips(runs: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
     if not shared:
         raise StageError(f"runs {_list(runs)} have no {first.table.record['split']} clip in common")
     limited = [EvaluatedRun(run.name, run.table.only(shared)) for run in runs]
+    _check_same_future(limited)
     _check_same_labels([run for run in limited if run.table.record["joints"]])
-    return limited
+    if one_latent_space(limited):
+        return limited
+    if not all(run.table.record["joints"] for run in limited):
+        raise StageError(
+            f"the latents of runs {_list(runs)} are not in one space (another encoder, --latent-pool or "
+            "--normalise-targets), and not all of them predict hands: there is nothing to compare"
+        )
+    return [EvaluatedRun(run.name, run.table.without(LATENT_METRICS)) for run in limited]
+
+
+def one_latent_space(runs: Sequence[EvaluatedRun]) -> bool:
+    """Whether latent distances of these runs are distances between the same things."""
+    spaces = [
+        (record["feature_sets"]["encoder"], [record["settings"].get(name) for name in OF_THE_LATENTS])
+        for record in (run.table.record for run in runs)
+    ]
+    return all(space == spaces[0] for space in spaces)
 
 
 def _names(first_runs: Sequence[EvaluatedRun]) -> list[str]:
@@ -135,6 +160,17 @@ def _check_same_split(one: EvaluatedRun, other: EvaluatedRun) -> None:
                 f"runs {one.name!r} and {other.name!r} cannot be compared, their clips are not the same: "
                 f"{what} {_short(first)} and {_short(second)}; train them with the same --group-by, "
                 "fractions and --split-seed, and evaluate the same --split"
+            )
+
+
+def _check_same_future(runs: Sequence[EvaluatedRun]) -> None:
+    """Ids of clips name video and split: frames of another rate or number would go unnoticed."""
+    for one, other in pairwise(runs):
+        first, second = (run.table.lists("horizon_s") for run in (one, other))
+        if first.shape != second.shape or not np.allclose(first, second, atol=SAME_TIME_S):
+            raise StageError(
+                f"runs {one.name!r} and {other.name!r} predict other moments of the same clips (another "
+                "--dense-fps or --future-frames): compare runs on features of the same frames"
             )
 
 

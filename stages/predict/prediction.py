@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thinkjepa.cache import ClipRow, FeatureSet, VideoLabels, file_digest
+from thinkjepa.cache import ClipRow, FeatureCache, FeatureSet, VideoLabels, file_digest
 from thinkjepa.stages.data.catalog import PlannedFolder
 from thinkjepa.stages.data.decode_process import DecodeError, VideoDecoder, VideoInfo
-from thinkjepa.stages.data.labels.readers import find_label_file, read_labels
+from thinkjepa.stages.data.labels.readers import find_label_file
+from thinkjepa.stages.data.labels.storing import read_fitting
 from thinkjepa.stages.data.trajectories import Poses, Positions, clip_trajectory, reference_frame
 from thinkjepa.stages.data.videos import SourceVideo, identify
 from thinkjepa.stages.errors import StageError
@@ -102,10 +103,10 @@ def predict(
     source = _identified(video)
     with VideoDecoder(timeout_s=decode_timeout_s) as decoder:
         watched = _watched(source, split, run, features, decoder, device)
+        labels = _labels(features.cache, source, num_frames=len(watched.info.times_s))
+        joints, frames = run.shape.head.joints, watched.frames
+        last_pose = _last_pose(labels, joints, frames, needed=run.shape.head.anchor == "last_pose")
         seen = watched.through(features, places, progress)
-    labels = features.cache.labels.find(source.digest) or _labels_beside(source)
-    joints, frames = run.shape.head.joints, watched.frames
-    last_pose = _last_pose(labels, joints, frames, needed=run.shape.head.anchor == "last_pose")
     with torch.no_grad():
         forecast = run.model()(seen.observed, seen.pooled, torch.from_numpy(last_pose)[None], seen.tokens)
     assert forecast.joints_m is not None, "the run has a head"
@@ -230,12 +231,17 @@ def _identified(video: Path) -> SourceVideo:
         raise StageError(f"--video {str(video)!r} cannot be read: {error.strerror}") from error
 
 
-def _labels_beside(source: SourceVideo) -> VideoLabels | None:
-    """The labels in a file beside the video, None where there is none. Raises LabelError for a broken one."""
+def _labels(cache: FeatureCache, source: SourceVideo, *, num_frames: int) -> VideoLabels | None:
+    """The cache's labels of the video, else those of the file beside it, None where there are none.
+
+    Raises LabelError where the file is broken, or is not of a video with so many frames.
+    """
+    if cache.labels.label_digest(source.digest):  # none where a file was broken when it was last looked at
+        return cache.labels.find(source.digest)
     file = find_label_file(source.path, source.path.parent.resolve())
     if file is None:
         return None
-    read = read_labels(file)
+    read = read_fitting(file, num_frames)
     return read.of_video(source.name, video_digest=source.digest, label_digest=file_digest(file))
 
 

@@ -18,6 +18,9 @@ from thinkjepa.stages.data.sampling import (
 )
 from thinkjepa.stages.errors import StageError
 
+LATE_S = 1.0
+"""A split at the end lies up to a frame behind the last one: no video has fewer than one a second."""
+
 
 @dataclass(frozen=True, slots=True)
 class SplitChoice:
@@ -102,6 +105,10 @@ def _split_frame(times_s: Times, split: SplitChoice, *, future_span_s: float) ->
     if split.frame is not None:
         chosen = split.frame
     elif split.time_s is not None:
+        if not 0 <= split.time_s - times_s[0] <= times_s[-1] - times_s[0] + LATE_S:
+            raise StageError(
+                f"split time {split.time_s:g} s of a video from {times_s[0]:.2f} s to {times_s[-1]:.2f} s"
+            )
         chosen = int(np.searchsorted(times_s, split.time_s - TOLERANCE_S))
     else:
         chosen = int(np.searchsorted(times_s, times_s[-1] - future_span_s + TOLERANCE_S, side="right")) - 1

@@ -243,6 +243,14 @@ def test_wrong_use_is_refused_in_one_clear_line(
         (run, videos[0], SplitChoice(), {"encoder": str(changed)}, "differs from the one that made"),
         (run, Path(__file__), SplitChoice(), {}, "cannot be decoded"),
     ]
+    long = lossless_video(tmp_path / "long.mkv", change=None)
+    rows = [f"{frame},rightHand,0,0,0.5" for frame in range(2 * NUM_FRAMES)]
+    long.with_suffix(".csv").write_text("\n".join(["frame,joint,x,y,z", *rows]))
+    cases += [
+        (run, long, SplitChoice(), {}, r"'long.csv': has labels for 80 frames, the video has 40"),
+        (run, videos[0], SplitChoice(time_s=100.0), {}, "split time 100 s of a video from 0.00 s to 3.90 s"),
+        (run, videos[0], SplitChoice(time_s=float("nan")), {}, "split time nan s"),
+    ]
     for where, video, split, places, message in cases:
         with pytest.raises(StageError, match=message):
             predict_in_process(

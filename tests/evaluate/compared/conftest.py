@@ -24,7 +24,10 @@ DIVISION = {"rule": {"group_by": "auto", "split_seed": 0}, "grouping": "video"}
 
 @pytest.fixture
 def add_run(tmp_path: Path) -> Callable[..., EvaluatedRun]:
-    """A function that makes a run of a variant and seed with these ADE (m) on clips of one video each."""
+    """A function that makes a run of a variant and seed with these ADE (m) on clips of one video each.
+
+    At the first latent step they are half of that, at the last one `last_step` times.
+    """
 
     def add(
         variant: str,
@@ -36,6 +39,8 @@ def add_run(tmp_path: Path) -> Callable[..., EvaluatedRun]:
         counted: int = 10,
         joints: Sequence[str] = ("rightHand",),
         division: dict[str, Any] = DIVISION,
+        horizon_s: Sequence[float] = (0.1, 0.3),
+        last_step: float = 1.5,
         **settings: Any,
     ) -> EvaluatedRun:
         name = "-".join([variant, str(seed), *map(str, settings.values())])
@@ -56,14 +61,14 @@ def add_run(tmp_path: Path) -> Callable[..., EvaluatedRun]:
         columns = {
             "clip_id": pa.array(ids),
             "video_digest": pa.array([clip_id[:16] for clip_id in ids]),
-            "horizon_s": lists(np.full((len(ids), 2), [0.1, 0.3])),
+            "horizon_s": lists(np.full((len(ids), 2), horizon_s)),
             "labelled_joint_frames": numbers(np.full(len(ids), 20)),
             "counted_joint_frames": numbers(np.full(len(ids), counted)),
             "constant_pose_ade_m": numbers(np.full(len(ids), constant_pose_m)),
             "constant_pose_ade_m_by_step": lists(np.full((len(ids), 2), constant_pose_m)),
             "model_ade_m": numbers(scores),
             "model_keypoint_m": numbers(scores / 2),
-            "model_ade_m_by_step": lists(np.stack((scores / 2, scores * 1.5), axis=1)),
+            "model_ade_m_by_step": lists(np.stack((scores / 2, scores * last_step), axis=1)),
             "model_l2": numbers(scores * 100),
             "model_l2_by_step": lists(np.stack((scores, scores), axis=1)),
         }

@@ -117,3 +117,17 @@ def test_runs_that_cannot_be_compared_are_refused_by_name(add_run: AddRun) -> No
         compare([one, add_run("vlm", 2, [0.1, 0.2], joints=("rightHand", "leftHand"))])
     with pytest.raises(StageError, match="labels changed between the evaluations of 'jepa-0' and 'vlm-3'"):
         compare([one, add_run("vlm", 3, [0.1, 0.2], counted=9)])
+    with pytest.raises(StageError, match="'jepa-0' and 'vlm-4' predict other moments"):
+        compare([one, add_run("vlm", 4, [0.1, 0.2], horizon_s=(0.05, 0.15))])
+    with pytest.raises(StageError, match=r"not in one space .* nothing to compare"):
+        compare([one, add_run("jepa", 5, [0.1, 0.2], joints=(), latent_pool=2)])
+
+
+def test_latents_of_other_spaces_are_not_compared(add_run: AddRun) -> None:
+    one, pooled = add_run("jepa", 0, [0.1, 0.2], latent_pool=1), add_run("jepa", 0, [0.3, 0.4], latent_pool=2)
+    found = compare([one, pooled])
+    assert not found["latents_compared"]
+    assert [set(entry["metrics"]) for entry in found["entries"][:2]] == [{"ade_m", "keypoint_m"}] * 2
+    names = [entry["name"] for entry in found["entries"][:2]]
+    assert difference_of(found, *names)["metrics"]["ade_m"]["mean"] == pytest.approx(-0.2)
+    assert compare([one, add_run("vlm", 0, [0.1, 0.2], latent_pool=1)])["latents_compared"]

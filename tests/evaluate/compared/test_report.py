@@ -73,3 +73,15 @@ def test_a_picture_shows_every_model_in_its_colour(add_run: AddRun) -> None:
         for colour in ((0, 0x72, 0xB2), (0xD5, 0x5E, 0)):
             near = np.abs(pixels - np.array(colour) / 255).max(axis=-1) < 0.02
             assert near.sum() > 50, (draw.__name__, colour)
+
+
+def test_a_step_that_no_clip_has_a_score_at_leaves_a_gap(add_run: AddRun) -> None:
+    found = compare([add_run("jepa", 0, MANY, last_step=np.nan)])
+    assert horizon_picture(found).startswith(b"\x89PNG")
+    assert row_of(comparison_markdown(found), "0.30")[1] != row_of(comparison_markdown(found), "0.10")[1]
+
+
+def test_left_out_latents_are_said_to_be(add_run: AddRun) -> None:
+    runs = [add_run("jepa", 0, MANY, latent_pool=pool) for pool in (1, 2)]
+    assert "latent distances left out" in comparison_markdown(compare(runs))
+    assert "latent distances left out" not in comparison_markdown(compare(runs[:1]))

@@ -97,6 +97,25 @@ def test_a_run_that_was_trained_again_is_evaluated_again(
     assert after["entries"][0]["metrics"]["l2"] != before["entries"][0]["metrics"]["l2"]
 
 
+def test_corrected_labels_are_evaluated_again(
+    train_run: TrainRun, labelled_cache: Path, tmp_path: Path, evaluate_command: Callable[..., Result]
+) -> None:
+    train_run("runs/jepa-0", variant="jepa")
+    arguments = ("--runs", tmp_path / "runs", "--out", tmp_path / "out", "--json")
+    before = json.loads(evaluate_command(*arguments).stdout)
+    corrected = [
+        replace(item, positions_m=item.positions_m * 2, label_digest="corrected")
+        for item in FeatureCache.open(labelled_cache).labels
+    ]
+    with WriteSession(labelled_cache) as session:
+        session.add_labels(corrected)
+    after = json.loads(evaluate_command(*arguments).stdout)
+    errors_m = [found["entries"][0]["metrics"]["ade_m"]["mean"] for found in (before, after)]
+    assert errors_m[0] != errors_m[1]
+    again = json.loads(evaluate_command(*arguments).stdout)
+    assert again == after
+
+
 def test_joints_that_were_never_seen_before_the_split_count_for_no_method(
     train_run: TrainRun, labelled_cache: Path, evaluate_command: Callable[..., Result]
 ) -> None:
