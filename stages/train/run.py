@@ -80,7 +80,7 @@ class RunPlan:
     @property
     def key(self) -> str:
         """Equal for runs that give equal results."""
-        return hashlib.sha256(json_bytes(self.record)).hexdigest()
+        return hashlib.sha256(json_bytes({**self.record, "cache": None})).hexdigest()
 
 
 def train(
@@ -149,12 +149,23 @@ def finished_metrics(out_dir: Path, plan: RunPlan) -> dict[str, Any] | None:
     if not (out_dir / "run.json").is_file():
         return None
     record = read_json(out_dir / "run.json")
-    if json_bytes({**record, "checkpoint": None}) == json_bytes({**plan.record, "checkpoint": None}):
+    if same_run(record, plan.record):
         return read_json(out_dir / "metrics.json")
     raise StageError(
         f"{str(out_dir)!r} holds a finished run with other settings or features: choose another --out, "
         "or remove it"
     )
+
+
+def same_run(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two contents of `run.json` are of one run: a cache may have moved."""
+    place = {"cache": None, "checkpoint": None}
+    return json_bytes({**one, **place}) == json_bytes({**other, **place})
+
+
+def library_versions() -> dict[str, str]:
+    """What a run's bits may depend on beside its settings."""
+    return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
 
 
 def make_accelerator(settings: TrainSettings) -> Accelerator:
@@ -227,7 +238,7 @@ def plan_run(
         "split_sha256": hashlib.sha256(json_bytes(clips.to_json())).hexdigest(),
         "processes": num_processes,
         "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
+        "versions": library_versions(),
     }
     return RunPlan(settings, features, clips, shape, record, warm_start)
 
