@@ -33,6 +33,7 @@ from thinkjepa.stages.train.curve import write_curve
 from thinkjepa.stages.train.determinism import repeatable_kernels
 from thinkjepa.stages.train.features import Features, choose_features
 from thinkjepa.stages.train.fit_state import FitState
+from thinkjepa.stages.train.flex_attention import check_kernel, use_kernel
 from thinkjepa.stages.train.loop import TrainProgress, fit, persistence_loss, untrained_loss
 from thinkjepa.stages.train.model import ForecastModel, build_model
 from thinkjepa.stages.train.randomness import epoch_order
@@ -169,9 +170,14 @@ def library_versions() -> dict[str, str]:
 
 
 def make_accelerator(settings: TrainSettings) -> Accelerator:
-    """accelerate's view of the processes and device; it also reads what `accelerate launch` set."""
+    """accelerate's view of the processes and device; it also reads what `accelerate launch` set.
+
+    Raises StageError where the settings ask for what the device cannot do.
+    """
     precision = {"fp32": "no", "bf16": "bf16"}[settings.precision]
-    return Accelerator(cpu=settings.device == "cpu", mixed_precision=precision)
+    accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision=precision)
+    check_kernel(settings.attention_kernel, accelerator.device)
+    return accelerator
 
 
 def supervised(features: Features, settings: TrainSettings) -> Features:
@@ -293,6 +299,7 @@ def head_shape(features: Features, settings: TrainSettings) -> HeadShape | None:
 def untrained_model(plan: RunPlan) -> ForecastModel:
     """The model before training, in units of the training clips' thinker states and joints."""
     model = build_model(plan.shape, seed=plan.settings.seed)
+    use_kernel(model, plan.settings.attention_kernel)
     if plan.shape.thinker is not None:
         model.forecaster.set_thinker_statistics(thinker_statistics(plan))
     if model.head is not None:
