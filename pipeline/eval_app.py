@@ -14,6 +14,8 @@ from thinkjepa.stages.progress import Progress
 
 app = new_single_app()
 
+COMPARISON = "comparison"
+
 Split = Literal["train", "validation", "test"]
 DeviceChoice = Literal["auto", "cpu"]
 
@@ -29,7 +31,20 @@ def eval_command(
         Path | None, typer.Option("--runs", help="A folder: compare all finished runs in it, at any depth.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the comparison; needed for several runs.")
+        Path | None,
+        typer.Option(
+            "--out", help="Folder of the comparison. [default: comparison, in the folder that --runs names]"
+        ),
+    ] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(
+            "--sort",
+            metavar="METRIC",
+            help="What the runs' table is sorted by: validation_distance_m, validation_latent_error, "
+            "validation_loss, or a test metric such as ade_m. [default: the joints' distance, or the "
+            "latents' error, on validation clips]",
+        ),
     ] = None,
     split: Annotated[Split, typer.Option(help="Side of the run's split that is measured.")] = "test",
     cache_dir: Annotated[
@@ -46,7 +61,8 @@ def eval_command(
 
     One run: writes eval-SPLIT.json, .parquet (a row per clip: scores, predicted joints), .md and .png into
     the run. Several: evaluates those that are not evaluated yet and writes comparison.json, comparison.md,
-    horizon.png, distances.png and differences.png to --out: seeds aggregated, differences paired by clip.
+    horizon.png, distances.png and differences.png to --out: a row per setting, the best on validation clips
+    first, seeds aggregated, differences paired by clip.
     Brackets are 95 % intervals, from drawing videos 2,000 times.
     """
     chosen = chosen_runs(run or [], runs)
@@ -54,7 +70,10 @@ def eval_command(
         if len(chosen) == 1 and out is None:
             result, markdown = _one(chosen[0], split, cache_dir, device, progress)
         else:
-            result, markdown = _several(chosen, out, split, cache_dir, device, progress, again=again)
+            place = out or (runs / COMPARISON if runs else None)
+            result, markdown = _several(
+                chosen, place, split, cache_dir, device, progress, again=again, sort_by=sort
+            )
     if json:
         print_json(result)
     else:
@@ -88,6 +107,7 @@ def _several(
     progress: Progress,
     *,
     again: bool,
+    sort_by: str | None,
 ) -> tuple[dict[str, Any], str]:
     from thinkjepa.pipeline.eval_files import write_comparison
     from thinkjepa.stages.evaluate.finished import is_evaluated, read_evaluations
@@ -97,7 +117,7 @@ def _several(
     for path in chosen:
         if again or not is_evaluated(path, split, cache_dir=cache_dir):
             _one(path, split, cache_dir, device, progress)
-    comparison, markdown = write_comparison(out, read_evaluations(chosen, split))
+    comparison, markdown = write_comparison(out, read_evaluations(chosen, split), sort_by=sort_by)
     return dict(comparison), markdown
 
 

@@ -39,9 +39,11 @@ def evaluation_digests(run_dir: Path, *, split: str) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def write_comparison(out: Path, runs: Sequence[EvaluatedRun]) -> tuple[Mapping[str, Any], str]:
+def write_comparison(
+    out: Path, runs: Sequence[EvaluatedRun], *, sort_by: str | None = None
+) -> tuple[Mapping[str, Any], str]:
     """Compare runs and write comparison.json, comparison.md and three pictures into `out`."""
-    comparison = compare(runs)
+    comparison = compare(runs, sort_by=sort_by)
     markdown = comparison_markdown(comparison)
     write_json(out / "comparison.json", comparison)
     replace_file(out / "comparison.md", markdown.encode())

@@ -8,6 +8,11 @@ from typing import Any
 from thinkjepa.stages.evaluate.comparison import BEST_OF_SEEDS
 from thinkjepa.stages.evaluate.summary import BETTER_WHEN_LARGER
 
+DECIMALS = 4
+
+Figure = Mapping[str, float | None]
+"""Mean, low and high end of its interval."""
+
 METRIC_LABELS = {
     "ade_m": "ADE (m)",
     "fde_m": "FDE (m)",
@@ -29,3 +34,11 @@ def better_arrow(metric: str) -> str:
 def is_main(entry: Mapping[str, Any]) -> bool:
     """Whether it is a model, or a baseline that needs none."""
     return entry["method"] == "model" or entry["group"] is None
+
+
+def figure_text(figure: Figure) -> str:
+    """`0.0612 [0.0580, 0.0640]`; without the interval where it is unknown."""
+    mean = f"{figure['mean']:.{DECIMALS}f}"
+    if figure["low"] is None:
+        return mean
+    return f"{mean} [{figure['low']:.{DECIMALS}f}, {figure['high']:.{DECIMALS}f}]"

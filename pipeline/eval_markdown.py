@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from thinkjepa.pipeline.eval_labels import METRIC_LABELS, better_arrow, is_main
+from thinkjepa.pipeline.eval_labels import (
+    DECIMALS,
+    METRIC_LABELS,
+    Figure,
+    better_arrow,
+    figure_text,
+    is_main,
+)
+from thinkjepa.pipeline.ranking_table import ranking_lines, ranking_note
 from thinkjepa.stages.evaluate.comparison import BEST_OF_SEEDS
 from thinkjepa.stages.evaluate.latent_metrics import LATENT_METRICS
 from thinkjepa.stages.evaluate.trajectory_metrics import TRAJECTORY_METRICS
@@ -14,7 +22,6 @@ TABLES = {
     "Hand trajectories": (*TRAJECTORY_METRICS, BEST_OF_SEEDS),
     "Future latents": LATENT_METRICS,
 }
-DECIMALS = 4
 FEWEST_VIDEOS = 10
 """Below it intervals are drawn from too few different videos to mark a difference by them."""
 
@@ -23,12 +30,10 @@ FRAMES_OF_REFERENCE = {
     "world": "the labels' world, where no camera is known",
 }
 
-Figure = Mapping[str, float | None]
-
 
 def comparison_markdown(comparison: Mapping[str, Any]) -> str:
     """The whole report."""
-    parts = ["# Evaluation", what_was_measured(comparison)]
+    parts = ["# Evaluation", what_was_measured(comparison), *ranking_section(comparison)]
     for title, metrics in TABLES.items():
         parts += _titled(title, entry_table(comparison["entries"], metrics))
     for title, metrics in TABLES.items():
@@ -39,6 +44,15 @@ def comparison_markdown(comparison: Mapping[str, Any]) -> str:
         parts.append(f"a - b, clip by clip.{stars}")
     parts += _titled("Over the horizon", horizon_table(comparison))
     return "\n\n".join(parts) + "\n"
+
+
+def ranking_section(comparison: Mapping[str, Any]) -> list[str]:
+    """The table of a sweep with what its order means; nothing where one group stands alone."""
+    header, rows = ranking_lines(comparison)
+    if not rows:
+        return []
+    varied = len(comparison["ranking"]["varied"])
+    return ["## Runs, the best first", _table(header, rows, left=2 + varied), ranking_note(comparison)]
 
 
 def what_was_measured(comparison: Mapping[str, Any]) -> str:
@@ -95,14 +109,6 @@ def horizon_table(comparison: Mapping[str, Any]) -> str:
     ]
     header = [f"s ahead: {METRIC_LABELS[metric]}", *(entry["name"] for entry in shown)]
     return _table(header, rows) if shown else ""
-
-
-def figure_text(figure: Figure) -> str:
-    """`0.0612 [0.0580, 0.0640]`; without the interval where it is unknown."""
-    mean = f"{figure['mean']:.{DECIMALS}f}"
-    if figure["low"] is None:
-        return mean
-    return f"{mean} [{figure['low']:.{DECIMALS}f}, {figure['high']:.{DECIMALS}f}]"
 
 
 def signed_text(figure: Figure) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
 from thinkjepa.pipeline.options import SettingsError, parse_settings
+from thinkjepa.pipeline.project import model_place, project_folder
 from thinkjepa.stages.data.clips import ClipSettings
 from thinkjepa.stages.data.splits import SplitRule
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
@@ -19,16 +20,21 @@ Settings = TypeVar("Settings")
 Item = TypeVar("Item", str, int)
 
 PLACES = ("videos", "cache_dir")
+RUNS = "runs_dir"
 SECTIONS = ("clips", "models", "execution", "split", "train")
 MATRIX = ("variants", "seeds")
 
 
 @dataclass(frozen=True, slots=True)
 class Params:
-    """What params.yaml says. Paths are relative to the folder that the pipeline runs in."""
+    """What params.yaml says. Paths are relative to the folder that the pipeline runs in, or absolute."""
 
+    project: Path
+    """The project's folder, of which the pipeline's may be a copy: see `project_folder`."""
     videos: Path
     cache_dir: Path
+    runs_dir: Path | None
+    """Where the runs of all experiments are kept, None where each stays in its own results."""
     clips: ClipSettings
     models: ModelSettings
     execution: ExecutionSettings
@@ -38,26 +44,36 @@ class Params:
     seeds: tuple[int, ...]
 
     def training(self, *, variant: str, seed: int) -> TrainSettings:
-        """Training settings of one cell of the matrix."""
-        return parse_settings(TrainSettings, {**asdict(self.train), "variant": variant, "seed": seed})
+        """Training settings of one cell of the matrix: a sweep over guidance has one `jepa`, not many."""
+        given = {**asdict(self.train), "variant": variant, "seed": seed}
+        return parse_settings(TrainSettings, given).in_effect()
 
 
 def read_params(path: Path) -> Params:
     """Raises SettingsError naming file, section and setting."""
     content = _read_mapping(path)
-    known = (*PLACES, *SECTIONS, *MATRIX)
+    known = (*PLACES, RUNS, *SECTIONS, *MATRIX)
     if unknown := sorted(set(content) - set(known)):
         raise SettingsError(f"{path}: unknown key {unknown[0]!r}; known are {', '.join(known)}")
     if missing := [name for name in PLACES if not isinstance(content.get(name), str)]:
         raise SettingsError(f"{path}: {missing[0]} is missing: give a folder")
+    if not isinstance(content.get(RUNS, ""), str):
+        raise SettingsError(f"{path}: {RUNS} holds {content[RUNS]!r}, expected a folder")
     train = _section(content, "train", path)
     if fixed := sorted({"variant", "seed"} & set(train)):
         raise SettingsError(f"{path}: train.{fixed[0]} is set by the matrix: use the key {fixed[0]}s")
+    project, models = project_folder(Path()), _settings(ModelSettings, content, "models", path)
     return Params(
-        videos=Path(content["videos"]),
-        cache_dir=Path(content["cache_dir"]),
+        project=project,
+        videos=project / content["videos"],
+        cache_dir=project / content["cache_dir"],
+        runs_dir=project / content[RUNS] if content.get(RUNS) else None,
         clips=_settings(ClipSettings, content, "clips", path),
-        models=_settings(ModelSettings, content, "models", path),
+        models=replace(
+            models,
+            thinker=model_place(models.thinker, project),
+            encoder=model_place(models.encoder, project),
+        ),
         execution=_settings(ExecutionSettings, content, "execution", path),
         split=_settings(SplitRule, content, "split", path),
         train=_settings(TrainSettings, content, "train", path),

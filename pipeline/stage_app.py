@@ -77,6 +77,7 @@ def train_command(
     params: ParamsOption = DEFAULT_PARAMS,
 ) -> None:
     """Train one cell of the matrix of variants and seeds."""
+    from thinkjepa.pipeline.kept_runs import kept_name, show_run
     from thinkjepa.pipeline.train_app import describe_metrics
     from thinkjepa.pipeline.warm_start import find_warm_start
     from thinkjepa.stages.data.selection import read_selection
@@ -84,19 +85,25 @@ def train_command(
 
     settings = read_params(params)
     training = settings.training(variant=variant, seed=seed)
+    warm_start, chosen = find_warm_start(training, settings.project), read_selection(selection)
+    run = out
+    if settings.runs_dir:
+        run = settings.runs_dir / kept_name(training, settings.split, chosen, warm_start)
     with TrainingBar(errors, epochs=training.epochs) as bar:
         metrics = train(
             settings.cache_dir,
-            out,
+            run,
             training,
             thinker_set=None,
             encoder_set=None,
             split=settings.split,
             progress=bar,
-            selection=read_selection(selection),
-            warm_start=find_warm_start(training),
+            selection=chosen,
+            warm_start=warm_start,
         )
-    print_text(describe_metrics(out, metrics))
+    if run != out:
+        show_run(run, out)
+    print_text(describe_metrics(run, metrics))
 
 
 @app.command("evaluate")
@@ -108,12 +115,16 @@ def evaluate_command(
 ) -> None:
     """Measure a run on its test clips."""
     from thinkjepa.pipeline.eval_files import evaluate_run, evaluation_digests
+    from thinkjepa.pipeline.kept_runs import find_kept, show_run
 
     settings = read_params(params)
+    kept = find_kept(settings.runs_dir, run) if settings.runs_dir else run
     with TerminalProgress(errors) as progress:
         _, markdown = evaluate_run(
-            run, split="test", cache_dir=settings.cache_dir, device="auto", progress=progress
+            kept, split="test", cache_dir=settings.cache_dir, device="auto", progress=progress
         )
+    if kept != run:
+        show_run(kept, run)
     write_json(mark, evaluation_digests(run, split="test"))
     print_text(markdown.rstrip())
 

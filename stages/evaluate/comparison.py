@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.bootstrap import Floats, VideoBootstrap
 from thinkjepa.stages.evaluate.horizon import horizon_summary
 from thinkjepa.stages.evaluate.latent_metrics import LATENT_METRICS
+from thinkjepa.stages.evaluate.ranking import rank
 from thinkjepa.stages.evaluate.run_groups import (
     EvaluatedRun,
     RunGroup,
@@ -28,6 +30,9 @@ COMPARISON_SCHEMA = "thinkjepa.comparison.v1"
 BEST_OF_SEEDS = "keypoint_best_m"
 """EgoDex's best of K: the distance over keypoints of the best of K predictions, K the number of seeds."""
 OF_JOINTS = (*TRAJECTORY_METRICS, BEST_OF_SEEDS)
+MOST_GROUPS_BY_PAIRS = 6
+"""Of more groups, not every two are compared: twenty settings would make 190 pairs."""
+
 COMPARED = (*OF_JOINTS, *LATENT_METRICS)
 
 OF_A_GROUP = {
@@ -55,13 +60,18 @@ class Entry:
     curves: dict[str, Floats]
 
 
-def compare(runs: Sequence[EvaluatedRun]) -> dict[str, Any]:
-    """The content of comparison.json. Raises StageError where runs cannot be compared."""
+def compare(runs: Sequence[EvaluatedRun], *, sort_by: str | None = None) -> dict[str, Any]:
+    """The content of comparison.json; `sort_by` as `rank` takes it.
+
+    Raises StageError where runs cannot be compared, or not be sorted so.
+    """
     shared = on_shared_clips(runs)
     groups = group_runs(shared)
     first = max(shared, key=lambda run: len(run.table.record["joints"])).table
     bootstrap = VideoBootstrap(first.video_digests)
     entries = list(entries_of(groups))
+    records = [_entry_record(entry, bootstrap) for entry in entries]
+    ranking = _ranking(groups, records, sort_by=sort_by)
     return {
         "schema": COMPARISON_SCHEMA,
         "split": first.record["split"],
@@ -75,8 +85,12 @@ def compare(runs: Sequence[EvaluatedRun]) -> dict[str, Any]:
         "joint_frames": joint_frames(first),
         "interval": interval_method(),
         "groups": [_group_record(group) for group in groups],
-        "entries": [_entry_record(entry, bootstrap) for entry in entries],
-        "differences": [_difference(one, other, bootstrap) for one, other in pairs(entries)],
+        "ranking": ranking,
+        "entries": records,
+        "differences": [
+            _difference(one, other, bootstrap)
+            for one, other in pairs(entries, first=ranking["rows"][0]["name"] if ranking else None)
+        ],
         "horizon": horizon_summary(first.lists("horizon_s")),
     }
 
@@ -96,14 +110,34 @@ def entries_of(groups: Sequence[RunGroup]) -> Iterator[Entry]:
             yield replace(_entry(method.replace("_", " "), method, one_run, metrics), group=None)
 
 
-def pairs(entries: Sequence[Entry]) -> Iterator[tuple[Entry, Entry]]:
-    """Which entries are subtracted: every two models, and each model from what it has to beat."""
+def pairs(entries: Sequence[Entry], *, first: str | None = None) -> Iterator[tuple[Entry, Entry]]:
+    """Which entries are subtracted: every two models, and each model from what it has to beat.
+
+    Of more than MOST_GROUPS_BY_PAIRS models each is compared with the one that is called `first` only.
+    """
     models = [entry for entry in entries if entry.method == "model"]
-    yield from combinations(models, 2)
+    yield from (
+        (one, other)
+        for one, other in combinations(models, 2)
+        if len(models) <= MOST_GROUPS_BY_PAIRS or first is None or first in (one.name, other.name)
+    )
     for model in models:
         for entry in entries:
             if entry.method != "model" and entry.group in (None, model.group):
                 yield model, entry
+
+
+def _ranking(
+    groups: Sequence[RunGroup], records: Sequence[dict[str, Any]], *, sort_by: str | None
+) -> dict[str, Any] | None:
+    """The order of the groups; None where none is asked for and the usual figure is missing somewhere."""
+    scores = {record["name"]: record["metrics"] for record in records}
+    try:
+        return rank(groups, scores, sort_by=sort_by)
+    except StageError:
+        if sort_by is None:
+            return None
+        raise
 
 
 def _entry(name: str, method: str, group: RunGroup, metrics: Sequence[str]) -> Entry:

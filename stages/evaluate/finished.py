@@ -7,8 +7,10 @@ from thinkjepa.cache import FeatureCache
 from thinkjepa.stages.data.selection import labels_digest
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.clip_table import ClipTable, table_path
+from thinkjepa.stages.evaluate.ranking import VALIDATION_METRICS
 from thinkjepa.stages.evaluate.run_groups import EvaluatedRun
 from thinkjepa.stages.evaluate.trained_run import TrainedRun
+from thinkjepa.stages.json_files import read_json
 
 
 def runs_beneath(folder: Path) -> list[Path]:
@@ -26,7 +28,8 @@ def read_evaluations(run_dirs: Sequence[Path], side: str) -> list[EvaluatedRun]:
     """
     names = _names(run_dirs)
     return [
-        EvaluatedRun(name, _current_table(path, side)) for name, path in zip(names, run_dirs, strict=True)
+        EvaluatedRun(name, _current_table(path, side), _validation(path))
+        for name, path in zip(names, run_dirs, strict=True)
     ]
 
 
@@ -51,6 +54,11 @@ def _current_table(run_dir: Path, side: str) -> ClipTable:
             f"{run_dir} again"
         )
     return table
+
+
+def _validation(run_dir: Path) -> dict[str, float]:
+    metrics = read_json(run_dir / "metrics.json")
+    return {name: metrics[name] for name in VALIDATION_METRICS if metrics.get(name) is not None}
 
 
 def _names(run_dirs: Sequence[Path]) -> list[str]:

@@ -1,7 +1,7 @@
 """Evaluated runs, grouped by everything but their seed, on the clips that all of them share."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, get_args
 
@@ -14,7 +14,15 @@ from thinkjepa.stages.evaluate.latent_metrics import LATENT_METRICS
 from thinkjepa.stages.json_files import json_bytes
 from thinkjepa.stages.train.shapes import Variant
 
-NOT_PART_OF_A_GROUP = ("variant", "seed", "device", "clips_per_forward", "preset", "save_every_s")
+NOT_PART_OF_A_GROUP = (
+    "variant",
+    "seed",
+    "device",
+    "clips_per_forward",
+    "attention_kernel",
+    "preset",
+    "save_every_s",
+)
 """Settings: the variant is named by itself, the others say where and how, not what."""
 
 SAME_TIME_S = 1e-3
@@ -29,6 +37,8 @@ class EvaluatedRun:
 
     name: str
     table: ClipTable
+    validation: Mapping[str, float] = field(default_factory=dict)
+    """What `metrics.json` says of the validation clips, by name."""
 
     @property
     def variant(self) -> str:
@@ -106,7 +116,7 @@ def on_shared_clips(runs: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
     shared = sorted(set.intersection(*(set(run.table.clip_ids) for run in runs)))
     if not shared:
         raise StageError(f"runs {_list(runs)} have no {first.table.record['split']} clip in common")
-    limited = [EvaluatedRun(run.name, run.table.only(shared)) for run in runs]
+    limited = [replace(run, table=run.table.only(shared)) for run in runs]
     _check_same_future(limited)
     _check_same_labels([run for run in limited if run.table.record["joints"]])
     if one_latent_space(limited):
@@ -116,7 +126,7 @@ def on_shared_clips(runs: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
             f"the latents of runs {_list(runs)} are not in one space (another encoder, --latent-pool or "
             "--normalise-targets), and not all of them predict hands: there is nothing to compare"
         )
-    return [EvaluatedRun(run.name, run.table.without(LATENT_METRICS)) for run in limited]
+    return [replace(run, table=run.table.without(LATENT_METRICS)) for run in limited]
 
 
 def one_latent_space(runs: Sequence[EvaluatedRun]) -> bool:
@@ -133,14 +143,18 @@ def _names(first_runs: Sequence[EvaluatedRun]) -> list[str]:
     names = []
     for run in first_runs:
         peers = [other.description for other in first_runs if other.variant == run.variant]
-        differing = {name: value for name, value in run.description.items() if _differs(name, peers)}
-        details = ", ".join(f"{name} {value}" for name, value in sorted(differing.items()))
+        names_of_peers = differing(peers)
+        own = {name: value for name, value in run.description.items() if name in names_of_peers}
+        details = ", ".join(f"{name} {value}" for name, value in sorted(own.items()))
         names.append(f"{run.variant} ({details})" if details else run.variant)
     return names
 
 
-def _differs(name: str, descriptions: Sequence[Mapping[str, Any]]) -> bool:
-    return any(other.get(name) != descriptions[0].get(name) for other in descriptions)
+def differing(descriptions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names, sorted, of what is not the same in all of them."""
+    names = set().union(*descriptions)
+    first = descriptions[0]
+    return sorted(name for name in names if any(other.get(name) != first.get(name) for other in descriptions))
 
 
 def _check_seeds(group: RunGroup) -> None:

@@ -9,6 +9,7 @@ causality structural: keys of later steps are not even passed to the kernel.
 Shape letters: B batch, N tokens, W width, H heads, K dims of a head.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -55,12 +56,18 @@ def attend(query: Tensor, key: Tensor, value: Tensor, spans: tuple[Span, ...]) -
     return torch.cat(outputs, dim=2)
 
 
+Attend = Callable[[Tensor, Tensor, Tensor, tuple[Span, ...]], Tensor]
+"""From queries, keys, values `(batch, heads, token, head dim)` to what the queries read along the spans."""
+
+
 class GridAttention(nn.Module):
     """Multi-head self-attention with rotary grid positions; layers are named as in transformers' VJEPA2."""
 
     def __init__(self, width: int, *, heads: int) -> None:
         super().__init__()
         self.heads = heads
+        self.attend: Attend = attend
+        """The kernel; `use_kernel` changes it."""
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
@@ -71,7 +78,7 @@ class GridAttention(nn.Module):
         query = rotate(self._split_heads(self.query(x)), rotation)
         key = rotate(self._split_heads(self.key(x)), rotation)
         value = self._split_heads(self.value(x))
-        mixed_BHNK = attend(query, key, value, spans)
+        mixed_BHNK = self.attend(query, key, value, spans)
         output: Tensor = self.proj(mixed_BHNK.transpose(1, 2).flatten(2))
         return output
 

@@ -1,10 +1,12 @@
 """The predictor's size, and on which latents it works."""
 
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Literal, get_args
 
 from thinkjepa.stages.train.setting_checks import check_choice, check_positive
 from thinkjepa.stages.train.shapes import AttentionPattern, TrunkShape
+
+AttentionKernel = Literal["blocks", "flex"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,13 @@ class PredictorSettings:
     attention: AttentionPattern = field(
         default="frame_causal",
         metadata={"help": "Who sees whom: frame_causal (own and earlier latent steps) or bidirectional."},
+    )
+    attention_kernel: AttentionKernel = field(
+        default="blocks",
+        metadata={
+            "help": "How attention is computed: blocks (a call for each latent step, on any device) or flex "
+            "(FlexAttention, compiled, on a GPU). The result is the same (ours)."
+        },
     )
     latent_pool: int = field(
         default=1,
@@ -39,6 +48,7 @@ class PredictorSettings:
     def check_predictor(self) -> None:
         """Raises StageError for what cannot be."""
         check_choice(self, "attention", get_args(AttentionPattern))
+        check_choice(self, "attention_kernel", get_args(AttentionKernel))
         check_positive(self, "latent_pool")
         _ = self.trunk  # raises where depth, width and heads do not fit together
 

@@ -33,6 +33,7 @@ from thinkjepa.stages.train.curve import write_curve
 from thinkjepa.stages.train.determinism import repeatable_kernels
 from thinkjepa.stages.train.features import Features, choose_features
 from thinkjepa.stages.train.fit_state import FitState
+from thinkjepa.stages.train.flex_attention import check_kernel, use_kernel
 from thinkjepa.stages.train.loop import TrainProgress, fit, persistence_loss, untrained_loss
 from thinkjepa.stages.train.model import ForecastModel, build_model
 from thinkjepa.stages.train.randomness import epoch_order
@@ -80,7 +81,7 @@ class RunPlan:
     @property
     def key(self) -> str:
         """Equal for runs that give equal results."""
-        return hashlib.sha256(json_bytes(self.record)).hexdigest()
+        return hashlib.sha256(json_bytes({**self.record, "cache": None})).hexdigest()
 
 
 def train(
@@ -149,7 +150,7 @@ def finished_metrics(out_dir: Path, plan: RunPlan) -> dict[str, Any] | None:
     if not (out_dir / "run.json").is_file():
         return None
     record = read_json(out_dir / "run.json")
-    if json_bytes({**record, "checkpoint": None}) == json_bytes({**plan.record, "checkpoint": None}):
+    if same_run(record, plan.record):
         return read_json(out_dir / "metrics.json")
     raise StageError(
         f"{str(out_dir)!r} holds a finished run with other settings or features: choose another --out, "
@@ -157,10 +158,26 @@ def finished_metrics(out_dir: Path, plan: RunPlan) -> dict[str, Any] | None:
     )
 
 
+def same_run(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two contents of `run.json` are of one run: a cache may have moved."""
+    place = {"cache": None, "checkpoint": None}
+    return json_bytes({**one, **place}) == json_bytes({**other, **place})
+
+
+def library_versions() -> dict[str, str]:
+    """What a run's bits may depend on beside its settings."""
+    return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
+
+
 def make_accelerator(settings: TrainSettings) -> Accelerator:
-    """accelerate's view of the processes and device; it also reads what `accelerate launch` set."""
+    """accelerate's view of the processes and device; it also reads what `accelerate launch` set.
+
+    Raises StageError where the settings ask for what the device cannot do.
+    """
     precision = {"fp32": "no", "bf16": "bf16"}[settings.precision]
-    return Accelerator(cpu=settings.device == "cpu", mixed_precision=precision)
+    accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision=precision)
+    check_kernel(settings.attention_kernel, accelerator.device)
+    return accelerator
 
 
 def supervised(features: Features, settings: TrainSettings) -> Features:
@@ -227,7 +244,7 @@ def plan_run(
         "split_sha256": hashlib.sha256(json_bytes(clips.to_json())).hexdigest(),
         "processes": num_processes,
         "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
+        "versions": library_versions(),
     }
     return RunPlan(settings, features, clips, shape, record, warm_start)
 
@@ -282,6 +299,7 @@ def head_shape(features: Features, settings: TrainSettings) -> HeadShape | None:
 def untrained_model(plan: RunPlan) -> ForecastModel:
     """The model before training, in units of the training clips' thinker states and joints."""
     model = build_model(plan.shape, seed=plan.settings.seed)
+    use_kernel(model, plan.settings.attention_kernel)
     if plan.shape.thinker is not None:
         model.forecaster.set_thinker_statistics(thinker_statistics(plan))
     if model.head is not None:

@@ -1,7 +1,7 @@
 """What a training run can be told, with the paper's settings as defaults."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, get_args
 
@@ -38,6 +38,23 @@ PAPER: Mapping[str, Any] = MappingProxyType(
     }
 )
 """The published settings (arXiv 2603.22281) that differ from the defaults, or may come to."""
+
+ONLY_OF_GUIDANCE = (
+    "guidance",
+    "levels",
+    "cross_tokens",
+    "drop_guidance",
+    "fusion_width",
+    "gate_learning_rate",
+)
+IDLE: Mapping[Variant, tuple[str, ...]] = MappingProxyType(
+    {
+        "thinkjepa": (),
+        "jepa": (*ONLY_OF_GUIDANCE, "use_levels", "use_streams"),
+        "vlm": (*ONLY_OF_GUIDANCE, "init_from", "context_weight"),
+    }
+)
+"""Settings that do nothing in a variant."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +124,11 @@ class TrainSettings(PredictorSettings, GuidanceSettings, LossSettings, Optimiser
         check_choice(self, "precision", get_args(Precision))
         check_positive(self, "head_width")
         check_not_negative(self, "save_every_s")
+
+    def in_effect(self) -> "TrainSettings":
+        """The same run, idle settings of its variant at their defaults: equal runs then look equal."""
+        defaults = {item.name: item.default for item in fields(self)}
+        return replace(self, **{name: defaults[name] for name in IDLE[self.variant]})
 
     @property
     def view(self) -> LatentView:

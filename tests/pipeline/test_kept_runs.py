@@ -1,0 +1,56 @@
+"""Runs are kept where experiments end, and shown where DVC looks."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from thinkjepa.pipeline.kept_runs import find_kept, kept_name, show_run
+from thinkjepa.stages.data.selection import Selection
+from thinkjepa.stages.data.splits import SplitRule
+from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.train import TrainSettings
+from thinkjepa.stages.train.run import RUN_SCHEMA
+
+SELECTION = Selection("s", "thinker-1", "encoder-1", num_clips=3, clips="c", names="n")
+WEIGHTS = "checkpoints/model-0.safetensors"
+
+
+def kept(folder: Path, **record: object) -> Path:
+    """A finished run of this record; two settings may end in the same weights."""
+    whole = {"schema": RUN_SCHEMA, "checkpoint": {"file": WEIGHTS, "sha256": "0"}, "cache": "a", **record}
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / WEIGHTS).write_bytes(b"weights")
+    (folder / "run.json").write_text(json.dumps(whole))
+    return folder
+
+
+def test_a_name_follows_from_all_that_determines_a_run() -> None:
+    settings, split = TrainSettings(seed=3), SplitRule()
+    name = kept_name(settings, split, SELECTION, None)
+    assert name == kept_name(settings, split, SELECTION, None)
+    assert name.startswith("thinkjepa-3-")
+    others = {
+        kept_name(replace(settings, depth=6), split, SELECTION, None),
+        kept_name(settings, replace(split, split_seed=1), SELECTION, None),
+        kept_name(settings, split, replace(SELECTION, clips="d"), None),
+        kept_name(settings, split, replace(SELECTION, labels="l"), None),
+    }
+    assert len({name, *others}) == 5
+
+
+def test_a_run_is_found_by_its_record_wherever_its_cache_was(tmp_path: Path) -> None:
+    kept(tmp_path / "runs" / "one", settings={"guidance": "film"})
+    other = kept(tmp_path / "runs" / "two", settings={"guidance": "adaln"})
+    shown = tmp_path / "shown"
+    show_run(other, shown)
+    record = json.loads((shown / "run.json").read_text())
+    (shown / "run.json").write_text(json.dumps({**record, "cache": "/moved"}))
+    assert find_kept(tmp_path / "runs", shown) == other
+    assert (shown / WEIGHTS).samefile(other / WEIGHTS)
+    (other / WEIGHTS).unlink()
+    with pytest.raises(StageError, match="it was removed; train again"):
+        find_kept(tmp_path / "runs", shown)
