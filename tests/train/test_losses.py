@@ -147,5 +147,5 @@ def test_units_of_spread_are_the_heads_own(latent_cache: BuildCache) -> None:
         model.head.scale.fill_(0.01)
         batch = tuple(features.clips().clip_ids.to_pylist()[:4])
         fitting = Fitting(model, make_optimizer(model, settings), features, Accelerator(cpu=True), settings)
-        sums[units] = float(next(fitting.terms(batch, fitting.stored([batch])))[:, 0].sum())
+        sums[units] = next(fitting.terms(batch, fitting.stored([batch])))[:, 0].sum().item()
     assert sums["spread"] / sums["metres"] == pytest.approx(1e4, rel=1e-4)
