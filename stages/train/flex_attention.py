@@ -12,31 +12,12 @@ from collections.abc import Callable
 from functools import cache, lru_cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.train.attention import GridAttention, Span
-from thinkjepa.stages.train.predictor_settings import AttentionKernel
+from thinkjepa.stages.train.attention import Span
 
 BLOCK_TOKENS = 128  # the kernel's own on GPUs
-
-
-def check_kernel(kernel: AttentionKernel, device: torch.device) -> None:
-    """Raises StageError for a kernel that cannot train on `device`."""
-    if kernel == "flex" and device.type == "cpu":
-        raise StageError(
-            "--attention-kernel flex trains on a GPU only, FlexAttention has no backward on CPUs: leave it "
-            "out (blocks)"
-        )
-
-
-def use_kernel(model: nn.Module, kernel: AttentionKernel) -> None:
-    """Let all self-attention of `model` run on this kernel; a model is built with `blocks`."""
-    if kernel == "flex":
-        for part in model.modules():
-            if isinstance(part, GridAttention):
-                part.attend = flex_attend
 
 
 def flex_attend(query: Tensor, key: Tensor, value: Tensor, spans: tuple[Span, ...]) -> Tensor:
@@ -46,8 +27,12 @@ def flex_attend(query: Tensor, key: Tensor, value: Tensor, spans: tuple[Span, ..
 
 @cache
 def compiled_kernel() -> Callable[..., Tensor]:
-    """Compiled once, on first use; uncompiled, flex_attention makes a score of every pair of tokens."""
-    compiled: Callable[..., Tensor] = torch.compile(flex_attention)
+    """Compiled on first use, and for each size of batch: a run has a handful.
+
+    Uncompiled, flex_attention makes a score of every pair of tokens, so that falling back to it is an error.
+    Compiled for any size at once, its template for CPUs is no valid C++ (torch 2.14).
+    """
+    compiled: Callable[..., Tensor] = torch.compile(flex_attention, dynamic=False, fullgraph=True)
     return compiled
 
 

@@ -45,9 +45,9 @@ class MixedLevels(Levels):
 
 
 def build_levels(guidance: GuidanceShape, *, num_levels: int, depth: int) -> Levels:
-    """The assignment that `guidance` names, over the levels that it uses."""
+    """The assignment that `guidance` names, over the levels that it uses; one level is no mixture."""
     used = guidance.used_levels(num_levels)
-    if guidance.levels == "mixture":
+    if guidance.levels == "mixture" and len(used) > 1:
         return MixedLevels(used, depth=depth)
     return FixedLevels(tuple(used[place] for place in assign_levels(num_levels=len(used), depth=depth)))
 

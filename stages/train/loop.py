@@ -94,12 +94,19 @@ class Fitting:
                     with_context=self.with_context,
                 )
             weights = torch.tensor(share.weights, device=self.accelerator.device)
-            yield clip_terms(forecast, clips, self.settings) * weights.unsqueeze(1)
+            terms = clip_terms(forecast, clips, self.settings, unit_m=self.joint_unit_m)
+            yield terms * weights.unsqueeze(1)
 
     @property
     def with_context(self) -> bool:
         """Whether the loss looks at the observed steps too; `vlm` has none of them."""
         return self.settings.context_weight > 0 and self.settings.variant != "vlm"
+
+    @property
+    def joint_unit_m(self) -> Tensor | None:
+        """What the joints' errors are measured in, `(joint, 1)`; None for metres."""
+        head = self.accelerator.unwrap_model(self.model).head
+        return head.scale if head is not None and self.settings.trajectory_units == "spread" else None
 
     def _guided(self, clip_ids: tuple[str, ...], moment: Moment | None) -> Tensor | None:
         """1 or 0 for each clip, None where no guidance is ever dropped."""
@@ -229,20 +236,22 @@ def untrained_loss(
     return float(validation_terms(Fitting(model, idle, features, accelerator, settings), clip_ids)[LOSS])
 
 
-def clip_terms(forecast: Forecast, clips: Batch, settings: TrainSettings) -> Tensor:
-    """Each clip's terms `(clip, 3)`: loss, latent error, joints' distance."""
-    latent = latent_error(forecast.latents, clips.future)
+def clip_terms(
+    forecast: Forecast, clips: Batch, settings: TrainSettings, *, unit_m: Tensor | None = None
+) -> Tensor:
+    """Each clip's terms `(clip, 3)`: loss, latent error, joints' distance. `unit_m`: the joints' unit."""
+    latent = latent_error(forecast.latents.detach(), clips.future.detach())
     weighted = settings.latent_weight * latent_loss_of(forecast, clips, settings)
     if forecast.joints_m is None or clips.trajectory is None:
-        return torch.stack((weighted, latent.detach(), torch.zeros_like(latent)), dim=1)
+        return torch.stack((weighted, latent, torch.zeros_like(latent)), dim=1)
     target = clips.trajectory
     confidence = target.future_confidence
     if settings.anchor == "last_pose":  # no displacement is known where no pose was
         confidence = confidence * target.last_known[:, None, None]
-    joints = trajectory_error(forecast.joints_m, target.future_m, confidence)
+    joints = trajectory_error(forecast.joints_m, target.future_m, confidence, unit_m=unit_m)
     loss = weighted + settings.trajectory_weight * joints
-    distance_m = joint_distance(forecast.joints_m.detach(), target.future_m, confidence)
-    return torch.stack((loss, latent.detach(), distance_m), dim=1)
+    distance_m = joint_distance(forecast.joints_m.detach(), target.future_m.detach(), confidence)
+    return torch.stack((loss, latent, distance_m), dim=1)
 
 
 def latent_loss_of(forecast: Forecast, clips: Batch, settings: TrainSettings) -> Tensor:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import get_args
 
-from thinkjepa.stages.train.losses import LatentLoss
+from thinkjepa.stages.train.losses import LatentLoss, TrajectoryUnits
 from thinkjepa.stages.train.setting_checks import check_choice, check_not_negative
 
 
@@ -30,10 +30,18 @@ class LossSettings:
     )
     latent_weight: float = field(default=1.0, metadata={"help": "Weight of the latents' error."})
     trajectory_weight: float = field(
-        default=1.0, metadata={"help": "Weight of the joints' mean squared error (m^2, by confidence)."}
+        default=1.0, metadata={"help": "Weight of the joints' mean squared error (by confidence)."}
+    )
+    trajectory_units: TrajectoryUnits = field(
+        default="metres",
+        metadata={
+            "help": "Joints' errors in the loss: in metres (the paper's; hundreds of times smaller than the "
+            "latents') or in each joint's spread over the training clips (ours, about as large as them)."
+        },
     )
 
     def check_losses(self) -> None:
         """Raises StageError for what cannot be."""
         check_choice(self, "latent_loss", get_args(LatentLoss))
+        check_choice(self, "trajectory_units", get_args(TrajectoryUnits))
         check_not_negative(self, "latent_weight", "trajectory_weight", "context_weight")

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LatentLoss = Literal["mse", "l1", "smooth_l1"]
+TrajectoryUnits = Literal["metres", "spread"]
 
 
 def latent_error(predicted: Tensor, future: Tensor) -> Tensor:
@@ -18,24 +19,33 @@ def latent_error(predicted: Tensor, future: Tensor) -> Tensor:
 
 
 def latent_loss(predicted: Tensor, target: Tensor, kind: LatentLoss) -> Tensor:
-    """Mean error of each clip's latents, `(batch,)`, float32; smooth L1 turns linear at a difference of 1."""
-    difference = predicted.float() - target
+    """Mean error of each clip's latents, `(batch,)`, float32; smooth L1 turns linear at a difference of 1.
+
+    No gradient reaches the target, whatever it was made of.
+    """
+    predicted, target = predicted.float(), target.detach()
+    difference = predicted - target
     if kind == "mse":
         errors = difference.square()
     elif kind == "l1":
         errors = difference.abs()
     else:
-        errors = F.smooth_l1_loss(predicted.float(), target, reduction="none")
+        errors = F.smooth_l1_loss(predicted, target, reduction="none")
     return errors.flatten(1).mean(dim=1)
 
 
-def trajectory_error(predicted_m: Tensor, future_m: Tensor, confidence: Tensor) -> Tensor:
-    """Mean squared error of each clip's coordinates, m^2, `(batch,)`, float32.
+def trajectory_error(
+    predicted_m: Tensor, future_m: Tensor, confidence: Tensor, *, unit_m: Tensor | None = None
+) -> Tensor:
+    """Mean squared error of each clip's coordinates, `(batch,)`, float32, in m^2 or in `unit_m` `(joint, 1)`.
 
     Positions are `(batch, step, frame, joint, 3)`, `confidence` `(batch, step, frame, joint)` weighs them: at
     0 a joint has no part in the error or its gradient. A clip of no confidence at all has error 0.
     """
-    return _weighted((predicted_m - future_m).square().mean(dim=-1), confidence)
+    difference = predicted_m - future_m.detach()
+    if unit_m is not None:
+        difference = difference / unit_m
+    return _weighted(difference.square().mean(dim=-1), confidence)
 
 
 def joint_distance(predicted_m: Tensor, future_m: Tensor, confidence: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from thinkjepa.stages.data.splits import SIDES, Side, SplitRule
 from thinkjepa.stages.data.trajectories import Supervision
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.json_files import json_bytes, read_json, write_json
+from thinkjepa.stages.train.attention_kernel import check_kernel, use_kernel
 from thinkjepa.stages.train.batches import batches_in_order
 from thinkjepa.stages.train.checkpoint import save_weights, shape_to_json
 from thinkjepa.stages.train.costs import TrainingCosts, training_costs
@@ -33,7 +34,6 @@ from thinkjepa.stages.train.curve import write_curve
 from thinkjepa.stages.train.determinism import repeatable_kernels
 from thinkjepa.stages.train.features import Features, choose_features
 from thinkjepa.stages.train.fit_state import FitState
-from thinkjepa.stages.train.flex_attention import check_kernel, use_kernel
 from thinkjepa.stages.train.loop import TrainProgress, fit, persistence_loss, untrained_loss
 from thinkjepa.stages.train.model import ForecastModel, build_model
 from thinkjepa.stages.train.randomness import epoch_order

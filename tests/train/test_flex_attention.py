@@ -16,7 +16,8 @@ from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train import SplitRule, TrainSettings, train
 from thinkjepa.stages.train import flex_attention as flex
 from thinkjepa.stages.train.attention import Span, attend, bidirectional_spans, frame_causal_spans
-from thinkjepa.stages.train.flex_attention import block_mask, flex_attend, use_kernel
+from thinkjepa.stages.train.attention_kernel import use_kernel
+from thinkjepa.stages.train.flex_attention import block_mask, flex_attend
 from thinkjepa.stages.train.predictor import Predictor
 from thinkjepa.stages.train.randomness import named_generator
 from thinkjepa.stages.train.shapes import AttentionPattern, LatentGrid, ModelShape, TrunkShape

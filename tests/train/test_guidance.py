@@ -54,10 +54,15 @@ def changed_samples(before: torch.Tensor, after: torch.Tensor) -> list[bool]:
 def test_shut_gates_equal_the_unguided_predictor_to_the_last_bit(
     model_shape: BuildShape, guidance: GuidanceShape
 ) -> None:
+    """With and without dropped guidance, at the future steps and at the observed ones."""
     observed, pooled, tokens = known()
     alone: Forecaster = build_forecaster(model_shape("jepa"), seed=3)
     shut, opened = (build(model_shape, guidance, gate=gate) for gate in (0.0, 0.5))
-    assert torch.equal(shut(observed, 1000 * pooled, tokens), alone(observed, None))
+    for guided in (None, torch.tensor([1.0, 0.0, 1.0]), torch.zeros(3)):
+        assert torch.equal(shut(observed, 1000 * pooled, tokens, guided), alone(observed, None))
+        assert torch.equal(
+            shut.all_steps(observed, 1000 * pooled, tokens, guided), alone.all_steps(observed, None)
+        )
     assert all(changed_samples(alone(observed, None), opened(observed, pooled, tokens)))
 
 
@@ -73,8 +78,33 @@ def test_a_samples_thinker_states_reach_its_own_output_only(
     model = build(model_shape, guidance)
     before = model(observed, pooled, tokens)
     after = model(observed, pooled_altered, TokenBatch(states_altered, COUNTS))
-    assert torch.equal(after[[0, 2]], before[[0, 2]])
+    assert (after - before)[[0, 2]].abs().max() == 0
     assert changed_samples(before, after) == [False, True, False]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["frame_causal", "bidirectional"])
+@pytest.mark.parametrize("guidance", SHAPES, ids=named)
+def test_guided_or_not_an_observed_step_reaches_no_earlier_output(
+    model_shape: BuildShape, guidance: GuidanceShape, attention: str
+) -> None:
+    """Outputs at the observed steps too; bidirectional attention is the control."""
+    observed, pooled, tokens = known()
+    shape = replace(model_shape("thinkjepa", attention=attention), guidance=guidance)
+    model = build_forecaster(shape, seed=3)
+    assert isinstance(model, ThinkJepa)
+    torch.nn.init.constant_(model.pyramid.gates, 0.5)
+    before = model.all_steps(observed, pooled, tokens)
+    assert torch.equal(before[:, 3:], model(observed, pooled, tokens)), "one forward, two readings of it"
+    for changed in range(3):
+        altered = observed.clone()
+        altered[:, changed] += 1.0
+        delta = (model.all_steps(altered, pooled, tokens) - before).abs().amax(dim=(0, 2, 3))
+        assert (delta[changed:] > 1e-5).all()
+        if attention == "frame_causal":
+            assert delta[:changed].tolist() == [0.0] * changed
+        else:
+            assert (delta > 1e-5).all()
 
 
 @torch.no_grad()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+from math import floor
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thinkjepa.stages.train.levels import assign_levels
+from thinkjepa.stages.train.levels import FixedLevels, MixedLevels, assign_levels, build_levels
 from thinkjepa.stages.train.pyramid import Pyramid, ThinkerProjection, signature
 from thinkjepa.stages.train.randomness import named_generator
-from thinkjepa.stages.train.shapes import ThinkerShape
+from thinkjepa.stages.train.shapes import GuidanceShape, LevelChoice, ThinkerShape
 from thinkjepa.stages.train.statistics import StateStatistics, pooled_statistics
 from thinkjepa.stages.train.trunk import initialise
 
@@ -39,6 +43,33 @@ def test_levels_follow_the_formula_and_rise_from_first_to_last(num_levels: int, 
     assert all(abs(level - value) <= 0.5 for level, value in zip(levels, exact, strict=True))
     assert list(levels) == sorted(levels)
     assert (levels[0], levels[-1]) == (0, num_levels - 1)
+
+
+@given(num_levels=st.integers(1, 40), depth=st.integers(2, 40))
+def test_levels_are_those_of_exact_arithmetic(num_levels: int, depth: int) -> None:
+    """`round(l * (L - 1) / (depth - 1))` in fractions, halves up: no float rounding decides a level."""
+    exact = [Fraction(index * (num_levels - 1), depth - 1) for index in range(depth)]
+    assert assign_levels(num_levels=num_levels, depth=depth) == tuple(
+        floor(value + Fraction(1, 2)) for value in exact
+    )
+
+
+def test_a_mixture_weighs_the_used_levels_by_softmax_depth_by_depth() -> None:
+    mixed = MixedLevels((1, 2), depth=2)
+    per_level = torch.tensor([[[1e6], [2.0], [6.0]]])
+    assert mixed.at(0, per_level).item() == pytest.approx(4.0), "equal logits: the mean of the used levels"
+    with torch.no_grad():
+        mixed.mixture[1] = torch.tensor([math.log(3.0), 0.0])  # three to one
+    assert mixed.at(1, per_level).item() == pytest.approx(0.75 * 2 + 0.25 * 6)
+    assert mixed.at(0, per_level).item() == pytest.approx(4.0), "each depth has its own"
+
+
+@pytest.mark.parametrize(("use", "level"), [("last", 2), ("middle", 1)])
+def test_one_level_is_no_mixture(use: LevelChoice, level: int) -> None:
+    """A mixture of one could not learn: its gradient is zero."""
+    found = build_levels(GuidanceShape(levels="mixture", use_levels=use), num_levels=3, depth=4)
+    assert isinstance(found, FixedLevels)
+    assert found.levels == (level,) * 4
 
 
 def test_a_single_block_is_guided_by_the_last_level() -> None:

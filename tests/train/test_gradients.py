@@ -1,0 +1,150 @@
+"""Where gradients go: to every parameter of every variant, behind shut gates in time, to no target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+
+from thinkjepa.stages.train.features import Batch, TrajectoryBatch
+from thinkjepa.stages.train.loop import clip_terms
+from thinkjepa.stages.train.model import ForecastModel, build_model
+from thinkjepa.stages.train.optimiser import make_optimizer
+from thinkjepa.stages.train.settings import TrainSettings
+from thinkjepa.stages.train.shapes import GuidanceShape, HeadShape, ModelShape
+from thinkjepa.stages.train.thinker_states import TokenBatch
+from thinkjepa.stages.train.variants import ThinkJepa
+
+BuildShape = Callable[..., ModelShape]
+KINDS = ("film", "adaln", "cross")
+COUNTS = (5, 2, 7)
+HEAD = HeadShape(joints=("rightHand", "leftHand"), frames_per_step=2, anchor="last_pose", width=16)
+SETTINGS = TrainSettings(anchor="last_pose", context_weight=0.5)
+UNSEEN_BY_SOFTMAX = ("key.bias",)
+"""A bias of the keys shifts all of a query's scores alike."""
+
+GUIDED = [
+    GuidanceShape(kind=kind, levels=levels, use_levels=use, use_streams=streams)  # type: ignore[arg-type]
+    for kind, levels, use, streams in product(
+        KINDS, ("fixed", "mixture"), ("all", "last", "middle"), ("both", "prompt", "generated")
+    )
+]
+VARIANTS = [("thinkjepa", guidance) for guidance in GUIDED]
+VARIANTS += [("jepa", GuidanceShape()), ("vlm", GuidanceShape())]
+VARIANTS += [("vlm", GuidanceShape(use_levels="last", use_streams="generated"))]
+
+
+def named(value: object) -> str:
+    if isinstance(value, GuidanceShape):
+        return f"{value.kind}-{value.levels}-{value.use_levels}-{value.use_streams}"
+    return str(value)
+
+
+def clips(variant: str) -> Batch:
+    """Three clips whose features and targets would show a gradient."""
+    generator = torch.Generator().manual_seed(5)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    states = drawn(3, 3, max(COUNTS), 10)
+    trajectory = TrajectoryBatch(
+        last_pose_m=drawn(3, 2, 3),
+        last_known=torch.ones(3, 2),
+        future_m=drawn(3, 2, 2, 2, 3).requires_grad_(),
+        future_confidence=torch.ones(3, 2, 2, 2),
+    )
+    return Batch(
+        observed=drawn(3, 3, 6, 8).requires_grad_(),
+        future=drawn(3, 2, 6, 8).requires_grad_(),
+        pooled=None if variant == "jepa" else drawn(3, 3, 2, 10),
+        trajectory=trajectory,
+        tokens=TokenBatch(states, COUNTS),
+    )
+
+
+def build(model_shape: BuildShape, variant: str, guidance: GuidanceShape, *, gate: float) -> ForecastModel:
+    """A model with a head and four blocks, so that every level guides one."""
+    shape = replace(model_shape(variant, depth=4), guidance=guidance, head=HEAD)
+    model = build_model(shape, seed=1)
+    if isinstance(model.forecaster, ThinkJepa):
+        torch.nn.init.constant_(model.forecaster.pyramid.gates, gate)
+    return model
+
+
+def loss(
+    model: ForecastModel, batch: Batch, variant: str, settings: TrainSettings = SETTINGS
+) -> torch.Tensor:
+    forecast = model(
+        batch.observed,
+        batch.pooled,
+        batch.last_pose_m,
+        batch.tokens,
+        with_context=settings.context_weight > 0 and variant != "vlm",
+    )
+    return clip_terms(forecast, batch, replace(settings, variant=variant))[:, 0].mean()  # type: ignore[arg-type]
+
+
+def without_gradient(model: ForecastModel) -> list[str]:
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if not name.endswith(UNSEEN_BY_SOFTMAX) and (parameter.grad is None or not parameter.grad.any())
+    ]
+
+
+@pytest.mark.parametrize(("variant", "guidance"), VARIANTS, ids=named)
+def test_open_gates_let_gradients_reach_every_parameter(
+    model_shape: BuildShape, variant: str, guidance: GuidanceShape
+) -> None:
+    model, batch = build(model_shape, variant, guidance, gate=0.5), clips(variant)
+    loss(model, batch, variant).backward()
+    assert without_gradient(model) == []
+
+
+@pytest.mark.parametrize("guidance", GUIDED[:: len(GUIDED) // 12], ids=named)
+def test_gates_start_at_zero_and_the_first_step_opens_the_way(
+    model_shape: BuildShape, guidance: GuidanceShape
+) -> None:
+    model, batch = build(model_shape, "thinkjepa", guidance, gate=0.0), clips("thinkjepa")
+    optimizer = make_optimizer(model, SETTINGS)
+    assert isinstance(model.forecaster, ThinkJepa)
+    assert not model.forecaster.pyramid.gates.any()
+    loss(model, batch, "thinkjepa").backward()
+    assert model.forecaster.pyramid.gates.grad is not None
+    assert model.forecaster.pyramid.gates.grad.ne(0).all(), "at step one gradients reach each gate"
+    behind = {name for name, _ in model.named_parameters() if "pyramid" in name and "gates" not in name}
+    behind -= {name for name in behind if name.endswith(UNSEEN_BY_SOFTMAX)}
+    assert set(without_gradient(model)) == behind, "and all else but what lies behind the gates"
+    optimizer.step()
+    optimizer.zero_grad()
+    loss(model, batch, "thinkjepa").backward()
+    assert without_gradient(model) == [], "at step two they reach everything"
+
+
+@pytest.mark.parametrize("latent_loss", ["mse", "l1", "smooth_l1"])
+@pytest.mark.parametrize("variant", ["thinkjepa", "jepa", "vlm"])
+def test_no_gradient_reaches_a_target(model_shape: BuildShape, variant: str, latent_loss: str) -> None:
+    model, batch = build(model_shape, variant, GuidanceShape(), gate=0.5), clips(variant)
+    settings = replace(SETTINGS, latent_loss=latent_loss)  # type: ignore[arg-type]
+    loss(model, batch, variant, settings).backward()
+    assert batch.trajectory is not None
+    assert batch.future.grad is None
+    assert batch.trajectory.future_m.grad is None
+    sees_latents = variant != "vlm"
+    assert (batch.observed.grad is not None) == sees_latents, "the control: what is read would show one"
+
+
+def test_the_context_loss_sends_no_gradient_into_the_latents_it_compares_with(
+    model_shape: BuildShape,
+) -> None:
+    """The observed latents are both read and, in the dense loss, targets: the latter get no gradient."""
+    model, batch = build(model_shape, "jepa", GuidanceShape(), gate=0.5), clips("jepa")
+    apart = replace(batch, observed=batch.observed.detach().clone().requires_grad_())
+    forecast = model(batch.observed, None, batch.last_pose_m, with_context=True)
+    clip_terms(forecast, apart, replace(SETTINGS, variant="jepa"))[:, 0].mean().backward()
+    assert apart.observed.grad is None
+    assert batch.observed.grad is not None
