@@ -34,12 +34,12 @@ def assign(root: Path, feature_set: FeatureSet, groups: Sequence[Sequence[str]])
 
 def assigned(root: Path, set_name: str) -> dict[int, tuple[str, ...]]:
     """Clips by shard, of all shards that were assigned and are not visible yet."""
-    visible = numbered_files(index_dir(root, set_name))
+    visible = _visible_shards(root, set_name)
     return {
         number: tuple(group)
         for line in read_lines(assigned_file(root, set_name))
         for number, group in enumerate(line["groups"], start=line["first"])
-        if not any(item.first <= number <= item.last for item in visible)
+        if number not in visible
     }
 
 
@@ -56,6 +56,16 @@ def next_shard(root: Path, set_name: str) -> int:
     return last + 1
 
 
+def is_visible(root: Path, set_name: str, shard: int) -> bool:
+    """Whether readers see a shard."""
+    return shard in _visible_shards(root, set_name)
+
+
+def _visible_shards(root: Path, set_name: str) -> set[int]:
+    files = numbered_files(index_dir(root, set_name))
+    return {number for item in files for number in range(item.first, item.last + 1)}
+
+
 def is_unfinished(root: Path, set_name: str) -> bool:
     """Whether a run that writes the set, or one that was interrupted, has not come to its end."""
     begun = any(journal_dir(root, set_name).glob("[0-9]*.jsonl"))
@@ -67,11 +77,11 @@ def unfinished_shards(root: Path, set_name: str) -> list[int]:
 
     The caller holds the cache, and nobody writes to it.
     """
-    visible = numbered_files(index_dir(root, set_name))
+    visible = _visible_shards(root, set_name)
     unfinished = []
     for path in sorted(journal_dir(root, set_name).glob("[0-9]*.jsonl")):
         number = int(path.stem)
-        if any(item.first <= number <= item.last for item in visible):
+        if number in visible:
             remove(journal_file(root, set_name, number))
         else:
             unfinished.append(number)

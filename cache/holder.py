@@ -38,6 +38,17 @@ def sign_in(root: Path) -> str:
     return token
 
 
+def ask_writers_to_stop(root: Path) -> None:
+    """Let writers of this session end after the batch that they work on."""
+    replace_file(holder_file(root), json.dumps({**_read(root), "stopping": "yes"}).encode())
+
+
+def writers_should_stop(root: Path, token: str) -> bool:
+    """Whether the session with this mark has ended, or has asked its writers to stop."""
+    record = _read(root)
+    return record.get("token") != token or "stopping" in record
+
+
 def sign_out(root: Path) -> None:
     """Nobody holds the cache any more: writers that are still at work stop."""
     holder_file(root).unlink(missing_ok=True)

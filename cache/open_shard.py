@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import torch
 
+from thinkjepa.cache.assignment import is_visible
 from thinkjepa.cache.background_sync import BackgroundSync
 from thinkjepa.cache.clip_checks import clip_problem, features_checksum
 from thinkjepa.cache.disk import explained_os_errors
@@ -52,9 +53,13 @@ class OpenShard:
         self._sync = BackgroundSync()
         self._writers: dict[str, ShardWriter] = {}
         self._journal = Journal(journal_file(root, feature_set.name, number), patience_s=PATIENCE_S)
+        self._rows: list[IndexRow] = []
         try:
             check_holder(root, token)
-            self._rows = self._resumed()
+            self.is_sealed = is_visible(root, feature_set.name, number)
+            """Whether somebody sealed it before we had it: then there is nothing left to do."""
+            if not self.is_sealed:
+                self._rows = self._resumed()
         except BaseException:
             self.close()
             raise
@@ -63,6 +68,11 @@ class OpenShard:
     def rows(self) -> Sequence[IndexRow]:
         """Rows committed to the journal, not yet visible to readers."""
         return tuple(self._rows)
+
+    @property
+    def decided(self) -> frozenset[str]:
+        """Clips that the shard has features or a failure of."""
+        return frozenset(row.clip_id for row in self._rows)
 
     @property
     def used(self) -> int:
@@ -97,6 +107,9 @@ class OpenShard:
 
     def seal(self) -> None:
         """Make the clips visible."""
+        if self.is_sealed:
+            self._journal.remove()  # it is a new one, without a line
+            return
         check_holder(self.root, self._token)
         for writer in self._writers.values():
             writer.begin_seal()

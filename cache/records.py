@@ -191,7 +191,7 @@ class ClipFeatures:
     generated_text: str = ""
 
 
-FailureStage = Literal["open", "plan", "decode", "thinker", "encoder", "labels"]
+FailureStage = Literal["open", "plan", "decode", "thinker", "encoder", "worker", "labels"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from thinkjepa.cache.catalog import read_catalog, resolve_set, write_catalog
 from thinkjepa.cache.clips import ClipTable
 from thinkjepa.cache.disk import explained_os_errors
 from thinkjepa.cache.errors import CacheError
-from thinkjepa.cache.holder import describe_holder, sign_in, sign_out
+from thinkjepa.cache.holder import ask_writers_to_stop, describe_holder, sign_in, sign_out
 from thinkjepa.cache.index import SetIndex, join_index_files
 from thinkjepa.cache.journal import read_lines
 from thinkjepa.cache.labels import LabelTable, VideoLabels, write_labels
@@ -154,6 +154,10 @@ class WriteSession:
     def done_clip_ids(self, feature_set: FeatureSet) -> set[str]:
         """Clips with features in the set that readers can see."""
         return set(SetIndex(self.root, feature_set.name).clip_ids.to_pylist())
+
+    def ask_writers_to_stop(self) -> None:
+        """Let those who write assigned shards end after the batch that they work on."""
+        ask_writers_to_stop(self.root)
 
     def finish(self, feature_set: FeatureSet) -> None:
         """All that was assigned is written: keep the index in few files."""

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from thinkjepa.cache import ClipRow, Failure, FeatureSet, Kind, OpenShard, WriteSession
+from thinkjepa.cache import Failure, FeatureSet, Kind, WriteSession
 from thinkjepa.stages.data.catalog import PlannedFolder, plan_folder
 from thinkjepa.stages.data.clips import ClipSettings
 from thinkjepa.stages.data.decode_process import VideoDecoder
 from thinkjepa.stages.data.labels.storing import LabelReport, store_labels
 from thinkjepa.stages.data.videos import find_videos
-from thinkjepa.stages.extract.batches import ClipDecoding, run_batch, with_video
 from thinkjepa.stages.extract.feature_sets import Storing
+from thinkjepa.stages.extract.filling import BatchDone, Job, Target, UnitFiller
 from thinkjepa.stages.extract.frozen_models import TRANSFORMERS, FrozenModels
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings, allowed_failures
+from thinkjepa.stages.extract.stopping import Stopping, noted_signals
 from thinkjepa.stages.extract.units import Unit, plan_units
 from thinkjepa.stages.extract.vllm_settings import VllmSettings
 from thinkjepa.stages.progress import Progress
@@ -80,20 +80,21 @@ def extract(
     files = find_videos(videos)
     frozen = FrozenModels.find(models, device=execution.device, vllm=vllm, batch_size=execution.batch_size)
     wanted = frozen.sets(clips, Storing(execution.shard_mb, execution.codec, models.fp8))
-    decoding = VideoDecoder(timeout_s=execution.decode_timeout)
-    holding = WriteSession(cache_dir, on_wait=progress.note if execution.wait else None)
-    with holding as session, decoding as decoder, frozen:
-        planned = plan_folder(files, videos, clips, decoder=decoder, progress=progress)
+    with WriteSession(cache_dir, on_wait=progress.note if execution.wait else None) as session:
+        with VideoDecoder(timeout_s=execution.decode_timeout) as decoder:
+            planned = plan_folder(files, videos, clips, decoder=decoder, progress=progress)
         session.add_clips(planned.clips)
         labels = _store_labels(session, planned, videos, progress)
         sets = {item.kind: session.resolve(item) for item in wanted}
         before = _done(session, sets)
         units = plan_units(session, sets, planned.clips)
-        extraction = Extraction(session, sets, frozen, ClipDecoding(decoder, planned), execution, progress)
-        failures = [*planned.failures, *extraction.run(units)]
+        target = Target(cache_dir.absolute(), session.token, sets)
+        tally = Tally(progress, list(planned.failures))
+        _run(units, planned, session, Job(target, clips, models, execution, vllm), tally)
         for item in sets.values():
             session.finish(item)
         done = _done(session, sets)
+        failures = tally.failures
         session.record_failures([*failures, *labels.failures], videos=planned.names)
     clip_ids = sorted(clip.clip_id for clip in planned.clips if clip.clip_id in done)
     failed_videos = {failure.video for failure in failures}
@@ -135,65 +136,55 @@ def _done(session: WriteSession, sets: Mapping[Kind, FeatureSet]) -> set[str]:
 
 
 @dataclass(slots=True)
-class Extraction:
-    """Units worked on in this process, one after another."""
+class Tally:
+    """What came of the batches, shown as they come."""
 
-    session: WriteSession
-    sets: Mapping[Kind, FeatureSet]
-    frozen: FrozenModels
-    decoding: ClipDecoding
-    execution: ExecutionSettings
     progress: Progress
     failures: list[Failure] = field(default_factory=list)
 
-    def run(self, units: Sequence[Unit]) -> list[Failure]:
-        """Fill the shards of all units. Returns what failed."""
-        left = sum(len(self._undecided(unit)) for unit in units)
-        if left:
-            self.frozen.load(kind for kind in self.sets if any(kind in unit.shards for unit in units))
-            self.progress.begin("extracting", total=left, unit="clips")
-        for unit in units:
-            self._fill(unit)
-        return self.failures
+    def add(self, done: BatchDone) -> None:
+        """Count a batch and show what failed in it."""
+        _record_new(done.failures, self.failures, self.progress)
+        self.progress.advance(done.clips)
 
-    def _undecided(self, unit: Unit) -> set[str]:
-        """Clips of a unit that an interrupted run has not come to, in one set or another."""
-        clip_ids: set[str] = set()
-        for kind, number in unit.shards.items():
-            decided = {row.clip_id for row in self.session.committed_rows(self.sets[kind], number)}
-            clip_ids |= {clip.clip_id for clip in unit.clips} - decided
-        return clip_ids
 
-    def _fill(self, unit: Unit) -> None:
-        """Work through the batches of a unit, whose borders an interruption does not move."""
-        size = self.execution.clips_per_batch(self.frozen.thinker.device.type)
-        with ExitStack() as stack:
-            shards = {
-                kind: stack.enter_context(OpenShard(self.session.root, self.sets[kind], number))
-                for kind, number in unit.shards.items()
-            }
-            decided = {kind: {row.clip_id for row in shard.rows} for kind, shard in shards.items()}
-            for start in range(0, len(unit.clips), size):
-                batch = unit.clips[start : start + size]
-                missing = {kind: frozenset(clip.clip_id for clip in batch) - decided[kind] for kind in shards}
-                if any(missing.values()):
-                    self._extract(batch, missing, shards, size)
+def _run(
+    units: Sequence[Unit], planned: PlannedFolder, session: WriteSession, job: Job, tally: Tally
+) -> None:
+    """Fill the shards of all units, here or on a cluster. Ctrl-C and SIGTERM end it behind a batch."""
+    left = sum(len(_undecided(session, job, unit)) for unit in units)
+    if left:
+        tally.progress.begin("extracting", total=left, unit="clips")
+    with noted_signals(tally.progress) as stopping:
+        if units and job.execution.on_cluster:
+            from thinkjepa.stages.extract.cluster import run_on_cluster  # dask takes a second to import
 
-    def _extract(
-        self,
-        batch: Sequence[ClipRow],
-        missing: Mapping[Kind, frozenset[str]],
-        shards: Mapping[Kind, OpenShard],
-        size: int,
-    ) -> None:
-        """Run a batch through the models and commit it."""
-        names = {clip.clip_id: clip for clip in batch}
-        for kind, outcome in run_batch(batch, missing, self.frozen, self.decoding, batch_size=size).items():
-            if kind in shards:
-                refused = shards[kind].append(outcome.features, outcome.failures)
-                named = [with_video(failure, names[failure.clip_id]) for failure in refused]
-                _record_new([*outcome.failures, *named], self.failures, self.progress)
-        self.progress.advance(len(frozenset().union(*missing.values())))
+            run_on_cluster(units, planned, session, job, tally.add, stopping)
+        elif units:
+            with UnitFiller.ready(job) as filler:
+                _run_here(units, planned, filler, tally, stopping)
+        stopping.end()
+
+
+def _run_here(
+    units: Sequence[Unit], planned: PlannedFolder, filler: UnitFiller, tally: Tally, stopping: Stopping
+) -> None:
+    def on_batch(done: BatchDone) -> bool:
+        tally.add(done)
+        return not stopping.asked
+
+    for unit in units:
+        if stopping.asked or not filler.fill(unit, planned, on_batch=on_batch):
+            return
+
+
+def _undecided(session: WriteSession, job: Job, unit: Unit) -> set[str]:
+    """Clips of a unit that an interrupted run has not come to, in one set or another."""
+    clip_ids: set[str] = set()
+    for kind, number in unit.shards.items():
+        decided = {row.clip_id for row in session.committed_rows(job.target.sets[kind], number)}
+        clip_ids |= {clip.clip_id for clip in unit.clips} - decided
+    return clip_ids
 
 
 def _record_new(found: Sequence[Failure], failures: list[Failure], progress: Progress) -> None:

@@ -67,6 +67,19 @@ class ExecutionSettings:
     shard_mb: int = setting(
         512, "Megabytes of features per shard file, at most; both sets of a clip fill their shards alike."
     )
+    workers: int = setting(
+        1,
+        "Processes that extract at once, each with a copy of the models, on a GPU of its own if there is.",
+    )
+    scheduler: str = setting(
+        "", "Address of a dask scheduler whose workers extract, e.g. tcp://host:8786; empty: --workers here."
+    )
+    worker_threads: int = setting(
+        0, "Threads of each worker's models on the CPU; 0: the cores divided by --workers."
+    )
+    clip_retries: int = setting(
+        2, "How often a worker may die over the same clip before the clip is recorded as failed."
+    )
     wait: bool = setting(
         False, "Where another process writes this cache: wait until it ends, instead of saying who it is."
     )
@@ -80,9 +93,24 @@ class ExecutionSettings:
             raise ValueError(f"--batch-size {self.batch_size}: give 1 or more, or 0 for the default")
         if not self.decode_timeout > 0:
             raise ValueError(f"--decode-timeout {self.decode_timeout}: give seconds above 0")
+        if self.workers < 1:
+            raise ValueError(f"--workers {self.workers}: give 1 or more")
+        if self.workers > 1 and self.scheduler:
+            raise ValueError(
+                "--workers starts workers, --scheduler uses those of a cluster: give one of them"
+            )
+        if self.worker_threads < 0:
+            raise ValueError(f"--worker-threads {self.worker_threads}: give 1 or more, or 0 for the default")
+        if self.clip_retries < 1:
+            raise ValueError(f"--clip-retries {self.clip_retries}: give 1 or more")
         if self.shard_mb < 1:
             raise ValueError(f"--shard-mb {self.shard_mb}: give 1 or more")
         allowed_failures(self.max_failures, num_videos=1)
+
+    @property
+    def on_cluster(self) -> bool:
+        """Whether other processes do the work."""
+        return self.workers > 1 or bool(self.scheduler)
 
     def clips_per_batch(self, device_type: str) -> int:
         """The batch size, the default one made definite for `cpu`, `cuda` and so on."""

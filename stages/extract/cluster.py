@@ -1,0 +1,271 @@
+"""Units on dask workers: on this machine, one for each copy of the models, or on an existing cluster.
+
+A task is a unit. What a worker has committed stays when it is lost: the unit goes on from there on another
+one. A clip over which workers die again and again is recorded as failed, with what ended them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import re
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import dask
+import torch
+from distributed import Client, Future, KilledWorker, Nanny, Scheduler, SpecCluster
+
+from thinkjepa.cache import ClipRow, Failure, ThinkJepaError, WriteSession
+from thinkjepa.stages.data.catalog import PlannedFolder
+from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.extract.cluster_worker import Task, fill_on_worker, topic_of
+from thinkjepa.stages.extract.filling import BatchDone, Job
+from thinkjepa.stages.extract.settings import ExecutionSettings
+from thinkjepa.stages.extract.stopping import Stopping
+from thinkjepa.stages.extract.units import Unit
+
+POLL_S = 0.05
+CONNECT_S = 30
+START_S = 300
+"""For the workers' own start: a busy machine imports torch and transformers for a minute."""
+
+UNITS_AHEAD = 2
+"""Units a worker has or waits for: few, so that a stop need not take many back."""
+
+FRUITLESS_LOSSES = 6
+"""Workers lost, one after another, without a clip decided: then it is not the clips that kill them."""
+
+SETTINGS = {
+    "distributed.scheduler.allowed-failures": 0,  # who is to blame is found out here
+    "distributed.scheduler.worker-ttl": None,  # a forward may hold a worker for minutes
+    "distributed.comm.timeouts.connect": f"{CONNECT_S}s",
+    "distributed.nanny.pre-spawn-environ.DASK_LOGGING__DISTRIBUTED": "critical",
+}
+
+
+def run_on_cluster(
+    units: Sequence[Unit],
+    planned: PlannedFolder,
+    session: WriteSession,
+    job: Job,
+    on_batch: Callable[[BatchDone], None],
+    stopping: Stopping,
+) -> None:
+    """Have workers fill the shards of all units; returns when they are, or when the last batch in flight is
+    committed after `stopping` was asked.
+
+    Raises StageError with the cause where no worker can do the work.
+    """
+    threads = job.execution.worker_threads
+    with dask.config.set(SETTINGS), connected(job.execution) as client:
+        run = _ClusterRun(client, session, job, on_batch, threads or _share_of_cores(job.execution))
+        client.subscribe_topic(topic_of(job), run.receive)
+        run.work([Task(unit, _part_of(planned, unit)) for unit in units], stopping)
+        client.unsubscribe_topic(topic_of(job))
+
+
+def _share_of_cores(execution: ExecutionSettings) -> int:
+    """Threads of a local worker; 0, torch's own choice, on a cluster."""
+    return 0 if execution.scheduler else max(1, (os.cpu_count() or 1) // execution.workers)
+
+
+def _part_of(planned: PlannedFolder, unit: Unit) -> PlannedFolder:
+    """What is known about the videos of a unit; their paths absolute."""
+    digests = {clip.video_digest for clip in unit.clips}
+    return PlannedFolder(
+        num_videos=0,
+        names=[],
+        paths={digest: planned.paths[digest].absolute() for digest in digests},
+        frame_sizes={digest: planned.frame_sizes[digest] for digest in digests},
+        signatures={digest: planned.signatures[digest] for digest in digests},
+    )
+
+
+@contextmanager
+def connected(execution: ExecutionSettings) -> Iterator[Client]:
+    """A client of the named scheduler, or of new workers on this machine that end with this process."""
+    if execution.scheduler:
+        try:
+            client = Client(execution.scheduler, timeout=CONNECT_S, set_as_default=False)
+        except (OSError, TimeoutError, ValueError) as error:
+            raise StageError(
+                f"no dask scheduler answers at --scheduler {execution.scheduler!r} ({error}): start one with "
+                "`dask scheduler`, workers with `dask worker ADDRESS --nthreads 1`"
+            ) from error
+        with client:
+            yield client
+        return
+    with (
+        _quiet_logs(),
+        SpecCluster(
+            scheduler={"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard": False}},
+            workers={number: _worker(number) for number in range(execution.workers)},
+        ) as cluster,
+        Client(cluster, timeout=CONNECT_S, set_as_default=False) as client,
+    ):
+        yield client
+
+
+@contextmanager
+def _quiet_logs() -> Iterator[None]:
+    """Keep dask's log lines off the terminal; its nannies still note them, and what matters is told by us."""
+    handlers = logging.getLogger("distributed").handlers
+    levels = [handler.level for handler in handlers]
+    for handler in handlers:
+        handler.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for handler, level in zip(handlers, levels, strict=True):
+            handler.setLevel(level)
+
+
+def _worker(number: int) -> dict[str, Any]:
+    """One worker process of this machine: one unit at a time, on a GPU of its own if there are."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    environment = {"CUDA_VISIBLE_DEVICES": str(number % gpus)} if gpus else {}
+    options = {"nthreads": 1, "memory_limit": 0, "env": environment, "dashboard": False, "host": "127.0.0.1"}
+    return {"cls": Nanny, "options": options}
+
+
+class _ClusterRun:
+    """The tasks of a run, those that workers have, and whom they were lost with."""
+
+    def __init__(
+        self,
+        client: Client,
+        session: WriteSession,
+        job: Job,
+        on_batch: Callable[[BatchDone], None],
+        threads: int,
+    ) -> None:
+        self.client, self.session, self.job, self.threads = client, session, job, threads
+        self._on_batch = on_batch
+        self._events: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
+        self._running: dict[Future, Task] = {}
+        self._losses: Counter[str] = Counter()
+        self._fruitless = 0
+        self._pids: dict[str, int] = {}
+        self._submitted = 0
+
+    def receive(self, event: tuple[float, Mapping[str, Any]]) -> None:
+        """An event of a worker, in the client's own thread."""
+        self._events.put(event[1])
+
+    def work(self, tasks: Sequence[Task], stopping: Stopping) -> None:
+        """Hand tasks out until all are done or the run is asked to stop."""
+        waiting = deque(tasks)
+        self._await_workers(stopping)
+        while (waiting and not stopping.asked) or self._running:
+            while waiting and not stopping.asked and len(self._running) < self._room():
+                self._submit(waiting.popleft())
+            if stopping.asked:
+                self._stop()
+            waiting.extend(self._finished())
+            self._drain()
+        self._drain()
+
+    def _await_workers(self, stopping: Stopping) -> None:
+        deadline = time.monotonic() + START_S
+        while not stopping.asked and not self._num_workers():
+            if time.monotonic() > deadline:
+                raise StageError(
+                    f"no dask worker came within {START_S} s: start some (docs/cluster.md), or see their logs"
+                )
+            time.sleep(POLL_S)
+
+    def _num_workers(self) -> int:
+        return len(self.client.scheduler_info(n_workers=-1)["workers"])
+
+    def _room(self) -> int:
+        return max(1, UNITS_AHEAD * self._num_workers())
+
+    def _submit(self, task: Task) -> None:
+        self._submitted += 1
+        key = f"thinkjepa-unit-{self.job.target.token}-{self._submitted}"
+        future = self.client.submit(fill_on_worker, self.job, task, self.threads, key=key, pure=False)
+        self._running[future] = task
+
+    def _stop(self) -> None:
+        """Take back what no worker has begun, and let the others end after their batch."""
+        self.session.ask_writers_to_stop()
+        processing = {key for keys in self.client.processing().values() for key in keys}
+        for future in [item for item in self._running if item.key not in processing]:
+            future.cancel()
+            del self._running[future]
+
+    def _finished(self) -> list[Task]:
+        """Tasks that have to be done again, after waiting a moment for any that end."""
+        done = [future for future in self._running if future.done()]
+        if not done:
+            time.sleep(POLL_S)
+        again = []
+        for future in done:
+            task = self._running.pop(future)
+            if future.status == "error":
+                again.append(self._lost(task, future.exception()))
+            elif future.status != "finished":
+                again.append(task)
+        return again
+
+    def _lost(self, task: Task, error: BaseException | None) -> Task:
+        """The task to go on with after its worker was lost. Raises what else went wrong."""
+        if not isinstance(error, KilledWorker):
+            assert error is not None
+            if isinstance(error, ThinkJepaError):
+                raise error
+            raise StageError(f"a worker failed: {type(error).__name__}: {error}") from error
+        self._drain()
+        cause = self._cause(error)
+        self._fruitless += 1
+        if self._fruitless >= FRUITLESS_LOSSES:
+            raise StageError(
+                f"{self._fruitless} workers were lost one after another before any clip was done; the last "
+                f"one: {cause}"
+            )
+        suspect = self._in_flight(task.unit)
+        given_up = dict(task.given_up)
+        if suspect is not None and (task.one_by_one or self.job.execution.batch_size == 1):
+            self._losses[suspect.clip_id] += 1
+            if self._losses[suspect.clip_id] >= self.job.execution.clip_retries:
+                given_up[suspect.clip_id] = Failure(
+                    suspect.video, "worker", cause, suspect.clip_id, suspect.video_digest
+                )
+        return Task(task.unit, task.folder, given_up, one_by_one=True)
+
+    def _in_flight(self, unit: Unit) -> ClipRow | None:
+        """The first clip of a unit that is not decided: the one, or of the batch, that was worked on."""
+        decided = [
+            {row.clip_id for row in self.session.committed_rows(self.job.target.sets[kind], number)}
+            for kind, number in unit.shards.items()
+        ]
+        return next((clip for clip in unit.clips if not all(clip.clip_id in ids for ids in decided)), None)
+
+    def _cause(self, error: KilledWorker) -> str:
+        """What ended a worker, as its nanny saw it."""
+        address = error.last_worker.address
+        pid = self._pids.get(address, 0)
+        lines = [text for log in self.client.get_worker_logs(nanny=True).values() for _, text in log]
+        for line in reversed(lines):
+            found = re.search(rf"process {pid} (was killed by signal \d+|exited with status -?\d+)", line)
+            if found:
+                return f"the worker process {found[1]} while it worked on this clip"
+        return f"the worker {address} was lost while it worked on this clip: killed, or out of memory"
+
+    def _drain(self) -> None:
+        """Report what workers have told so far."""
+        while True:
+            try:
+                event = self._events.get_nowait()
+            except queue.Empty:
+                return
+            if "pid" in event:
+                self._pids[event["worker"]] = event["pid"]
+                continue
+            self._fruitless = 0
+            self._on_batch(BatchDone(event["clips"], tuple(Failure(*item) for item in event["failures"])))
