@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from thinkjepa.cache import FeatureCache
 from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.train.features import choose_features
 from thinkjepa.stages.train.losses import latent_error
 from thinkjepa.stages.train.randomness import is_dropped
 from thinkjepa.stages.train.shapes import GuidanceShape, ModelShape
@@ -244,6 +247,27 @@ def test_only_the_used_streams_are_read(
 def test_chosen_tokens_are_kinds_of_the_cache(tokens: str, streams: str, kinds: tuple[int, ...]) -> None:
     shape = GuidanceShape(kind="cross", cross_tokens=tokens, use_streams=streams)  # type: ignore[arg-type]
     assert shape.token_kinds == kinds
+
+
+@pytest.mark.parametrize("chosen", ["all", "prompt", "visual", "generated", "text,generated"])
+def test_tokens_of_the_chosen_kinds_are_read_and_no_other(
+    latent_cache: Callable[..., Path], chosen: str
+) -> None:
+    """Against the arrays as they are stored, clip by clip, whatever the number of tokens."""
+    cache = FeatureCache.open(latent_cache(with_tokens=True, num_videos=6))
+    features = choose_features(cache, variant="thinkjepa", thinker_set=None, encoder_set=None)
+    kinds = GuidanceShape(kind="cross", cross_tokens=chosen).token_kinds
+    ids = features.clips().clip_ids.to_pylist()
+    found = replace(features, token_kinds=kinds).tokens(ids)
+    assert features.thinker is not None
+    for place, clip_id in enumerate(ids):
+        stored = cache.read(features.thinker.name, "tokens", [clip_id])[0]
+        stored_kinds = cache.read(features.thinker.name, "token_kind", [clip_id])[0].tolist()
+        wanted = [number for number, kind in enumerate(stored_kinds) if kind in kinds]
+        assert found.counts[place] == len(wanted)
+        assert torch.equal(found.states[place, :, : len(wanted)], stored[:, wanted])
+        assert not found.states[place, :, len(wanted) :].any()
+    assert len(set(found.counts)) > 1 or chosen in ("text,generated", "generated")
 
 
 @pytest.mark.parametrize(
