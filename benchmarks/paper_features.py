@@ -21,6 +21,9 @@ LAYERS, WIDTH = tuple(range(8)), 2048
 PROMPT_TOKENS, GENERATED_TOKENS = 1166, 15
 """States of a clip: 1,166 prompt tokens and those of 15 generated ones, 38.7 MB in float16."""
 
+GRID, TUBELET = (16, 16), 2
+"""What training reads of an encoder set's origin."""
+
 DTYPE = "float16"
 SHARD_BYTES = 512 * 10**6
 """The extraction's default `--shard-mb`."""
@@ -43,7 +46,13 @@ def encoder_set() -> FeatureSet:
 def _encoder_set(arrays: tuple[ArraySpec, ...]) -> FeatureSet:
     return describe_set(
         "encoder",
-        origin={"dtype": DTYPE, "sampling": {"fingerprint": "benchmark"}, "arrays": [s.name for s in arrays]},
+        origin={
+            "dtype": DTYPE,
+            "grid": list(GRID),
+            "tubelet": TUBELET,
+            "sampling": {"fingerprint": "benchmark"},
+            "arrays": [spec.name for spec in arrays],
+        },
         source={"model": "random"},
         arrays=arrays,
         shard_bytes=SHARD_BYTES,
