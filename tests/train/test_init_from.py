@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -75,6 +76,25 @@ def test_training_starts_from_the_checkpoint_and_reports_both_losses(
     assert random["validation_loss"] == pytest.approx(still["random_start_validation_loss"], rel=1e-6)
     record = json.loads((tmp_path / "warm" / "run.json").read_text())
     assert len(record["init_from_digest"]) == 64
+
+
+def test_a_name_of_the_hub_is_found_among_what_was_downloaded(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Laid out as huggingface_hub keeps its downloads; the tests have no network."""
+    kept, commit = tmp_path / "models--someone--vjepa2", "0123456789" * 4
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text(commit)
+    shutil.copytree(checkpoint, kept / "snapshots" / commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    by_name = find_warm_start(replace(TINY, init_from="someone/vjepa2"))
+    by_path = find_warm_start(replace(TINY, init_from=str(checkpoint)))
+    assert by_name is not None
+    assert by_path is not None
+    assert by_name.path == kept / "snapshots" / commit
+    assert by_name.digest == by_path.digest
+    with pytest.raises(StageError, match="was not found on the hub"):
+        find_warm_start(replace(TINY, init_from="someone/else"))
 
 
 def test_only_the_predictor_is_overwritten(model_shape: BuildShape, checkpoint: Path) -> None:
