@@ -7,6 +7,7 @@ from thinkjepa.cache.errors import CacheError, ThinkJepaError
 from thinkjepa.cache.fingerprint import VIDEO_ID_HEX, file_digest, fingerprint
 from thinkjepa.cache.labels import LabelTable, ReferenceFrame, VideoLabels
 from thinkjepa.cache.merging import MergeReport, count_features, merge
+from thinkjepa.cache.open_shard import OpenShard
 from thinkjepa.cache.reader import FeatureCache
 from thinkjepa.cache.records import (
     STREAMS,
@@ -23,9 +24,9 @@ from thinkjepa.cache.records import (
     Kind,
 )
 from thinkjepa.cache.removal import Removal, plan_clip_removal, plan_set_removal, remove
-from thinkjepa.cache.session import WriteSession, done_clip_ids
+from thinkjepa.cache.session import WriteSession
 from thinkjepa.cache.verify import Problem, count_clips, drop_clips, verify
-from thinkjepa.cache.writer import SetWriter
+from thinkjepa.cache.writer import SetWriter, done_clip_ids
 
 __all__ = [
     "STREAMS",
@@ -49,6 +50,7 @@ __all__ = [
     "Kind",
     "LabelTable",
     "MergeReport",
+    "OpenShard",
     "Problem",
     "ReferenceFrame",
     "Removal",

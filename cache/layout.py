@@ -13,8 +13,13 @@ def cache_json(root: Path) -> Path:
 
 
 def lock_file(root: Path) -> Path:
-    """Held by the process that writes."""
+    """Held by the process that decides what is written."""
     return root / ".lock"
+
+
+def holder_file(root: Path) -> Path:
+    """Who holds the lock, for people, and the mark by which its writers know that it still does."""
+    return root / ".holder.json"
 
 
 def clips_dir(root: Path) -> Path:
@@ -41,9 +46,19 @@ def index_file(root: Path, set_name: str, shard: int) -> Path:
     return index_dir(root, set_name) / f"{shard:06d}.parquet"
 
 
-def journal_file(root: Path, set_name: str) -> Path:
-    """Batches committed to the shard being written; gone when the shard is sealed."""
-    return root / set_name / "journal.jsonl"
+def assigned_file(root: Path, set_name: str) -> Path:
+    """Which clips go to which shards of a run that is not finished."""
+    return root / set_name / "assigned.jsonl"
+
+
+def journal_dir(root: Path, set_name: str) -> Path:
+    """A journal for every shard that is being written."""
+    return root / set_name / "journal"
+
+
+def journal_file(root: Path, set_name: str, shard: int) -> Path:
+    """Batches committed to one open shard; gone when the shard is sealed."""
+    return journal_dir(root, set_name) / f"{shard:06d}.jsonl"
 
 
 def store_dir(root: Path) -> Path:

@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from thinkjepa.cache.clip_checks import features_checksum
 from thinkjepa.cache.errors import CacheError
 from thinkjepa.cache.labels import VideoLabels
 from thinkjepa.cache.layout import cache_json
 from thinkjepa.cache.reader import FeatureCache
 from thinkjepa.cache.records import ClipFeatures, ClipRow, Failure, FeatureSet
-from thinkjepa.cache.session import WriteSession, done_clip_ids
+from thinkjepa.cache.session import WriteSession
 from thinkjepa.cache.verify import stored_features
-from thinkjepa.cache.writer import SetWriter, features_checksum
+from thinkjepa.cache.writer import SetWriter, done_clip_ids
 
 HELD_BYTES = 64 * 10**6
 """Features read before they are committed together: bounds memory, and spares flushes to the disk."""

@@ -15,11 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from thinkjepa.cache.assignment import is_unfinished
 from thinkjepa.cache.catalog import write_catalog
 from thinkjepa.cache.disk import explained_os_errors
 from thinkjepa.cache.errors import CacheError
 from thinkjepa.cache.labels import drop_labels
-from thinkjepa.cache.layout import clips_dir, failures_file, index_dir, journal_file, shard_file, store_dir
+from thinkjepa.cache.layout import clips_dir, failures_file, index_dir, shard_file, store_dir
 from thinkjepa.cache.ledger import remove_listed
 from thinkjepa.cache.parquet_rows import numbered_files
 from thinkjepa.cache.reader import FeatureCache
@@ -73,7 +74,7 @@ def remove(session: WriteSession, removal: Removal, *, labels: bool) -> None:
     videos without clips go too."""
     root = session.root
     for feature_set in session.feature_sets.values():
-        if journal_file(root, feature_set.name).exists():
+        if is_unfinished(root, feature_set.name):
             with session.writer(feature_set):  # seals what an interrupted extraction left open
                 pass
     for name in removal.feature_sets:

@@ -2,57 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from filelock import FileLock, Timeout
 
+from thinkjepa.cache.assignment import assign, assigned, forget, unfinished_shards
 from thinkjepa.cache.catalog import read_catalog, resolve_set, write_catalog
 from thinkjepa.cache.clips import ClipTable
 from thinkjepa.cache.disk import explained_os_errors
 from thinkjepa.cache.errors import CacheError
-from thinkjepa.cache.index import SetIndex
+from thinkjepa.cache.holder import describe_holder, sign_in, sign_out
+from thinkjepa.cache.index import SetIndex, join_index_files
+from thinkjepa.cache.journal import read_lines
 from thinkjepa.cache.labels import LabelTable, VideoLabels, write_labels
-from thinkjepa.cache.layout import cache_json, clips_dir, failures_file, lock_file
+from thinkjepa.cache.layout import cache_json, clips_dir, failures_file, index_dir, journal_file, lock_file
 from thinkjepa.cache.ledger import adopt, sweep, tidy
+from thinkjepa.cache.open_shard import OpenShard
 from thinkjepa.cache.parquet_rows import next_number
-from thinkjepa.cache.records import ClipRow, Failure, FeatureSet
-from thinkjepa.cache.tables import CLIPS_SCHEMA, FAILURES_SCHEMA, read_table, write_table
+from thinkjepa.cache.records import ClipRow, Failure, FeatureSet, IndexRow
+from thinkjepa.cache.tables import CLIPS_SCHEMA, FAILURES_SCHEMA, frozen, read_table, write_table
 from thinkjepa.cache.writer import SetWriter
+
+POLL_S = 0.5
+
+OURS = (".lock", ".holder.json")
+"""Files that a folder without a cache may have: a run ended before it made one."""
 
 
 class WriteSession:
     """Holds a cache for writing; a context manager. Creates the cache where the folder is new or empty.
 
-    Raises CacheError where the folder is something else, of another schema or held by another process.
+    One process holds it and decides what is written where. Shards that it assigns can be written by other
+    processes, each with `OpenShard` and the session's `token`.
+    Raises CacheError where the folder is something else, of another schema, or held by another process;
+    with `on_wait` it waits for that one, after telling who it is.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, on_wait: Callable[[str], None] | None = None) -> None:
         self.root = root
+        self.token = ""
+        self._on_wait = on_wait
         with explained_os_errors("create", root):
             root.mkdir(parents=True, exist_ok=True)
-            if not cache_json(root).exists() and any(path.name != ".lock" for path in root.iterdir()):
+            if not cache_json(root).exists() and any(path.name not in OURS for path in root.iterdir()):
                 raise CacheError(
                     f"{str(root)!r} is not empty and not a feature cache: choose a new or empty folder"
                 )
             self._lock = FileLock(lock_file(root))
 
     def __enter__(self) -> WriteSession:
+        self._acquire()
+        self.token = sign_in(self.root)
+        try:
+            self._prepare()
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def _acquire(self) -> None:
         with explained_os_errors("lock", lock_file(self.root)):
             try:
                 self._lock.acquire(timeout=0)
+                return
             except Timeout as error:
-                raise CacheError(
-                    f"{str(self.root)!r} is being written by another extraction: "
-                    "wait for it to end, or choose another --cache-dir"
-                ) from error
+                holder = f"{str(self.root)!r} is being written by {describe_holder(self.root)}"
+                if self._on_wait is None:
+                    raise CacheError(
+                        f"{holder}: wait for it to end (thinkjepa-cache extract does so with --wait), or "
+                        "choose another --cache-dir"
+                    ) from error
+            self._on_wait(f"{holder}: waiting for it to end")
+            self._lock.acquire(poll_interval=POLL_S)
+
+    def _release(self) -> None:
+        sign_out(self.root)
+        self._lock.release()
+
+    def _prepare(self) -> None:
+        """Read the catalog, and clear away what killed runs left half-written."""
         if not cache_json(self.root).exists():
             write_catalog(self.root, {})
         self.feature_sets = read_catalog(self.root)
+        for left in self.root.glob("*/journal.jsonl"):
+            raise CacheError(
+                f"{str(left)!r} was left by an extraction of an earlier version: finish that one first, or "
+                "remove the file: the clips of its unfinished shard are then extracted again"
+            )
         sweep(self.root)
         adopt(self.root)
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -61,7 +101,7 @@ class WriteSession:
             if kind is None:
                 tidy(self.root)
         finally:
-            self._lock.release()
+            self._release()
 
     def resolve(self, wanted: FeatureSet) -> FeatureSet:
         """The set that answers `wanted`: an existing one (also one with more layers), or a new one."""
@@ -90,6 +130,36 @@ class WriteSession:
         """A writer that continues what an interrupted run left behind."""
         return SetWriter(self.root, feature_set)
 
+    def assigned(self, feature_set: FeatureSet) -> dict[int, tuple[str, ...]]:
+        """Clips by shard, of the shards that an interrupted run assigned and did not finish.
+
+        Shards that were begun without an assignment are sealed first.
+        """
+        plan = assigned(self.root, feature_set.name)
+        for number in unfinished_shards(self.root, feature_set.name):
+            if number not in plan:
+                with OpenShard(self.root, feature_set, number):
+                    pass
+        return plan
+
+    def assign(self, feature_set: FeatureSet, groups: Sequence[Sequence[str]]) -> list[int]:
+        """Give each group of clips, at most `rows_per_shard` of them, a new shard; returns their numbers."""
+        return assign(self.root, feature_set, groups)
+
+    def committed_rows(self, feature_set: FeatureSet, shard: int) -> list[IndexRow]:
+        """What an interrupted run committed to a shard that is not visible yet."""
+        lines = read_lines(journal_file(self.root, feature_set.name, shard))[1:]
+        return [IndexRow(**frozen(row)) for line in lines for row in line["rows"]]
+
+    def done_clip_ids(self, feature_set: FeatureSet) -> set[str]:
+        """Clips with features in the set that readers can see."""
+        return set(SetIndex(self.root, feature_set.name).clip_ids.to_pylist())
+
+    def finish(self, feature_set: FeatureSet) -> None:
+        """All that was assigned is written: keep the index in few files."""
+        join_index_files(index_dir(self.root, feature_set.name))
+        forget(self.root, feature_set.name)
+
     def record_failures(self, failures: Iterable[Failure], *, videos: Iterable[str]) -> None:
         """Replace what is recorded about `videos` by `failures`; other videos' records stay."""
         path, again = failures_file(self.root), set(videos)
@@ -100,9 +170,3 @@ class WriteSession:
         )
         if records or path.exists():
             write_table(path, records, FAILURES_SCHEMA)
-
-
-def done_clip_ids(writer: SetWriter) -> set[str]:
-    """Clips with features in the set, visible or committed to the shard in hand."""
-    visible = SetIndex(writer.root, writer.feature_set.name).clip_ids.to_pylist()
-    return {*visible, *(row.clip_id for row in writer.unsealed_rows if row.status == "ok")}

@@ -118,6 +118,8 @@ class ShardWriter:
 
     def close(self) -> None:
         """Leave the partial file for a later run; what was not flushed was never committed."""
+        if self._file.closed:
+            return
         with contextlib.suppress(OSError):
             self._sync.finish(self._file.fileno())
         self._file.close()

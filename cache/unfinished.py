@@ -8,17 +8,22 @@ from pathlib import Path
 
 import numpy as np
 
-from thinkjepa.cache.layout import journal_file, shard_file
+from thinkjepa.cache.layout import assigned_file, journal_dir, shard_file
 from thinkjepa.cache.ledger import checked_lines
 from thinkjepa.cache.records import ArraySpec, FeatureSet
 from thinkjepa.cache.shard import CRC_BYTES, ChunkEntry, crc32c
 
 
 def unfinished_faults(root: Path, feature_set: FeatureSet) -> Iterator[tuple[str, str]]:
-    """Clips (empty: the journal) with what is wrong: damaged lines, chunks not as they were written."""
-    path = journal_file(root, feature_set.name)
-    if not path.exists():
-        return
+    """Clips (empty: a journal) with what is wrong: damaged lines, chunks not as they were written."""
+    plan = assigned_file(root, feature_set.name)
+    if plan.exists():
+        yield from (("", f"{str(plan)!r}: {reason}") for reason in checked_lines(plan.read_bytes())[1])
+    for path in sorted(journal_dir(root, feature_set.name).glob("[0-9]*.jsonl")):
+        yield from _journal_faults(path, root, feature_set)
+
+
+def _journal_faults(path: Path, root: Path, feature_set: FeatureSet) -> Iterator[tuple[str, str]]:
     lines, damage = checked_lines(path.read_bytes())
     yield from (("", f"{str(path)!r}: {reason}") for reason in damage)
     if not lines or "shard" not in lines[0]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from thinkjepa.cache.clip_checks import clip_problem, features_checksum
 from thinkjepa.cache.errors import CacheError
 from thinkjepa.cache.fingerprint import fingerprint
 from thinkjepa.cache.index import SetIndex
@@ -22,7 +23,6 @@ from thinkjepa.cache.reader import FeatureCache
 from thinkjepa.cache.records import ArraySpec, ClipFeatures, ClipRow, FeatureSet, IndexRow
 from thinkjepa.cache.tables import CLIPS_SCHEMA, INDEX_SCHEMA, read_table, write_table
 from thinkjepa.cache.unfinished import unfinished_faults
-from thinkjepa.cache.writer import clip_problem, features_checksum
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from thinkjepa.cache import FeatureCache, FeatureSet
+from thinkjepa.cache.assignment import is_unfinished
 from thinkjepa.cache.fp8 import ERROR
-from thinkjepa.cache.layout import array_dir, journal_file
+from thinkjepa.cache.layout import array_dir
 from thinkjepa.pipeline.cache_list import allocated_bytes
 from thinkjepa.pipeline.units import human_bytes
 
@@ -50,7 +51,7 @@ def _describe_set(cache: FeatureCache, feature_set: FeatureSet) -> dict[str, Any
         "fingerprint": feature_set.fingerprint,
         "clips": num_clips,
         "failed_clips": len(index.failed),
-        "unfinished_shard": journal_file(cache.path, feature_set.name).exists(),
+        "unfinished_shard": is_unfinished(cache.path, feature_set.name),
         "tokens_per_clip": [int(lengths.min()), int(lengths.max())] if lengths.any() else None,
         "bytes": sum(array["bytes"] for array in arrays.values()),
         "arrays": arrays,

@@ -11,6 +11,7 @@ os.environ["DVC_NO_ANALYTICS"] = "1"
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -217,3 +218,14 @@ def _read_number(frame: Frame) -> int:
     rows, columns = (np.rint(centres * length).astype(int) for length in frame.shape[:2])
     bits = np.asarray(frame)[np.ix_(rows, columns)].mean(axis=2).ravel() > (BLACK + WHITE) / 2
     return int(sum(1 << place for place, bit in enumerate(bits[::-1]) if bit))
+
+
+@pytest.fixture
+def tree_digest() -> Callable[[Path], dict[str, str]]:
+    """The digest of every file beneath a folder, by its path there; lock files apart."""
+
+    def digest(root: Path) -> dict[str, str]:
+        files = sorted(path for path in root.rglob("*") if path.is_file() and path.name != ".lock")
+        return {str(path.relative_to(root)): sha256(path.read_bytes()).hexdigest() for path in files}
+
+    return digest

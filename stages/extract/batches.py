@@ -109,10 +109,10 @@ def run_batch(
     scenes: list[tuple[ClipRow, Scene]] = []
     windows: list[tuple[ClipRow, list[Tensor]]] = []
     for clip in batch:  # clip by clip: a clip's frames lie near each other, which spares seeks
-        if clip.clip_id in missing["thinker"]:
+        if clip.clip_id in missing.get("thinker", ()):
             with _recorded(clip, "thinker", outcomes):
                 scenes.append((clip, see(clip, frozen.thinker, decoding)))
-        if clip.clip_id in missing["encoder"]:
+        if clip.clip_id in missing.get("encoder", ()):
             with _recorded(clip, "encoder", outcomes):
                 windows.append((clip, watch(clip, frozen.encoder, decoding)))
     _forward(scenes, lambda ready: _think(ready, frozen, batch_size), "thinker", outcomes["thinker"])

@@ -1,18 +1,20 @@
 """Stage one: plan the clips of a folder, run the two frozen models once over what is missing, commit.
 
-The clips that miss features are cut into batches in the order of the plan. A batch is committed as a
-whole, so a run that was killed continues at a batch boundary and ends with the same cache.
+The clips that miss features are cut into units, a shard of each set, and units into batches, in the order of
+the plan. A batch is committed as a whole, so a run that was killed continues at a batch boundary and ends
+with the same cache.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from thinkjepa.cache import ClipRow, Failure, Kind, SetWriter, WriteSession, done_clip_ids
+from thinkjepa.cache import ClipRow, Failure, FeatureSet, Kind, OpenShard, WriteSession
 from thinkjepa.stages.data.catalog import PlannedFolder, plan_folder
 from thinkjepa.stages.data.clips import ClipSettings
 from thinkjepa.stages.data.decode_process import VideoDecoder
@@ -22,6 +24,7 @@ from thinkjepa.stages.extract.batches import ClipDecoding, run_batch, with_video
 from thinkjepa.stages.extract.feature_sets import Storing
 from thinkjepa.stages.extract.frozen_models import TRANSFORMERS, FrozenModels
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings, allowed_failures
+from thinkjepa.stages.extract.units import Unit, plan_units
 from thinkjepa.stages.extract.vllm_settings import VllmSettings
 from thinkjepa.stages.progress import Progress
 
@@ -78,31 +81,30 @@ def extract(
     frozen = FrozenModels.find(models, device=execution.device, vllm=vllm, batch_size=execution.batch_size)
     wanted = frozen.sets(clips, Storing(execution.shard_mb, execution.codec, models.fp8))
     decoding = VideoDecoder(timeout_s=execution.decode_timeout)
-    with WriteSession(cache_dir) as session, decoding as decoder, frozen:
+    holding = WriteSession(cache_dir, on_wait=progress.note if execution.wait else None)
+    with holding as session, decoding as decoder, frozen:
         planned = plan_folder(files, videos, clips, decoder=decoder, progress=progress)
         session.add_clips(planned.clips)
         labels = _store_labels(session, planned, videos, progress)
-        thinker, encoder = (session.resolve(item) for item in wanted)
-        with session.writer(thinker) as thoughts, session.writer(encoder) as latents:
-            writers: dict[Kind, SetWriter] = {"thinker": thoughts, "encoder": latents}
-            missing = {kind: _missing(writer, planned.clips) for kind, writer in writers.items()}
-            failures = [
-                *planned.failures,
-                *_extract_missing(planned, frozen, decoder, writers, missing, execution, progress),
-            ]
-            done = done_clip_ids(thoughts) & done_clip_ids(latents)
+        sets = {item.kind: session.resolve(item) for item in wanted}
+        before = _done(session, sets)
+        units = plan_units(session, sets, planned.clips)
+        extraction = Extraction(session, sets, frozen, ClipDecoding(decoder, planned), execution, progress)
+        failures = [*planned.failures, *extraction.run(units)]
+        for item in sets.values():
+            session.finish(item)
+        done = _done(session, sets)
         session.record_failures([*failures, *labels.failures], videos=planned.names)
-    pending = missing["thinker"] | missing["encoder"]
     clip_ids = sorted(clip.clip_id for clip in planned.clips if clip.clip_id in done)
     failed_videos = {failure.video for failure in failures}
     return ExtractReport(
         cache_dir=str(cache_dir),
-        thinker_set=thinker.name,
-        encoder_set=encoder.name,
+        thinker_set=sets["thinker"].name,
+        encoder_set=sets["encoder"].name,
         videos=planned.num_videos,
         clips=len(planned.clips),
-        extracted=sum(clip_id in pending for clip_id in clip_ids),
-        already_there=len(planned.clips) - len(pending),
+        extracted=sum(clip_id not in before for clip_id in clip_ids),
+        already_there=sum(clip_id in before for clip_id in clip_ids),
         failed_clips=len(planned.clips) - len(clip_ids),
         labelled_videos=labels.labelled_videos,
         broken_labels=len(labels.failures),
@@ -127,38 +129,71 @@ def _store_labels(
     )
 
 
-def _missing(writer: SetWriter, clips: Sequence[ClipRow]) -> frozenset[str]:
-    """Clips of the plan without features in the writer's set."""
-    return frozenset(clip.clip_id for clip in clips) - done_clip_ids(writer)
+def _done(session: WriteSession, sets: Mapping[Kind, FeatureSet]) -> set[str]:
+    """Clips that readers see in all sets."""
+    return set.intersection(*(session.done_clip_ids(item) for item in sets.values()))
 
 
-def _extract_missing(
-    planned: PlannedFolder,
-    frozen: FrozenModels,
-    decoder: VideoDecoder,
-    writers: Mapping[Kind, SetWriter],
-    missing: Mapping[Kind, frozenset[str]],
-    execution: ExecutionSettings,
-    progress: Progress,
-) -> list[Failure]:
-    """Run what is missing, batch by batch in the order of the plan. Returns what failed."""
-    pending = [clip for clip in planned.clips if any(clip.clip_id in ids for ids in missing.values())]
-    if not pending:
-        return []
-    frozen.load(kind for kind, ids in missing.items() if ids)
-    decoding = ClipDecoding(decoder, planned)
-    failures: list[Failure] = []
-    size = execution.clips_per_batch(frozen.thinker.device.type)
-    progress.begin("extracting", total=len(pending), unit="clips")
-    for start in range(0, len(pending), size):
-        batch = pending[start : start + size]
+@dataclass(slots=True)
+class Extraction:
+    """Units worked on in this process, one after another."""
+
+    session: WriteSession
+    sets: Mapping[Kind, FeatureSet]
+    frozen: FrozenModels
+    decoding: ClipDecoding
+    execution: ExecutionSettings
+    progress: Progress
+    failures: list[Failure] = field(default_factory=list)
+
+    def run(self, units: Sequence[Unit]) -> list[Failure]:
+        """Fill the shards of all units. Returns what failed."""
+        left = sum(len(self._undecided(unit)) for unit in units)
+        if left:
+            self.frozen.load(kind for kind in self.sets if any(kind in unit.shards for unit in units))
+            self.progress.begin("extracting", total=left, unit="clips")
+        for unit in units:
+            self._fill(unit)
+        return self.failures
+
+    def _undecided(self, unit: Unit) -> set[str]:
+        """Clips of a unit that an interrupted run has not come to, in one set or another."""
+        clip_ids: set[str] = set()
+        for kind, number in unit.shards.items():
+            decided = {row.clip_id for row in self.session.committed_rows(self.sets[kind], number)}
+            clip_ids |= {clip.clip_id for clip in unit.clips} - decided
+        return clip_ids
+
+    def _fill(self, unit: Unit) -> None:
+        """Work through the batches of a unit, whose borders an interruption does not move."""
+        size = self.execution.clips_per_batch(self.frozen.thinker.device.type)
+        with ExitStack() as stack:
+            shards = {
+                kind: stack.enter_context(OpenShard(self.session.root, self.sets[kind], number))
+                for kind, number in unit.shards.items()
+            }
+            decided = {kind: {row.clip_id for row in shard.rows} for kind, shard in shards.items()}
+            for start in range(0, len(unit.clips), size):
+                batch = unit.clips[start : start + size]
+                missing = {kind: frozenset(clip.clip_id for clip in batch) - decided[kind] for kind in shards}
+                if any(missing.values()):
+                    self._extract(batch, missing, shards, size)
+
+    def _extract(
+        self,
+        batch: Sequence[ClipRow],
+        missing: Mapping[Kind, frozenset[str]],
+        shards: Mapping[Kind, OpenShard],
+        size: int,
+    ) -> None:
+        """Run a batch through the models and commit it."""
         names = {clip.clip_id: clip for clip in batch}
-        for kind, outcome in run_batch(batch, missing, frozen, decoding, batch_size=size).items():
-            refused = writers[kind].append(outcome.features, outcome.failures)
-            named = [with_video(failure, names[failure.clip_id]) for failure in refused]
-            _record_new([*outcome.failures, *named], failures, progress)
-        progress.advance(len(batch))
-    return failures
+        for kind, outcome in run_batch(batch, missing, self.frozen, self.decoding, batch_size=size).items():
+            if kind in shards:
+                refused = shards[kind].append(outcome.features, outcome.failures)
+                named = [with_video(failure, names[failure.clip_id]) for failure in refused]
+                _record_new([*outcome.failures, *named], self.failures, self.progress)
+        self.progress.advance(len(frozenset().union(*missing.values())))
 
 
 def _record_new(found: Sequence[Failure], failures: list[Failure], progress: Progress) -> None:

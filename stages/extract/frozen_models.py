@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 
 import torch
@@ -58,10 +58,11 @@ class FrozenModels:
             (self.thinker if kind == "thinker" else self.encoder).load()
 
     def sets(self, clips: ClipSettings, storing: Storing) -> tuple[FeatureSet, FeatureSet]:
-        return (
-            thinker_set(self.thinker, clips, dtype=self.thinker.dtype, storing=storing),
-            encoder_set(self.encoder, clips, storing=storing),
-        )
+        """What a run asks of the cache. Shards of both hold equally many clips: a unit of work fills both."""
+        thinker = thinker_set(self.thinker, clips, dtype=self.thinker.dtype, storing=storing)
+        encoder = encoder_set(self.encoder, clips, storing=storing)
+        rows = min(thinker.rows_per_shard, encoder.rows_per_shard)
+        return replace(thinker, rows_per_shard=rows), replace(encoder, rows_per_shard=rows)
 
 
 def _thinker(

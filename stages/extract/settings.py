@@ -64,7 +64,12 @@ class ExecutionSettings:
     )
     decode_timeout: float = setting(60.0, "Seconds without an answer after which the decoder is ended.")
     max_failures: str = setting("0", "Failed videos that are accepted: a number, or a percentage such as 5%.")
-    shard_mb: int = setting(512, "Megabytes of features per shard file.")
+    shard_mb: int = setting(
+        512, "Megabytes of features per shard file, at most; both sets of a clip fill their shards alike."
+    )
+    wait: bool = setting(
+        False, "Where another process writes this cache: wait until it ends, instead of saying who it is."
+    )
     codec: Literal["none", "zstd", "blosc"] = setting(
         "none",
         "Compression of new sets; float features shrink by about a tenth and read many times slower.",

@@ -19,7 +19,8 @@ from thinkjepa.cache import (
     remove,
     verify,
 )
-from thinkjepa.cache.layout import journal_file, shard_file, store_dir
+from thinkjepa.cache.assignment import is_unfinished
+from thinkjepa.cache.layout import shard_file, store_dir
 
 Build = Callable[..., object]
 CLIPS = [f"{video:016x}@{split}" for video in range(5) for split in (4, 9)]
@@ -131,7 +132,7 @@ def test_what_an_interrupted_extraction_left_open_is_sealed_first(
         with session.writer(session.feature_sets[encoder]) as writer:
             writer.append([make_features(encoder_set(), late)])  # type: ignore[list-item]
             raise RuntimeError("stopped")
-    assert journal_file(filled, encoder).exists()
+    assert is_unfinished(filled, encoder)
     run(filled, plan_clip_removal(FeatureCache.open(filled), CLIPS[:1]))
     assert FeatureCache.open(filled).index(encoder).locate(late) is not None
     assert problems(filled) == []

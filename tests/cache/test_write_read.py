@@ -140,7 +140,7 @@ def test_torn_bytes_behind_the_last_commit_are_cut_off(
             raise RuntimeError("killed")
     for partial in (tmp_path / "cut").rglob("*.partial"):
         partial.write_bytes(partial.read_bytes() + b"torn payload")
-    journal = tmp_path / "cut" / feature_set.name / "journal.jsonl"
+    journal = tmp_path / "cut" / feature_set.name / "journal" / "000000.jsonl"
     journal.write_bytes(journal.read_bytes() + b'01234567 {"rows": [')
     write(tmp_path / "cut", feature_set, [features[2:]])
     assert tree_digest(tmp_path / "cut") == tree_digest(tmp_path / "whole")
@@ -251,7 +251,7 @@ def test_a_subset_of_layers_resolves_to_the_set_that_holds_them(tmp_path: Path, 
 
 
 def test_a_second_writer_is_told_who_is_in_the_way(tmp_path: Path) -> None:
-    with WriteSession(tmp_path / "c"), pytest.raises(CacheError, match="being written by another extraction"):
+    with WriteSession(tmp_path / "c"), pytest.raises(CacheError, match="being written by process"):
         with WriteSession(tmp_path / "c"):
             pass
 

@@ -279,7 +279,7 @@ def test_bad_videos_are_recorded_and_the_others_extracted(
 def wait_for_a_batch(cache_dir: Path, run: subprocess.Popen[Any]) -> None:
     """Return once a running extraction has committed its first batch."""
     deadline = time.monotonic() + 120
-    while not any(path.stat().st_size > 200 for path in cache_dir.glob("*/journal.jsonl")):
+    while not any(path.stat().st_size > 200 for path in cache_dir.glob("*/journal/*.jsonl")):
         assert time.monotonic() < deadline
         assert run.poll() is None
         time.sleep(0.01)
@@ -300,7 +300,7 @@ def test_a_killed_run_continues_to_the_same_cache(
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as run:
         wait_for_a_batch(cache_dir, run)
         os.kill(run.pid, signal.SIGKILL)
-    assert list(cache_dir.glob("*/journal.jsonl"))
+    assert list(cache_dir.glob("*/journal/*.jsonl"))
     outcome = run_extract(videos, cache_dir)
     assert outcome.status == 0, outcome.stderr
     assert outcome.json["already_there"] + outcome.json["extracted"] > 0

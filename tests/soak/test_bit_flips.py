@@ -112,7 +112,7 @@ def test_verify_names_what_is_flipped_in_an_unfinished_shard(
     root, thinker = tmp_path / "cache", FeatureCache.open(uninterrupted[0]).choose_set("thinker")
     for at in range(calls // 2, calls):
         assert extractor.run(root, die_at_call=at).status == -9
-        lines = read_lines(journal_file(root, thinker.name))
+        lines = read_lines(journal_file(root, thinker.name, 0))
         if len(lines) > 1:
             break
         shutil.rmtree(root)
@@ -121,10 +121,10 @@ def test_verify_names_what_is_flipped_in_an_unfinished_shard(
     partial = next(path for path in (shard, shard.with_name(shard.name + ".partial")) if path.exists())
     with flipped(partial, lines[1]["chunks"]["pooled"][0][1] + 5, 3):
         assert named_by_verify(root)[0] == {lines[1]["rows"][0]["clip_id"]}
-    journal = journal_file(root, thinker.name)
+    journal = journal_file(root, thinker.name, 0)
     for place in (0, 20, journal.stat().st_size - 1):
         with flipped(journal, place, 1):
-            assert "journal.jsonl" in named_by_verify(root)[1]
+            assert "journal/000000.jsonl" in named_by_verify(root)[1]
 
 
 @pytest.mark.parametrize("array", ["observed", "future", "pooled"])

@@ -19,7 +19,9 @@ BATCH = 2
 
 def content(root: Path) -> dict[str, str]:
     """Digest of every file of a cache."""
-    files = [path for path in root.rglob("*") if path.is_file() and path.name != ".lock"]
+    files = [
+        path for path in root.rglob("*") if path.is_file() and path.name not in (".lock", ".holder.json")
+    ]
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
