@@ -28,10 +28,12 @@ def named(guidance: GuidanceShape) -> str:
     return f"{guidance.kind}-{guidance.levels}"
 
 
-def build(model_shape: BuildShape, guidance: GuidanceShape, *, gate: float = 0.5) -> ThinkJepa:
+def build(model_shape: BuildShape, guidance: GuidanceShape, *, gate: float | None = 0.5) -> ThinkJepa:
+    """A guided model with these gates; None leaves them as a run begins with them."""
     model = build_forecaster(replace(model_shape("thinkjepa"), guidance=guidance), seed=3)
     assert isinstance(model, ThinkJepa)
-    torch.nn.init.constant_(model.pyramid.gates, gate)
+    if gate is not None:
+        torch.nn.init.constant_(model.pyramid.gates, gate)
     return model
 
 
@@ -60,7 +62,7 @@ def test_shut_gates_equal_the_unguided_predictor_to_the_last_bit(
     """With and without dropped guidance, at the future steps and at the observed ones."""
     observed, pooled, tokens = known()
     alone: Forecaster = build_forecaster(model_shape("jepa"), seed=3)
-    shut, opened = (build(model_shape, guidance, gate=gate) for gate in (0.0, 0.5))
+    shut, opened = (build(model_shape, guidance, gate=gate) for gate in (None, 0.5))
     for guided in (None, torch.tensor([1.0, 0.0, 1.0]), torch.zeros(3)):
         assert torch.equal(shut(observed, 1000 * pooled, tokens, guided), alone(observed, None))
         assert torch.equal(
@@ -183,7 +185,7 @@ def test_gradients_reach_every_parameter(model_shape: BuildShape, guidance: Guid
 @pytest.mark.parametrize("guidance", SHAPES, ids=named)
 def test_shut_gates_learn(model_shape: BuildShape, guidance: GuidanceShape) -> None:
     observed, pooled, tokens = known()
-    model = build(model_shape, guidance, gate=0.0)
+    model = build(model_shape, guidance, gate=None)
     model(observed, pooled, tokens).square().mean().backward()
     assert model.pyramid.gates.grad is not None
     assert model.pyramid.gates.grad.ne(0).all()
