@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -77,7 +78,7 @@ def train_command(
     params: ParamsOption = DEFAULT_PARAMS,
 ) -> None:
     """Train one cell of the matrix of variants and seeds."""
-    from thinkjepa.pipeline.kept_runs import kept_name, show_run
+    from thinkjepa.pipeline.kept_runs import kept_for, kept_name, show_run
     from thinkjepa.pipeline.train_app import describe_metrics
     from thinkjepa.pipeline.warm_start import find_warm_start
     from thinkjepa.stages.data.selection import read_selection
@@ -86,10 +87,12 @@ def train_command(
     settings = read_params(params)
     training = settings.training(variant=variant, seed=seed)
     warm_start, chosen = find_warm_start(training, settings.project), read_selection(selection)
-    run = out
+    run: Path = out
+    alone: AbstractContextManager[None] = nullcontext()
     if settings.runs_dir:
         run = settings.runs_dir / kept_name(training, settings.split, chosen, warm_start)
-    with TrainingBar(errors, epochs=training.epochs) as bar:
+        alone = kept_for(run)
+    with alone, TrainingBar(errors, epochs=training.epochs) as bar:
         metrics = train(
             settings.cache_dir,
             run,

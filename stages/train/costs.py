@@ -7,6 +7,7 @@ import torch
 
 from thinkjepa.stages.train.attention import Span
 from thinkjepa.stages.train.features import Features
+from thinkjepa.stages.train.head import NUM_QUERIES
 from thinkjepa.stages.train.model import build_model
 from thinkjepa.stages.train.settings import TrainSettings
 from thinkjepa.stages.train.shapes import ModelShape, ThinkerShape
@@ -25,6 +26,13 @@ SAVED_BY_GUIDANCE = {"film": 1, "adaln": 6, "cross": 1}
 
 STATE_PER_PARAMETER_BYTES = 16
 """A float32 weight, its gradient and AdamW's two moments."""
+
+COPY_PER_PARAMETER_BYTES = 2
+"""The copy of a weight that autocast to bf16 makes and keeps until the backward."""
+
+SAVED_IN_FP32_PER_TOKEN = 4
+"""Of the saved numbers per channel, those that stay in float32 under bf16 where guidance, whose gates are
+float32, or learned queries make the stream between the blocks float32 (measured with torch's profiler)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +59,30 @@ def training_costs(features: Features, shape: ModelShape, settings: TrainSetting
         parameters[part] = parameters.get(part, 0) + parameter.numel()
     num_tokens = thinker_tokens(features)
     total = sum(parameters.values())
-    activations = settings.clips_per_forward * saved_bytes_per_clip(shape, num_tokens)
-    if settings.precision == "bf16":
-        activations //= 2
+    with_context = settings.context_weight > 0 and shape.variant != "vlm"
     return TrainingCosts(
         parameters={**parameters, "total": total},
         tokens_per_clip=sequence_tokens(shape),
-        flops_per_clip=STEP_TO_FORWARD * forward_flops(shape, num_tokens),
-        memory_bytes=STATE_PER_PARAMETER_BYTES * total + activations,
+        flops_per_clip=STEP_TO_FORWARD * forward_flops(shape, num_tokens, with_context=with_context),
+        memory_bytes=memory_bytes(shape, settings, num_tokens, num_parameters=total),
         read_bytes_per_clip=read_bytes_per_clip(features, num_tokens),
     )
+
+
+def memory_bytes(
+    shape: ModelShape, settings: TrainSettings, num_thinker_tokens: int, *, num_parameters: int
+) -> int:
+    """What weights, their gradients, the optimiser and the clips of one forward take on a device."""
+    activations = saved_bytes_per_clip(shape, num_thinker_tokens)
+    state = STATE_PER_PARAMETER_BYTES
+    if settings.precision == "bf16":
+        state += COPY_PER_PARAMETER_BYTES
+        activations //= 2
+        if shape.variant != "jepa":
+            activations += (
+                2 * SAVED_IN_FP32_PER_TOKEN * shape.trunk.depth * sequence_tokens(shape) * shape.trunk.width
+            )
+    return state * num_parameters + settings.clips_per_forward * activations
 
 
 def sequence_tokens(shape: ModelShape) -> int:
@@ -68,8 +90,31 @@ def sequence_tokens(shape: ModelShape) -> int:
     return _context_tokens(shape) + shape.grid.future_steps * shape.grid.tokens_per_step
 
 
-def forward_flops(shape: ModelShape, num_thinker_tokens: int) -> int:
-    """FLOPs (two a multiply-add) of the matrix products of one clip's forward, the head left out."""
+def forward_flops(shape: ModelShape, num_thinker_tokens: int, *, with_context: bool = False) -> int:
+    """FLOPs (two a multiply-add) of the matrix products of one clip's forward.
+
+    `with_context`: latents are read off the observed steps, too.
+    """
+    flops = _forecaster_flops(shape, num_thinker_tokens) + _head_flops(shape)
+    if with_context:
+        flops += (
+            2 * shape.grid.observed_steps * shape.grid.tokens_per_step * shape.trunk.width * shape.grid.dim
+        )
+    return flops
+
+
+def _head_flops(shape: ModelShape) -> int:
+    """Of the trajectory head: projections of the patches, what its queries read, and its two layers."""
+    if (head := shape.head) is None:
+        return 0
+    grid, width = shape.grid, head.width
+    patches = 2 * grid.tokens_per_step * (grid.dim + 2 * width) * width
+    read = 4 * NUM_QUERIES * grid.tokens_per_step * width
+    outputs = 2 * width * (NUM_QUERIES * width + head.frames_per_step * len(head.joints) * 3)
+    return grid.future_steps * (patches + read + outputs)
+
+
+def _forecaster_flops(shape: ModelShape, num_thinker_tokens: int) -> int:
     width, grid, tokens = shape.trunk.width, shape.grid, sequence_tokens(shape)
     linear = 2 * tokens * (4 + 2 * MLP_RATIO) * width**2
     pairs = sum((span.query_stop - span.query_start) * span.key_stop for span in _spans(shape))
@@ -118,6 +163,7 @@ def read_bytes_per_clip(features: Features, num_thinker_tokens: int) -> int:
         spec = features.thinker.arrays["tokens"]
         levels, _, dim = spec.shape
         total += levels * num_thinker_tokens * dim * spec.torch_dtype.itemsize
+        total += features.thinker.arrays["token_kind"].clip_bytes
     return total
 
 

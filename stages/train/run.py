@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from thinkjepa.cache import ClipSelection, FeatureCache, FeatureSet
 from thinkjepa.stages.data.selection import Selection, labels_digest, selected_clip_ids
@@ -175,6 +176,7 @@ def make_accelerator(settings: TrainSettings) -> Accelerator:
     Raises StageError where the settings ask for what the device cannot do.
     """
     precision = {"fp32": "no", "bf16": "bf16"}[settings.precision]
+    AcceleratorState._reset_state()  # else a second run in one process cannot have another precision
     accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision=precision)
     check_kernel(settings.attention_kernel, accelerator.device)
     return accelerator

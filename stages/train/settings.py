@@ -127,7 +127,7 @@ class TrainSettings(PredictorSettings, GuidanceSettings, LossSettings, Optimiser
 
     def in_effect(self) -> "TrainSettings":
         """The same run, idle settings of its variant at their defaults: equal runs then look equal."""
-        defaults = {item.name: item.default for item in fields(self)}
+        defaults: dict[str, Any] = {item.name: item.default for item in fields(self)}
         return replace(self, **{name: defaults[name] for name in IDLE[self.variant]})
 
     @property

@@ -18,7 +18,7 @@ import yaml
 
 from thinkjepa.cache import FeatureCache
 from thinkjepa.pipeline.options import SettingsError
-from thinkjepa.pipeline.params import read_params
+from thinkjepa.pipeline.params import SECTIONS, read_params
 from thinkjepa.pipeline.sample.demo import run_dvc
 
 ROOT = Path(__file__).parents[2]
@@ -137,6 +137,7 @@ def largest_file(folder: Path) -> int:
         ({"videos": None}, "videos is missing"),
         ({"execution": {"max_failures": "lots"}}, "--max-failures 'lots'"),
         ({"clips": 5}, "clips holds 5"),
+        ({"runs_dir": ["runs"]}, "runs_dir holds ['runs']"),
     ],
 )
 def test_params_with_a_mistake_are_refused_by_name(
@@ -146,6 +147,23 @@ def test_params_with_a_mistake_are_refused_by_name(
     with pytest.raises(SettingsError) as error:
         read_params(tmp_path / "params.yaml")
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_key_that_no_setting_has_is_refused_in_every_section(tmp_path: Path, section: str) -> None:
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**SMALL, section: {"colour": "red"}}))
+    with pytest.raises(SettingsError, match=f"{section}: unknown setting 'colour'; known are "):
+        read_params(tmp_path / "params.yaml")
+
+
+def test_the_projects_own_params_have_every_section() -> None:
+    """What is swept stands there; so that `-S section.key=..` needs no plus where the key does."""
+    for path in (ROOT / "params.yaml", ROOT / "pipeline" / "sample" / "demo.yaml"):
+        content = yaml.safe_load(path.read_text())
+        guidance = {"guidance", "levels", "use_levels", "use_streams", "drop_guidance", "latent_loss"}
+        assert {"videos", "cache_dir", "runs_dir", "variants", "seeds"} <= set(content)
+        assert guidance <= set(content["train"])
+    assert set(SECTIONS) <= set(yaml.safe_load((ROOT / "params.yaml").read_text()))
 
 
 def test_the_projects_own_params_are_valid() -> None:

@@ -71,7 +71,7 @@ def project(tmp_path: Path, tiny_models: Path, make_video: Callable[..., Path]) 
 
 def check_kept_runs(project: Path, guidances: set[str]) -> None:
     """The runs lie in the project's own folder with their weights, and all read its one cache."""
-    runs = sorted((project / "runs").iterdir())
+    runs = sorted((project / "runs").glob("thinkjepa-*"))
     records = [json.loads((run / "run.json").read_text()) for run in runs]
     assert len(runs) == len(guidances)
     assert {record["settings"]["guidance"] for record in records} == guidances

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from thinkjepa.cache import FeatureCache
 from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.train.features import choose_features
 from thinkjepa.stages.train.losses import latent_error
 from thinkjepa.stages.train.randomness import is_dropped
 from thinkjepa.stages.train.shapes import GuidanceShape, ModelShape
@@ -25,10 +28,12 @@ def named(guidance: GuidanceShape) -> str:
     return f"{guidance.kind}-{guidance.levels}"
 
 
-def build(model_shape: BuildShape, guidance: GuidanceShape, *, gate: float = 0.5) -> ThinkJepa:
+def build(model_shape: BuildShape, guidance: GuidanceShape, *, gate: float | None = 0.5) -> ThinkJepa:
+    """A guided model with these gates; None leaves them as a run begins with them."""
     model = build_forecaster(replace(model_shape("thinkjepa"), guidance=guidance), seed=3)
     assert isinstance(model, ThinkJepa)
-    torch.nn.init.constant_(model.pyramid.gates, gate)
+    if gate is not None:
+        torch.nn.init.constant_(model.pyramid.gates, gate)
     return model
 
 
@@ -57,7 +62,7 @@ def test_shut_gates_equal_the_unguided_predictor_to_the_last_bit(
     """With and without dropped guidance, at the future steps and at the observed ones."""
     observed, pooled, tokens = known()
     alone: Forecaster = build_forecaster(model_shape("jepa"), seed=3)
-    shut, opened = (build(model_shape, guidance, gate=gate) for gate in (0.0, 0.5))
+    shut, opened = (build(model_shape, guidance, gate=gate) for gate in (None, 0.5))
     for guided in (None, torch.tensor([1.0, 0.0, 1.0]), torch.zeros(3)):
         assert torch.equal(shut(observed, 1000 * pooled, tokens, guided), alone(observed, None))
         assert torch.equal(
@@ -180,7 +185,7 @@ def test_gradients_reach_every_parameter(model_shape: BuildShape, guidance: Guid
 @pytest.mark.parametrize("guidance", SHAPES, ids=named)
 def test_shut_gates_learn(model_shape: BuildShape, guidance: GuidanceShape) -> None:
     observed, pooled, tokens = known()
-    model = build(model_shape, guidance, gate=0.0)
+    model = build(model_shape, guidance, gate=None)
     model(observed, pooled, tokens).square().mean().backward()
     assert model.pyramid.gates.grad is not None
     assert model.pyramid.gates.grad.ne(0).all()
@@ -244,6 +249,27 @@ def test_only_the_used_streams_are_read(
 def test_chosen_tokens_are_kinds_of_the_cache(tokens: str, streams: str, kinds: tuple[int, ...]) -> None:
     shape = GuidanceShape(kind="cross", cross_tokens=tokens, use_streams=streams)  # type: ignore[arg-type]
     assert shape.token_kinds == kinds
+
+
+@pytest.mark.parametrize("chosen", ["all", "prompt", "visual", "generated", "text,generated"])
+def test_tokens_of_the_chosen_kinds_are_read_and_no_other(
+    latent_cache: Callable[..., Path], chosen: str
+) -> None:
+    """Against the arrays as they are stored, clip by clip, whatever the number of tokens."""
+    cache = FeatureCache.open(latent_cache(with_tokens=True, num_videos=6))
+    features = choose_features(cache, variant="thinkjepa", thinker_set=None, encoder_set=None)
+    kinds = GuidanceShape(kind="cross", cross_tokens=chosen).token_kinds
+    ids = features.clips().clip_ids.to_pylist()
+    found = replace(features, token_kinds=kinds).tokens(ids)
+    assert features.thinker is not None
+    for place, clip_id in enumerate(ids):
+        stored = cache.read(features.thinker.name, "tokens", [clip_id])[0]
+        stored_kinds = cache.read(features.thinker.name, "token_kind", [clip_id])[0].tolist()
+        wanted = [number for number, kind in enumerate(stored_kinds) if kind in kinds]
+        assert found.counts[place] == len(wanted)
+        assert torch.equal(found.states[place, :, : len(wanted)], stored[:, wanted])
+        assert not found.states[place, :, len(wanted) :].any()
+    assert len(set(found.counts)) > 1 or chosen in ("text,generated", "generated")
 
 
 @pytest.mark.parametrize(

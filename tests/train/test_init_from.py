@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -71,8 +72,29 @@ def test_training_starts_from_the_checkpoint_and_reports_both_losses(
     frozen = replace(settings, init_from=str(checkpoint), learning_rate=1e-30, gate_learning_rate=1e-30)
     still = run(cache, tmp_path / "still", frozen)
     assert still["validation_loss"] == pytest.approx(still["initial_validation_loss"], rel=1e-6)
+    random = run(cache, tmp_path / "random", replace(frozen, init_from=""))
+    assert random["validation_loss"] == pytest.approx(still["random_start_validation_loss"], rel=1e-6)
     record = json.loads((tmp_path / "warm" / "run.json").read_text())
     assert len(record["init_from_digest"]) == 64
+
+
+def test_a_name_of_the_hub_is_found_among_what_was_downloaded(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Laid out as huggingface_hub keeps its downloads; the tests have no network."""
+    kept, commit = tmp_path / "models--someone--vjepa2", "0123456789" * 4
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text(commit)
+    shutil.copytree(checkpoint, kept / "snapshots" / commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    by_name = find_warm_start(replace(TINY, init_from="someone/vjepa2"))
+    by_path = find_warm_start(replace(TINY, init_from=str(checkpoint)))
+    assert by_name is not None
+    assert by_path is not None
+    assert by_name.path == kept / "snapshots" / commit
+    assert by_name.digest == by_path.digest
+    with pytest.raises(StageError, match="was not found on the hub"):
+        find_warm_start(replace(TINY, init_from="someone/else"))
 
 
 def test_only_the_predictor_is_overwritten(model_shape: BuildShape, checkpoint: Path) -> None:
@@ -100,6 +122,7 @@ def test_the_vlm_of_a_matrix_takes_no_part(
         ({"heads": 4}, "pred_num_attention_heads=2"),
         ({"width": 48}, "pred_hidden_size"),
         ({"depth": 3}, "layers"),
+        ({"latent_pool": 1, "heads": 1}, "pred_num_attention_heads=2, the predictor 1"),
     ],
 )
 def test_another_shape_is_refused(
@@ -108,6 +131,13 @@ def test_another_shape_is_refused(
     settings = replace(TINY, init_from=str(checkpoint), **changed)  # type: ignore[arg-type]
     with pytest.raises(StageError, match=message):
         run(latent_cache(), tmp_path / "run", settings)
+
+
+def test_latents_of_another_width_are_refused(model_shape: BuildShape, checkpoint: Path) -> None:
+    shape = model_shape("jepa")
+    other = replace(shape, grid=replace(shape.grid, dim=16))
+    with pytest.raises(StageError, match="hidden_size=8, the predictor 16"):
+        start_from(build_model(other, seed=0), WarmStart(checkpoint, digest=""))
 
 
 def test_a_folder_without_safetensors_is_refused(checkpoint: Path, tmp_path: Path) -> None:

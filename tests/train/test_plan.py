@@ -7,67 +7,164 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from thinkjepa.cache import FeatureCache
-from thinkjepa.stages.train import TrainSettings, plan_costs
-from thinkjepa.stages.train.costs import forward_flops, saved_bytes_per_clip
-from thinkjepa.stages.train.model import build_model
-from thinkjepa.stages.train.shapes import GuidanceShape, LatentGrid, ModelShape, ThinkerShape, TrunkShape
+from thinkjepa.cache import BatchBuffers, FeatureCache
+from thinkjepa.stages.evaluate.trained_run import TrainedRun
+from thinkjepa.stages.train import SplitRule, TrainSettings, plan_costs, train
+from thinkjepa.stages.train.costs import STEP_TO_FORWARD, forward_flops, memory_bytes
+from thinkjepa.stages.train.features import Batch, TrajectoryBatch
+from thinkjepa.stages.train.loop import clip_terms
+from thinkjepa.stages.train.model import ForecastModel, build_model
+from thinkjepa.stages.train.optimiser import make_optimizer
+from thinkjepa.stages.train.shapes import (
+    GuidanceShape,
+    HeadShape,
+    LatentGrid,
+    ModelShape,
+    ThinkerShape,
+    TrunkShape,
+)
 from thinkjepa.stages.train.thinker_states import TokenBatch
 
 BuildCache = Callable[..., Path]
 GRID = LatentGrid(observed_steps=4, future_steps=4, height=4, width=4, dim=64)
 THINKER = ThinkerShape(levels=3, dim=40)
-TOKENS = 30
+HEAD = HeadShape(joints=("rightHand", "leftHand", "hip"), frames_per_step=2, anchor="none", width=64)
+TOKENS, TOKEN_CAPACITY = 30, 16  # of a random clip; what the cache has room for
+TINY = TrainSettings(epochs=1, depth=2, width=24, heads=2, fusion_width=16, head_width=16, device="cpu")
 KINDS = ("film", "adaln", "cross")
 CASES = [("jepa", "film"), *(("thinkjepa", kind) for kind in KINDS), ("vlm", "film")]
 
 
-def shape_of(variant: str, kind: str) -> ModelShape:
+def shape_of(variant: str, kind: str, *, grid: LatentGrid = GRID) -> ModelShape:
     thinker = None if variant == "jepa" else THINKER
-    trunk = TrunkShape(depth=3, width=96, heads=3)
-    return ModelShape(variant, GRID, trunk, thinker, 32, guidance=GuidanceShape(kind=kind))  # type: ignore[arg-type]
+    trunk, guidance = TrunkShape(depth=4, width=96, heads=3), GuidanceShape(kind=kind)  # type: ignore[arg-type]
+    return ModelShape(variant, grid, trunk, thinker, 32, HEAD, guidance)  # type: ignore[arg-type]
 
 
-def forward(shape: ModelShape) -> torch.Tensor:
-    model = build_model(shape, seed=0)
-    observed, pooled = torch.randn(1, 4, 16, 64), torch.randn(1, 3, 2, 40)
-    tokens = TokenBatch(torch.randn(1, 3, TOKENS, 40), (TOKENS,))
-    latents: torch.Tensor = model(observed, pooled, None, tokens).latents
-    return latents
+def batch_of(shape: ModelShape, size: int) -> Batch:
+    """Random features and targets, as a run of this shape reads them."""
+    grid, joints, frames = shape.grid, len(HEAD.joints), HEAD.frames_per_step
+    places = (size, grid.future_steps, frames, joints)
+    return Batch(
+        observed=torch.randn(size, grid.observed_steps, grid.tokens_per_step, grid.dim),
+        future=torch.randn(size, grid.future_steps, grid.tokens_per_step, grid.dim),
+        pooled=torch.randn(size, THINKER.levels, 2, THINKER.dim),
+        trajectory=TrajectoryBatch(
+            last_pose_m=torch.zeros(size, joints, 3),
+            last_known=torch.ones(size, joints),
+            future_m=torch.zeros(*places, 3),
+            future_confidence=torch.ones(places),
+        ),
+        tokens=TokenBatch(torch.randn(size, THINKER.levels, TOKENS, THINKER.dim), (TOKENS,) * size),
+    )
 
 
+def step(model: ForecastModel, batch: Batch, settings: TrainSettings) -> None:
+    """Forward and backward of the loop's own loss."""
+    precision = torch.autocast("cpu", dtype=torch.bfloat16, enabled=settings.precision == "bf16")
+    with_context = settings.context_weight > 0 and settings.variant != "vlm"
+    with precision:
+        forecast = model(
+            batch.observed, batch.pooled, batch.last_pose_m, batch.tokens, with_context=with_context
+        )
+    clip_terms(forecast, batch, settings)[:, 0].mean().backward()
+
+
+@pytest.mark.parametrize("context_weight", [0.0, 1.0])
 @pytest.mark.parametrize(("variant", "kind"), CASES)
-def test_flops_are_those_that_torch_counts(variant: str, kind: str) -> None:
+def test_flops_are_those_that_torch_counts(variant: str, kind: str, context_weight: float) -> None:
+    """Forward and backward, head and all; the first products' inputs need no gradient, hence not quite 3."""
     shape = shape_of(variant, kind)
+    settings = TrainSettings(variant=variant, context_weight=context_weight)  # type: ignore[arg-type]
+    model, batch = build_model(shape, seed=0), batch_of(shape, 1)
     # torch counts no FLOPs of its fused attention on CPU
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(
+            batch.observed,
+            batch.pooled,
+            batch.last_pose_m,
+            batch.tokens,
+            with_context=context_weight > 0 and variant != "vlm",
+        )
+    planned = forward_flops(shape, TOKENS, with_context=context_weight > 0 and variant != "vlm")
+    assert planned == pytest.approx(counter.get_total_flops(), rel=0.001)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        forward(shape)
-    assert forward_flops(shape, TOKENS) == pytest.approx(counter.get_total_flops(), rel=0.01)
+        step(model, batch, settings)
+    assert STEP_TO_FORWARD * planned == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("variant", "kind", "precision"),
+    [*((*case, "fp32") for case in CASES), ("jepa", "film", "bf16"), ("thinkjepa", "film", "bf16")],
+)
+def test_memory_is_what_two_steps_take_at_their_peak(variant: str, kind: str, precision: str) -> None:
+    """Every allocation between making the model and the second step, as torch's profiler records them."""
+    shape = shape_of(variant, kind, grid=replace(GRID, height=8, width=8))
+    settings = TrainSettings(variant=variant, precision=precision, clips_per_forward=4)  # type: ignore[arg-type]
+
+    def two_steps() -> None:
+        model = build_model(shape, seed=0)
+        optimizer = make_optimizer(model, settings)
+        for _ in range(2):
+            optimizer.zero_grad(set_to_none=True)
+            step(model, batch_of(shape, settings.clips_per_forward), settings)
+            optimizer.step()
+
+    num_parameters = sum(parameter.numel() for parameter in build_model(shape, seed=0).parameters())
+    planned = memory_bytes(shape, settings, TOKENS, num_parameters=num_parameters)
+    assert 0.9 < planned / peak_bytes(two_steps) < 1.2
+
+
+def peak_bytes(work: Callable[[], None]) -> int:
+    """The largest sum of what was allocated and not yet freed."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    assert profiler.profiler is not None
+    events = profiler.profiler.kineto_results.events()
+    allocations = [event for event in events if event.name() == "[memory]"]
+    sizes = [event.nbytes() for event in sorted(allocations, key=lambda event: event.start_ns())]
+    return max(accumulate(sizes))
 
 
 @pytest.mark.parametrize(("variant", "kind"), CASES)
-def test_memory_is_near_what_the_backward_keeps(variant: str, kind: str) -> None:
-    kept: dict[int, int] = {}
+def test_bytes_and_parameters_are_those_of_a_run(
+    latent_cache: BuildCache, tmp_path: Path, variant: str, kind: str
+) -> None:
+    cache = latent_cache(with_tokens=True, labelled=16, windows=2)
+    settings = replace(TINY, variant=variant, guidance=kind)  # type: ignore[arg-type]
+    costs = plan_costs(cache, settings, thinker_set=None, encoder_set=None)
+    train(
+        cache,
+        tmp_path / "run",
+        settings,
+        thinker_set=None,
+        encoder_set=None,
+        split=SplitRule(),
+        progress=lambda **_: None,
+    )
+    trained = TrainedRun.open(tmp_path / "run")
+    assert costs.parameters["total"] == sum(p.numel() for p in trained.model().parameters())
 
-    def count(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    shape = shape_of(variant, kind)
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        latents = forward(shape)
-        loss = (latents - torch.zeros_like(latents)).square().mean()
-    weights = sum(p.numel() for p in build_model(shape, seed=0).parameters()) * 4
-    assert loss.requires_grad
-    assert saved_bytes_per_clip(shape, TOKENS) == pytest.approx(sum(kept.values()) - weights, rel=0.25)
+    features = trained.features(None)
+    ids = features.clips().clip_ids.to_pylist()
+    stored = features.stored(ids, BatchBuffers(pinned=False))
+    read = [stored.observed.untyped_storage().nbytes(), stored.future.untyped_storage().nbytes()]
+    if stored.pooled is not None:
+        read.append(stored.pooled.nbytes)
+    if stored.tokens is not None:
+        of_a_token = stored.tokens.states[0, :, 0].nbytes
+        read.append(sum(stored.tokens.counts) * of_a_token + len(ids) * TOKEN_CAPACITY)
+    assert costs.read_bytes_per_clip == pytest.approx(sum(read) / len(ids), rel=0.02)
 
 
 def test_the_command_prints_a_plan_and_trains_nothing(latent_cache: BuildCache, tmp_path: Path) -> None:
@@ -87,6 +184,7 @@ def test_the_command_prints_a_plan_and_trains_nothing(latent_cache: BuildCache, 
     arrays = [spec for item in sets for spec in item.arrays.values()]
     read = sum(spec.clip_bytes for spec in arrays if spec.name in ("observed", "future", "pooled"))
     assert film.read_bytes_per_clip == read
-    assert costs["read_bytes_per_clip"] == read + 3 * 6 * 10 * 2  # 3 levels, 6 tokens on average, float16
+    # 3 levels, 6 tokens on average, float16; and the kinds of all tokens that there is room for
+    assert costs["read_bytes_per_clip"] == read + 3 * 6 * 10 * 2 + TOKEN_CAPACITY
     assert not (tmp_path / "run").exists()
     assert not (cache / "splits").exists()

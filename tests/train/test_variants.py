@@ -91,6 +91,30 @@ def test_guidance_of_one_sample_reaches_no_other(model_shape: BuildShape, varian
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("attention", ["frame_causal", "bidirectional"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_kernel_is_ever_given_a_mask(
+    model_shape: BuildShape, variant: str, attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Causality is in which keys a kernel gets: a mask would cost memory, and the flash kernels."""
+    calls: list[tuple[int, int]] = []
+    kernel = torch.nn.functional.scaled_dot_product_attention
+
+    def spied(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: object) -> torch.Tensor:
+        assert not options
+        calls.append((query.shape[2], key.shape[2]))
+        return kernel(query, key, value)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spied)
+    shape = model_shape(variant, attention=attention)
+    observed, _, pooled = features(shape)
+    build_forecaster(shape, seed=0)(observed, pooled)
+    longest = max(keys for _, keys in calls)
+    whole = {queries == longest for queries, _ in calls}
+    assert whole == ({True} if attention == "bidirectional" else {False})
+
+
+@torch.no_grad()
 def test_thinker_only_sees_no_latents(model_shape: BuildShape) -> None:
     model = build_forecaster(model_shape("vlm"), seed=1)
     observed, _, pooled = features(model_shape("vlm"))
