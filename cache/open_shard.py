@@ -32,7 +32,7 @@ from thinkjepa.cache.storing import blocks, prepared
 from thinkjepa.cache.tables import INDEX_SCHEMA, write_table
 from thinkjepa.cache.zarr_array import grow
 
-PATIENCE_S = 30.0
+PATIENCE_S = 300.0
 """For the last writer of a shard to end: a process that was told to stop finishes its batch first."""
 
 

@@ -149,8 +149,10 @@ class _ClusterRun:
         self._events: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
         self._running: dict[Future, Task] = {}
         self._losses: Counter[str] = Counter()
-        self._fruitless = 0
-        self._pids: dict[str, int] = {}
+        self._fruitless: set[str] = set()
+        """Workers lost since a clip was last decided."""
+        self._begun: dict[str, int] = {}
+        """Process that a task runs in, by its key; those that wait behind another one have none."""
         self._submitted = 0
 
     def receive(self, event: tuple[float, Mapping[str, Any]]) -> None:
@@ -180,7 +182,7 @@ class _ClusterRun:
             time.sleep(POLL_S)
 
     def _num_workers(self) -> int:
-        return len(self.client.scheduler_info(n_workers=-1)["workers"])
+        return len(self.client.scheduler_info(n_workers=-1).get("workers", {}))
 
     def _room(self) -> int:
         return max(1, UNITS_AHEAD * self._num_workers())
@@ -201,6 +203,11 @@ class _ClusterRun:
 
     def _finished(self) -> list[Task]:
         """Tasks that have to be done again, after waiting a moment for any that end."""
+        if self.client.status == "closed":  # after it tried for CONNECT_S to connect again
+            raise StageError(
+                "the dask scheduler was lost: what is done is kept; the same command, with a scheduler that "
+                "runs, goes on from there"
+            )
         done = [future for future in self._running if future.done()]
         if not done:
             time.sleep(POLL_S)
@@ -208,12 +215,12 @@ class _ClusterRun:
         for future in done:
             task = self._running.pop(future)
             if future.status == "error":
-                again.append(self._lost(task, future.exception()))
+                again.append(self._lost(task, future.key, future.exception()))
             elif future.status != "finished":
                 again.append(task)
         return again
 
-    def _lost(self, task: Task, error: BaseException | None) -> Task:
+    def _lost(self, task: Task, key: str, error: BaseException | None) -> Task:
         """The task to go on with after its worker was lost. Raises what else went wrong."""
         if not isinstance(error, KilledWorker):
             assert error is not None
@@ -221,13 +228,16 @@ class _ClusterRun:
                 raise error
             raise StageError(f"a worker failed: {type(error).__name__}: {error}") from error
         self._drain()
-        cause = self._cause(error)
-        self._fruitless += 1
-        if self._fruitless >= FRUITLESS_LOSSES:
+        address = error.last_worker.address
+        self._fruitless.add(address)
+        cause = self._cause(address, self._begun.get(key, 0))
+        if len(self._fruitless) >= FRUITLESS_LOSSES:
             raise StageError(
-                f"{self._fruitless} workers were lost one after another before any clip was done; the last "
+                f"{FRUITLESS_LOSSES} workers were lost one after another before any clip was done; the last "
                 f"one: {cause}"
             )
+        if key not in self._begun:  # it waited behind the one that is to blame
+            return task
         suspect = self._in_flight(task.unit)
         given_up = dict(task.given_up)
         if suspect is not None and (task.one_by_one or self.job.execution.batch_size == 1):
@@ -246,10 +256,8 @@ class _ClusterRun:
         ]
         return next((clip for clip in unit.clips if not all(clip.clip_id in ids for ids in decided)), None)
 
-    def _cause(self, error: KilledWorker) -> str:
+    def _cause(self, address: str, pid: int) -> str:
         """What ended a worker, as its nanny saw it."""
-        address = error.last_worker.address
-        pid = self._pids.get(address, 0)
         lines = [text for log in self.client.get_worker_logs(nanny=True).values() for _, text in log]
         for line in reversed(lines):
             found = re.search(rf"process {pid} (was killed by signal \d+|exited with status -?\d+)", line)
@@ -264,8 +272,8 @@ class _ClusterRun:
                 event = self._events.get_nowait()
             except queue.Empty:
                 return
-            if "pid" in event:
-                self._pids[event["worker"]] = event["pid"]
+            if "key" in event:
+                self._begun[event["key"]] = event["pid"]
                 continue
-            self._fruitless = 0
+            self._fruitless.clear()
             self._on_batch(BatchDone(event["clips"], tuple(Failure(*item) for item in event["failures"])))

@@ -60,7 +60,6 @@ _replica = _Replica()
 def fill_on_worker(job: Job, task: Task, threads: int) -> bool:
     """Fill a unit's shards in this worker process. False where the run was asked to stop before."""
     worker, topic = get_worker(), topic_of(job)
-    worker.log_event(topic, {"pid": os.getpid(), "worker": worker.address})
 
     def on_batch(done: BatchDone) -> bool:
         failures = [_to_message(failure) for failure in done.failures]
@@ -68,6 +67,8 @@ def fill_on_worker(job: Job, task: Task, threads: int) -> bool:
         return not writers_should_stop(job.target.root, job.target.token)
 
     with _replica.lock:  # a worker with several threads has one copy of the models
+        begun = {"pid": os.getpid(), "key": worker.get_current_task()}
+        worker.log_event(topic, begun)
         try:
             filler = _replica.filler(job, threads)
             return filler.fill(

@@ -28,14 +28,14 @@ POISON = """
 import os, signal
 from thinkjepa.stages.extract import filling
 
-run_batch = filling.run_batch
+run_batch = getattr(filling, "unpoisoned", filling.run_batch)  # dask may load this twice
 
 def poisoned(batch, missing, *arguments, **options):
     if any("{clip_id}" in ids for ids in missing.values()):
         os.kill(os.getpid(), signal.SIGKILL)
     return run_batch(batch, missing, *arguments, **options)
 
-filling.run_batch = poisoned
+filling.unpoisoned, filling.run_batch = run_batch, poisoned
 """
 """A module that workers load first: over one clip they die, as they would of a fault in a driver."""
 
@@ -149,20 +149,21 @@ def test_a_clip_that_kills_workers_is_recorded_and_a_killed_nanny_is_survived(
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
     dask = Path(sys.executable).parent / "dask"
     at_once = {**os.environ, "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": tmp_path, "env": at_once}
     cache_dir = tmp_path / "cache"
     with ExitStack() as stack:
+        log = stack.enter_context((tmp_path / "dask.log").open("w"))
+        logged = {"stdout": log, "stderr": log, "cwd": tmp_path, "env": at_once}
         place = ("--host", "127.0.0.1", "--port", address.rpartition(":")[2], "--no-dashboard")
-        stack.enter_context(started([dask, "scheduler", *place], **quiet))
+        stack.enter_context(started([dask, "scheduler", *place], **logged))
         options = ("--nthreads", 1, "--host", "127.0.0.1", "--no-dashboard", "--preload", poison)
         workers = [
-            stack.enter_context(started([dask, "worker", address, *options], **quiet)) for _ in range(2)
+            stack.enter_context(started([dask, "worker", address, *options], **logged)) for _ in range(2)
         ]
-
-        done = stack.enter_context(run_later(run_extract, videos, cache_dir, address))
-        wait_for(lambda: num_visible(cache_dir) >= 2)
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+        run = pool.submit(run_extract, videos, cache_dir, *STRIDE, "--scheduler", address)
+        wait_for(lambda: num_visible(cache_dir) >= 2 or run.done())
         os.kill(workers[0].pid, signal.SIGKILL)
-        outcome = done()
+        outcome = run.result(timeout=200)
     assert outcome.status == 3, outcome.stderr
     assert outcome.json["failed_clips"] == 1
     failure = outcome.json["failures"][0]
@@ -176,13 +177,3 @@ def test_a_clip_that_kills_workers_is_recorded_and_a_killed_nanny_is_survived(
         assert cache.index(name).values_of(ids, "checksum") == whole.index(name).values_of(ids, "checksum"), (
             item
         )
-
-
-@contextmanager
-def run_later(
-    run_extract: Callable[..., Any], videos: Path, cache_dir: Path, address: str
-) -> Iterator[Callable[[], Any]]:
-    """The extraction in a thread; what is given waits for its end."""
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(run_extract, videos, cache_dir, *STRIDE, "--scheduler", address)
-        yield lambda: future.result(timeout=200)
