@@ -8,7 +8,7 @@ from types import TracebackType
 
 from filelock import FileLock, Timeout
 
-from thinkjepa.cache.assignment import assign, assigned, forget, unfinished_shards
+from thinkjepa.cache.assignment import assign, assigned, forget, is_visible, unfinished_shards
 from thinkjepa.cache.catalog import read_catalog, resolve_set, write_catalog
 from thinkjepa.cache.clips import ClipTable
 from thinkjepa.cache.disk import explained_os_errors
@@ -21,8 +21,8 @@ from thinkjepa.cache.layout import cache_json, clips_dir, failures_file, index_d
 from thinkjepa.cache.ledger import adopt, sweep, tidy
 from thinkjepa.cache.open_shard import OpenShard
 from thinkjepa.cache.parquet_rows import next_number
-from thinkjepa.cache.records import ClipRow, Failure, FeatureSet, IndexRow
-from thinkjepa.cache.tables import CLIPS_SCHEMA, FAILURES_SCHEMA, frozen, read_table, write_table
+from thinkjepa.cache.records import ClipRow, Failure, FeatureSet
+from thinkjepa.cache.tables import CLIPS_SCHEMA, FAILURES_SCHEMA, read_table, write_table
 from thinkjepa.cache.writer import SetWriter
 
 POLL_S = 0.5
@@ -146,10 +146,12 @@ class WriteSession:
         """Give each group of clips, at most `rows_per_shard` of them, a new shard; returns their numbers."""
         return assign(self.root, feature_set, groups)
 
-    def committed_rows(self, feature_set: FeatureSet, shard: int) -> list[IndexRow]:
-        """What an interrupted run committed to a shard that is not visible yet."""
+    def undecided(self, feature_set: FeatureSet, shard: int, clip_ids: Iterable[str]) -> set[str]:
+        """Those of a shard's clips that nobody has committed features or a failure of."""
+        if is_visible(self.root, feature_set.name, shard):
+            return set()
         lines = read_lines(journal_file(self.root, feature_set.name, shard))[1:]
-        return [IndexRow(**frozen(row)) for line in lines for row in line["rows"]]
+        return set(clip_ids) - {str(row["clip_id"]) for line in lines for row in line["rows"]}
 
     def done_clip_ids(self, feature_set: FeatureSet) -> set[str]:
         """Clips with features in the set that readers can see."""

@@ -85,6 +85,12 @@ class VideoDecoder:
         header, raw = self._ask({"frames": [int(index) for index in indices]})
         return np.frombuffer(raw, dtype=np.uint8).reshape(header["shape"])
 
+    def interrupt(self) -> None:
+        """From another thread: end whatever is being decoded, with a DecodeError."""
+        process = self._process
+        if process:
+            process.kill()
+
     def __enter__(self) -> VideoDecoder:
         return self
 

@@ -1,32 +1,64 @@
-"""One batch of clips through decoder and models; a clip that fails is an outcome, not the end."""
+"""One batch of clips: decoded and preprocessed, then through the models; a clip that fails is an outcome."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from functools import partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from thinkjepa.cache import ClipFeatures, ClipRow, Failure, FailureStage, Kind
-from thinkjepa.stages.data.catalog import PlannedFolder
-from thinkjepa.stages.data.decode_process import DecodeError, FrameStack, VideoDecoder
-from thinkjepa.stages.data.videos import FileSignature, file_signature
-from thinkjepa.stages.extract.encoder import VideoEncoder
+from thinkjepa.stages.data.decode_process import DecodeError
+from thinkjepa.stages.extract.clip_frames import ClipDecoding, encoder_view, see, thinker_view, watch
 from thinkjepa.stages.extract.frozen_models import FrozenModels
-from thinkjepa.stages.extract.hooked_thinker import HookedThinker
 from thinkjepa.stages.extract.thinker import Scene, thought_features
 
 Ready = TypeVar("Ready")
 
-RAW_BYTES = 64 * 10**6
-"""Decoded frames held at a time: 10 of 1080p, 2 of 4K."""
-
 MODEL_ERRORS = (RuntimeError, ValueError, IndexError, TypeError, KeyError)
 """What processors and models raise for an input they cannot take; anything else is a defect."""
+
+
+ALLOCATOR_WORDS = ("defaultcpuallocator: can't allocate", "not enough memory", "out of memory")
+"""How torch's allocators begin, where they raise no error of a kind of its own."""
+
+REMEDY = "; even one clip at a time does not fit: use smaller models, fewer frames, or a lower --dtype"
+
+
+@dataclass(slots=True)
+class RowLimit:
+    """Clips a forward takes at most: all that were asked for, until memory runs out."""
+
+    of: dict[Kind, int]
+    halved: list[str] = field(default_factory=list)
+    """What the user should know of it."""
+
+    @classmethod
+    def of_batch(cls, batch_size: int) -> RowLimit:
+        return cls({"thinker": batch_size, "encoder": batch_size})
+
+    def halve(self, kind: Kind) -> bool:
+        """Half as many rows from now on. False where there is one already."""
+        before = self.of[kind]
+        if before == 1:
+            return False
+        self.of[kind] = before // 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.halved.append(
+            f"out of memory with {before} clips in a forward of the {kind}: going on with {before // 2}; "
+            f"--batch-size {before // 2} spares the attempt"
+        )
+        return True
+
+    def told(self) -> tuple[str, ...]:
+        """What is new for the user, once."""
+        notes, self.halved = tuple(self.halved), []
+        return notes
 
 
 @dataclass(slots=True)
@@ -37,86 +69,47 @@ class Outcome:
     failures: list[Failure] = field(default_factory=list)
 
 
-class ClipDecoding:
-    """Frames of clips, preprocessed a few at a time: 32 frames of 4K are 0.8 GB raw.
+@dataclass(slots=True)
+class Inputs:
+    """What the models take of a batch, decoded and preprocessed, and the clips that could not be."""
 
-    A video that failed once is not asked again: each time-out would cost its seconds.
-    """
-
-    def __init__(self, decoder: VideoDecoder, planned: PlannedFolder) -> None:
-        self._decoder = decoder
-        self._planned = planned
-        self._broken: dict[str, str] = {}
-
-    def prepared(
-        self, clip: ClipRow, indices: Sequence[int], prepare: Callable[[FrameStack], Tensor]
-    ) -> Tensor:
-        """`prepare` of the frames by index, joined along the frame axis; it treats each frame by itself.
-
-        Raises DecodeError.
-        """
-        width, height = self._planned.frame_sizes[clip.video_digest]
-        group = max(1, RAW_BYTES // (width * height * 3))
-        parts = [
-            prepare(self._frames(clip, indices[start : start + group]))
-            for start in range(0, len(indices), group)
-        ]
-        return torch.cat(parts)
-
-    def _frames(self, clip: ClipRow, indices: Sequence[int]) -> FrameStack:
-        if clip.video_digest in self._broken:
-            raise DecodeError(self._broken[clip.video_digest])
-        path = self._planned.paths[clip.video_digest]
-        try:
-            frames = self._decoder.frames(path, indices)
-            if _signature(path) != self._planned.signatures[clip.video_digest]:
-                raise DecodeError("the file has changed since it was identified: run the extraction again")
-            return frames
-        except DecodeError as error:
-            self._broken[clip.video_digest] = str(error)
-            raise
+    scenes: list[tuple[ClipRow, Scene]] = field(default_factory=list)
+    windows: list[tuple[ClipRow, list[Tensor]]] = field(default_factory=list)
+    failures: dict[Kind, list[Failure]] = field(default_factory=lambda: {"thinker": [], "encoder": []})
 
 
-def _signature(path: Path) -> FileSignature | None:
-    try:
-        return file_signature(path)
-    except OSError:
-        return None
-
-
-def see(clip: ClipRow, thinker: HookedThinker, decoding: ClipDecoding) -> Scene:
-    """What the thinker sees of a clip. Raises DecodeError."""
-    frames = decoding.prepared(clip, clip.thinker_frames, thinker.preprocess)
-    return Scene(frames, clip.thinker_times_s)
-
-
-def watch(clip: ClipRow, encoder: VideoEncoder, decoding: ClipDecoding) -> list[Tensor]:
-    """The encoder's windows of a clip, observed first, each preprocessed by itself. Raises DecodeError."""
-    chosen = (clip.observed_frames, *clip.future_frames)
-    return [decoding.prepared(clip, indices, encoder.preprocess) for indices in chosen]
-
-
-def run_batch(
+def prepare_batch(
     batch: Sequence[ClipRow],
     missing: Mapping[Kind, frozenset[str]],
     frozen: FrozenModels,
     decoding: ClipDecoding,
-    *,
-    batch_size: int,
-) -> dict[Kind, Outcome]:
-    """Decode each clip once and run the models on those that miss their features."""
-    outcomes: dict[Kind, Outcome] = {"thinker": Outcome(), "encoder": Outcome()}
-    scenes: list[tuple[ClipRow, Scene]] = []
-    windows: list[tuple[ClipRow, list[Tensor]]] = []
+) -> Inputs:
+    """Decode the clips of a batch that miss features, each frame once."""
+    inputs = Inputs()
     for clip in batch:  # clip by clip: a clip's frames lie near each other, which spares seeks
-        if clip.clip_id in missing.get("thinker", ()):
-            with _recorded(clip, "thinker", outcomes):
-                scenes.append((clip, see(clip, frozen.thinker, decoding)))
-        if clip.clip_id in missing.get("encoder", ()):
-            with _recorded(clip, "encoder", outcomes):
-                windows.append((clip, watch(clip, frozen.encoder, decoding)))
-    _forward(scenes, lambda ready: _think(ready, frozen, batch_size), "thinker", outcomes["thinker"])
-    _forward(windows, lambda ready: _encode(ready, frozen, batch_size), "encoder", outcomes["encoder"])
+        thinker = clip.clip_id in missing.get("thinker", ())
+        encoder = clip.clip_id in missing.get("encoder", ())
+        if thinker and encoder:
+            with suppress(DecodeError, *MODEL_ERRORS):  # told below, of the model that it belongs to
+                views = (thinker_view(clip, frozen.thinker), encoder_view(clip, frozen.encoder))
+                decoding.look(clip, views)
+        if thinker:
+            with _recorded(clip, "thinker", inputs.failures):
+                inputs.scenes.append((clip, see(clip, frozen.thinker, decoding)))
+        if encoder:
+            with _recorded(clip, "encoder", inputs.failures):
+                inputs.windows.append((clip, watch(clip, frozen.encoder, decoding)))
+    return inputs
+
+
+def run_batch(inputs: Inputs, frozen: FrozenModels, rows: RowLimit) -> dict[Kind, Outcome]:
+    """Run the models over prepared clips."""
+    outcomes: dict[Kind, Outcome] = {
+        kind: Outcome(failures=list(failed)) for kind, failed in inputs.failures.items()
+    }
+    think, encode = partial(_think, frozen=frozen), partial(_encode, frozen=frozen)
+    _forward(inputs.scenes, think, "thinker", outcomes["thinker"], rows)
+    _forward(inputs.windows, encode, "encoder", outcomes["encoder"], rows)
     return outcomes
 
 
@@ -126,30 +119,28 @@ def with_video(failure: Failure, clip: ClipRow) -> Failure:
 
 
 @contextmanager
-def _recorded(clip: ClipRow, kind: Kind, outcomes: Mapping[Kind, Outcome]) -> Iterator[None]:
+def _recorded(clip: ClipRow, kind: Kind, failures: Mapping[Kind, list[Failure]]) -> Iterator[None]:
     """Record a clip that cannot be decoded or preprocessed as a failure of one set."""
     try:
         yield
     except DecodeError as error:
-        outcomes[kind].failures.append(_failure(clip, "decode", str(error)))
+        failures[kind].append(_failure(clip, "decode", str(error)))
     except MODEL_ERRORS as error:
-        outcomes[kind].failures.append(_failure(clip, kind, _in_one_line(error)))
+        failures[kind].append(_failure(clip, kind, _in_one_line(error)))
 
 
-def _think(
-    ready: Sequence[tuple[ClipRow, Scene]], frozen: FrozenModels, batch_size: int
-) -> list[ClipFeatures]:
-    thoughts = frozen.thinker.think([scene for _, scene in ready], batch_size=batch_size)
+def _think(ready: Sequence[tuple[ClipRow, Scene]], rows: int, *, frozen: FrozenModels) -> list[ClipFeatures]:
+    thoughts = frozen.thinker.think([scene for _, scene in ready], batch_size=rows)
     return [
         thought_features(clip.clip_id, thought) for (clip, _), thought in zip(ready, thoughts, strict=True)
     ]
 
 
 def _encode(
-    ready: Sequence[tuple[ClipRow, list[Tensor]]], frozen: FrozenModels, batch_size: int
+    ready: Sequence[tuple[ClipRow, list[Tensor]]], rows: int, *, frozen: FrozenModels
 ) -> list[ClipFeatures]:
     by_window = zip(*(windows for _, windows in ready), strict=True)
-    observed, *future = [frozen.encoder.encode(windows, batch_size=batch_size) for windows in by_window]
+    observed, *future = [frozen.encoder.encode(windows, batch_size=rows) for windows in by_window]
     stacked = torch.stack(future, dim=1)
     return [
         ClipFeatures(clip.clip_id, {"observed": observed[place], "future": stacked[place]})
@@ -159,21 +150,38 @@ def _encode(
 
 def _forward(
     ready: Sequence[tuple[ClipRow, Ready]],
-    model: Callable[[Sequence[tuple[ClipRow, Ready]]], list[ClipFeatures]],
+    model: Callable[[Sequence[tuple[ClipRow, Ready]], int], list[ClipFeatures]],
     kind: Kind,
     outcome: Outcome,
+    rows: RowLimit,
 ) -> None:
-    """Run a model over a batch; where that fails, over each clip alone: one clip costs only itself."""
+    """Run a model over a batch; where that fails, over each clip alone: one clip costs only itself.
+
+    Where memory runs out, forwards have half the rows from then on, down to one.
+    """
     if not ready:
         return
     try:
-        outcome.features.extend(model(ready))
-    except MODEL_ERRORS as error:
-        if len(ready) == 1:
-            outcome.failures.append(_failure(ready[0][0], kind, _in_one_line(error)))
-            return
+        outcome.features.extend(model(ready, rows.of[kind]))
+        return
+    except (*MODEL_ERRORS, MemoryError) as error:
+        out_of_memory, reason = is_out_of_memory(error), _in_one_line(error)
+    # Outside the handler: its traceback would hold the tensors of the forward that failed.
+    if out_of_memory and rows.halve(kind):
+        _forward(ready, model, kind, outcome, rows)
+    elif len(ready) == 1:
+        outcome.failures.append(_failure(ready[0][0], kind, reason + REMEDY * out_of_memory))
+    else:
         for item in ready:
-            _forward([item], model, kind, outcome)
+            _forward([item], model, kind, outcome, rows)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the host had no memory left, by what torch and Python say then."""
+    said = str(error).lower()
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and any(words in said for words in ALLOCATOR_WORDS)
+    )
 
 
 def _in_one_line(error: Exception) -> str:

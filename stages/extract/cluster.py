@@ -1,6 +1,7 @@
 """Units on dask workers: on this machine, one for each copy of the models, or on an existing cluster.
 
-A task is a unit. What a worker has committed stays when it is lost: the unit goes on from there on another
+A task is a unit, or a few where there are many, so that decoding runs ahead across their borders. What a
+worker has committed stays when it is lost: the task goes on from there on another
 one. A clip over which workers die again and again is recorded as failed, with what ended them.
 """
 
@@ -27,15 +28,21 @@ from thinkjepa.stages.extract.cluster_worker import Task, fill_on_worker, topic_
 from thinkjepa.stages.extract.filling import BatchDone, Job
 from thinkjepa.stages.extract.settings import ExecutionSettings
 from thinkjepa.stages.extract.stopping import Stopping
-from thinkjepa.stages.extract.units import Unit
+from thinkjepa.stages.extract.units import Unit, undecided
 
 POLL_S = 0.05
 CONNECT_S = 30
 START_S = 300
 """For the workers' own start: a busy machine imports torch and transformers for a minute."""
 
-UNITS_AHEAD = 2
-"""Units a worker has or waits for: few, so that a stop need not take many back."""
+TASKS_AHEAD = 2
+"""Tasks a worker has or waits for: few, so that a stop need not take many back."""
+
+MAX_UNITS = 8
+"""Of a task: enough for a pipeline, few enough that the last tasks end together."""
+
+TASKS_PER_WORKER = 4
+"""At least, where there are that many units: the last ones are shared out evenly."""
 
 FRUITLESS_LOSSES = 6
 """Workers lost, one after another, without a clip decided: then it is not the clips that kill them."""
@@ -65,7 +72,7 @@ def run_on_cluster(
     with dask.config.set(SETTINGS), connected(job.execution) as client:
         run = _ClusterRun(client, session, job, on_batch, threads or _share_of_cores(job.execution))
         client.subscribe_topic(topic_of(job), run.receive)
-        run.work([Task(unit, _part_of(planned, unit)) for unit in units], stopping)
+        run.work(units, planned, stopping)
         client.unsubscribe_topic(topic_of(job))
 
 
@@ -74,9 +81,15 @@ def _share_of_cores(execution: ExecutionSettings) -> int:
     return 0 if execution.scheduler else max(1, (os.cpu_count() or 1) // execution.workers)
 
 
-def _part_of(planned: PlannedFolder, unit: Unit) -> PlannedFolder:
-    """What is known about the videos of a unit; their paths absolute."""
-    digests = {clip.video_digest for clip in unit.clips}
+def _tasks(units: Sequence[Unit], planned: PlannedFolder, *, workers: int) -> list[Task]:
+    size = max(1, min(MAX_UNITS, len(units) // (TASKS_PER_WORKER * workers)))
+    groups = [tuple(units[start : start + size]) for start in range(0, len(units), size)]
+    return [Task(group, _part_of(planned, group)) for group in groups]
+
+
+def _part_of(planned: PlannedFolder, units: Sequence[Unit]) -> PlannedFolder:
+    """What is known about the videos of some units; their paths absolute."""
+    digests = {clip.video_digest for unit in units for clip in unit.clips}
     return PlannedFolder(
         num_videos=0,
         names=[],
@@ -159,10 +172,10 @@ class _ClusterRun:
         """An event of a worker, in the client's own thread."""
         self._events.put(event[1])
 
-    def work(self, tasks: Sequence[Task], stopping: Stopping) -> None:
+    def work(self, units: Sequence[Unit], planned: PlannedFolder, stopping: Stopping) -> None:
         """Hand tasks out until all are done or the run is asked to stop."""
-        waiting = deque(tasks)
         self._await_workers(stopping)
+        waiting = deque(_tasks(units, planned, workers=max(1, self._num_workers())))
         while (waiting and not stopping.asked) or self._running:
             while waiting and not stopping.asked and len(self._running) < self._room():
                 self._submit(waiting.popleft())
@@ -185,11 +198,11 @@ class _ClusterRun:
         return len(self.client.scheduler_info(n_workers=-1).get("workers", {}))
 
     def _room(self) -> int:
-        return max(1, UNITS_AHEAD * self._num_workers())
+        return max(1, TASKS_AHEAD * self._num_workers())
 
     def _submit(self, task: Task) -> None:
         self._submitted += 1
-        key = f"thinkjepa-unit-{self.job.target.token}-{self._submitted}"
+        key = f"thinkjepa-units-{self.job.target.token}-{self._submitted}"
         future = self.client.submit(fill_on_worker, self.job, task, self.threads, key=key, pure=False)
         self._running[future] = task
 
@@ -238,23 +251,24 @@ class _ClusterRun:
             )
         if key not in self._begun:  # it waited behind the one that is to blame
             return task
-        suspect = self._in_flight(task.unit)
+        suspect = self._in_flight(task.units)
         given_up = dict(task.given_up)
-        if suspect is not None and (task.one_by_one or self.job.execution.batch_size == 1):
+        if suspect is not None and task.one_by_one:
             self._losses[suspect.clip_id] += 1
             if self._losses[suspect.clip_id] >= self.job.execution.clip_retries:
                 given_up[suspect.clip_id] = Failure(
                     suspect.video, "worker", cause, suspect.clip_id, suspect.video_digest
                 )
-        return Task(task.unit, task.folder, given_up, one_by_one=True)
+        return Task(task.units, task.folder, given_up, one_by_one=True)
 
-    def _in_flight(self, unit: Unit) -> ClipRow | None:
-        """The first clip of a unit that is not decided: the one, or of the batch, that was worked on."""
-        decided = [
-            {row.clip_id for row in self.session.committed_rows(self.job.target.sets[kind], number)}
-            for kind, number in unit.shards.items()
-        ]
-        return next((clip for clip in unit.clips if not all(clip.clip_id in ids for ids in decided)), None)
+    def _in_flight(self, units: Sequence[Unit]) -> ClipRow | None:
+        """The first clip that is not decided: the one that was worked on, where they go one by one."""
+        for unit in units:
+            left = undecided(self.session, self.job.target.sets, unit)
+            for clip in unit.clips:
+                if clip.clip_id in left:
+                    return clip
+        return None
 
     def _cause(self, address: str, pid: int) -> str:
         """What ended a worker, as its nanny saw it."""
@@ -276,4 +290,5 @@ class _ClusterRun:
                 self._begun[event["key"]] = event["pid"]
                 continue
             self._fruitless.clear()
-            self._on_batch(BatchDone(event["clips"], tuple(Failure(*item) for item in event["failures"])))
+            failures = tuple(Failure(*item) for item in event["failures"])
+            self._on_batch(BatchDone(event["clips"], failures, tuple(event["notes"])))

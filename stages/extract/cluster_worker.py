@@ -21,9 +21,9 @@ from thinkjepa.stages.extract.units import Unit
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A unit as it goes to a worker, with what is known about its videos."""
+    """Units as they go to a worker, with what is known about their videos."""
 
-    unit: Unit
+    units: tuple[Unit, ...]
     folder: PlannedFolder
     given_up: Mapping[str, Failure] = field(default_factory=dict)
     one_by_one: bool = False
@@ -58,12 +58,12 @@ _replica = _Replica()
 
 
 def fill_on_worker(job: Job, task: Task, threads: int) -> bool:
-    """Fill a unit's shards in this worker process. False where the run was asked to stop before."""
+    """Fill the units' shards in this worker process. False where the run was asked to stop before."""
     worker, topic = get_worker(), topic_of(job)
 
     def on_batch(done: BatchDone) -> bool:
         failures = [_to_message(failure) for failure in done.failures]
-        worker.log_event(topic, {"clips": done.clips, "failures": failures})
+        worker.log_event(topic, {"clips": done.clips, "failures": failures, "notes": list(done.notes)})
         return not writers_should_stop(job.target.root, job.target.token)
 
     with _replica.lock:  # a worker with several threads has one copy of the models
@@ -72,7 +72,7 @@ def fill_on_worker(job: Job, task: Task, threads: int) -> bool:
         try:
             filler = _replica.filler(job, threads)
             return filler.fill(
-                task.unit, task.folder, on_batch=on_batch, given_up=task.given_up, one_by_one=task.one_by_one
+                task.units, task.folder, on_batch=on_batch, given_up=task.given_up, one_by_one=task.one_by_one
             )
         except ThinkJepaError as error:
             raise StageError(f"worker {worker.address}: {error}") from None

@@ -108,10 +108,14 @@ class VideoEncoder:
     def encode(self, windows: Sequence[Tensor], *, batch_size: int = 1) -> Tensor:
         """Latents `(B, T, P, D)` on the CPU of windows `(frame, 3, crop, crop)`, each seen by itself.
 
-        A forward has at least `batch_size` rows, the last one repeated where windows are fewer, so that a
-        window's latents do not depend on how many there are.
+        A forward has `batch_size` rows, the last one repeated where windows are fewer, so that a window's
+        latents do not depend on how many there are.
         """
-        full = [*windows, *[windows[-1]] * (batch_size - len(windows))]
+        starts = range(0, len(windows), batch_size)
+        return torch.cat([self._forward(windows[start : start + batch_size], batch_size) for start in starts])
+
+    def _forward(self, windows: Sequence[Tensor], rows: int) -> Tensor:
+        full = [*windows, *[windows[-1]] * (rows - len(windows))]
         pixels = torch.stack(full).to(self.device, getattr(torch, self.dtype))
         latents: Tensor = self._model.get_vision_features(pixels)[: len(windows)]
         num_steps, num_patches = pixels.shape[1] // self.tubelet, self.grid[0] * self.grid[1]

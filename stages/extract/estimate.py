@@ -24,7 +24,7 @@ from thinkjepa.stages.data.clips import ClipSettings
 from thinkjepa.stages.data.decode_process import DecodeError, VideoDecoder
 from thinkjepa.stages.data.videos import find_videos
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.extract.batches import RAW_BYTES, ClipDecoding, see, watch
+from thinkjepa.stages.extract.clip_frames import RAW_BYTES, ClipDecoding, see, watch
 from thinkjepa.stages.extract.device import choose_device, choose_dtype, quiet_transformers
 from thinkjepa.stages.extract.encoder import VideoEncoder, encoder_arrays
 from thinkjepa.stages.extract.hooked_thinker import HookedThinker

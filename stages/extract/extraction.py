@@ -24,7 +24,7 @@ from thinkjepa.stages.extract.filling import BatchDone, Job, Target, UnitFiller
 from thinkjepa.stages.extract.frozen_models import TRANSFORMERS, FrozenModels
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings, allowed_failures
 from thinkjepa.stages.extract.stopping import Stopping, noted_signals
-from thinkjepa.stages.extract.units import Unit, plan_units
+from thinkjepa.stages.extract.units import Unit, plan_units, undecided
 from thinkjepa.stages.extract.vllm_settings import VllmSettings
 from thinkjepa.stages.progress import Progress
 
@@ -79,7 +79,9 @@ def extract(
     started = time.monotonic()
     files = find_videos(videos)
     frozen = FrozenModels.find(models, device=execution.device, vllm=vllm, batch_size=execution.batch_size)
-    wanted = frozen.sets(clips, Storing(execution.shard_mb, execution.codec, models.fp8))
+    storing = Storing(execution.shard_mb, execution.codec, models.fp8)
+    batch_size = execution.clips_per_batch(frozen.thinker.device.type)
+    wanted = frozen.sets(clips, storing, batch_size=batch_size)
     with WriteSession(cache_dir, on_wait=progress.note if execution.wait else None) as session:
         with VideoDecoder(timeout_s=execution.decode_timeout) as decoder:
             planned = plan_folder(files, videos, clips, decoder=decoder, progress=progress)
@@ -145,14 +147,17 @@ class Tally:
     def add(self, done: BatchDone) -> None:
         """Count a batch and show what failed in it."""
         _record_new(done.failures, self.failures, self.progress)
-        self.progress.advance(done.clips)
+        for note in done.notes:
+            self.progress.note(note)
+        if done.clips:
+            self.progress.advance(done.clips)
 
 
 def _run(
     units: Sequence[Unit], planned: PlannedFolder, session: WriteSession, job: Job, tally: Tally
 ) -> None:
     """Fill the shards of all units, here or on a cluster. Ctrl-C and SIGTERM end it behind a batch."""
-    left = sum(len(_undecided(session, job, unit)) for unit in units)
+    left = sum(len(undecided(session, job.target.sets, unit)) for unit in units)
     if left:
         tally.progress.begin("extracting", total=left, unit="clips")
     with noted_signals(tally.progress) as stopping:
@@ -173,18 +178,7 @@ def _run_here(
         tally.add(done)
         return not stopping.asked
 
-    for unit in units:
-        if stopping.asked or not filler.fill(unit, planned, on_batch=on_batch):
-            return
-
-
-def _undecided(session: WriteSession, job: Job, unit: Unit) -> set[str]:
-    """Clips of a unit that an interrupted run has not come to, in one set or another."""
-    clip_ids: set[str] = set()
-    for kind, number in unit.shards.items():
-        decided = {row.clip_id for row in session.committed_rows(job.target.sets[kind], number)}
-        clip_ids |= {clip.clip_id for clip in unit.clips} - decided
-    return clip_ids
+    filler.fill(units, planned, on_batch=on_batch)
 
 
 def _record_new(found: Sequence[Failure], failures: list[Failure], progress: Progress) -> None:

@@ -5,9 +5,12 @@ Runs in the process that holds the cache, or in any number of others, on any mac
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 from thinkjepa.cache import ClipRow, Failure, FeatureSet, Kind, OpenShard
@@ -15,7 +18,8 @@ from thinkjepa.stages.data.catalog import PlannedFolder
 from thinkjepa.stages.data.clips import ClipSettings
 from thinkjepa.stages.data.decode_process import VideoDecoder
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.extract.batches import ClipDecoding, run_batch, with_video
+from thinkjepa.stages.extract.batches import Inputs, Outcome, RowLimit, prepare_batch, run_batch, with_video
+from thinkjepa.stages.extract.clip_frames import ClipDecoding
 from thinkjepa.stages.extract.feature_sets import Storing
 from thinkjepa.stages.extract.frozen_models import FrozenModels
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
@@ -39,6 +43,8 @@ class BatchDone:
 
     clips: int
     failures: tuple[Failure, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What the user should know of how it went."""
 
 
 OnBatch = Callable[[BatchDone], bool]
@@ -58,12 +64,22 @@ class Job:
 
 @dataclass(slots=True)
 class UnitFiller:
-    """Works on one unit at a time. The models are loaded when the first unit needs them, and stay."""
+    """Works on units in turn. The models are loaded when the first unit needs them, and stay.
+
+    Three things happen at once: batch n goes through the models, batch n + 1 is decoded and preprocessed, and
+    batch n - 1 is checked and written; across the borders of units, too. Nothing else waits in between, so
+    memory holds three batches, however many there are.
+    """
 
     target: Target
     frozen: FrozenModels
     decoder: VideoDecoder
     batch_size: int
+    rows: RowLimit
+    ahead: ThreadPoolExecutor
+    """One thread, as long-lived as the decoder: the decoder's process ends with the thread that began it."""
+    behind: ThreadPoolExecutor
+    """One thread, which writes."""
     _loaded: set[Kind] = field(default_factory=set)
 
     @classmethod
@@ -77,77 +93,155 @@ class UnitFiller:
             models, device=execution.device, vllm=job.vllm, batch_size=execution.batch_size
         )
         _refuse_other_models(frozen, job)
-        with VideoDecoder(timeout_s=execution.decode_timeout) as decoder, frozen:
+        batch_size = execution.clips_per_batch(frozen.thinker.device.type)
+        with (
+            VideoDecoder(timeout_s=execution.decode_timeout) as decoder,
+            ThreadPoolExecutor(1, thread_name_prefix="decode") as ahead,
+            ThreadPoolExecutor(1, thread_name_prefix="write") as behind,
+            frozen,
+        ):
             yield cls(
                 target=job.target,
                 frozen=frozen,
                 decoder=decoder,
-                batch_size=execution.clips_per_batch(frozen.thinker.device.type),
+                batch_size=batch_size,
+                rows=RowLimit.of_batch(batch_size),
+                ahead=ahead,
+                behind=behind,
             )
 
     def fill(
         self,
-        unit: Unit,
+        units: Sequence[Unit],
         folder: PlannedFolder,
         *,
         on_batch: OnBatch,
         given_up: Mapping[str, Failure] | None = None,
         one_by_one: bool = False,
     ) -> bool:
-        """Decide every clip of the unit and seal its shards. False where it was asked to stop before.
+        """Decide every clip of the units and seal their shards. False where it was asked to stop before.
 
         Clips in `given_up` are recorded with their failure and not worked on. `one_by_one` commits each
-        clip by itself, with the same features: forwards have the same number of rows. Raises CacheError
-        where the shards cannot be written.
+        clip by itself before the next one is touched, with the same features: forwards have the same number
+        of rows. Raises CacheError where the shards cannot be written.
         """
-        self._load(unit)
+        hands: list[_UnitInHand] = []
         decoding = ClipDecoding(self.decoder, folder)
+        batches = self._batches(units, hands, given_up or {}, 1 if one_by_one else self.batch_size)
+        coming: deque[tuple[_Batch, Future[Inputs]]] = deque()
+        writing: Future[BatchDone] | None = None
         try:
-            with ExitStack() as stack:
-                shards = {kind: stack.enter_context(self._opened(kind, unit)) for kind in unit.shards}
-                for batch in self._batches(unit, one_by_one=one_by_one):
-                    missing = {kind: _undecided(shard, batch) for kind, shard in shards.items()}
-                    if any(missing.values()):
-                        done = self._extract(batch, missing, shards, decoding, given_up or {})
-                        if not on_batch(done):
-                            raise _StopAsked
-        except _StopAsked:
-            return False
-        return True
+            while True:
+                for batch in islice(batches, (1 if one_by_one else 2) - len(coming)):
+                    coming.append((batch, self.ahead.submit(self._prepare, batch, decoding)))
+                if not coming:
+                    if writing is not None:
+                        on_batch(writing.result())
+                    return True
+                batch, prepared = coming.popleft()
+                outcomes = run_batch(prepared.result(), self.frozen, self.rows)
+                goes_on = writing is None or on_batch(writing.result())
+                writing = self.behind.submit(batch.commit, outcomes, self.rows.told())
+                if one_by_one or not goes_on:
+                    goes_on = on_batch(writing.result()) and goes_on
+                    writing = None
+                if not goes_on:
+                    return False
+        except BaseException:
+            self.decoder.interrupt()
+            raise
+        finally:
+            wait([future for _, future in coming if not future.cancel()])
+            wait([writing] if writing else [])
+            for hand in list(hands):
+                hand.close()
+
+    def _prepare(self, batch: _Batch, decoding: ClipDecoding) -> Inputs:
+        return prepare_batch(batch.clips, batch.wanted, self.frozen, decoding)
+
+    def _batches(
+        self, units: Sequence[Unit], hands: list[_UnitInHand], given_up: Mapping[str, Failure], size: int
+    ) -> Iterator[_Batch]:
+        """The batches that are not decided yet, and the last one of each unit, which seals it.
+
+        They are cut at the same places whatever has been decided: an interruption moves no border.
+        """
+        for unit in units:
+            self._load(unit)
+            hand = _UnitInHand(self.target, unit, hands)
+            parts = [unit.clips[start : start + size] for start in range(0, len(unit.clips), size)] or [()]
+            for number, clips in enumerate(parts, start=1):
+                batch = _Batch(clips, hand, hand.missing(clips), given_up, is_last=number == len(parts))
+                if batch.is_last or any(batch.missing.values()):
+                    yield batch
 
     def _load(self, unit: Unit) -> None:
         wanted = [kind for kind in unit.shards if kind not in self._loaded]
         self.frozen.load(wanted)
         self._loaded.update(wanted)
 
-    def _opened(self, kind: Kind, unit: Unit) -> OpenShard:
-        target = self.target
-        return OpenShard(target.root, target.sets[kind], unit.shards[kind], token=target.token)
 
-    def _batches(self, unit: Unit, *, one_by_one: bool) -> list[Sequence[ClipRow]]:
-        """Cut at the same places whatever has been decided: an interruption moves no border."""
-        size = 1 if one_by_one else self.batch_size
-        return [unit.clips[start : start + size] for start in range(0, len(unit.clips), size)]
+class _UnitInHand:
+    """The open shards of a unit, from its first batch to the last; `hands` lists those that are open."""
 
-    def _extract(
-        self,
-        batch: Sequence[ClipRow],
-        missing: Mapping[Kind, frozenset[str]],
-        shards: Mapping[Kind, OpenShard],
-        decoding: ClipDecoding,
-        given_up: Mapping[str, Failure],
-    ) -> BatchDone:
-        """Run a batch through the models and commit it."""
-        names = {clip.clip_id: clip for clip in batch}
-        wanted = {kind: ids - given_up.keys() for kind, ids in missing.items()}
-        outcomes = run_batch(batch, wanted, self.frozen, decoding, batch_size=self.batch_size)
+    def __init__(self, target: Target, unit: Unit, hands: list[_UnitInHand]) -> None:
+        self._hands = hands
+        self.shards: dict[Kind, OpenShard] = {}
+        hands.append(self)
+        for kind, number in unit.shards.items():
+            self.shards[kind] = OpenShard(target.root, target.sets[kind], number, token=target.token)
+
+    def missing(self, clips: Sequence[ClipRow]) -> dict[Kind, frozenset[str]]:
+        """Clips that a shard has neither features nor a failure of."""
+        ids = frozenset(clip.clip_id for clip in clips)
+        return {
+            kind: frozenset() if shard.is_sealed else ids - shard.decided
+            for kind, shard in self.shards.items()
+        }
+
+    def seal(self) -> None:
+        """Make the clips visible."""
+        for shard in self.shards.values():
+            shard.seal()
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the shards; those that are not sealed are continued by whoever opens them next."""
+        for shard in self.shards.values():
+            shard.close()
+        if self in self._hands:
+            self._hands.remove(self)
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Clips that are computed and committed together."""
+
+    clips: Sequence[ClipRow]
+    hand: _UnitInHand
+    missing: Mapping[Kind, frozenset[str]]
+    given_up: Mapping[str, Failure]
+    is_last: bool
+
+    @property
+    def wanted(self) -> Mapping[Kind, frozenset[str]]:
+        return {kind: ids - self.given_up.keys() for kind, ids in self.missing.items()}
+
+    def commit(self, outcomes: Mapping[Kind, Outcome], notes: tuple[str, ...]) -> BatchDone:
+        """Write what came of the batch, and seal its unit behind the last one."""
+        names = {clip.clip_id: clip for clip in self.clips}
         failures: list[Failure] = []
-        for kind, shard in shards.items():
-            lost = [given_up[clip_id] for clip_id in sorted(missing[kind] & given_up.keys())]
-            failed = [*outcomes[kind].failures, *lost]
-            refused = shard.append(outcomes[kind].features, failed)
-            failures += [*failed, *(with_video(failure, names[failure.clip_id]) for failure in refused)]
-        return BatchDone(len(frozenset().union(*missing.values())), tuple(failures))
+        for kind, shard in self.hand.shards.items():
+            if self.missing[kind]:
+                lost = [
+                    self.given_up[clip_id] for clip_id in sorted(self.missing[kind] & self.given_up.keys())
+                ]
+                failed = [*outcomes[kind].failures, *lost]
+                refused = shard.append(outcomes[kind].features, failed)
+                failures += [*failed, *(with_video(failure, names[failure.clip_id]) for failure in refused)]
+        if self.is_last:
+            self.hand.seal()
+        return BatchDone(len(frozenset().union(*self.missing.values())), tuple(failures), notes)
 
 
 def _refuse_other_models(frozen: FrozenModels, job: Job) -> None:
@@ -161,14 +255,3 @@ def _refuse_other_models(frozen: FrozenModels, job: Job) -> None:
                 f"the {item.kind} of this process is not the one that the run was planned with "
                 f"({', '.join(differing)} differ): install the same versions and models on all machines"
             )
-
-
-class _StopAsked(Exception):  # noqa: N818 - no error
-    """Leaves the shards of a unit open."""
-
-
-def _undecided(shard: OpenShard, batch: Sequence[ClipRow]) -> frozenset[str]:
-    """Clips of a batch that the shard has neither features nor a failure of."""
-    if shard.is_sealed:
-        return frozenset()
-    return frozenset(clip.clip_id for clip in batch) - shard.decided

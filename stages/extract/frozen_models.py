@@ -57,11 +57,16 @@ class FrozenModels:
         for kind in kinds:
             (self.thinker if kind == "thinker" else self.encoder).load()
 
-    def sets(self, clips: ClipSettings, storing: Storing) -> tuple[FeatureSet, FeatureSet]:
-        """What a run asks of the cache. Shards of both hold equally many clips: a unit of work fills both."""
+    def sets(
+        self, clips: ClipSettings, storing: Storing, *, batch_size: int = 1
+    ) -> tuple[FeatureSet, FeatureSet]:
+        """What a run asks of the cache. Shards of both hold equally many clips, as a unit of work fills both,
+        and whole batches: forwards have as many rows for a part of one.
+        """
         thinker = thinker_set(self.thinker, clips, dtype=self.thinker.dtype, storing=storing)
         encoder = encoder_set(self.encoder, clips, storing=storing)
         rows = min(thinker.rows_per_shard, encoder.rows_per_shard)
+        rows = max(batch_size, rows - rows % batch_size)
         return replace(thinker, rows_per_shard=rows), replace(encoder, rows_per_shard=rows)
 
 

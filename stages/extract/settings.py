@@ -65,7 +65,8 @@ class ExecutionSettings:
     decode_timeout: float = setting(60.0, "Seconds without an answer after which the decoder is ended.")
     max_failures: str = setting("0", "Failed videos that are accepted: a number, or a percentage such as 5%.")
     shard_mb: int = setting(
-        512, "Megabytes of features per shard file, at most; both sets of a clip fill their shards alike."
+        512,
+        "Megabytes of features per shard file, at most, or one batch; both sets fill theirs alike.",
     )
     workers: int = setting(
         1,

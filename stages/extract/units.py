@@ -46,6 +46,16 @@ def plan_units(
     ]
 
 
+def undecided(session: WriteSession, sets: Mapping[Kind, FeatureSet], unit: Unit) -> set[str]:
+    """Clips of a unit that nobody has come to, in one set or another."""
+    clip_ids = [clip.clip_id for clip in unit.clips]
+    return {
+        clip_id
+        for kind, shard in unit.shards.items()
+        for clip_id in session.undecided(sets[kind], shard, clip_ids)
+    }
+
+
 def _missing(
     session: WriteSession,
     feature_set: FeatureSet,

@@ -24,7 +24,7 @@ from thinkjepa.stages.data.trajectories import Poses, Positions, clip_trajectory
 from thinkjepa.stages.data.videos import SourceVideo, identify
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.trained_run import TrainedRun
-from thinkjepa.stages.extract.batches import ClipDecoding, see, watch
+from thinkjepa.stages.extract.clip_frames import ClipDecoding, see, watch
 from thinkjepa.stages.extract.thinker import Thought, thought_features
 from thinkjepa.stages.predict.run_models import as_stored, load_encoder, load_thinker, version_differences
 from thinkjepa.stages.predict.splits import ChosenFrames, SplitChoice, choose_frames
