@@ -30,7 +30,7 @@ from thinkjepa.stages.extract.model_costs import (
 )
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
 from thinkjepa.stages.extract.thinker import Scene, thinker_arrays
-from thinkjepa.stages.extract.weights import find_model
+from thinkjepa.stages.extract.weights import MEMORY_FILE, find_model
 from thinkjepa.stages.progress import NoProgress
 
 CPU = torch.device("cpu")
@@ -53,9 +53,10 @@ def videos(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., P
 
 @pytest.fixture(scope="module")
 def described_models(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny models' small files, without weights."""
+    """The tiny models' small files, without weights and what earlier extractions noted of them."""
     folder = tmp_path_factory.mktemp("described")
-    shutil.copytree(tiny_models, folder, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
+    ignored = shutil.ignore_patterns("*.safetensors", MEMORY_FILE)
+    shutil.copytree(tiny_models, folder, ignore=ignored, dirs_exist_ok=True)
     return folder
 
 
@@ -231,7 +232,7 @@ def test_command_prints_documented_keys_and_measures_the_peak(
     assert {"device_bytes", "host_bytes", "weights_bytes"} <= set(found["memory"])
     assert found["tflops_measured"]
     assert found["tflops"] > 0
-    assert not list(described_models.rglob(".thinkjepa-digest.json"))
+    assert not list(described_models.rglob(MEMORY_FILE))
 
 
 def test_command_prints_a_table_with_warnings_and_assumptions(

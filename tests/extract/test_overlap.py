@@ -1,0 +1,237 @@
+"""Decoding, models and writing at once: in the right order, each frame decoded once, memory bounded."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from thinkjepa.cache import ClipFeatures, Failure, FeatureCache, OpenShard
+from thinkjepa.stages.data.catalog import PlannedFolder, plan_folder
+from thinkjepa.stages.data.clips import ClipSettings
+from thinkjepa.stages.data.decode_process import FrameStack, VideoDecoder
+from thinkjepa.stages.data.videos import find_videos
+from thinkjepa.stages.extract import clip_frames
+from thinkjepa.stages.extract.clip_frames import ClipDecoding, encoder_view, see, thinker_view, watch
+from thinkjepa.stages.extract.encoder import VideoEncoder
+from thinkjepa.stages.extract.extraction import ExtractReport, extract
+from thinkjepa.stages.extract.frozen_models import FrozenModels
+from thinkjepa.stages.extract.hooked_thinker import HookedThinker
+from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
+from thinkjepa.stages.progress import NoProgress
+
+CLIPS = ClipSettings(
+    thinker_frames=4, observed_frames=8, future_frames=8, future_windows=2, dense_fps=15.0, stride_s=0.2
+)
+PATIENCE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., Path]) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    for number in range(2):
+        make_video(folder / f"{number}.mp4", num_frames=90 + number, fps=30)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def planned(videos: Path) -> PlannedFolder:
+    with VideoDecoder(timeout_s=60) as decoder:
+        return plan_folder(find_videos(videos), videos, CLIPS, decoder=decoder, progress=NoProgress())
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_models: Path) -> ModelSettings:
+    return ModelSettings(thinker=str(tiny_models / "thinker"), encoder=str(tiny_models / "encoder"))
+
+
+@pytest.fixture(scope="module")
+def frozen(settings: ModelSettings) -> FrozenModels:
+    """Described, with processors and without weights."""
+    models = FrozenModels.find(settings, device="cpu")
+    models.encoder.load_processor()
+    return models
+
+
+class CountingDecoder(VideoDecoder):
+    """The real one, with how often each frame was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(timeout_s=60)
+        self.asked: Counter[tuple[str, int]] = Counter()
+
+    def frames(self, path: Path, indices: Sequence[int]) -> FrameStack:
+        self.asked.update((path.name, index) for index in indices)
+        return super().frames(path, indices)
+
+
+def needed_frames(planned: PlannedFolder) -> Counter[tuple[str, int]]:
+    """How many clips show each frame to the encoder."""
+    return Counter(
+        (clip.video, index)
+        for clip in planned.clips
+        for index in {*clip.observed_frames, *(index for window in clip.future_frames for index in window)}
+    )
+
+
+def test_overlapping_windows_are_decoded_once(planned: PlannedFolder, frozen: FrozenModels) -> None:
+    needed = needed_frames(planned)
+    assert max(needed.values()) >= 4, "windows overlap"
+    with CountingDecoder() as decoder:
+        decoding = ClipDecoding(decoder, planned)
+        for clip in planned.clips:
+            watch(clip, frozen.encoder, decoding)
+        assert decoder.asked == Counter(dict.fromkeys(needed, 1))
+
+
+def test_a_frame_that_both_models_see_is_decoded_once_and_is_the_right_one(
+    planned: PlannedFolder, frozen: FrozenModels
+) -> None:
+    with CountingDecoder() as decoder, VideoDecoder(timeout_s=60) as other:
+        decoding = ClipDecoding(decoder, planned)
+        shared = 0
+        for clip in planned.clips:
+            decoder.asked.clear()
+            decoding.look(clip, [thinker_view(clip, frozen.thinker), encoder_view(clip, frozen.encoder)])
+            assert set(decoder.asked.values()) <= {1}
+            shared += len({*clip.thinker_frames} & {*clip.observed_frames})
+            scene, windows = see(clip, frozen.thinker, decoding), watch(clip, frozen.encoder, decoding)
+            path = planned.paths[clip.video_digest]
+            assert torch.equal(
+                scene.frames, frozen.thinker.preprocess(other.frames(path, clip.thinker_frames))
+            )
+            for window, indices in zip(windows, (clip.observed_frames, *clip.future_frames), strict=True):
+                assert torch.equal(window, frozen.encoder.preprocess(other.frames(path, indices)))
+        assert shared >= len(planned.clips)
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 10**6])
+def test_kept_frames_are_bounded(
+    planned: PlannedFolder, frozen: FrozenModels, monkeypatch: pytest.MonkeyPatch, kept_bytes: int
+) -> None:
+    monkeypatch.setattr(clip_frames, "KEPT_BYTES", kept_bytes)
+    with VideoDecoder(timeout_s=60) as decoder:
+        decoding = ClipDecoding(decoder, planned)
+        for clip in planned.clips:
+            windows = watch(clip, frozen.encoder, decoding)
+            held = sum(frame.nbytes for frame in decoding._kept.values())
+            assert held <= kept_bytes + sum(window.nbytes for window in windows)
+
+
+def run(videos: Path, cache_dir: Path, settings: ModelSettings, **execution: Any) -> ExtractReport:
+    chosen = ExecutionSettings(**{"shard_mb": 1, "batch_size": 2, **execution})
+    return extract(
+        videos, cache_dir, clips=CLIPS, models=settings, execution=chosen, progress=execution_notes
+    )
+
+
+class Notes(NoProgress):
+    """What was noted."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
+
+
+execution_notes = Notes()
+
+
+def test_a_batch_is_decoded_and_another_written_while_one_is_in_the_models(
+    tmp_path: Path, videos: Path, settings: ModelSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each waits for another to have come as far: without overlap, across shards too, nothing would end."""
+    changed = threading.Condition()
+    counts = Counter[str]()
+    num_batches = 0
+
+    def came(name: str) -> None:
+        with changed:
+            counts[name] += 1
+            changed.notify_all()
+
+    def await_count(name: str, number: int) -> None:
+        with changed:
+            assert changed.wait_for(lambda: counts[name] >= min(number, num_batches), PATIENCE_S), name
+
+    def decoded(self: ClipDecoding, clip: Any, views: Any) -> None:
+        look(self, clip, views)
+        came("decoded clips")
+
+    def thought(self: HookedThinker, scenes: Any, **options: Any) -> Any:
+        came("in the models")
+        await_count("decoded batches", counts["in the models"] + 1)
+        return think(self, scenes, **options)
+
+    def prepared(*arguments: Any) -> Any:
+        done = prepare(*arguments)
+        came("decoded batches")
+        return done
+
+    def appended(self: OpenShard, batch: Sequence[ClipFeatures], failures: Sequence[Failure] = ()) -> Any:
+        if self.feature_set.kind == "thinker":
+            came("written")
+            await_count("in the models", counts["written"] + 1)
+        return append(self, batch, failures)
+
+    from thinkjepa.stages.extract import filling
+
+    look, think, append, prepare = (
+        ClipDecoding.look,
+        HookedThinker.think,
+        OpenShard.append,
+        filling.prepare_batch,
+    )
+    monkeypatch.setattr(ClipDecoding, "look", decoded)
+    monkeypatch.setattr(HookedThinker, "think", thought)
+    monkeypatch.setattr(OpenShard, "append", appended)
+    monkeypatch.setattr(filling, "prepare_batch", prepared)
+    with VideoDecoder(timeout_s=60) as decoder:
+        clips = plan_folder(find_videos(videos), videos, CLIPS, decoder=decoder, progress=NoProgress()).clips
+    num_batches = -(-len(clips) // 2)
+    report = run(videos, tmp_path / "cache", settings)
+    assert report.failed_clips == 0
+    assert counts["written"] == counts["decoded batches"] == num_batches >= 6
+    shards = {row.shard for row in FeatureCache.open(tmp_path / "cache").index(report.thinker_set).values()}
+    assert len(shards) >= 3
+
+
+@pytest.mark.parametrize("limit", [2, 0])
+def test_a_forward_without_memory_is_made_in_parts(
+    tmp_path: Path,
+    videos: Path,
+    settings: ModelSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    limit: int,
+) -> None:
+    """The allocator's own error, by asking it for more than there is for forwards of more than some rows."""
+
+    def greedy(self: VideoEncoder, windows: Sequence[torch.Tensor], rows: int) -> torch.Tensor:
+        if rows > limit:
+            torch.empty(2**50, dtype=torch.uint8)
+        return forward(self, windows, rows)
+
+    whole = run(videos, tmp_path / "whole", settings, batch_size=4)
+    forward = VideoEncoder._forward
+    monkeypatch.setattr(VideoEncoder, "_forward", greedy)
+    execution_notes.lines.clear()
+    report = run(videos, tmp_path / "parts", settings, batch_size=4)
+    said = [line for line in execution_notes.lines if "out of memory" in line]
+    assert len(said) == (1 if limit else 2), "told once for each halving, not for each batch"
+    assert "with 4 clips in a forward of the encoder: going on with 2" in said[0]
+    if not limit:
+        assert report.failed_clips == report.clips
+        assert all("even one clip at a time does not fit" in failure.reason for failure in report.failures)
+        return
+    assert report.failed_clips == 0
+    one, other = FeatureCache.open(tmp_path / "whole"), FeatureCache.open(tmp_path / "parts")
+    for array in ("observed", "future"):
+        expected = one.read(whole.encoder_set, array, whole.clip_ids)
+        read = other.read(report.encoder_set, array, whole.clip_ids)
+        assert (read - expected).abs().max() < 1e-5 * expected.abs().max()
