@@ -21,7 +21,7 @@ from thinkjepa.stages.extract.encoder import VideoEncoder
 from thinkjepa.stages.extract.hooked_thinker import HookedThinker
 from thinkjepa.stages.extract.thinker import Scene
 
-RAW_BYTES = 64 * 10**6
+RAW_BYTES = 16 * 10**6
 """Decoded frames held at a time: 10 of 1080p, 2 of 4K."""
 
 KEPT_BYTES = 512 * 10**6

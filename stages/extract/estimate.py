@@ -46,8 +46,14 @@ CPU_MATRIX_SIDE = 1024
 ACCELERATOR_MATRIX_SIDE = 8192
 """A product of this side is 1.1 TFLOP: long against the start of a kernel. A CPU is busy with 2 GFLOP."""
 
-STATE_COPIES = 3
-"""Times a batch's hidden states lie in memory: as captured, stacked by layer, cut by clip."""
+STATE_COPIES = 4
+"""Times a batch's hidden states lie in memory: as captured, stacked by layer, cut by clip, being written."""
+
+LATENT_COPIES = 2
+"""Of the encoder's latents: one batch leaves the model while the one before is written."""
+
+PREPARED_BATCHES = 2
+"""Batches of preprocessed frames: one is in the models, the next one comes from the decoder."""
 
 FRAME_COPIES = 2
 """Times decoded frames lie in memory while they are preprocessed: as decoded, and as tensor."""
@@ -330,14 +336,14 @@ def memory_figures(
         * item_bytes
         * max(thinker_live, encoder.live_values(max(described.window_tokens))),
         key_value_bytes=batch * item_bytes * thinker.cached_values(num_tokens),
-        frame_bytes=batch * (num_thinker_frames * seen_frame + window_pixels * PIXEL_BYTES)
+        frame_bytes=PREPARED_BATCHES * batch * (num_thinker_frames * seen_frame + window_pixels * PIXEL_BYTES)
         + batch * (longest.pixel_bytes if longest else 0)
         + FRAME_COPIES * RAW_BYTES,
         state_bytes=batch
         * item_bytes
         * (
             STATE_COPIES * len(described.thinker.layers) * num_tokens * described.thinker.width
-            + latent_values
+            + LATENT_COPIES * latent_values
         ),
     )
 
