@@ -30,10 +30,10 @@ from thinkjepa.stages.extract import filling
 
 run_batch = getattr(filling, "unpoisoned", filling.run_batch)  # dask may load this twice
 
-def poisoned(batch, missing, *arguments, **options):
-    if any("{clip_id}" in ids for ids in missing.values()):
+def poisoned(inputs, *arguments):
+    if any(clip.clip_id == "{clip_id}" for clip, _ in inputs.scenes):
         os.kill(os.getpid(), signal.SIGKILL)
-    return run_batch(batch, missing, *arguments, **options)
+    return run_batch(inputs, *arguments)
 
 filling.unpoisoned, filling.run_batch = run_batch, poisoned
 """
