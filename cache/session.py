@@ -8,7 +8,7 @@ from types import TracebackType
 
 from filelock import FileLock, Timeout
 
-from thinkjepa.cache.assignment import assign, assigned, forget, is_visible, unfinished_shards
+from thinkjepa.cache.assignment import assign, assigned, forget, unfinished_shards
 from thinkjepa.cache.catalog import read_catalog, resolve_set, write_catalog
 from thinkjepa.cache.clips import ClipTable
 from thinkjepa.cache.disk import explained_os_errors
@@ -17,7 +17,15 @@ from thinkjepa.cache.holder import ask_writers_to_stop, describe_holder, sign_in
 from thinkjepa.cache.index import SetIndex, join_index_files
 from thinkjepa.cache.journal import read_lines
 from thinkjepa.cache.labels import LabelTable, VideoLabels, write_labels
-from thinkjepa.cache.layout import cache_json, clips_dir, failures_file, index_dir, journal_file, lock_file
+from thinkjepa.cache.layout import (
+    cache_json,
+    clips_dir,
+    failures_file,
+    index_dir,
+    index_file,
+    journal_file,
+    lock_file,
+)
 from thinkjepa.cache.ledger import adopt, sweep, tidy
 from thinkjepa.cache.open_shard import OpenShard
 from thinkjepa.cache.parquet_rows import next_number
@@ -147,8 +155,9 @@ class WriteSession:
         return assign(self.root, feature_set, groups)
 
     def undecided(self, feature_set: FeatureSet, shard: int, clip_ids: Iterable[str]) -> set[str]:
-        """Those of a shard's clips that nobody has committed features or a failure of."""
-        if is_visible(self.root, feature_set.name, shard):
+        """Those of an assigned shard's clips that nobody has committed features or a failure of."""
+        sealed = index_file(self.root, feature_set.name, shard)  # joined with others when all is written
+        if sealed.exists():
             return set()
         lines = read_lines(journal_file(self.root, feature_set.name, shard))[1:]
         return set(clip_ids) - {str(row["clip_id"]) for line in lines for row in line["rows"]}

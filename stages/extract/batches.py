@@ -22,9 +22,8 @@ Ready = TypeVar("Ready")
 MODEL_ERRORS = (RuntimeError, ValueError, IndexError, TypeError, KeyError)
 """What processors and models raise for an input they cannot take; anything else is a defect."""
 
-
 ALLOCATOR_WORDS = ("defaultcpuallocator: can't allocate", "not enough memory", "out of memory")
-"""How torch's allocators begin, where they raise no error of a kind of its own."""
+"""What torch's allocators say, where they raise no error of a kind of its own."""
 
 REMEDY = "; even one clip at a time does not fit: use smaller models, fewer frames, or a lower --dtype"
 

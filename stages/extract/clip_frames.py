@@ -22,7 +22,7 @@ from thinkjepa.stages.extract.hooked_thinker import HookedThinker
 from thinkjepa.stages.extract.thinker import Scene
 
 RAW_BYTES = 16 * 10**6
-"""Decoded frames held at a time: 10 of 1080p, 2 of 4K."""
+"""Decoded frames held at a time: 2 of 1080p, 17 of 640 x 480; always one at least."""
 
 KEPT_BYTES = 512 * 10**6
 """Preprocessed frames kept for the next clips, at most: 650 of 256 x 256 pixels in float32."""
@@ -54,7 +54,7 @@ def encoder_view(clip: ClipRow, encoder: VideoEncoder) -> View:
 
 
 class ClipDecoding:
-    """Frames of clips, decoded and preprocessed a few at a time: 32 frames of 4K are 0.8 GB raw.
+    """Frames of clips, decoded and preprocessed a few at a time: 32 frames of 1080p are 0.2 GB raw.
 
     A video that failed once is not asked again: each time-out would cost its seconds.
     """
@@ -70,7 +70,7 @@ class ClipDecoding:
         """Decode what is not at hand of a clip, each frame once for all views. Raises DecodeError."""
         self._let_go(clip, views)
         wanted = {
-            view.kind: [index for index in view.frames if (view.kind, index) not in self._kept]
+            view.kind: {index for index in view.frames if (view.kind, index) not in self._kept}
             for view in views
         }
         for group in self._groups(clip, sorted(frozenset().union(*wanted.values()))):
@@ -87,9 +87,8 @@ class ClipDecoding:
 
     def prepared(self, clip: ClipRow, view: View) -> list[Tensor]:
         """The windows of a view, `(frame, ...)` each. Raises DecodeError."""
-        if (
-            any((view.kind, index) not in self._kept for index in view.frames)
-            or clip.video_digest != self._digest
+        if clip.video_digest != self._digest or any(
+            (view.kind, index) not in self._kept for index in view.frames
         ):
             self.look(clip, [view])
         return [torch.stack([self._kept[view.kind, index] for index in window]) for window in view.windows]

@@ -228,13 +228,13 @@ class _ClusterRun:
         for future in done:
             task = self._running.pop(future)
             if future.status == "error":
-                again.append(self._lost(task, future.key, future.exception()))
+                again += self._lost(task, future.key, future.exception())
             elif future.status != "finished":
                 again.append(task)
         return again
 
-    def _lost(self, task: Task, key: str, error: BaseException | None) -> Task:
-        """The task to go on with after its worker was lost. Raises what else went wrong."""
+    def _lost(self, task: Task, key: str, error: BaseException | None) -> list[Task]:
+        """The tasks to go on with after a worker was lost. Raises what else went wrong."""
         if not isinstance(error, KilledWorker):
             assert error is not None
             if isinstance(error, ThinkJepaError):
@@ -250,25 +250,26 @@ class _ClusterRun:
                 f"one: {cause}"
             )
         if key not in self._begun:  # it waited behind the one that is to blame
-            return task
-        suspect = self._in_flight(task.units)
-        given_up = dict(task.given_up)
-        if suspect is not None and task.one_by_one:
-            self._losses[suspect.clip_id] += 1
-            if self._losses[suspect.clip_id] >= self.job.execution.clip_retries:
-                given_up[suspect.clip_id] = Failure(
-                    suspect.video, "worker", cause, suspect.clip_id, suspect.video_digest
-                )
-        return Task(task.units, task.folder, given_up, one_by_one=True)
+            return [task]
+        units = [unit for unit in task.units if self._left(unit)] or task.units[-1:]
+        given_up = self._given_up(task, self._left(units[0]), cause) if task.one_by_one else task.given_up
+        # Only the unit that was worked on goes clip by clip, which costs a whole forward each.
+        again = [Task((units[0],), task.folder, given_up, one_by_one=True)]
+        return again + ([Task(tuple(units[1:]), task.folder)] if units[1:] else [])
 
-    def _in_flight(self, units: Sequence[Unit]) -> ClipRow | None:
-        """The first clip that is not decided: the one that was worked on, where they go one by one."""
-        for unit in units:
-            left = undecided(self.session, self.job.target.sets, unit)
-            for clip in unit.clips:
-                if clip.clip_id in left:
-                    return clip
-        return None
+    def _left(self, unit: Unit) -> list[ClipRow]:
+        """Clips of a unit that are not decided; the first one was worked on, where they go one by one."""
+        left = undecided(self.session, self.job.target.sets, unit)
+        return [clip for clip in unit.clips if clip.clip_id in left]
+
+    def _given_up(self, task: Task, left: Sequence[ClipRow], cause: str) -> Mapping[str, Failure]:
+        """What a task is to record as failed, now that its worker was lost over the first clip left."""
+        for clip in left[:1]:
+            self._losses[clip.clip_id] += 1
+            if self._losses[clip.clip_id] >= self.job.execution.clip_retries:
+                failure = Failure(clip.video, "worker", cause, clip.clip_id, clip.video_digest)
+                return {**task.given_up, clip.clip_id: failure}
+        return task.given_up
 
     def _cause(self, address: str, pid: int) -> str:
         """What ended a worker, as its nanny saw it."""

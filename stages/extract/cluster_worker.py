@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import torch
@@ -62,7 +62,7 @@ def fill_on_worker(job: Job, task: Task, threads: int) -> bool:
     worker, topic = get_worker(), topic_of(job)
 
     def on_batch(done: BatchDone) -> bool:
-        failures = [_to_message(failure) for failure in done.failures]
+        failures = [astuple(failure) for failure in done.failures]
         worker.log_event(topic, {"clips": done.clips, "failures": failures, "notes": list(done.notes)})
         return not writers_should_stop(job.target.root, job.target.token)
 
@@ -81,7 +81,3 @@ def fill_on_worker(job: Job, task: Task, threads: int) -> bool:
 def topic_of(job: Job) -> str:
     """Where the workers of a job report."""
     return f"thinkjepa-{job.target.token}"
-
-
-def _to_message(failure: Failure) -> list[str]:
-    return [failure.video, failure.stage, failure.reason, failure.clip_id, failure.video_digest]

@@ -67,8 +67,8 @@ class UnitFiller:
     """Works on units in turn. The models are loaded when the first unit needs them, and stay.
 
     Three things happen at once: batch n goes through the models, batch n + 1 is decoded and preprocessed, and
-    batch n - 1 is checked and written; across the borders of units, too. Nothing else waits in between, so
-    memory holds three batches, however many there are.
+    batch n - 1 is checked and written; across the borders of units, too. Memory holds these three batches,
+    however many there are.
     """
 
     target: Target
@@ -122,8 +122,9 @@ class UnitFiller:
         """Decide every clip of the units and seal their shards. False where it was asked to stop before.
 
         Clips in `given_up` are recorded with their failure and not worked on. `one_by_one` commits each
-        clip by itself before the next one is touched, with the same features: forwards have the same number
-        of rows. Raises CacheError where the shards cannot be written.
+        clip by itself before the next one is touched, with the same features up to rounding: forwards have
+        as many rows, but the clip another place among them. Raises CacheError where the shards cannot be
+        written.
         """
         hands: list[_UnitInHand] = []
         decoding = ClipDecoding(self.decoder, folder)
