@@ -171,7 +171,15 @@ class WriteSession:
         ask_writers_to_stop(self.root)
 
     def finish(self, feature_set: FeatureSet) -> None:
-        """All that was assigned is written: keep the index in few files."""
+        """Keep the index in few files, now that all that was assigned is written.
+
+        Raises CacheError where a shard is not: nothing may take it for done.
+        """
+        if left := assigned(self.root, feature_set.name):
+            raise CacheError(
+                f"{len(left)} shards of {feature_set.name!r} were begun and are not complete: run the same "
+                "command again"
+            )
         join_index_files(index_dir(self.root, feature_set.name))
         forget(self.root, feature_set.name)
 

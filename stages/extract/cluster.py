@@ -251,11 +251,13 @@ class _ClusterRun:
             )
         if key not in self._begun:  # it waited behind the one that is to blame
             return [task]
-        units = [unit for unit in task.units if self._left(unit)] or task.units[-1:]
-        given_up = self._given_up(task, self._left(units[0]), cause) if task.one_by_one else task.given_up
-        # Only the unit that was worked on goes clip by clip, which costs a whole forward each.
-        again = [Task((units[0],), task.folder, given_up, one_by_one=True)]
-        return again + ([Task(tuple(units[1:]), task.folder)] if units[1:] else [])
+        # Only the unit that was worked on goes clip by clip, which costs a whole forward each. The others may
+        # have clips left, or a shard that is complete and not sealed.
+        at = next((place for place, unit in enumerate(task.units) if self._left(unit)), 0)
+        suspect, others = task.units[at], task.units[:at] + task.units[at + 1 :]
+        given_up = self._given_up(task, self._left(suspect), cause) if task.one_by_one else task.given_up
+        again = [Task((suspect,), task.folder, given_up, one_by_one=True)]
+        return again + ([Task(others, task.folder)] if others else [])
 
     def _left(self, unit: Unit) -> list[ClipRow]:
         """Clips of a unit that are not decided; the first one was worked on, where they go one by one."""

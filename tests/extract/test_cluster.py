@@ -19,25 +19,34 @@ import pytest
 
 from thinkjepa.cache import FeatureCache
 
-pytestmark = pytest.mark.timeout(280)
+pytestmark = pytest.mark.timeout(500)
 
 STRIDE = ("--stride-s", "0.4", "--shard-mb", "1")
 """Many clips of two videos, a few to a unit."""
 
 POISON = """
-import os, signal
+import os, pathlib, signal
+from thinkjepa.cache import OpenShard
 from thinkjepa.stages.extract import filling
-
-run_batch = getattr(filling, "unpoisoned", filling.run_batch)  # dask may load this twice
 
 def poisoned(inputs, *arguments):
     if any(clip.clip_id == "{clip_id}" for clip, _ in inputs.scenes):
         os.kill(os.getpid(), signal.SIGKILL)
     return run_batch(inputs, *arguments)
 
-filling.unpoisoned, filling.run_batch = run_batch, poisoned
+def sealed(shard):
+    died = pathlib.Path("{folder}/died")
+    if shard.number == 1 and not died.exists():
+        died.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    seal(shard)
+
+if not hasattr(filling, "poisoned"):  # dask may load this twice
+    run_batch, seal = filling.run_batch, OpenShard.seal
+    filling.run_batch, OpenShard.seal, filling.poisoned = poisoned, sealed, True
 """
-"""A module that workers load first: over one clip they die, as they would of a fault in a driver."""
+"""A module that workers load first: over one clip they die, as they would of a fault in a driver, and once
+before they seal a shard in the middle of a task, all of whose clips are committed."""
 
 Digest = Callable[[Path], dict[str, str]]
 
@@ -62,7 +71,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, videos: Path, run_extract: C
     return cache_dir
 
 
-def wait_for(condition: Callable[[], object], *, seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], object], *, seconds: float = 200) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -143,7 +152,7 @@ def test_a_clip_that_kills_workers_is_recorded_and_a_killed_nanny_is_survived(
     whole = FeatureCache.open(alone)
     clips = whole.select(*whole.feature_sets)
     poison = tmp_path / "poison.py"
-    poison.write_text(POISON.format(clip_id=clips[3].clip_id))
+    poison.write_text(POISON.format(clip_id=clips[3].clip_id, folder=tmp_path))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
@@ -156,16 +165,18 @@ def test_a_clip_that_kills_workers_is_recorded_and_a_killed_nanny_is_survived(
         place = ("--host", "127.0.0.1", "--port", address.rpartition(":")[2], "--no-dashboard")
         stack.enter_context(started([dask, "scheduler", *place], **logged))
         options = ("--nthreads", 1, "--host", "127.0.0.1", "--no-dashboard", "--preload", poison)
-        workers = [
-            stack.enter_context(started([dask, "worker", address, *options], **logged)) for _ in range(2)
-        ]
+        worker = (dask, "worker", address, *options)
+        first = stack.enter_context(started(worker, **logged))
         pool = stack.enter_context(ThreadPoolExecutor(1))
-        run = pool.submit(run_extract, videos, cache_dir, *STRIDE, "--scheduler", address)
-        wait_for(lambda: num_visible(cache_dir) >= 2 or run.done())
-        os.kill(workers[0].pid, signal.SIGKILL)
-        outcome = run.result(timeout=200)
+        scheduler = ("--scheduler", address, "--clip-retries", 1)
+        run = pool.submit(run_extract, videos, cache_dir, *STRIDE, *scheduler, timeout_s=390)
+        wait_for(lambda: list(cache_dir.glob("*/journal/*.jsonl")) or run.done())
+        stack.enter_context(started(worker, **logged))  # later, so that tasks are of several units
+        wait_for(lambda: ((tmp_path / "died").exists() and num_visible(cache_dir) >= 4) or run.done())
+        os.kill(first.pid, signal.SIGKILL)
+        outcome = run.result(timeout=400)
     assert outcome.status == 3, outcome.stderr
-    assert outcome.json["failed_clips"] == 1
+    assert outcome.json["failed_clips"] == 1, outcome.json["failures"]
     failure = outcome.json["failures"][0]
     assert (failure["clip_id"], failure["stage"]) == (clips[3].clip_id, "worker")
     assert "signal 9" in failure["reason"] or "was lost" in failure["reason"]
