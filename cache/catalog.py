@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,29 +15,42 @@ from thinkjepa.cache.fingerprint import SET_NAME_HEX, fingerprint
 from thinkjepa.cache.fp8 import companions
 from thinkjepa.cache.layout import SCHEMA, cache_json
 from thinkjepa.cache.ledger import read_listed, replace_listed
+from thinkjepa.cache.links import refuse_links_out
 from thinkjepa.cache.records import ArraySpec, Codec, FeatureSet, Kind
 
 
 def read_catalog(root: Path) -> dict[str, FeatureSet]:
-    """Feature sets by name. Raises CacheError where `root` is no cache or one of another schema."""
+    """Feature sets by name.
+
+    Raises CacheError where `root` is no cache, one of another schema, or one that leads out of its folder.
+    """
     path = cache_json(root)
     if not path.is_file():
         raise CacheError(
             f"{str(root)!r} is not a feature cache (it has no cache.json): "
             "check the path, or run the extraction again"
         )
-    try:
-        with explained_os_errors("read", path):
-            content = json.loads(read_listed(path))
+    refuse_links_out(root)
+    with _explained_damage(path), explained_os_errors("read", path):
+        content = json.loads(read_listed(path))
         schema = content["schema"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CacheError(f"{str(path)!r} is damaged ({error}): restore it from a copy") from error
     if schema != SCHEMA:
         raise CacheError(
             f"{str(root)!r} has schema {schema!r}, this version reads {SCHEMA!r}: "
             "use the version of thinkjepa that wrote it, or extract into a new folder"
         )
-    return {record["name"]: FeatureSet.from_json(record) for record in content["feature_sets"]}
+    with _explained_damage(path):
+        return {record["name"]: FeatureSet.from_json(record) for record in content["feature_sets"]}
+
+
+@contextmanager
+def _explained_damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CacheError(
+            f"{str(path)!r} is damaged or was changed by hand ({error}): restore it from a copy"
+        ) from error
 
 
 def write_catalog(root: Path, feature_sets: Mapping[str, FeatureSet]) -> None:

@@ -18,6 +18,7 @@ import torch
 
 from thinkjepa.cache.errors import CacheError
 from thinkjepa.cache.layout import shard_file
+from thinkjepa.cache.links import require_inside
 from thinkjepa.cache.records import ArraySpec, FeatureSet
 from thinkjepa.cache.shard import Bytes, MappedShard
 
@@ -69,6 +70,7 @@ class MappedArray:
         if number not in self._shards:
             rank = 1 + len(self.spec.shape)
             path = shard_file(self._root, self._set.name, self.spec.name, shard=number, rank=rank)
+            require_inside(self._root, path)
             num_chunks = self._set.rows_per_shard * self._chunks_per_clip
             self._shards[number] = MappedShard(path, num_chunks=num_chunks)
         return self._shards[number]

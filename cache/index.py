@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from thinkjepa.cache.layout import index_dir
 from thinkjepa.cache.ledger import remove_listed
 from thinkjepa.cache.lookup import IdLookup, Places
-from thinkjepa.cache.parquet_rows import ParquetRows, numbered_files
+from thinkjepa.cache.parquet_rows import TRIES, ParquetRows, RowsChangedError, numbered_files
 from thinkjepa.cache.records import IndexRow
 from thinkjepa.cache.tables import INDEX_SCHEMA, frozen, write_arrow
 
@@ -24,13 +24,24 @@ JOIN = 64
 FOUND_ONE_BY_ONE = 16
 """Up to so many ids, finding each (10 us) is faster than finding all at once (180 us and more)."""
 
+Found = TypeVar("Found")
+
 
 class SetIndex(Mapping[str, IndexRow]):
-    """The index rows of a feature set by clip_id: the features where there are any, else the last failure."""
+    """The index rows of a feature set by clip_id: the features where there are any, else the last failure.
+
+    Columns are read when they are asked for. Where a writer has joined or rewritten files meanwhile, the
+    index is read anew: what is asked for by clip_id is right before and after.
+    """
 
     def __init__(self, root: Path, set_name: str) -> None:
-        columns = ["clip_id", "row"]
-        self._rows = ParquetRows(index_dir(root, set_name), columns=columns, schema=INDEX_SCHEMA)
+        self._folder = index_dir(root, set_name)
+        self._load()
+
+    def _load(self) -> None:
+        for name in ("failed", "_token_counts"):
+            self.__dict__.pop(name, None)
+        self._rows = ParquetRows(self._folder, columns=["clip_id", "row"], schema=INDEX_SCHEMA)
         ids, array_rows = self._rows.release("clip_id"), self._rows.release("row").to_numpy()
         ok = array_rows >= 0
         self._ok, self._failed = np.flatnonzero(ok).astype(np.int32), np.flatnonzero(~ok)
@@ -47,16 +58,17 @@ class SetIndex(Mapping[str, IndexRow]):
     @property
     def token_counts(self) -> Places:
         """Tokens of each of `clip_ids`."""
-        return self._token_counts
+        return self._current(lambda: self._token_counts)
 
     def tokens_by_clip(self) -> dict[str, int]:
         """Tokens of every clip with features; 0 in an encoder's set."""
-        return dict(zip(self._ids.to_pylist(), self.token_counts.tolist(), strict=True))
+        counts = self.token_counts.tolist()
+        return dict(zip(self._ids.to_pylist(), counts, strict=True))
 
     @cached_property
     def failed(self) -> dict[str, IndexRow]:
         """Clips without features, with the last failure of each."""
-        rows = (IndexRow(**frozen(row)) for row in self._rows.take(self._failed))
+        rows = self._current(lambda: [IndexRow(**frozen(row)) for row in self._rows.take(self._failed)])
         return {row.clip_id: row for row in rows if self._lookup.find(row.clip_id) is None}
 
     def locate(self, clip_id: str) -> int | None:
@@ -73,8 +85,7 @@ class SetIndex(Mapping[str, IndexRow]):
 
     def count_tokens(self, clip_ids: Sequence[str]) -> Places:
         """Tokens of clips that have features."""
-        counts: Places = self._token_counts[self._places(clip_ids)]
-        return counts
+        return self._current(lambda: self._token_counts[self._places(clip_ids)])
 
     @cached_property
     def _token_counts(self) -> Places:
@@ -93,6 +104,9 @@ class SetIndex(Mapping[str, IndexRow]):
 
     def values_of(self, clip_ids: Sequence[str], column: str) -> list[Any]:
         """One column of the index for clips that have features."""
+        return self._current(lambda: self._values_of(clip_ids, column))
+
+    def _values_of(self, clip_ids: Sequence[str], column: str) -> list[Any]:
         places = self._lookup.find_all(clip_ids)
         order = np.argsort(places, kind="stable")
         found = [row[column] for row in self._rows.take(self._ok[places[order]].astype(np.int64), [column])]
@@ -101,7 +115,19 @@ class SetIndex(Mapping[str, IndexRow]):
             values[place] = value
         return values
 
+    def _current(self, read: Callable[[], Found]) -> Found:
+        """What `read` returns from files that have not changed since the index was loaded."""
+        for _ in range(TRIES - 1):
+            try:
+                return read()
+            except RowsChangedError:
+                self._load()
+        return read()
+
     def __getitem__(self, clip_id: str) -> IndexRow:
+        return self._current(lambda: self._row(clip_id))
+
+    def _row(self, clip_id: str) -> IndexRow:
         place = self._lookup.find(clip_id)
         if place is None:
             return self.failed[clip_id]

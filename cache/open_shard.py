@@ -26,6 +26,7 @@ from thinkjepa.cache.holder import check_holder
 from thinkjepa.cache.index import SetIndex
 from thinkjepa.cache.journal import Journal
 from thinkjepa.cache.layout import index_file, journal_file, shard_file
+from thinkjepa.cache.links import require_inside
 from thinkjepa.cache.records import ArraySpec, ClipFeatures, Failure, FeatureSet, IndexRow
 from thinkjepa.cache.shard import ChunkEntry, ShardWriter, chunk_number
 from thinkjepa.cache.storing import blocks, prepared
@@ -224,7 +225,9 @@ class OpenShard:
 
     def _file(self, spec: ArraySpec) -> Path:
         rank = 1 + len(spec.shape)
-        return shard_file(self.root, self.feature_set.name, spec.name, shard=self.number, rank=rank)
+        path = shard_file(self.root, self.feature_set.name, spec.name, shard=self.number, rank=rank)
+        require_inside(self.root, path.with_name(path.name + ".partial"))
+        return path
 
 
 def _failed_row(failure: Failure) -> IndexRow:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,14 @@ from thinkjepa.cache.lookup import Places
 
 TRIES = 5
 """A writer may join small files into one between listing and opening them: then they are listed again."""
+
+
+Identity = tuple[int, int, int, int]
+"""Device, inode, bytes and time of change: a file that was replaced has another."""
+
+
+class RowsChangedError(CacheError):
+    """The files are no longer those whose rows were counted: a writer joined them, or removed clips."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +58,17 @@ def _parse(path: Path) -> NumberedFile:
 
 
 class ParquetRows:
-    """Rows of all numbered files of a folder, by their position in the order of the files."""
+    """Rows of all numbered files of a folder, by their position in the order of the files.
+
+    Positions hold as long as the files do: reading one that has changed raises RowsChangedError.
+    """
 
     def __init__(self, folder: Path, *, columns: Sequence[str], schema: pa.Schema) -> None:
         """Read `columns` of all files. Raises CacheError for a damaged file."""
-        self._schema = schema
+        self._folder, self._schema = folder, schema
         for attempt in range(TRIES):
             self.files = numbered_files(folder)
+            self._identities: dict[Path, Identity] = {}
             try:
                 tables = [self._read(item.path, columns) for item in self.files]
                 break
@@ -94,13 +107,33 @@ class ParquetRows:
             start = stop
 
     def _read(self, path: Path, columns: Sequence[str]) -> pa.Table:
+        """Columns of one file. Raises FileNotFoundError at the first reading, later RowsChangedError."""
         try:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                return file.read(columns=list(columns)).cast(
-                    pa.schema([self._schema.field(name) for name in columns])
-                )
+            with path.open("rb") as raw:
+                self._check_identity(path, _identity(raw.fileno()))
+                with pq.ParquetFile(raw, page_checksum_verification=True) as file:
+                    return file.read(columns=list(columns)).cast(
+                        pa.schema([self._schema.field(name) for name in columns])
+                    )
         except FileNotFoundError:
+            if path in self._identities:
+                raise self._changed() from None
             raise
         except (OSError, pa.ArrowException, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise CacheError(f"cannot read {str(path)!r}: {reason}; restore it from a copy") from error
+
+    def _check_identity(self, path: Path, found: Identity) -> None:
+        if self._identities.setdefault(path, found) != found:
+            raise self._changed()
+
+    def _changed(self) -> RowsChangedError:
+        return RowsChangedError(
+            f"{str(self._folder)!r} was changed while it was read (clips were removed, or files joined): "
+            "run the same command again"
+        )
+
+
+def _identity(descriptor: int) -> Identity:
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

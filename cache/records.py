@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 
 from thinkjepa.cache.fp8 import ERROR, SCALE
+from thinkjepa.cache.links import ARRAY_NAME, SET_NAME
 
 Codec = Literal["none", "zstd", "blosc"]
 """Compression of inner chunks; `none` can be mapped into memory: float16 features shrink by 8 %."""
@@ -55,12 +56,17 @@ class ArraySpec:
     encoding: Encoding = "plain"
 
     def __post_init__(self) -> None:
+        if not ARRAY_NAME.fullmatch(self.name):
+            raise ValueError(f"{self.name!r} is no name of an array")
         if self.dtype not in DTYPES:
             raise ValueError(f"array {self.name!r}: dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
         if not len(self.dims) == len(self.shape) == len(self.chunks):
             raise ValueError(
                 f"array {self.name!r}: {self.dims}, {self.shape} and {self.chunks} differ in rank"
             )
+        sizes = (*self.shape, *self.chunks)
+        if not all(isinstance(size, int) and size >= 0 for size in sizes) or 0 in self.chunks:
+            raise ValueError(f"array {self.name!r}: {self.shape} in chunks of {self.chunks} is no shape")
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -106,6 +112,14 @@ class FeatureSet:
     source: Mapping[str, Any]
     arrays: Mapping[str, ArraySpec]
     rows_per_shard: int
+
+    def __post_init__(self) -> None:
+        if not SET_NAME.fullmatch(self.name) or not self.name.startswith(f"{self.kind}-"):
+            raise ValueError(f"{self.name!r} is no name of a {self.kind} set")
+        if any(name != spec.name for name, spec in self.arrays.items()):
+            raise ValueError(f"{self.name}: an array stands under the name of another")
+        if not isinstance(self.rows_per_shard, int) or self.rows_per_shard < 1:
+            raise ValueError(f"{self.name}: {self.rows_per_shard!r} clips a shard")
 
     @property
     def layers(self) -> tuple[int, ...]:

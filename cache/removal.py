@@ -22,6 +22,7 @@ from thinkjepa.cache.errors import CacheError
 from thinkjepa.cache.labels import drop_labels
 from thinkjepa.cache.layout import clips_dir, failures_file, index_dir, shard_file, store_dir
 from thinkjepa.cache.ledger import remove_listed
+from thinkjepa.cache.links import require_inside
 from thinkjepa.cache.parquet_rows import numbered_files
 from thinkjepa.cache.reader import FeatureCache
 from thinkjepa.cache.records import FeatureSet
@@ -142,4 +143,5 @@ def _emptied(cache: FeatureCache, feature_set: FeatureSet, without: Collection[s
         for name, spec in feature_set.arrays.items():
             path = shard_file(cache.path, feature_set.name, name, shard=shard, rank=1 + len(spec.shape))
             if shard not in kept and path.is_file():
+                require_inside(cache.path, path)
                 yield path

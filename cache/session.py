@@ -27,6 +27,7 @@ from thinkjepa.cache.layout import (
     lock_file,
 )
 from thinkjepa.cache.ledger import adopt, sweep, tidy
+from thinkjepa.cache.links import refuse_links_out
 from thinkjepa.cache.open_shard import OpenShard
 from thinkjepa.cache.parquet_rows import next_number
 from thinkjepa.cache.records import ClipRow, Failure, FeatureSet
@@ -58,6 +59,7 @@ class WriteSession:
                 raise CacheError(
                     f"{str(root)!r} is not empty and not a feature cache: choose a new or empty folder"
                 )
+            refuse_links_out(root)
             self._lock = FileLock(lock_file(root))
 
     def __enter__(self) -> WriteSession:

@@ -20,7 +20,7 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from thinkjepa.cache.background_sync import SYNC_BYTES, BackgroundSync
+from thinkjepa.cache.background_sync import BackgroundSync, write_all
 from thinkjepa.cache.disk import explained_os_errors, fsync_folder
 from thinkjepa.cache.errors import CacheError
 
@@ -29,9 +29,6 @@ ChunkEntry = tuple[int, int, int]
 """Number of an inner chunk in C order of the shard's grid, offset in the file, encoded bytes."""
 
 CRC_BYTES = 4
-BUFFERS_AT_ONCE = 512
-"""Parts of one gathering write; Linux takes 1,024."""
-
 MISSING = np.uint64(2**64 - 1)
 INDEX_DTYPE = np.dtype("<u8")
 
@@ -48,7 +45,7 @@ class ShardWriter:
 
     def __init__(self, path: Path, *, num_chunks: int, sync: BackgroundSync, size: int = 0) -> None:
         """Continue the partial file at `size` bytes (0: begin). Raises CacheError if it is shorter."""
-        self._sync, self._unsynced_bytes = sync, 0
+        self._sync = sync
         self.path = path
         self.partial = path.with_name(path.name + ".partial")
         self._index = np.full((num_chunks, 2), MISSING, dtype=INDEX_DTYPE)
@@ -67,19 +64,17 @@ class ShardWriter:
         self.size = size
 
     def append_all(self, numbers: Sequence[int], raws: Sequence[Bytes]) -> list[ChunkEntry]:
-        """Append inner chunks (their numbers and raw bytes), not yet durable, in few system calls."""
+        """Append inner chunks (their numbers and raw bytes, which must stay as they are until the flush).
+
+        They are written meanwhile, in few system calls; `end_flush` raises what goes wrong.
+        """
         buffers: list[memoryview | bytes] = []
         entries: list[ChunkEntry] = []
         for number, raw in zip(numbers, raws, strict=True):
             buffers += [raw.data, crc32c(raw).to_bytes(CRC_BYTES, "little")]
             entries.append((number, self.size, raw.nbytes + CRC_BYTES))
             self.size += raw.nbytes + CRC_BYTES
-        with explained_os_errors("write", self.partial):
-            for start in range(0, len(buffers), BUFFERS_AT_ONCE):
-                _write_all(self._file.fileno(), buffers[start : start + BUFFERS_AT_ONCE])
-            self._unsynced_bytes += sum(length for _, _, length in entries)
-            if self._unsynced_bytes >= SYNC_BYTES and self._sync.start(self._file.fileno()):
-                self._unsynced_bytes = 0
+        self._sync.write(self._file.fileno(), buffers)
         self.adopt(entries)
         return entries
 
@@ -91,10 +86,7 @@ class ShardWriter:
     def begin_flush(self) -> None:
         """Start to make everything appended durable; several shards may do so at once."""
         with explained_os_errors("write", self.partial):
-            if not self._sync.start(self._file.fileno()):
-                self._sync.finish(self._file.fileno())
-                self._sync.start(self._file.fileno())
-            self._unsynced_bytes = 0
+            self._sync.start(self._file.fileno())
 
     def end_flush(self) -> None:
         """Return when everything appended before `begin_flush` is durable."""
@@ -105,7 +97,7 @@ class ShardWriter:
         """Append the index and start to make it durable."""
         raw = self._index.view(np.uint8).reshape(-1)
         with explained_os_errors("write", self.partial):
-            _write_all(self._file.fileno(), [raw.data, crc32c(raw).to_bytes(CRC_BYTES, "little")])
+            write_all(self._file.fileno(), [raw.data, crc32c(raw).to_bytes(CRC_BYTES, "little")])
         self.begin_flush()
 
     def end_seal(self) -> None:
@@ -123,17 +115,6 @@ class ShardWriter:
         with contextlib.suppress(OSError):
             self._sync.finish(self._file.fileno())
         self._file.close()
-
-
-def _write_all(descriptor: int, buffers: Sequence[memoryview | bytes]) -> None:
-    """Write all buffers one behind the other; the kernel may take less than it is given."""
-    waiting = [memoryview(buffer).cast("B") for buffer in buffers]
-    while waiting:
-        written = os.writev(descriptor, waiting)
-        while waiting and written >= len(waiting[0]):
-            written -= len(waiting.pop(0))
-        if waiting and written:
-            waiting[0] = waiting[0][written:]
 
 
 class MappedShard:

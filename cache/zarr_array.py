@@ -18,6 +18,7 @@ from thinkjepa.cache.errors import CacheError
 from thinkjepa.cache.gather import Part, Rows
 from thinkjepa.cache.layout import array_dir, shard_file, store_dir
 from thinkjepa.cache.ledger import adopt, read_listed, replace_listed
+from thinkjepa.cache.links import require_inside
 from thinkjepa.cache.records import ArraySpec, FeatureSet
 
 ZARR_DTYPES: Mapping[torch.dtype, str] = {
@@ -71,6 +72,7 @@ class ZarrArray:
     def __init__(self, root: Path, feature_set: FeatureSet, spec: ArraySpec) -> None:
         self._root, self._set, self.spec = root, feature_set, spec
         self._opened: zarr.Array[Any] | None = None
+        self._found: set[int] = set()
 
     def gather(self, clip_ids: Sequence[str], rows: Rows, part: Part, out: torch.Tensor) -> None:
         """As `MappedArray.gather`."""
@@ -99,7 +101,11 @@ class ZarrArray:
 
     def _require_shard(self, number: int) -> None:
         """zarr reads a shard that is not there as zeros."""
+        if number in self._found:
+            return
         rank = 1 + len(self.spec.shape)
         path = shard_file(self._root, self._set.name, self.spec.name, shard=number, rank=rank)
         if not path.is_file():
             raise CacheError(f"shard {str(path)!r} is missing: restore it, or extract into a new cache")
+        require_inside(self._root, path)
+        self._found.add(number)

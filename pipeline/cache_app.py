@@ -11,11 +11,20 @@ from typing import Annotated, Literal
 
 import typer
 
-from thinkjepa.cache import FeatureCache, WriteSession, count_clips, count_features, drop_clips, merge
+from thinkjepa.cache import (
+    CacheError,
+    FeatureCache,
+    WriteSession,
+    count_clips,
+    count_features,
+    drop_clips,
+    merge,
+)
 from thinkjepa.cache import verify as find_problems
 from thinkjepa.pipeline.console import (
     EXIT_DONE,
     EXIT_FAILURES,
+    confirmed,
     errors,
     new_app,
     print_json,
@@ -197,8 +206,8 @@ def rm_command(
 
     removal = plan(cache, feature_set=feature_set, clip_ids=clip or [], video=video)
     if not dry_run:
-        if not yes:
-            typer.confirm(f"{describe_removal(removal)}: remove for good?", abort=True, err=True)
+        if not yes and not confirmed(f"{describe_removal(removal)}: remove for good?"):
+            raise CacheError("nothing was removed; --yes removes without asking")
         run_removal(cache, removal, labels=labels)
     if json:
         print_json({**asdict(removal), "removed": not dry_run})

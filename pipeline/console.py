@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.prompt import Confirm
 from typer.exceptions import Abort, TyperException
 
 from thinkjepa.cache import ThinkJepaError
@@ -56,6 +57,15 @@ def run_app(app: typer.Typer) -> NoReturn:
     if status == EXIT_INTERRUPTED:  # typer itself makes this of Ctrl-C
         errors.print("interrupted: run the same command again to continue")
     sys.exit(status if isinstance(status, int) else EXIT_DONE)
+
+
+def confirmed(question: str) -> bool:
+    """The answer to a question on standard error; no where there is nobody to answer."""
+    try:
+        return Confirm.ask(question, console=errors, default=False)
+    except (EOFError, KeyboardInterrupt):
+        errors.print()
+        return False
 
 
 def print_json(value: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from thinkjepa.cache import TOKEN_CHUNK, ArraySpec, ClipFeatures, ClipRow, FeatureSet, describe_set
+from thinkjepa.cache import TOKEN_CHUNK, ArraySpec, ClipFeatures, ClipRow, Codec, FeatureSet, describe_set
 
 LAYERS, DIM, CAPACITY = 3, 8, 256
 
@@ -43,7 +43,7 @@ def thinker_set() -> Callable[..., FeatureSet]:
 
 @pytest.fixture
 def encoder_set() -> Callable[..., FeatureSet]:
-    def build(*, dtype: str = "float32", rows: int = 4) -> FeatureSet:
+    def build(*, dtype: str = "float32", rows: int = 4, codec: Codec = "none") -> FeatureSet:
         observed = ArraySpec("observed", ("time", "patch", "dim"), (2, 4, DIM), (2, 4, DIM), dtype)
         future = ArraySpec(
             "future", ("window", "time", "patch", "dim"), (2, 2, 4, DIM), (1, 2, 4, DIM), dtype
@@ -55,6 +55,7 @@ def encoder_set() -> Callable[..., FeatureSet]:
             arrays=(observed, future),
             shard_bytes=rows,
             typical_clip_bytes=1,
+            codec=codec,
         )
 
     return build

@@ -124,6 +124,37 @@ def test_a_join_that_was_killed_shows_nothing_twice(tmp_path: Path, monkeypatch:
     assert [path.name for path in index_dir(tmp_path, "set").iterdir()] == ["000000-000003.parquet"]
 
 
+def test_a_reader_goes_on_while_files_are_joined_and_rewritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "JOIN", 4)
+    rows = [[failed(f"{number}@9", "why"), ok(f"{number}@0", 4 * number)] for number in range(4)]
+    for number in (0, 1, 3):  # shards are sealed in any order
+        write_table(index_file(tmp_path, "set", number), rows[number], INDEX_SCHEMA)
+    readers = [SetIndex(tmp_path, "set") for _ in range(5)]
+    write_table(index_file(tmp_path, "set", 2), rows[2], INDEX_SCHEMA)
+    join_index_files(index_dir(tmp_path, "set"))
+    assert readers[0]["3@0"] == ok("3@0", 12)
+    assert readers[1].count_tokens(["3@0", "0@0"]).tolist() == [13, 1]
+    assert readers[2].values_of(["3@0", "1@0"], "checksum") == ["0000000c", "00000004"]
+    assert set(readers[3].failed) == {f"{number}@9" for number in range(4)}
+    joined = index_dir(tmp_path, "set") / "000000-000003.parquet"
+    write_table(joined, [row for part in rows[1:] for row in part], INDEX_SCHEMA)  # 0@0 and 0@9 are removed
+    assert readers[4].tokens_by_clip() == {"1@0": 5, "2@0": 9, "3@0": 13}
+    assert readers[0]["3@0"] == ok("3@0", 12)
+
+
+def test_clip_rows_that_changed_under_a_reader_are_an_error(
+    tmp_path: Path, make_clip: Callable[..., ClipRow]
+) -> None:
+    path = clips_dir(tmp_path) / "000000.parquet"
+    write_table(path, [make_clip("a@4"), make_clip("b@4")], CLIPS_SCHEMA)
+    clips = ClipTable(tmp_path).all()
+    write_table(path, [make_clip("b@4")], CLIPS_SCHEMA)
+    with pytest.raises(CacheError, match="was changed while it was read"):
+        list(clips)
+
+
 def test_a_damaged_index_file_is_named(tmp_path: Path) -> None:
     write_table(index_file(tmp_path, "set", 0), [ok("a@1", 0)], INDEX_SCHEMA)
     path = index_file(tmp_path, "set", 0)

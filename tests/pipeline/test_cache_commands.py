@@ -1,4 +1,4 @@
-"""thinkjepa-cache ls, du, show and verify, through the installed command, on a cache of real features."""
+"""thinkjepa-cache ls, du, show, verify, rm and merge, as installed, on a cache of real features."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from thinkjepa.cache.layout import shard_file
 SMALL = ("--thinker-frames", "4", "--observed-frames", "4", "--future-frames", "4", "--dense-fps", "10")
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object, answer: str = "") -> subprocess.CompletedProcess[str]:
     command = [str(Path(sys.executable).parent / "thinkjepa-cache"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    return subprocess.run(command, input=answer, capture_output=True, text=True, check=False, timeout=240)
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +150,42 @@ def test_dropping_nothing_changes_nothing(copy: Path) -> None:
     with WriteSession(copy):
         assert drop_clips(copy, []) == 0
     assert faults(copy) == []
+
+
+def test_rm_asks_and_removes_what_is_named(copy: Path) -> None:
+    names = ("rm", copy, "--video", "pour/1*")
+    clips = FeatureCache.open(copy).select().clip_ids.to_pylist()
+    told = json.loads(run(*names, "--dry-run", "--json").stdout)
+    assert (told["removed"], 0 < len(told["clip_ids"]) < len(clips)) == (False, True)
+    for answer in ("n\n", ""):  # no, and nobody there
+        refused = run(*names, answer=answer)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert refused.stderr.endswith("error: nothing was removed; --yes removes without asking\n")
+    assert FeatureCache.open(copy).select().clip_ids.to_pylist() == clips
+    done = run(*names, answer="y\n")
+    assert (done.returncode, done.stdout.startswith(f"removed {len(told['clip_ids'])} clips")) == (0, True)
+    assert set(FeatureCache.open(copy).select().clip_ids.to_pylist()) == set(clips) - set(told["clip_ids"])
+    name = FeatureCache.open(copy).choose_set("thinker").name
+    assert run("rm", copy, "--set", name, "--yes").returncode == 0
+    assert [item.kind for item in FeatureCache.open(copy).feature_sets.values()] == ["encoder"]
+    assert faults(copy) == []
+    for wrong in (("rm", copy), ("rm", copy, "--clip", "0@4", "--yes"), ("rm", copy, "--set", name, "--yes")):
+        refused = run(*wrong)
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
+
+
+def test_merge_unites_two_caches(copy: Path, extracted: Path, tmp_path: Path) -> None:
+    assert run("rm", copy, "--video", "pour/1*", "--yes").returncode == 0
+    done = run("merge", copy, extracted, "-o", tmp_path / "both", "--json")
+    assert done.returncode == 0, done.stderr
+    clips = FeatureCache.open(extracted).select().clip_ids.to_pylist()
+    assert json.loads(done.stdout)["clips"] == len(clips)
+    for name, feature_set in FeatureCache.open(extracted).feature_sets.items():
+        for array in feature_set.arrays:
+            both, alone = (
+                FeatureCache.open(path).read(name, array, clips) for path in (tmp_path / "both", extracted)
+            )
+            assert torch.equal(both, alone)
+    assert faults(tmp_path / "both") == []
+    again = run("merge", copy, tmp_path / "nowhere", "-o", tmp_path / "third")
+    assert (again.returncode, again.stderr.count("\n")) == (2, 1), again.stderr

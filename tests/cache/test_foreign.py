@@ -1,0 +1,144 @@
+"""A cache from somebody else: no name and no link in it makes us read, write or remove anything outside."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from thinkjepa.cache import (
+    CacheError,
+    ClipFeatures,
+    ClipRow,
+    FeatureCache,
+    FeatureSet,
+    WriteSession,
+    plan_clip_removal,
+    remove,
+)
+
+TreeDigest = Callable[[Path], dict[str, str]]
+CLIPS = ["a@4", "b@4"]
+
+
+@pytest.fixture(params=["none", "zstd"])
+def filled(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    encoder_set: Callable[..., FeatureSet],
+    make_features: Callable[..., ClipFeatures],
+    make_clip: Callable[..., ClipRow],
+) -> Path:
+    root, wanted = tmp_path / "cache", encoder_set(rows=1, codec=request.param)
+    with WriteSession(root) as session:
+        session.add_clips([make_clip(name) for name in CLIPS])
+        with session.writer(session.resolve(wanted)) as writer:
+            writer.append([make_features(wanted, name) for name in CLIPS])
+    return root
+
+
+def edit_catalog(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """As somebody would who also knows how to write the checksums: without them all is taken as it is."""
+    content = json.loads((root / "cache.json").read_bytes())
+    change(content["feature_sets"][0])
+    (root / "cache.json").write_text(json.dumps(content))
+    (root / "checksums.jsonl").unlink()
+
+
+def rename_array(record: dict[str, Any], name: str) -> None:
+    record["arrays"] = {name: {**record["arrays"]["observed"], "name": name}}
+
+
+CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "upwards": lambda record: record.update(name="../../outside"),
+    "absolute": lambda record: record.update(name="/etc"),
+    "upwards behind a kind": lambda record: record.update(name="encoder-/../../outside"),
+    "line break": lambda record: record.update(name=record["name"] + "\n"),
+    "long": lambda record: record.update(name="encoder-" + "a" * 300),
+    "another kind": lambda record: record.update(kind="thinker"),
+    "no text": lambda record: record.update(name=7),
+    "array upwards": lambda record: rename_array(record, "../../../../outside"),
+    "array absolute": lambda record: rename_array(record, "/etc/passwd"),
+    "array not in ASCII": lambda record: rename_array(record, "obsérved"),
+    "array under another's name": lambda record: record["arrays"]["observed"].update(name="future"),
+    "negative shape": lambda record: record["arrays"]["observed"].update(shape=[-1, 4, 8]),
+    "empty chunks": lambda record: record["arrays"]["observed"].update(chunks=[0, 4, 8]),
+    "no clip a shard": lambda record: record.update(rows_per_shard=0),
+    "no arrays": lambda record: record.pop("arrays"),
+    "arrays in a list": lambda record: record.update(arrays=[]),
+    "more than there is": lambda record: record.update(extra=1),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_catalog_edited_by_hand_is_one_clear_error(
+    filled: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    edit_catalog(filled, change)
+    with pytest.raises(CacheError, match=r"cache\.json' is damaged or was changed by hand"):
+        FeatureCache.open(filled)
+    with pytest.raises(CacheError, match=r"cache\.json' is damaged or was changed by hand"):
+        with WriteSession(filled):
+            pass
+
+
+def test_a_harmless_edit_is_none(filled: Path) -> None:
+    edit_catalog(filled, lambda record: record["source"].update(note="from a friend"))
+    assert FeatureCache.open(filled).select().clip_ids.to_pylist() == CLIPS
+
+
+def use(root: Path) -> None:
+    """Everything that reads, writes or removes."""
+    cache = FeatureCache.open(root)
+    name = cache.choose_set("encoder").name
+    for array in cache.feature_sets[name].arrays:
+        cache.read(name, array, CLIPS)
+    with WriteSession(root) as session:
+        remove(session, plan_clip_removal(cache, CLIPS), labels=True)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        ".lock",
+        "cache.json",
+        "checksums.jsonl",
+        "clips",
+        "clips/000000.parquet",
+        "encoder-*/index",
+        "features.zarr",
+        "features.zarr/encoder-*",
+        "features.zarr/encoder-*/observed",
+        "features.zarr/encoder-*/observed/zarr.json",
+        "features.zarr/encoder-*/observed/c",
+        "features.zarr/encoder-*/observed/c/1",
+        "features.zarr/encoder-*/observed/c/1/0/0/0",
+    ],
+)
+def test_a_link_out_of_the_cache_is_never_followed(
+    filled: Path, tmp_path: Path, place: str, tree_digest: TreeDigest
+) -> None:
+    (path,) = filled.glob(place)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    shutil.move(path, outside / "moved")
+    path.symlink_to(outside / "moved")
+    before = tree_digest(outside)
+    with pytest.raises(CacheError, match=r"is a link that leads out of the cache, to '.*outside/moved"):
+        use(filled)
+    with pytest.raises(CacheError, match="is a link that leads out of the cache"):
+        with WriteSession(filled) as session:
+            remove(session, plan_clip_removal(FeatureCache.open(filled), CLIPS), labels=True)
+    assert tree_digest(outside) == before
+
+
+def test_links_inside_and_to_the_cache_are_followed(filled: Path, tmp_path: Path) -> None:
+    (index,) = filled.glob("encoder-*/index")
+    index.rename(index.with_name("elsewhere"))
+    index.symlink_to("elsewhere")
+    (tmp_path / "link").symlink_to(filled)
+    use(tmp_path / "link")
