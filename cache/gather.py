@@ -1,7 +1,7 @@
 """One array of a feature set: clips gathered from its mapped shards into a batch tensor, in one copy.
 
-Where each inner chunk goes is planned once a batch; a clip then costs a look into the shard's index and a
-memory copy for every chunk, during which numpy has let go of the interpreter's lock.
+Where each inner chunk goes is planned once for all batches that read the same part; a clip then costs a
+look into the shard's index and a memory copy for every chunk, without the interpreter's lock.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,7 @@ class MappedArray:
         """
         raw: Bytes = out.view(torch.uint8).numpy()
         numbers, slots = np.divmod(rows, self._set.rows_per_shard)
-        moves = list(planned_moves(self.spec, part))
+        moves = planned_moves(self.spec, part)
         whole = len(moves) == 1 and self._chunks_per_clip == 1 and part.shape(self.spec) == self.spec.chunks
         for place, (number, slot) in enumerate(zip(numbers.tolist(), slots.tolist(), strict=True)):
             try:
@@ -118,8 +119,13 @@ def byte_shape(shape: Sequence[int], spec: ArraySpec) -> tuple[int, ...]:
     return (*shape[:-1], shape[-1] * spec.stored_dtype.itemsize)
 
 
-def planned_moves(spec: ArraySpec, part: Part) -> Iterator[Move]:
+@lru_cache(maxsize=16)
+def planned_moves(spec: ArraySpec, part: Part) -> tuple[Move, ...]:
     """The copies that put `part` of a clip together: every byte of it is written by exactly one of them."""
+    return tuple(_moves(spec, part))
+
+
+def _moves(spec: ArraySpec, part: Part) -> Iterator[Move]:
     runs = [list(_runs(places, chunk)) for places, chunk in zip(part.indices(spec), spec.chunks, strict=True)]
     for chosen in itertools.product(*runs):
         position = tuple(run.chunk for run in chosen)
@@ -142,10 +148,12 @@ class _Run:
 def _runs(places: Sequence[int], chunk: int) -> Iterator[_Run]:
     start = 0
     while start < len(places):
+        number, first = divmod(places[start], chunk)
         stop = start + 1
+        if isinstance(places, range):
+            stop = min(start + chunk - first, len(places))
         while stop < len(places) and places[stop] == places[stop - 1] + 1 and places[stop] % chunk:
             stop += 1
-        number, first = divmod(places[start], chunk)
         yield _Run(number, slice(first, first + stop - start), slice(start, stop))
         start = stop
 
