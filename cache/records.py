@@ -205,6 +205,9 @@ class ClipFeatures:
     generated_text: str = ""
 
 
+DROPPED = "verify"
+"""Stage of an index row whose features were damaged: the next extraction makes them anew."""
+
 FailureStage = Literal["open", "plan", "decode", "thinker", "encoder", "worker", "labels"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import cast
 
 from filelock import FileLock, Timeout
 
@@ -30,7 +31,7 @@ from thinkjepa.cache.ledger import adopt, sweep, tidy
 from thinkjepa.cache.links import refuse_links_out
 from thinkjepa.cache.open_shard import OpenShard
 from thinkjepa.cache.parquet_rows import next_number
-from thinkjepa.cache.records import ClipRow, Failure, FeatureSet
+from thinkjepa.cache.records import DROPPED, ClipRow, Failure, FailureStage, FeatureSet
 from thinkjepa.cache.tables import CLIPS_SCHEMA, FAILURES_SCHEMA, read_table, write_table
 from thinkjepa.cache.writer import SetWriter
 
@@ -167,6 +168,15 @@ class WriteSession:
     def done_clip_ids(self, feature_set: FeatureSet) -> set[str]:
         """Clips with features in the set that readers can see."""
         return set(SetIndex(self.root, feature_set.name).clip_ids.to_pylist())
+
+    def failed_clips(self, feature_set: FeatureSet) -> dict[str, Failure]:
+        """Clips that an extraction has tried in vain, by id; not those that verify has dropped."""
+        rows = SetIndex(self.root, feature_set.name).failed.values()
+        return {
+            row.clip_id: Failure("", cast(FailureStage, row.stage), row.reason, clip_id=row.clip_id)
+            for row in rows
+            if row.stage != DROPPED
+        }
 
     def ask_writers_to_stop(self) -> None:
         """Let those who write assigned shards end after the batch that they work on."""

@@ -20,7 +20,7 @@ from thinkjepa.cache.layout import array_dir, clips_dir, index_dir
 from thinkjepa.cache.ledger import ledger_faults
 from thinkjepa.cache.parquet_rows import numbered_files
 from thinkjepa.cache.reader import FeatureCache
-from thinkjepa.cache.records import ArraySpec, ClipFeatures, ClipRow, FeatureSet, IndexRow
+from thinkjepa.cache.records import DROPPED, ArraySpec, ClipFeatures, ClipRow, FeatureSet, IndexRow
 from thinkjepa.cache.tables import CLIPS_SCHEMA, INDEX_SCHEMA, read_table, write_table
 from thinkjepa.cache.unfinished import unfinished_faults
 
@@ -128,7 +128,7 @@ def drop_clips(root: Path, problems: Iterable[Problem]) -> int:
 def _dropped(row: IndexRow, reasons: dict[str, str]) -> IndexRow:
     if row.status != "ok" or row.clip_id not in reasons:
         return row
-    return replace(IndexRow(row.clip_id, "failed"), stage="verify", reason=f"dropped: {reasons[row.clip_id]}")
+    return replace(IndexRow(row.clip_id, "failed"), stage=DROPPED, reason=f"dropped: {reasons[row.clip_id]}")
 
 
 def _planned_clips(root: Path) -> Iterator[Problem]:

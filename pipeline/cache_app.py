@@ -64,7 +64,7 @@ def extract_command(
     Run it again after adding videos, or after an interruption: what is there is skipped. Another prompt,
     thinker, encoder or dtype makes another feature set in the same cache.
 
-    Exit status: 0 all done; 2 wrong use; 3 done, but more videos failed than --max-failures allows.
+    Exit status: 0 all done; 2 wrong use; 3 more videos failed than --max-failures accepts.
     """
     from thinkjepa.pipeline.extract_report import describe_report
     from thinkjepa.stages.extract.extraction import extract

@@ -17,7 +17,7 @@ EXIT_DONE = 0
 EXIT_WRONG_USE = 2
 """The command could not be carried out as given: one line on standard error says why."""
 EXIT_FAILURES = 3
-"""Done, but more videos failed than --max-failures allows."""
+"""More videos failed than --max-failures accepts."""
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 """What a shell reports of SIGPIPE and SIGINT."""

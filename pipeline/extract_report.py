@@ -24,7 +24,16 @@ def describe_report(report: ExtractReport) -> str:
         stages = Counter(failure.stage for failure in report.failures if failure.stage != "labels")
         reasons = ", ".join(f"{number} at {stage}" for stage, number in sorted(stages.items()))
         lines.append(f"{report.failed_videos} videos failed ({reasons}): thinkjepa-cache info lists them")
-    if report.too_many_failures:
+    if report.failed_before:
+        lines.append(
+            f"{report.failed_before} clips failed in an earlier run: --retry-failed tries them again"
+        )
+    if report.stopped_early:
+        lines.append(
+            f"stopped early: more than the {report.allowed_failed_videos} that --max-failures accepts; what "
+            "was extracted is kept, the same command with a higher number goes on"
+        )
+    elif report.too_many_failures:
         lines.append(
             f"more than the {report.allowed_failed_videos} allowed: mend or remove them and run again, "
             "or accept them with --max-failures"

@@ -19,7 +19,7 @@ class PlannedFolder:
 
     num_videos: int
     names: list[str]
-    """Every video found, with clips or without."""
+    """Every video that was looked at, with clips or without."""
     clips: list[ClipRow] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     repeats: list[tuple[str, str]] = field(default_factory=list)
@@ -36,13 +36,22 @@ class PlannedFolder:
 
 
 def plan_folder(
-    files: Sequence[Path], folder: Path, settings: ClipSettings, *, decoder: VideoDecoder, progress: Progress
+    files: Sequence[Path],
+    folder: Path,
+    settings: ClipSettings,
+    *,
+    decoder: VideoDecoder,
+    progress: Progress,
+    failure_limit: int | None = None,
 ) -> PlannedFolder:
-    """Plan the video files found under `folder`."""
-    planned = PlannedFolder(num_videos=len(files), names=[display_name(path, folder) for path in files])
+    """Plan the video files found under `folder`, as long as no more than `failure_limit` of them fail."""
+    planned = PlannedFolder(num_videos=len(files), names=[])
     names: dict[str, str] = {}
     progress.begin("planning", total=len(files), unit="videos")
     for path in files:
+        if failure_limit is not None and len(planned.failures) > failure_limit:
+            break
+        planned.names.append(display_name(path, folder))
         video = _identified(path, folder, planned, progress)
         if video and video.digest in names:
             planned.repeats.append((video.name, names[video.digest]))

@@ -13,7 +13,7 @@ import queue
 import re
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,7 +25,7 @@ from thinkjepa.cache import ClipRow, Failure, ThinkJepaError, WriteSession
 from thinkjepa.stages.data.catalog import PlannedFolder
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.cluster_worker import Task, fill_on_worker, topic_of
-from thinkjepa.stages.extract.filling import BatchDone, Job
+from thinkjepa.stages.extract.filling import BatchDone, Job, OnBatch
 from thinkjepa.stages.extract.settings import ExecutionSettings
 from thinkjepa.stages.extract.stopping import Stopping
 from thinkjepa.stages.extract.units import Unit, undecided
@@ -60,7 +60,7 @@ def run_on_cluster(
     planned: PlannedFolder,
     session: WriteSession,
     job: Job,
-    on_batch: Callable[[BatchDone], None],
+    on_batch: OnBatch,
     stopping: Stopping,
 ) -> None:
     """Have workers fill the shards of all units; returns when they are, or when the last batch in flight is
@@ -154,7 +154,7 @@ class _ClusterRun:
         client: Client,
         session: WriteSession,
         job: Job,
-        on_batch: Callable[[BatchDone], None],
+        on_batch: OnBatch,
         threads: int,
     ) -> None:
         self.client, self.session, self.job, self.threads = client, session, job, threads

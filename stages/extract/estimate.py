@@ -18,7 +18,6 @@ import numpy as np
 import torch
 
 from thinkjepa.cache import ArraySpec, ClipRow, Failure
-from thinkjepa.cache.shard import CRC_BYTES
 from thinkjepa.stages.data.catalog import PlannedFolder, plan_folder, record
 from thinkjepa.stages.data.clips import ClipSettings
 from thinkjepa.stages.data.decode_process import DecodeError, VideoDecoder
@@ -26,11 +25,12 @@ from thinkjepa.stages.data.videos import find_videos
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.clip_frames import RAW_BYTES, ClipDecoding, see, watch
 from thinkjepa.stages.extract.device import choose_device, choose_dtype, quiet_transformers
+from thinkjepa.stages.extract.disk_space import stored_bytes
 from thinkjepa.stages.extract.encoder import VideoEncoder, encoder_arrays
 from thinkjepa.stages.extract.hooked_thinker import HookedThinker
 from thinkjepa.stages.extract.model_costs import EncoderCosts, ThinkerCosts, encoder_costs, thinker_costs
 from thinkjepa.stages.extract.prompt_sizes import PromptSizes, seen_size
-from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings, allowed_failures
+from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
 from thinkjepa.stages.extract.thinker import thinker_arrays
 from thinkjepa.stages.extract.weights import find_model
 from thinkjepa.stages.progress import Progress
@@ -232,7 +232,7 @@ def estimate(
         video_hours=planned.duration_s / 3600,
         clips=len(planned.clips),
         failed_videos=len({failure.video for failure in planned.failures}),
-        allowed_failed_videos=allowed_failures(execution.max_failures, num_videos=planned.num_videos),
+        allowed_failed_videos=execution.failure_limit(num_videos=planned.num_videos) or 0,
         failures=planned.failures,
         repeats=planned.repeats,
         device=described.thinker.device.type,
@@ -251,16 +251,6 @@ def estimate(
         warnings=[*prompts.problems(planned.clips), *_precision_warning(models, described, tflops)],
         assumptions=_assumptions(described, tflops),
     )
-
-
-def stored_bytes(spec: ArraySpec, *, num_tokens: int) -> int:
-    """Bytes of one clip in an array's shards: whole chunks, each with its checksum; ragged arrays have only
-    the chunks that their tokens reach into."""
-    sizes = [
-        num_tokens if name == "token" else size for name, size in zip(spec.dims, spec.shape, strict=True)
-    ]
-    num_chunks = math.prod(math.ceil(size / chunk) for size, chunk in zip(sizes, spec.chunks, strict=True))
-    return num_chunks * (spec.chunk_bytes + CRC_BYTES)
 
 
 def measured_tflops(device: torch.device, dtype: torch.dtype) -> float:

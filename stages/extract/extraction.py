@@ -13,17 +13,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from thinkjepa.cache import Failure, FeatureSet, Kind, WriteSession
+from thinkjepa.cache import ClipRow, Failure, FeatureSet, Kind, WriteSession
 from thinkjepa.stages.data.catalog import PlannedFolder, plan_folder
 from thinkjepa.stages.data.clips import ClipSettings
 from thinkjepa.stages.data.decode_process import VideoDecoder
 from thinkjepa.stages.data.labels.storing import LabelReport, store_labels
 from thinkjepa.stages.data.videos import find_videos
+from thinkjepa.stages.extract.batches import with_video
+from thinkjepa.stages.extract.disk_space import require_space
 from thinkjepa.stages.extract.feature_sets import Storing
 from thinkjepa.stages.extract.filling import BatchDone, Job, Target, UnitFiller
 from thinkjepa.stages.extract.frozen_models import TRANSFORMERS, FrozenModels
-from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings, allowed_failures
-from thinkjepa.stages.extract.stopping import Stopping, noted_signals
+from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
+from thinkjepa.stages.extract.stopping import noted_signals
 from thinkjepa.stages.extract.units import Unit, plan_units, undecided
 from thinkjepa.stages.extract.vllm_settings import VllmSettings
 from thinkjepa.stages.progress import Progress
@@ -45,7 +47,11 @@ class ExtractReport:
     broken_labels: int = 0
     """Of planned videos. A broken label file is listed and counts as no failure of its video."""
     failed_videos: int = 0
+    failed_before: int = 0
+    """Clips that failed in an earlier run and were not tried again."""
     allowed_failed_videos: int = 0
+    stopped_early: bool = False
+    """More videos failed than were to be accepted: clips are left that nobody has come to."""
     seconds: float = 0.0
     failures: list[Failure] = field(default_factory=list)
     repeats: list[tuple[str, str]] = field(default_factory=list)
@@ -78,23 +84,32 @@ def extract(
     """
     started = time.monotonic()
     files = find_videos(videos)
+    limit = execution.failure_limit(num_videos=len(files))
     frozen = FrozenModels.find(models, device=execution.device, vllm=vllm, batch_size=execution.batch_size)
     storing = Storing(execution.shard_mb, execution.codec, models.fp8)
     batch_size = execution.clips_per_batch(frozen.thinker.device.type)
     wanted = frozen.sets(clips, storing, batch_size=batch_size)
     with WriteSession(cache_dir, on_wait=progress.note if execution.wait else None) as session:
         with VideoDecoder(timeout_s=execution.decode_timeout) as decoder:
-            planned = plan_folder(files, videos, clips, decoder=decoder, progress=progress)
+            planned = plan_folder(
+                files, videos, clips, decoder=decoder, progress=progress, failure_limit=limit
+            )
         session.add_clips(planned.clips)
         labels = _store_labels(session, planned, videos, progress)
         sets = {item.kind: session.resolve(item) for item in wanted}
         before = _done(session, sets)
-        units = plan_units(session, sets, planned.clips)
-        target = Target(cache_dir.absolute(), session.token, sets)
-        tally = Tally(progress, list(planned.failures))
-        _run(units, planned, session, Job(target, clips, models, execution, vllm), tally)
-        for item in sets.values():
-            session.finish(item)
+        known = {} if execution.retry_failed else _failed_before(session, sets, planned.clips)
+        tally = Tally(progress, limit, [*planned.failures, *known.values()])
+        if not tally.hopeless:
+            pending = [clip for clip in planned.clips if clip.clip_id not in known]
+            if execution.check_space:
+                require_space(session, sets, pending)
+            units = plan_units(session, sets, pending)
+            target = Target(cache_dir.absolute(), session.token, sets)
+            _run(units, planned, session, Job(target, clips, models, execution, vllm), tally)
+        if not tally.hopeless:
+            for item in sets.values():
+                session.finish(item)
         done = _done(session, sets)
         failures = tally.failures
         session.record_failures([*failures, *labels.failures], videos=planned.names)
@@ -111,8 +126,10 @@ def extract(
         failed_clips=len(planned.clips) - len(clip_ids),
         labelled_videos=labels.labelled_videos,
         broken_labels=len(labels.failures),
+        failed_before=len(known),
         failed_videos=len(failed_videos),
-        allowed_failed_videos=allowed_failures(execution.max_failures, num_videos=planned.num_videos),
+        allowed_failed_videos=limit or 0,
+        stopped_early=tally.hopeless,
         seconds=time.monotonic() - started,
         failures=[*failures, *labels.failures],
         repeats=planned.repeats,
@@ -137,12 +154,32 @@ def _done(session: WriteSession, sets: Mapping[Kind, FeatureSet]) -> set[str]:
     return set.intersection(*(session.done_clip_ids(item) for item in sets.values()))
 
 
+def _failed_before(
+    session: WriteSession, sets: Mapping[Kind, FeatureSet], clips: Sequence[ClipRow]
+) -> dict[str, Failure]:
+    """Why clips have no features, of those that an earlier run has tried; by clip id."""
+    known: dict[str, Failure] = {}
+    for item in sets.values():
+        reasons = session.failed_clips(item)
+        for clip in clips:
+            if clip.clip_id in reasons:
+                known[clip.clip_id] = with_video(reasons[clip.clip_id], clip)
+    return known
+
+
 @dataclass(slots=True)
 class Tally:
     """What came of the batches, shown as they come."""
 
     progress: Progress
+    limit: int | None = None
+    """Failed videos beyond which it is no use going on."""
     failures: list[Failure] = field(default_factory=list)
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether more videos have failed than are accepted."""
+        return self.limit is not None and len({failure.video for failure in self.failures}) > self.limit
 
     def add(self, done: BatchDone) -> None:
         """Count a batch and show what failed in it."""
@@ -156,29 +193,28 @@ class Tally:
 def _run(
     units: Sequence[Unit], planned: PlannedFolder, session: WriteSession, job: Job, tally: Tally
 ) -> None:
-    """Fill the shards of all units, here or on a cluster. Ctrl-C and SIGTERM end it behind a batch."""
+    """Fill the shards of all units, here or on a cluster.
+
+    Ctrl-C, SIGTERM and too many failures end it behind a batch.
+    """
     left = sum(len(undecided(session, job.target.sets, unit)) for unit in units)
     if left:
         tally.progress.begin("extracting", total=left, unit="clips")
     with noted_signals(tally.progress) as stopping:
+
+        def on_batch(done: BatchDone) -> bool:
+            tally.add(done)
+            stopping.given_up = tally.hopeless
+            return not stopping.asked
+
         if units and job.execution.on_cluster:
             from thinkjepa.stages.extract.cluster import run_on_cluster  # dask takes a second to import
 
-            run_on_cluster(units, planned, session, job, tally.add, stopping)
+            run_on_cluster(units, planned, session, job, on_batch, stopping)
         elif units:
             with UnitFiller.ready(job) as filler:
-                _run_here(units, planned, filler, tally, stopping)
+                filler.fill(units, planned, on_batch=on_batch)
         stopping.end()
-
-
-def _run_here(
-    units: Sequence[Unit], planned: PlannedFolder, filler: UnitFiller, tally: Tally, stopping: Stopping
-) -> None:
-    def on_batch(done: BatchDone) -> bool:
-        tally.add(done)
-        return not stopping.asked
-
-    filler.fill(units, planned, on_batch=on_batch)
 
 
 def _record_new(found: Sequence[Failure], failures: list[Failure], progress: Progress) -> None:

@@ -63,7 +63,17 @@ class ExecutionSettings:
         0, "Clips that go through the models together; a larger one is faster on a GPU; 0: 8 there, 1 on CPU."
     )
     decode_timeout: float = setting(60.0, "Seconds without an answer after which the decoder is ended.")
-    max_failures: str = setting("0", "Failed videos that are accepted: a number, or a percentage such as 5%.")
+    max_failures: str = setting(
+        "",
+        "Failed videos that are accepted, a number or a percentage such as 5%: one more ends the run early. "
+        "Empty: the run goes through to its end, and its exit status is 3 if any failed.",
+    )
+    retry_failed: bool = setting(
+        False, "Try those clips again that failed in an earlier run, instead of listing them once more."
+    )
+    check_space: bool = setting(
+        True, "Before the start, compare what the features will take with the free disk."
+    )
     shard_mb: int = setting(
         512,
         "Megabytes of features per shard file, at most, or one batch; both sets fill theirs alike.",
@@ -106,12 +116,16 @@ class ExecutionSettings:
             raise ValueError(f"--clip-retries {self.clip_retries}: give 1 or more")
         if self.shard_mb < 1:
             raise ValueError(f"--shard-mb {self.shard_mb}: give 1 or more")
-        allowed_failures(self.max_failures, num_videos=1)
+        self.failure_limit(num_videos=1)
 
     @property
     def on_cluster(self) -> bool:
         """Whether other processes do the work."""
         return self.workers > 1 or bool(self.scheduler)
+
+    def failure_limit(self, *, num_videos: int) -> int | None:
+        """Failed videos beyond which a run ends early; None: it never does. Raises ValueError."""
+        return allowed_failures(self.max_failures, num_videos=num_videos) if self.max_failures else None
 
     def clips_per_batch(self, device_type: str) -> int:
         """The batch size, the default one made definite for `cpu`, `cuda` and so on."""

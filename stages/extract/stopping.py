@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM, noted: the batch in flight is finished and committed, a second Ctrl-C ends at once."""
+"""Reasons to stop behind the batch in flight: Ctrl-C and SIGTERM, noted, and too many failures.
+
+A second Ctrl-C ends at once.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,15 @@ EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
 class Stopping:
-    """Whether the run was asked to stop, and by which signal."""
+    """Whether the run was asked to stop, by a signal or because it has become hopeless."""
 
     def __init__(self) -> None:
         self.signal: int = 0
+        self.given_up = False
 
     @property
     def asked(self) -> bool:
-        return self.signal != 0
+        return self.signal != 0 or self.given_up
 
     def end(self) -> None:
         """End the run as the signal would have: with KeyboardInterrupt, or SystemExit for SIGTERM."""
@@ -40,7 +44,7 @@ def noted_signals(progress: Progress) -> Iterator[Stopping]:
         return
 
     def note(number: int, frame: FrameType | None) -> None:
-        if stopping.asked and number == signal.SIGINT:
+        if stopping.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         stopping.signal = number
         progress.note("stopping after the batch in flight; Ctrl-C again ends at once")

@@ -1,0 +1,169 @@
+"""What a run does about failures: it goes on, ends early where told to, and tries again when asked."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from thinkjepa.cache import ClipRow, Failure, FeatureCache, Problem, WriteSession, drop_clips
+from thinkjepa.stages.data.clips import ClipSettings
+from thinkjepa.stages.data.decode_process import DecodeError
+from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.extract import batches
+from thinkjepa.stages.extract.extraction import ExtractReport, extract
+from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
+from thinkjepa.stages.progress import NoProgress
+
+CLIPS = ClipSettings(thinker_frames=4, observed_frames=4, future_frames=4, dense_fps=10, stride_s=0.5)
+Run = Callable[..., ExtractReport]
+TreeDigest = Callable[[Path], dict[str, str]]
+BROKEN = ("b.mp4", "c.mp4", "e.mp4")
+
+
+class Counting(NoProgress):
+    """How many videos were planned, clips extracted and failures shown."""
+
+    def __init__(self) -> None:
+        self.task, self.advanced, self.shown = "", {"planning": 0, "extracting": 0}, list[Failure]()
+
+    def begin(self, task: str, *, total: int, unit: str) -> None:
+        self.task = task
+
+    def advance(self, count: int) -> None:
+        self.advanced[self.task] += count
+
+    def failed(self, failure: Failure) -> None:
+        self.shown.append(failure)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., Path]) -> Path:
+    """Seven videos with a clip or two each; their decoded content differs by their lengths."""
+    folder = tmp_path_factory.mktemp("videos")
+    for number, name in enumerate("abcdefg"):
+        make_video(folder / f"{name}.mp4", num_frames=50 + number)
+    return folder
+
+
+@pytest.fixture
+def run(videos: Path, tmp_path: Path, tiny_models: Path) -> Run:
+    models = ModelSettings(
+        thinker=str(tiny_models / "thinker"), encoder=str(tiny_models / "encoder"), dtype="float32"
+    )
+
+    def run(folder: Path = videos, progress: Any = None, **execution: Any) -> ExtractReport:
+        return extract(
+            folder,
+            tmp_path / "cache",
+            clips=CLIPS,
+            models=models,
+            execution=ExecutionSettings(**execution),
+            progress=progress or NoProgress(),
+        )
+
+    return run
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Names of videos whose clips the encoder's preparation refuses; a test changes them."""
+    names = set(BROKEN)
+    real = batches.watch
+
+    def watch(clip: ClipRow, *rest: Any) -> Any:
+        if clip.video in names:
+            raise DecodeError("no frames today")
+        return real(clip, *rest)
+
+    monkeypatch.setattr(batches, "watch", watch)
+    return names
+
+
+def test_failed_clips_are_left_out_by_later_runs_until_they_are_to_be_tried_again(
+    run: Run, broken: set[str], tree_digest: TreeDigest, tmp_path: Path
+) -> None:
+    first = run()
+    assert {failure.video for failure in first.failures} == set(BROKEN)
+    assert (first.too_many_failures, first.stopped_early, first.failed_before) == (True, False, 0)
+    assert first.extracted == first.clips - first.failed_clips > 0
+    before = tree_digest(tmp_path / "cache")
+    broken.clear()
+    second = run()
+    assert (second.extracted, second.failed_before) == (0, first.failed_clips)
+    assert set(second.failures) == set(first.failures)
+    assert tree_digest(tmp_path / "cache") == before
+    third = run(retry_failed=True)
+    assert (third.extracted, third.failed_clips, third.failures) == (first.failed_clips, 0, [])
+    assert FeatureCache.open(tmp_path / "cache").failures == []
+    assert run().failed_before == 0
+
+
+def test_clips_that_verify_dropped_are_made_anew_unasked(run: Run, tmp_path: Path) -> None:
+    done = run()
+    with WriteSession(tmp_path / "cache"):
+        drop_clips(tmp_path / "cache", [Problem(done.encoder_set, done.clip_ids[0], "damaged")])
+    assert (run().extracted, run().already_there) == (1, done.clips)
+
+
+def test_a_hopeless_run_ends_early_and_goes_on_when_more_is_accepted(
+    run: Run, broken: set[str], tree_digest: TreeDigest, tmp_path: Path
+) -> None:
+    progress = Counting()
+    stopped = run(progress=progress, max_failures="1", shard_mb=1)
+    assert (stopped.stopped_early, stopped.too_many_failures, stopped.failed_videos) == (True, True, 2)
+    assert progress.advanced["extracting"] < stopped.clips
+    assert {failure.video for failure in progress.shown} == {"b.mp4", "c.mp4"}
+    whole = run(max_failures="50%")
+    assert (whole.stopped_early, whole.too_many_failures, whole.failed_videos) == (False, False, 3)
+    assert whole.extracted + whole.already_there == whole.clips - whole.failed_clips
+    again = run(max_failures="2")  # those of earlier runs count as well
+    assert (again.stopped_early, again.extracted, again.failed_videos) == (True, 0, 3)
+
+
+def test_a_folder_of_rubbish_ends_while_it_is_planned(run: Run, tmp_path: Path, videos: Path) -> None:
+    folder = tmp_path / "rubbish"
+    folder.mkdir()
+    for number in range(30):
+        (folder / f"{number:02d}.mp4").write_text(f"text {number}")
+    shutil.copy(videos / "a.mp4", folder / "z.mp4")
+    progress = Counting()
+    report = run(folder, progress, max_failures="10%")
+    assert (report.stopped_early, report.videos, report.extracted) == (True, 31, 0)
+    assert progress.advanced == {"planning": 4, "extracting": 0}
+
+
+def test_a_worker_cluster_ends_early_too(run: Run, tmp_path: Path, videos: Path) -> None:
+    folder = tmp_path / "videos"
+    shutil.copytree(videos, folder)
+    lost = [folder / f"{name}.mp4" for name in "bce"]
+    progress = Counting()
+
+    def begin(task: str, *, total: int, unit: str) -> None:
+        Counting.begin(progress, task, total=total, unit=unit)
+        if task == "extracting":  # planned, and gone before anybody comes to them
+            for path in lost:
+                path.unlink()
+
+    progress.begin = begin  # type: ignore[method-assign]
+    report = run(folder, progress, workers=2, max_failures="0", shard_mb=1)
+    assert (report.stopped_early, report.too_many_failures) == (True, True)
+    assert report.failed_videos >= 1
+
+
+def test_too_little_space_is_told_before_anything_is_computed(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = SimpleNamespace(free=1000)
+    monkeypatch.setattr("thinkjepa.stages.extract.disk_space.shutil.disk_usage", lambda path: free)
+    with pytest.raises(
+        StageError, match=r"clips without features take about .* GB, and '.*cache' has 1e-06 GB"
+    ):
+        run()
+    done = run(check_space=False)
+    assert done.extracted == done.clips
+    assert run().already_there == done.clips, "nothing is missing, so nothing is needed"
