@@ -1,19 +1,19 @@
-"""The encoder: V-JEPA 2 of transformers, one forward per window.
+"""What every video encoder does: one forward per window, described by its configuration before it is loaded.
 
-Observed and future windows never share a forward: the encoder is bidirectional, and a window that
+Observed and future windows never share a forward: an encoder may be bidirectional, and a window that
 reaches over the split would carry the future into the observed features.
 
-Shape letters: B clips, T latent steps, P patches (row-major height x width), D width.
+Shape letters: B clips, F frames of a window, T latent steps, P patches (row-major height x width), D width.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
-from transformers import AutoConfig, AutoVideoProcessor, VJEPA2Model
+from torch import Tensor, nn
 
 from thinkjepa.cache import ArraySpec
 from thinkjepa.stages.data.decode_process import FrameStack
@@ -29,22 +29,26 @@ from thinkjepa.stages.extract.weights import (
 ATTENTION = "sdpa"
 
 
-class VideoEncoder:
-    """A frozen V-JEPA 2. `load` brings its weights; before, it can only be described."""
+class VideoEncoder(ABC):
+    """A frozen encoder. `load` brings its weights; before, it can only be described."""
 
-    def __init__(self, folder: ModelFolder, *, dtype: str, device: torch.device) -> None:
+    model_class: ClassVar[Any]
+    """The class of transformers."""
+    tubelet: int
+    """Frames of a latent step."""
+    width: int
+    grid: tuple[int, int]
+    """Patches of a frame, height and width."""
+    frame_px: tuple[int, int]
+    """What it sees of a frame, height and width in pixels."""
+    longest_window: int | None = None
+    """Frames of the longest window that the model was made for; None: any."""
+
+    def __init__(self, folder: ModelFolder, config: Any, *, dtype: str, device: torch.device) -> None:
         self.folder = folder
+        self.config = config
         self.dtype = dtype
         self.device = device
-        with explained_load_errors(folder, "encoder"):
-            config = AutoConfig.from_pretrained(folder.path)
-            if config.model_type != "vjepa2":
-                raise StageError(
-                    f"--encoder {folder.name!r} is a {config.model_type!r}, not a V-JEPA 2 model"
-                )
-        self.tubelet, self.width = int(config.tubelet_size), int(config.hidden_size)
-        self.crop_px = int(config.crop_size)
-        self.grid = (self.crop_px // config.patch_size, self.crop_px // config.patch_size)
         self._model: Any = None
         self._processor: Any = None
 
@@ -65,23 +69,15 @@ class VideoEncoder:
     def source(self) -> Mapping[str, Any]:
         return run_source(self.folder, self.device)
 
+    @abstractmethod
     def load_processor(self) -> None:
-        """Bring what `preprocess` needs into memory. Raises StageError where the processor's crop is not the
-        model's: the position grid would be wrong without an error."""
-        with explained_load_errors(self.folder, "encoder"):
-            self._processor = AutoVideoProcessor.from_pretrained(self.folder.path)
-            crop = self._processor.crop_size
-        if (crop["height"], crop["width"]) != (self.crop_px, self.crop_px):
-            raise StageError(
-                f"--encoder {self.folder.name!r}: its processor crops to {crop['height']}x{crop['width']} "
-                f"px, its config says {self.crop_px}: use the processor that belongs to the model"
-            )
+        """Bring what `preprocess` needs into memory. Raises StageError where it is not the model's."""
 
     def load(self) -> None:
         """Bring processor and weights into memory. Raises StageError where a weight is missing."""
         self.load_processor()
         with explained_load_errors(self.folder, "encoder"):
-            self._model, report = VJEPA2Model.from_pretrained(
+            self._model, report = self.model_class.from_pretrained(
                 self.folder.path,
                 dtype=getattr(torch, self.dtype),
                 attn_implementation=ATTENTION,
@@ -89,24 +85,20 @@ class VideoEncoder:
                 trust_remote_code=False,
                 output_loading_info=True,
             )
-        missing = [name for name in report["missing_keys"] if name.startswith("encoder.")]
+        missing = sorted(name for name in report["missing_keys"] if self._is_used(name))
         if missing:
             raise StageError(
                 f"--encoder {self.folder.name!r} lacks {len(missing)} weights, e.g. {missing[0]!r}"
             )
         self._model.eval().to(self.device)
 
+    @abstractmethod
     def preprocess(self, frames: FrameStack) -> Tensor:
-        """A window's frames as the model's input `(frame, 3, crop, crop)`."""
-        video = torch.from_numpy(frames.copy()).permute(0, 3, 1, 2)
-        pixels: Tensor = self._processor(videos=[video], return_tensors="pt", do_sample_frames=False)[
-            "pixel_values_videos"
-        ][0]
-        return pixels
+        """A window's frames as the model's input `(F, 3, height, width)`, each by itself."""
 
     @torch.inference_mode()
     def encode(self, windows: Sequence[Tensor], *, batch_size: int = 1) -> Tensor:
-        """Latents `(B, T, P, D)` on the CPU of windows `(frame, 3, crop, crop)`, each seen by itself.
+        """Latents `(B, T, P, D)` on the CPU of windows `(F, 3, height, width)`, each seen by itself.
 
         A forward has `batch_size` rows, the last one repeated where windows are fewer, so that a window's
         latents do not depend on how many there are.
@@ -114,22 +106,51 @@ class VideoEncoder:
         starts = range(0, len(windows), batch_size)
         return torch.cat([self._forward(windows[start : start + batch_size], batch_size) for start in starts])
 
+    def build(self) -> nn.Module:
+        """The model with weights that mean nothing, in torch's default device: to count what it costs."""
+        model: nn.Module = self.model_class(self.config)
+        return model
+
+    @abstractmethod
+    def trunk(self, model: nn.Module) -> nn.Module:
+        """The part of the model that every token of a window goes through."""
+
+    @abstractmethod
+    def sequences(self, num_frames: int) -> Sequence[int]:
+        """Tokens that attend to each other, for each forward of a window of so many frames."""
+
     def _forward(self, windows: Sequence[Tensor], rows: int) -> Tensor:
         full = [*windows, *[windows[-1]] * (rows - len(windows))]
         pixels = torch.stack(full).to(self.device, getattr(torch, self.dtype))
-        latents: Tensor = self._model.get_vision_features(pixels)[: len(windows)]
         num_steps, num_patches = pixels.shape[1] // self.tubelet, self.grid[0] * self.grid[1]
-        return latents.reshape(len(windows), num_steps, num_patches, self.width).cpu()
+        latents = self._latents(pixels).reshape(rows, num_steps, num_patches, self.width)
+        return latents[: len(windows)].cpu()
+
+    @abstractmethod
+    def _latents(self, pixels_BFCHW: Tensor) -> Tensor:
+        """Patch tokens of every step, in any shape of `B * T * P * D` values in this order."""
+
+    @abstractmethod
+    def _is_used(self, weight: str) -> bool:
+        """Whether latents depend on a weight, by its name."""
 
 
 def encoder_arrays(
     encoder: VideoEncoder, *, observed_frames: int, future_frames: int, future_windows: int
 ) -> tuple[ArraySpec, ...]:
-    """The arrays of an encoder's feature set. Raises StageError for frames that do not fill tubelets."""
+    """The arrays of an encoder's feature set.
+
+    Raises StageError for windows that do not fill tubelets, or are longer than those the model was made for.
+    """
     for name, number in (("observed-frames", observed_frames), ("future-frames", future_frames)):
         if number % encoder.tubelet:
             raise StageError(
                 f"--{name} {number} is not a multiple of the encoder's tubelet, {encoder.tubelet}"
+            )
+        if encoder.longest_window is not None and number > encoder.longest_window:
+            raise StageError(
+                f"--{name} {number}: --encoder {encoder.folder.name!r} was made for windows of up to "
+                f"{encoder.longest_window} frames; give fewer, or an encoder for longer ones"
             )
     patches = encoder.grid[0] * encoder.grid[1]
     observed = (observed_frames // encoder.tubelet, patches, encoder.width)

@@ -27,6 +27,7 @@ from thinkjepa.stages.extract.clip_frames import RAW_BYTES, ClipDecoding, see, w
 from thinkjepa.stages.extract.device import choose_device, choose_dtype, quiet_transformers
 from thinkjepa.stages.extract.disk_space import stored_bytes
 from thinkjepa.stages.extract.encoder import VideoEncoder, encoder_arrays
+from thinkjepa.stages.extract.encoders import open_encoder
 from thinkjepa.stages.extract.hooked_thinker import HookedThinker
 from thinkjepa.stages.extract.model_costs import EncoderCosts, ThinkerCosts, encoder_costs, thinker_costs
 from thinkjepa.stages.extract.prompt_sizes import PromptSizes, seen_size
@@ -168,7 +169,7 @@ class DescribedModels:
             settings.encoder, revision=settings.encoder_revision, role="encoder", need_weights=False
         )
         thinker = HookedThinker(seeing, settings, dtype=dtype, device=place)
-        encoder = VideoEncoder(dense, dtype=dtype, device=place)
+        encoder = open_encoder(dense, dtype=dtype, device=place)
         latent_arrays = encoder_arrays(
             encoder,
             observed_frames=clips.observed_frames,
@@ -188,10 +189,14 @@ class DescribedModels:
         )
 
     @property
+    def window_sequences(self) -> tuple[Sequence[int], ...]:
+        """Tokens that attend to each other, of each window."""
+        return tuple(map(self.encoder.sequences, self.window_frames))
+
+    @property
     def window_tokens(self) -> tuple[int, ...]:
-        """Latent tokens of each window."""
-        patches = self.encoder.grid[0] * self.encoder.grid[1]
-        return tuple(frames // self.encoder.tubelet * patches for frames in self.window_frames)
+        """Tokens of each window."""
+        return tuple(map(sum, self.window_sequences))
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -299,7 +304,8 @@ def encoder_figures(num_clips: int, described: DescribedModels) -> ModelFigures:
         parameters=costs.parameters,
         weights_bytes=costs.parameters * described.torch_dtype.itemsize,
         tokens_per_clip=[sum(tokens)] * 2 if num_clips else None,
-        total_flops=num_clips * sum(costs.flops(number) for number in tokens),
+        total_flops=num_clips
+        * sum(costs.flops(number) for part in described.window_sequences for number in part),
         disk_bytes=sum(array_bytes.values()),
         array_bytes=array_bytes,
     )
@@ -317,7 +323,7 @@ def memory_figures(
     seen = {seen_size(size, described.thinker.settings.thinker_size) for size in planned.frame_sizes.values()}
     seen_frame = 3 * max((width * height for width, height in seen), default=0)
     num_thinker_frames = max((len(clip.thinker_frames) for clip in planned.clips), default=0)
-    window_pixels = sum(described.window_frames) * 3 * described.encoder.crop_px**2
+    window_pixels = sum(described.window_frames) * 3 * math.prod(described.encoder.frame_px)
     latent_values = sum(described.window_tokens) * described.encoder.width
     thinker_live = thinker.live_values(longest) if longest else 0
     return MemoryFigures(

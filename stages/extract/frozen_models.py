@@ -12,6 +12,7 @@ from thinkjepa.cache import FeatureSet, Kind
 from thinkjepa.stages.data.clips import ClipSettings
 from thinkjepa.stages.extract.device import choose_device, choose_dtype, quiet_transformers
 from thinkjepa.stages.extract.encoder import VideoEncoder
+from thinkjepa.stages.extract.encoders import open_encoder
 from thinkjepa.stages.extract.feature_sets import Storing, encoder_set, thinker_set
 from thinkjepa.stages.extract.hooked_thinker import HookedThinker
 from thinkjepa.stages.extract.settings import GPU_BATCH, ModelSettings
@@ -41,7 +42,7 @@ class FrozenModels:
         encoder = find_model(settings.encoder, revision=settings.encoder_revision, role="encoder")
         return cls(
             _thinker(thinker, settings, vllm, dtype=dtype, device=place, batch_size=batch_size),
-            VideoEncoder(encoder, dtype=dtype, device=place),
+            open_encoder(encoder, dtype=dtype, device=place),
         )
 
     def __enter__(self) -> FrozenModels:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, VJEPA2Model
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from thinkjepa.stages.extract.encoder import VideoEncoder
 from thinkjepa.stages.extract.hooked_thinker import HookedThinker, find_decoder_layers
@@ -133,14 +133,12 @@ def thinker_costs(thinker: HookedThinker) -> ThinkerCosts:
 
 def encoder_costs(encoder: VideoEncoder) -> EncoderCosts:
     """Counted from the configuration. Raises StageError for a model that transformers cannot build."""
-    with explained_load_errors(encoder.folder, "encoder"):
-        config = AutoConfig.from_pretrained(encoder.folder.path)
-        with torch.device("meta"):
-            model = VJEPA2Model(config)
+    with explained_load_errors(encoder.folder, "encoder"), torch.device("meta"):
+        model = encoder.build()
     return EncoderCosts(
         parameters=count_parameters(model),
-        weights=multiplied_weights(model.encoder.named_modules()),
-        attention=Attention(int(config.num_hidden_layers), int(config.hidden_size)),
+        weights=multiplied_weights(encoder.trunk(model).named_modules()),
+        attention=Attention(int(encoder.config.num_hidden_layers), encoder.width),
     )
 
 

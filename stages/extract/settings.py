@@ -33,7 +33,8 @@ class ModelSettings:
         256, "Short side of the thinker's frames, pixels; larger ones are scaled down."
     )
     encoder: str = setting(
-        "facebook/vjepa2-vitl-fpc64-256", "V-JEPA 2 encoder: a hub name or a local folder."
+        "facebook/vjepa2-vitl-fpc64-256",
+        "Video encoder, V-JEPA 2 or DINOv2 (latents of single frames): a hub name or a local folder.",
     )
     encoder_revision: str = setting("main", "Branch, tag or commit of the encoder on the hub.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(

@@ -12,6 +12,7 @@ from thinkjepa.cache.fp8 import quantised, restored
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.device import choose_device, quiet_transformers
 from thinkjepa.stages.extract.encoder import VideoEncoder
+from thinkjepa.stages.extract.encoders import open_encoder
 from thinkjepa.stages.extract.hooked_thinker import HookedThinker
 from thinkjepa.stages.extract.settings import ModelSettings
 from thinkjepa.stages.extract.weights import find_model
@@ -29,7 +30,7 @@ def load_encoder(made: FeatureSet, *, place: str | None, device: str) -> VideoEn
     folder = find_model(
         place or str(made.source["model"]), revision=str(made.source["revision"]), role="encoder"
     )
-    encoder = VideoEncoder(folder, dtype=str(made.origin["dtype"]), device=choose_device(device))
+    encoder = open_encoder(folder, dtype=str(made.origin["dtype"]), device=choose_device(device))
     check_origin(encoder.origin, made, flag="--encoder")
     encoder.load()
     return encoder

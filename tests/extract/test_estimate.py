@@ -19,6 +19,7 @@ from thinkjepa.pipeline.estimate_report import describe_estimate
 from thinkjepa.stages.data.clips import ClipSettings
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.encoder import VideoEncoder
+from thinkjepa.stages.extract.encoders import open_encoder
 from thinkjepa.stages.extract.estimate import Estimate, estimate, stored_bytes
 from thinkjepa.stages.extract.hooked_thinker import HookedThinker
 from thinkjepa.stages.extract.model_costs import (
@@ -82,7 +83,7 @@ def loaded_thinker(tiny_models: Path) -> HookedThinker:
 
 def loaded_encoder(tiny_models: Path) -> VideoEncoder:
     folder = find_model(str(tiny_models / "encoder"), revision="main", role="encoder")
-    encoder = VideoEncoder(folder, dtype="float32", device=CPU)
+    encoder = open_encoder(folder, dtype="float32", device=CPU)
     encoder.load()
     return encoder
 

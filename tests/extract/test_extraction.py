@@ -22,7 +22,7 @@ import zarr
 from thinkjepa.cache import ClipRow, FeatureCache
 from thinkjepa.stages.data.clips import ClipSettings
 from thinkjepa.stages.data.decode_process import VideoDecoder
-from thinkjepa.stages.extract.encoder import VideoEncoder
+from thinkjepa.stages.extract.encoders import open_encoder
 from thinkjepa.stages.extract.extraction import ExtractReport, extract
 from thinkjepa.stages.extract.hooked_thinker import HookedThinker
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
@@ -84,7 +84,7 @@ def test_stored_features_equal_the_models_on_the_same_frames(
 ) -> None:
     cache, device = FeatureCache.open(extracted), torch.device("cpu")
     thinker_set, encoder_set = sets_of(cache)
-    encoder = VideoEncoder(
+    encoder = open_encoder(
         find_model(str(tiny_models / "encoder"), revision="main", role="encoder"),
         dtype="float32",
         device=device,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from thinkjepa.cache import TOKEN_KINDS
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.extract.encoder import VideoEncoder
+from thinkjepa.stages.extract.encoders import open_encoder
 from thinkjepa.stages.extract.hooked_thinker import HookedThinker, until_stop
 from thinkjepa.stages.extract.prompting import clock_metadata
 from thinkjepa.stages.extract.settings import ModelSettings, allowed_failures, parse_layers, spread_layers
@@ -213,7 +213,7 @@ def test_pickled_weights_are_never_loaded(tmp_path: Path, tiny_models: Path) -> 
 
 def test_frames_are_preprocessed_each_by_itself(tiny_models: Path, thinker: HookedThinker) -> None:
     """They come in groups, so that 4K needs little memory: how they are grouped must not matter."""
-    encoder = VideoEncoder(
+    encoder = open_encoder(
         find_model(str(tiny_models / "encoder"), revision="main", role="encoder"),
         dtype="float32",
         device=torch.device("cpu"),
