@@ -96,6 +96,32 @@ def info_command(
         print_text(describe_info(info))
 
 
+@app.command("doctor")
+def doctor_command(
+    *,
+    cache_dir: Annotated[Path, typer.Option("--cache-dir", help="Where the cache will lie.")] = Path(),
+    device: Annotated[
+        str, typer.Option(help="Where the models will run: auto, cpu, cuda, cuda:1, mps.")
+    ] = "auto",
+    json: JsonOption = False,
+) -> int:
+    """Try everything that extraction needs: versions, decoder, devices, disk, a clip through tiny models.
+
+    What is broken comes with what to do about it. Exit status 3 where something is.
+    """
+    from thinkjepa.pipeline.doctor import describe_finding, examine, is_healthy
+
+    findings = []
+    for finding in examine(cache_dir, device=device):
+        findings.append(finding)
+        if not json:
+            print_text(describe_finding(finding))
+    healthy = is_healthy(findings)
+    if json:
+        print_json({"healthy": healthy, "findings": [asdict(finding) for finding in findings]})
+    return EXIT_DONE if healthy else EXIT_FAILURES
+
+
 @app.command("estimate")
 @with_settings(clips=ClipSettings, models=ModelSettings, execution=ExecutionSettings)
 def estimate_command(

@@ -55,6 +55,10 @@ SETTINGS = {
 }
 
 
+SCHEDULER = {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"}
+"""Of workers on this machine; its status page listens even where it shows nothing."""
+
+
 def run_on_cluster(
     units: Sequence[Unit],
     planned: PlannedFolder,
@@ -116,7 +120,7 @@ def connected(execution: ExecutionSettings) -> Iterator[Client]:
     with (
         _quiet_logs(),
         SpecCluster(
-            scheduler={"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard": False}},
+            scheduler={"cls": Scheduler, "options": SCHEDULER},
             workers={number: _worker(number) for number in range(execution.workers)},
         ) as cluster,
         Client(cluster, timeout=CONNECT_S, set_as_default=False) as client,
