@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -31,14 +31,19 @@ Slices = tuple[slice, ...]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What of each clip is read: places on the layer axis (None: all), tokens from the first (None: all)."""
+    """What of each clip is read: places on the layer axis, tokens and windows from the first; None: all."""
 
     layers: tuple[int, ...] | None = None
     tokens: int | None = None
+    windows: int | None = None
 
     def indices(self, spec: ArraySpec) -> tuple[Sequence[int], ...]:
         """Places read on every axis of a clip, in order."""
-        chosen = {"layer": self.layers, "token": None if self.tokens is None else range(self.tokens)}
+        chosen: Mapping[str, Sequence[int] | None] = {
+            "layer": self.layers,
+            "token": None if self.tokens is None else range(self.tokens),
+            "window": None if self.windows is None else range(self.windows),
+        }
         return tuple(
             range(size) if (places := chosen.get(dim)) is None else places
             for dim, size in zip(spec.dims, spec.shape, strict=True)

@@ -90,23 +90,31 @@ class FeatureCache:
         return chosen.by_clip_id()
 
     def read(
-        self, set_name: str, array: str, clip_ids: Sequence[str], *, out: torch.Tensor | None = None
+        self,
+        set_name: str,
+        array: str,
+        clip_ids: Sequence[str],
+        *,
+        windows: int | None = None,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Features of clips in the given order, `(len(clip_ids), *array shape)` in the set's dtype.
 
-        The ragged `tokens` and `token_kind` come at full capacity, zero behind each clip's token count
+        Of an array with a window axis the first `windows` are read, where that is given. The ragged `tokens`
+        and `token_kind` come at full capacity, zero behind each clip's token count
         (`index(set_name)[clip_id].token_count`). `out` receives the values where given. Raises
         CacheError for a clip that has no features, or whose stored bytes do not match their crc32c.
         """
         spec = self._spec(set_name, array)
-        shape = (len(clip_ids), *spec.shape)
+        part = Part(windows=windows if "window" in spec.dims else None)
+        shape = (len(clip_ids), *part.shape(spec))
         if out is None:
             out = torch.empty(shape, dtype=spec.torch_dtype)
         if tuple(out.shape) != shape or out.dtype != spec.torch_dtype or not out.is_contiguous():
             raise ValueError(
                 f"out is {out.dtype} {tuple(out.shape)}, needed is {spec.dtype} {shape}, contiguous"
             )
-        self._gather(set_name, spec, clip_ids, self._rows(set_name, clip_ids), Part(), out)
+        self._gather(set_name, spec, clip_ids, self._rows(set_name, clip_ids), part, out)
         return out
 
     def read_many(

@@ -95,6 +95,7 @@ class ZarrArray:
         select: Mapping[str, Any] = {
             "layer": slice(None) if part.layers is None else list(part.layers),
             "token": slice(part.tokens),
+            "window": slice(part.windows),
         }
         axes = [select.get(dim, slice(None)) for dim in self.spec.dims]
         return np.asarray(self._opened.oindex[(row, *axes)])

@@ -177,7 +177,7 @@ def check_disk(cache_dir: Path) -> Iterator[Finding]:
                 except BlockingIOError:
                     pass
         first.replace(second)
-        with second.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        with second.open("rb") as again, mmap.mmap(again.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
             whole = mapped[:] == b"thinkjepa"
         yield (
             Finding("disk", "ok", "writes, syncs, locks, renames and maps files")

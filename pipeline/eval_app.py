@@ -51,6 +51,15 @@ def eval_command(
         Path | None,
         typer.Option("--cache-dir", help="The cache, where it is no longer where the run found it."),
     ] = None,
+    rollout: Annotated[
+        str | None,
+        typer.Option(
+            "--rollout",
+            metavar="STEPS",
+            help="Roll the runs out instead, predictions becoming context, and measure over so many latent "
+            "steps, e.g. 4,8,16,32. The cache needs as many future windows (extract --future-windows).",
+        ),
+    ] = None,
     device: Annotated[DeviceChoice, typer.Option(help="Where to compute: auto or cpu.")] = "auto",
     again: Annotated[
         bool, typer.Option("--again", help="Evaluate runs anew that have an evaluation of their weights.")
@@ -62,12 +71,15 @@ def eval_command(
     One run: writes eval-SPLIT.json, .parquet (a row per clip: scores, predicted joints), .md and .png into
     the run. Several: evaluates those that are not evaluated yet and writes comparison.json, comparison.md,
     horizon.png, distances.png and differences.png to --out: a row per setting, the best on validation clips
-    first, seeds aggregated, differences paired by clip.
+    first, seeds aggregated, differences paired by clip. --rollout writes rollout-SPLIT.json, .md and .png.
     Brackets are 95 % intervals, from drawing videos 2,000 times.
     """
     chosen = chosen_runs(run or [], runs)
     with TerminalProgress(errors) as progress:
-        if len(chosen) == 1 and out is None:
+        if rollout is not None:
+            place = out or (runs / COMPARISON if runs else None)
+            result, markdown = _rolled_out(chosen, rollout, place, split, cache_dir, device, progress)
+        elif len(chosen) == 1 and out is None:
             result, markdown = _one(chosen[0], split, cache_dir, device, progress)
         else:
             place = out or (runs / COMPARISON if runs else None)
@@ -96,6 +108,28 @@ def _one(
     from thinkjepa.pipeline.eval_files import evaluate_run
 
     return evaluate_run(run, split=split, cache_dir=cache_dir, device=device, progress=progress)
+
+
+def _rolled_out(
+    chosen: list[Path],
+    horizons: str,
+    out: Path | None,
+    split: Split,
+    cache_dir: Path | None,
+    device: DeviceChoice,
+    progress: Progress,
+) -> tuple[dict[str, Any], str]:
+    from thinkjepa.pipeline.rollout_files import parse_horizons, roll_out_runs
+
+    return roll_out_runs(
+        chosen,
+        horizons=parse_horizons(horizons),
+        split=split,
+        cache_dir=cache_dir,
+        device=device,
+        out=out,
+        progress=progress,
+    )
 
 
 def _several(

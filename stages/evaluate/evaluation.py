@@ -34,7 +34,7 @@ from thinkjepa.stages.evaluate.trained_run import TrainedRun
 from thinkjepa.stages.evaluate.trajectory_metrics import counted_joint_frames, trajectory_metrics
 from thinkjepa.stages.json_files import read_json, write_json
 from thinkjepa.stages.progress import NoProgress, Progress
-from thinkjepa.stages.train.features import TRAINED_WINDOW, Batch, Features, TrajectoryBatch
+from thinkjepa.stages.train.features import Batch, Features, TrajectoryBatch
 from thinkjepa.stages.train.model import ForecastModel
 from thinkjepa.stages.train.settings import Device
 
@@ -57,12 +57,12 @@ def evaluate(
     side = as_side(split)
     run = TrainedRun.open(run_dir)
     features = run.features(cache_dir)
-    clips = _rows_of(run.clip_ids(side), features)
+    clips = rows_of(run.clip_ids(side), features)
     progress = progress or NoProgress()
     progress.begin("evaluate", total=len(clips), unit="clips")
     with ClipTableWriter(table_path(run_dir, side), describe(run, features, side, clips)) as table:
-        for part, columns in measured(run, features, clips, device=_torch_device(device)):
-            table.append({**clip_columns(part, tubelet=features.tubelet), **columns})
+        for part, columns in measured(run, features, clips, device=torch_device(device)):
+            table.append({**clip_columns(part, features), **columns})
             progress.advance(len(part))
     result = summarise(ClipTable.read(table_path(run_dir, side)))
     write_json(run_dir / f"eval-{side}.json", result)
@@ -90,19 +90,30 @@ def describe(run: TrainedRun, features: Features, side: Side, clips: Sequence[Cl
 
 
 @torch.no_grad()
+def predictions(
+    run: TrainedRun,
+    model: ForecastModel,
+    features: Features,
+    clips: Sequence[ClipRow],
+    *,
+    device: torch.device,
+) -> Iterator[tuple[Sequence[ClipRow], Batch, dict[str, Predicted]]]:
+    """What every method forecasts of all clips, in their order, part by part, beside what came."""
+    partners = partners_of(clips) if run.shape.thinker is not None else {}
+    for start in range(0, len(clips), run.clips_per_forward):
+        part = clips[start : start + run.clips_per_forward]
+        batch = features.batch([clip.clip_id for clip in part], device)
+        known = known_at_split(features, part, batch, partners=partners)
+        yield part, batch, predict_all(model, known, future_steps=batch.future.shape[1])
+
+
 def measured(
     run: TrainedRun, features: Features, clips: Sequence[ClipRow], *, device: torch.device
 ) -> Iterator[tuple[Sequence[ClipRow], Columns]]:
     """Scores and predictions of all clips, in their order, part by part."""
     model = run.model().to(device)
-    guided = run.shape.thinker is not None
-    partners = partners_of(clips) if guided else {}
-    for start in range(0, len(clips), run.clips_per_forward):
-        part = clips[start : start + run.clips_per_forward]
-        batch = features.batch([clip.clip_id for clip in part], device)
-        known = known_at_split(features, part, batch, partners=partners)
-        predicted = predict_all(model, known, future_steps=batch.future.shape[1])
-        columns = score_columns(predicted, batch, keypoints=_keypoint_places(model))
+    for part, batch, predicted in predictions(run, model, features, clips, device=device):
+        columns = score_columns(predicted, batch, keypoints=keypoint_places(model))
         if batch.trajectory is not None:
             columns |= joint_columns(predicted["model"], batch.trajectory)
             columns |= {"camera_pose": _camera_poses(features, part)}
@@ -135,16 +146,17 @@ def joint_columns(forecast: Predicted, target: TrajectoryBatch) -> Columns:
     }
 
 
-def clip_columns(clips: Sequence[ClipRow], *, tubelet: int) -> Columns:
+def clip_columns(clips: Sequence[ClipRow], features: Features) -> Columns:
     """Which clips, and when their future frames are."""
-    horizons = [step_horizons_s(clip, window=TRAINED_WINDOW, tubelet=tubelet) for clip in clips]
+    windows, tubelet = features.windows, features.tubelet
+    horizons = [step_horizons_s(clip, windows=windows, tubelet=tubelet) for clip in clips]
     return {
         **{
             name: pa.array([getattr(clip, name) for clip in clips])
             for name in ("clip_id", "video", "video_digest", "split_frame", "split_time_s")
         },
-        "future_frames": lists(np.array([clip.future_frames[TRAINED_WINDOW] for clip in clips])),
-        "future_times_s": lists(np.array([clip.future_times_s[TRAINED_WINDOW] for clip in clips])),
+        "future_frames": lists(np.array([np.concatenate(clip.future_frames[:windows]) for clip in clips])),
+        "future_times_s": lists(np.array([np.concatenate(clip.future_times_s[:windows]) for clip in clips])),
         "horizon_s": lists(np.array(horizons)),
     }
 
@@ -164,17 +176,18 @@ def _column(values: Tensor) -> pa.Array:
     return numbers(array) if array.ndim == 1 else lists(array)
 
 
-def _keypoint_places(model: ForecastModel) -> list[int]:
+def keypoint_places(model: ForecastModel) -> list[int]:
     """Where EgoDex's keypoints stand among the joints of the head."""
     joints = model.head.shape.joints if model.head else ()
     return [place for place, name in enumerate(joints) if name in KEYPOINTS]
 
 
-def _torch_device(device: Device) -> torch.device:
+def torch_device(device: Device) -> torch.device:
     return torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu")
 
 
-def _rows_of(clip_ids: Sequence[str], features: Features) -> list[ClipRow]:
+def rows_of(clip_ids: Sequence[str], features: Features) -> list[ClipRow]:
+    """The clips, in this order. Raises StageError where one has no features any more."""
     rows = {clip.clip_id: clip for clip in features.clips().only(clip_ids)}
     if lost := [clip_id for clip_id in clip_ids if clip_id not in rows]:
         needed = "features and labels" if features.supervision else "features"

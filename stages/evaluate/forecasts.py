@@ -14,7 +14,7 @@ from torch import Tensor
 from thinkjepa.cache import ClipRow
 from thinkjepa.stages.data.trajectories import Supervision
 from thinkjepa.stages.evaluate.baseline_poses import constant_velocity
-from thinkjepa.stages.train.features import TRAINED_WINDOW, Batch, Features
+from thinkjepa.stages.train.features import Batch, Features
 from thinkjepa.stages.train.losses import persistence
 from thinkjepa.stages.train.model import Forecast, ForecastModel
 from thinkjepa.stages.train.thinker_states import TokenBatch
@@ -66,7 +66,7 @@ def known_at_split(
     """Put together what is known; `partners` names the clip whose thinker states a clip is given instead."""
     device = batch.observed.device
     others = [partners[clip.clip_id] for clip in clips] if partners else []
-    moving_on_m = moving_on(features.supervision, clips, tubelet=features.tubelet)
+    moving_on_m = moving_on(features.supervision, clips, windows=features.windows, tubelet=features.tubelet)
     return Known(
         observed=batch.observed,
         pooled=batch.pooled,
@@ -78,7 +78,9 @@ def known_at_split(
     )
 
 
-def moving_on(supervision: Supervision | None, clips: Sequence[ClipRow], *, tubelet: int) -> Tensor | None:
+def moving_on(
+    supervision: Supervision | None, clips: Sequence[ClipRow], *, windows: int, tubelet: int
+) -> Tensor | None:
     """Constant velocity's joints `(batch, step, frame, joint, 3)`, metres; None without trajectories."""
     if supervision is None:
         return None
@@ -89,18 +91,27 @@ def moving_on(supervision: Supervision | None, clips: Sequence[ClipRow], *, tube
             trajectory.observed_m,
             trajectory.observed_confidence > 0,
             observed_times_s=clip.observed_times_s,
-            future_times_s=clip.future_times_s[TRAINED_WINDOW],
+            future_times_s=[time for window in clip.future_times_s[:windows] for time in window],
         )
         positions.append(moved.reshape(-1, tubelet, *moved.shape[1:]))
     return torch.from_numpy(np.stack(positions))
 
 
 def predict_all(model: ForecastModel, known: Known, *, future_steps: int) -> dict[str, Predicted]:
-    """Every method's forecast that this model and these clips allow, by its name in `FORECASTS`."""
-    forecast = model(known.observed, known.pooled, known.last_pose_m, known.tokens)
+    """Every method's forecast that this model and these clips allow, by its name in `FORECASTS`.
+
+    A model whose window is shorter than `future_steps` is rolled out: its predictions become its context.
+    """
+    forecast = model(known.observed, known.pooled, known.last_pose_m, known.tokens, num_steps=future_steps)
     found = {"model": _of(forecast)}
     if known.others_pooled is not None:
-        shuffled = model(known.observed, known.others_pooled, known.last_pose_m, known.others_tokens)
+        shuffled = model(
+            known.observed,
+            known.others_pooled,
+            known.last_pose_m,
+            known.others_tokens,
+            num_steps=future_steps,
+        )
         found["shuffled_guidance"] = _of(shuffled)
     repeated = persistence(known.observed, future_steps=future_steps)
     found["latent_persistence"] = Predicted(repeated, model.read_joints(repeated, known.last_pose_m))

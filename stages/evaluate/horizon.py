@@ -7,12 +7,12 @@ from thinkjepa.cache import ClipRow
 from thinkjepa.stages.errors import StageError
 
 
-def step_horizons_s(clip: ClipRow, *, window: int, tubelet: int) -> list[float]:
-    """Seconds from the last observed frame to the middle of each latent step's frames.
+def step_horizons_s(clip: ClipRow, *, windows: int, tubelet: int) -> list[float]:
+    """Seconds from the last observed frame to the middle of each latent step's frames, of the first windows.
 
     A latent step covers `tubelet` frames; its time is the mean of their presentation times.
     """
-    times_s = np.asarray(clip.future_times_s[window], dtype=np.float64)
+    times_s = np.concatenate([np.asarray(times, dtype=np.float64) for times in clip.future_times_s[:windows]])
     if len(times_s) % tubelet:
         raise StageError(
             f"{clip.label}: {len(times_s)} future frames are no multiple of the encoder's tubelet {tubelet}"

@@ -43,5 +43,5 @@ def require_space(session: WriteSession, sets: Mapping[Kind, FeatureSet], clips:
         raise StageError(
             f"{number} clips without features take about {needed / GB:.2g} GB, and {str(session.root)!r} has "
             f"{free / GB:.2g} GB free: free space, choose another --cache-dir, keep fewer --layers or give "
-            "--fp8 all; --no-check-space extracts as much as there is room for"
+            "--fp8 all; --ignore-space extracts as much as there is room for"
         )

@@ -102,7 +102,7 @@ def extract(
         tally = Tally(progress, limit, [*planned.failures, *known.values()])
         if not tally.hopeless:
             pending = [clip for clip in planned.clips if clip.clip_id not in known]
-            if execution.check_space:
+            if not execution.ignore_space:
                 require_space(session, sets, pending)
             units = plan_units(session, sets, pending)
             target = Target(cache_dir.absolute(), session.token, sets)

@@ -72,8 +72,8 @@ class ExecutionSettings:
     retry_failed: bool = setting(
         False, "Try those clips again that failed in an earlier run, instead of listing them once more."
     )
-    check_space: bool = setting(
-        True, "Before the start, compare what the features will take with the free disk."
+    ignore_space: bool = setting(
+        False, "Start even where the features that are missing will not fit on the disk."
     )
     shard_mb: int = setting(
         512,

@@ -18,8 +18,6 @@ from thinkjepa.stages.train.latent_views import viewed, viewed_grid
 from thinkjepa.stages.train.shapes import LatentGrid, LatentView, ModelShape, ThinkerShape, Variant
 from thinkjepa.stages.train.thinker_states import TokenBatch, read_tokens
 
-TRAINED_WINDOW = 0  # of several future windows; the later ones serve long rollouts
-
 
 @dataclass(frozen=True, slots=True)
 class TrajectoryBatch:
@@ -69,6 +67,19 @@ class Features:
     """How the latents are looked at; `grid` is what is seen."""
     token_kinds: tuple[int, ...] = ()
     """Kinds of thinker tokens that batches hold beside the pooled states."""
+    windows: int = 1
+    """Future windows that batches hold, one behind the other: more than one is rolled out."""
+
+    def reaching(self, *, windows: int) -> "Features":
+        """The same features with so many future windows. Raises StageError where fewer are stored."""
+        stored = self.encoder.arrays["future"].shape[0]
+        if windows > stored:
+            steps = self.stored_grid.future_steps
+            raise StageError(
+                f"{windows * steps} latent steps are {windows} future windows, {self.encoder.name} has "
+                f"{stored}: extract with --future-windows {windows}, or ask for up to {stored * steps} steps"
+            )
+        return replace(self, windows=windows)
 
     def needed_by(self, shape: ModelShape) -> "Features":
         """The same features, in batches that hold what a model of this shape reads."""
@@ -95,7 +106,7 @@ class Features:
         future_BWTPD = self._read_latents("future", clip_ids, buffers)
         return Batch(
             observed=self._read_latents("observed", clip_ids, buffers),
-            future=future_BWTPD[:, TRAINED_WINDOW],
+            future=future_BWTPD.flatten(1, 2),
             pooled=self.pooled(clip_ids) if self.thinker else None,
             trajectory=self.trajectories(clip_ids, torch.device("cpu")) if self.supervision else None,
             tokens=self.tokens(clip_ids) if self.token_kinds else None,
@@ -113,9 +124,9 @@ class Features:
 
     def _read_latents(self, array: str, clip_ids: Sequence[str], buffers: BatchBuffers) -> Tensor:
         spec = self.encoder.arrays[array]
-        key = (self.encoder.name, array)
-        out = buffers.tensor(key, (len(clip_ids), *spec.shape), spec.torch_dtype)
-        return self.cache.read(self.encoder.name, array, clip_ids, out=out)
+        shape = (self.windows, *spec.shape[1:]) if array == "future" else spec.shape
+        out = buffers.tensor((self.encoder.name, array), (len(clip_ids), *shape), spec.torch_dtype)
+        return self.cache.read(self.encoder.name, array, clip_ids, windows=self.windows, out=out)
 
     def viewed(self, latents_BTPD: Tensor, device: torch.device) -> Tensor:
         """Stored latents on `device`, float32, as the run looks at them."""
@@ -126,8 +137,8 @@ class Features:
         assert self.supervision is not None, "asked for trajectories in a run without labels"
         found = [self.supervision.trajectory(clip_id) for clip_id in clip_ids]
         poses, known = zip(*map(last_seen, found), strict=True)
-        future_m = np.stack([item.future_m[TRAINED_WINDOW] for item in found])
-        confidence = np.stack([item.future_confidence[TRAINED_WINDOW] for item in found])
+        future_m = np.stack([item.future_m[: self.windows] for item in found])
+        confidence = np.stack([item.future_confidence[: self.windows] for item in found])
         steps = (len(clip_ids), -1, self.tubelet, len(self.supervision.joints))
         return TrajectoryBatch(
             last_pose_m=torch.from_numpy(np.stack(poses)).to(device),

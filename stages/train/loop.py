@@ -92,6 +92,7 @@ class Fitting:
                     clips.tokens,
                     self._guided(share.clip_ids, moment),
                     with_context=self.with_context,
+                    num_steps=clips.future.shape[1],
                 )
             weights = torch.tensor(share.weights, device=self.accelerator.device)
             terms = clip_terms(forecast, clips, self.settings, unit_m=self.joint_unit_m)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from thinkjepa.stages.train.losses import LatentLoss, TrajectoryUnits
-from thinkjepa.stages.train.setting_checks import check_choice, check_not_negative
+from thinkjepa.stages.train.setting_checks import check_choice, check_not_negative, check_positive
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,13 @@ class LossSettings:
         metadata={
             "help": "Train on latents that are layer-normed over their channels: the targets, and the "
             "observed ones with them, so that forecasts can be fed back (V-JEPA 2)."
+        },
+    )
+    rollout_windows: int = field(
+        default=1,
+        metadata={
+            "help": "Future windows that are predicted one from the other in training, the loss over all of "
+            "them (multi-step loss); the cache needs as many: extract --future-windows."
         },
     )
     context_weight: float = field(
@@ -44,4 +51,5 @@ class LossSettings:
         """Raises StageError for what cannot be."""
         check_choice(self, "latent_loss", get_args(LatentLoss))
         check_choice(self, "trajectory_units", get_args(TrajectoryUnits))
+        check_positive(self, "rollout_windows")
         check_not_negative(self, "latent_weight", "trajectory_weight", "context_weight")

@@ -40,16 +40,18 @@ class ForecastModel(nn.Module):
         guided: Tensor | None = None,
         *,
         with_context: bool = False,
+        num_steps: int | None = None,
     ) -> Forecast:
         """`observed` `(batch, step, patch, dim)`, `pooled` `(batch, level, stream, dim)`, `last_pose_m`
         `(batch, joint, 3)`: None where the model has no thinker or no head. `tokens` are read by a model
         guided by cross-attention, and needed by it. Where `guided` `(batch,)` is 0, the sample's forecast is
-        that of the unguided predictor; None guides all. `with_context` asks for `Forecast.context`.
+        that of the unguided predictor; None guides all. `with_context` asks for `Forecast.context`,
+        `num_steps` for so many future steps, rolled out where they are more than a window.
         """
         if not with_context:
-            latents: Tensor = self.forecaster(observed, pooled, tokens, guided)
+            latents: Tensor = self.forecaster(observed, pooled, tokens, guided, num_steps=num_steps)
             return Forecast(latents, self.read_joints(latents, last_pose_m))
-        steps = self.forecaster.all_steps(observed, pooled, tokens, guided)
+        steps = self.forecaster.all_steps(observed, pooled, tokens, guided, num_steps=num_steps)
         context, latents = steps[:, : observed.shape[1]], steps[:, observed.shape[1] :]
         return Forecast(latents, self.read_joints(latents, last_pose_m), context)
 

@@ -228,7 +228,7 @@ def plan_run(
 ) -> RunPlan:
     """Put together what the settings ask for and what the features' sizes require."""
     shape = model_shape(features, settings)
-    features = features.needed_by(shape)
+    features = features.needed_by(shape).reaching(windows=settings.rollout_windows)
     if (warm_start is None) == bool(settings.init_from and settings.variant != "vlm"):
         raise StageError(f"init_from is {settings.init_from!r}, and no checkpoint was found for it")
     record = {
@@ -276,7 +276,8 @@ def plan_costs(
         encoder_set=encoder_set,
     )
     shape = model_shape(supervised(features, settings), settings)
-    return training_costs(features.needed_by(shape), shape, settings)
+    features = features.needed_by(shape).reaching(windows=settings.rollout_windows)
+    return training_costs(features, shape, settings)
 
 
 def used_labels(features: Features) -> str:

@@ -40,8 +40,12 @@ class Forecaster(nn.Module):
         pooled: Tensor | None,
         tokens: TokenBatch | None = None,
         guided: Tensor | None = None,
+        *,
+        num_steps: int | None = None,
     ) -> Tensor:
-        return self.future_steps(observed, _states(pooled, tokens, guided))
+        """`num_steps` future steps are rolled out, window by window; None: one window."""
+        thinker = _states(pooled, tokens, guided)
+        return self.rolled_on(observed, self.future_steps(observed, thinker), thinker, num_steps)
 
     def all_steps(
         self,
@@ -49,9 +53,28 @@ class Forecaster(nn.Module):
         pooled: Tensor | None,
         tokens: TokenBatch | None = None,
         guided: Tensor | None = None,
+        *,
+        num_steps: int | None = None,
     ) -> Tensor:
         """The observed steps' latents, as read off their own positions, before the future ones."""
-        return self.observed_and_future_steps(observed, _states(pooled, tokens, guided))
+        thinker = _states(pooled, tokens, guided)
+        steps = self.observed_and_future_steps(observed, thinker)
+        context, future = steps[:, : observed.shape[1]], steps[:, observed.shape[1] :]
+        return torch.cat((context, self.rolled_on(observed, future, thinker, num_steps)), dim=1)
+
+    def rolled_on(
+        self, observed: Tensor, future: Tensor, thinker: ThinkerStates | None, num_steps: int | None
+    ) -> Tensor:
+        """`num_steps` steps that begin with the predicted window `future`; None: that window.
+
+        What was predicted becomes context: the last steps of all there are, as many as were observed, go in
+        for the next window. The thinker's states stay those of the split.
+        """
+        num_steps = future.shape[1] if num_steps is None else num_steps
+        while future.shape[1] < num_steps:
+            context = torch.cat((observed, future), dim=1)[:, -observed.shape[1] :]
+            future = torch.cat((future, self.future_steps(context, thinker)), dim=1)
+        return future[:, :num_steps]
 
     @abstractmethod
     def future_steps(self, observed: Tensor, thinker: ThinkerStates | None) -> Tensor:
@@ -143,6 +166,14 @@ class ThinkerOnly(Forecaster):
         states_BNW = self.trunk(torch.cat((context_BNW, queries_BNW), dim=1), rotation, spans)
         future: Tensor = self.proj(states_BNW[:, num_context:])
         return future.view(len(future), grid.future_steps, grid.tokens_per_step, -1)
+
+    def rolled_on(
+        self, observed: Tensor, future: Tensor, thinker: ThinkerStates | None, num_steps: int | None
+    ) -> Tensor:
+        """Nothing that is predicted goes in again, so behind its window the last step stays."""
+        num_steps = future.shape[1] if num_steps is None else num_steps
+        held = future[:, -1:].expand(-1, max(0, num_steps - future.shape[1]), -1, -1)
+        return torch.cat((future, held), dim=1)[:, :num_steps]
 
     def set_thinker_statistics(self, statistics: StateStatistics) -> None:
         self.projection.set_statistics(statistics)

@@ -48,13 +48,13 @@ def test_perfect_forecast_scores_zero_and_one() -> None:
 
 
 def test_horizon_runs_from_the_last_observed_frame_to_the_middle_of_a_step(clip: ClipRow) -> None:
-    assert step_horizons_s(clip, window=0, tubelet=2) == pytest.approx([0.15, 0.35])
+    assert step_horizons_s(clip, windows=1, tubelet=2) == pytest.approx([0.15, 0.35])
 
 
 def test_horizon_uses_the_real_times_of_every_clip(clip: ClipRow) -> None:
     last = clip.observed_times_s[-1]
     slower = replace(clip, future_times_s=((last + 0.2, last + 0.6, last + 1.0, last + 1.0),))
-    horizons_s = [step_horizons_s(item, window=0, tubelet=2) for item in (clip, slower)]
+    horizons_s = [step_horizons_s(item, windows=1, tubelet=2) for item in (clip, slower)]
     first, second = horizon_summary(np.array(horizons_s))
     assert first["step"] == 1
     assert first["seconds"] == pytest.approx((0.15 + 0.4) / 2)
@@ -63,4 +63,4 @@ def test_horizon_uses_the_real_times_of_every_clip(clip: ClipRow) -> None:
 
 def test_frames_that_are_no_multiple_of_the_tubelet_are_refused(clip: ClipRow) -> None:
     with pytest.raises(StageError, match="no multiple of the encoder's tubelet 3"):
-        step_horizons_s(clip, window=0, tubelet=3)
+        step_horizons_s(clip, windows=1, tubelet=3)

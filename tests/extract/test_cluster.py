@@ -99,10 +99,10 @@ def started(command: Sequence[object], **options: Any) -> Iterator[subprocess.Po
 
 
 def workers_of(pid: int) -> list[psutil.Process]:
-    """The processes of this machine's workers, begun by their nannies."""
+    """The processes of this machine's workers, begun by the client's nannies; not what they begin."""
     return [
         child
-        for child in psutil.Process(pid).children(recursive=True)
+        for child in psutil.Process(pid).children()
         if "spawn_main" in " ".join(child.cmdline())
     ]
 

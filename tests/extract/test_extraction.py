@@ -458,11 +458,11 @@ def test_a_full_tmpfs_is_one_line_and_loses_nothing(
         told = run_extract(videos, small / "cache")
         assert told.status == 2, told.stderr
         assert "clips without features take about" in told.stderr.splitlines()[-1]
-        outcome = run_extract(videos, small / "cache", "--no-check-space")
+        outcome = run_extract(videos, small / "cache", "--ignore-space")
         assert outcome.status == 2, outcome.stderr
         assert "the disk is full" in outcome.stderr
         subprocess.run(["mount", "-o", "remount,size=64m", str(small)], check=True)
-        assert run_extract(videos, small / "cache", "--no-check-space").status == 0
+        assert run_extract(videos, small / "cache", "--ignore-space").status == 0
         assert tree_digest(small / "cache") == tree_digest(extracted)
     finally:
         subprocess.run(["umount", str(small)], check=True)

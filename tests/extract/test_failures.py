@@ -164,6 +164,6 @@ def test_too_little_space_is_told_before_anything_is_computed(
         StageError, match=r"clips without features take about .* GB, and '.*cache' has 1e-06 GB"
     ):
         run()
-    done = run(check_space=False)
+    done = run(ignore_space=True)
     assert done.extracted == done.clips
     assert run().already_there == done.clips, "nothing is missing, so nothing is needed"

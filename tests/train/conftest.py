@@ -29,7 +29,7 @@ TOKEN_CAPACITY = 16
 MASSIVE_DIM, MASSIVE = 4, 3000.0
 SPLITS = (8, 20)
 JOINTS = ("rightHand", "rightThumbTip", "rightIndexFingerTip")
-NUM_FRAMES = SPLITS[-1] + TUBELET * GRID.future_steps
+WINDOW_FRAMES = TUBELET * GRID.future_steps
 
 BuildCache = Callable[..., Path]
 BuildShape = Callable[..., ModelShape]
@@ -63,7 +63,8 @@ def latent_cache(tmp_path: Path) -> BuildCache:
     """A function that writes a cache of two clips a video and returns its path.
 
     Each video's future is its last observed step moved up or down, and only one dim of the thinker's states
-    says which. The first `labelled` videos have hand labels: joints on their way, a swaying camera.
+    says which. The first `labelled` videos have hand labels: joints on their way, a swaying camera. `later`
+    is added to all that lies behind the last split: latents, joints and cameras.
     """
 
     def build(
@@ -73,18 +74,19 @@ def latent_cache(tmp_path: Path) -> BuildCache:
         windows: int = 1,
         labelled: int = 0,
         with_tokens: bool = False,
+        later: float = 0.0,
     ) -> Path:
         root = tmp_path / name
         encoder, thinker = _encoder_set(windows), _thinker_set(with_tokens=with_tokens)
-        clips = [_clip(video, split) for video in range(num_videos) for split in SPLITS]
-        features = [_features(clip, number, windows) for number, clip in enumerate(clips)]
+        clips = [_clip(video, split, windows) for video in range(num_videos) for split in SPLITS]
+        features = [_features(clip, number, windows, later) for number, clip in enumerate(clips)]
         if with_tokens:
             features = [
                 (latents, _with_tokens(states, number)) for number, (latents, states) in enumerate(features)
             ]
         with WriteSession(root) as session:
             session.add_clips(clips)
-            session.add_labels(_labels(video) for video in range(labelled))
+            session.add_labels(_labels(video, windows, later) for video in range(labelled))
             for feature_set, place in ((encoder, 0), (thinker, 1)):
                 with session.writer(session.resolve(feature_set)) as writer:
                     assert not writer.append([pair[place] for pair in features])
@@ -130,10 +132,11 @@ def _thinker_set(*, with_tokens: bool) -> FeatureSet:
     )
 
 
-def _clip(video: int, split_frame: int) -> ClipRow:
+def _clip(video: int, split_frame: int, windows: int) -> ClipRow:
     digest = hashlib.sha256(f"video {video}".encode()).hexdigest()
     observed = tuple(range(split_frame - TUBELET * GRID.observed_steps, split_frame))
-    future = tuple(range(split_frame, split_frame + TUBELET * GRID.future_steps))
+    starts = [split_frame + WINDOW_FRAMES * window for window in range(windows)]
+    future = tuple(tuple(range(start, start + WINDOW_FRAMES)) for start in starts)
     return ClipRow(
         clip_id=f"{digest[:16]}@{split_frame}",
         video=f"task{video % 8}/{video}.mp4",
@@ -146,20 +149,22 @@ def _clip(video: int, split_frame: int) -> ClipRow:
         thinker_times_s=(0.0, (split_frame - 1) / FPS),
         observed_frames=observed,
         observed_times_s=tuple(frame / FPS for frame in observed),
-        future_frames=(future,),
-        future_times_s=(tuple(frame / FPS for frame in future),),
+        future_frames=future,
+        future_times_s=tuple(tuple(frame / FPS for frame in window) for window in future),
     )
 
 
-def _labels(video: int) -> VideoLabels:
-    clip = _clip(video, SPLITS[0])
+def _labels(video: int, windows: int, later: float) -> VideoLabels:
+    clip, num_frames = _clip(video, SPLITS[0], windows), SPLITS[-1] + WINDOW_FRAMES * windows
     rng = np.random.default_rng(video)
     start_m, step_m = rng.normal(scale=((0.1,), (0.004,)), size=(2, len(JOINTS) * 3)).reshape(2, -1, 3)
-    positions_m = (start_m + step_m * np.arange(NUM_FRAMES)[:, None, None]).astype(np.float32)
-    confidences = np.full((NUM_FRAMES, len(JOINTS)), 0.5, dtype=np.float32)
+    positions_m = (start_m + step_m * np.arange(num_frames)[:, None, None]).astype(np.float32)
+    confidences = np.full((num_frames, len(JOINTS)), 0.5, dtype=np.float32)
     confidences[:, video % len(JOINTS)] = 1.0
-    camera_poses = np.repeat(np.eye(4)[None], NUM_FRAMES, axis=0)
-    camera_poses[:, :3, 3] = rng.normal(scale=0.01, size=(NUM_FRAMES, 3)).cumsum(axis=0)
+    camera_poses = np.repeat(np.eye(4)[None], num_frames, axis=0)
+    camera_poses[:, :3, 3] = rng.normal(scale=0.01, size=(num_frames, 3)).cumsum(axis=0)
+    positions_m[SPLITS[-1] :] += later
+    camera_poses[SPLITS[-1] :, :3, 3] -= later
     return VideoLabels(
         video_digest=clip.video_digest,
         video=clip.video,
@@ -174,12 +179,13 @@ def _labels(video: int) -> VideoLabels:
     )
 
 
-def _features(clip: ClipRow, number: int, windows: int) -> tuple[ClipFeatures, ClipFeatures]:
+def _features(clip: ClipRow, number: int, windows: int, later: float) -> tuple[ClipFeatures, ClipFeatures]:
     generator = torch.Generator().manual_seed(number)
     direction = 1.0 if number % 2 else -1.0
     patches = GRID.tokens_per_step
     observed = torch.randn(GRID.observed_steps, patches, GRID.dim, generator=generator)
     future = (observed[-1:] + direction).expand(windows, GRID.future_steps, patches, GRID.dim).contiguous()
+    future = future + later
     pooled = torch.randn(THINKER.levels, 2, THINKER.dim, generator=generator)
     pooled[..., 0] = direction
     pooled[..., MASSIVE_DIM] += MASSIVE

@@ -84,6 +84,7 @@ CASES: dict[str, tuple[object, ...]] = {
     "latent_loss": ("l1", "smooth_l1"),
     "normalise_targets": (True,),
     "context_weight": (0.5,),
+    "rollout_windows": (2,),
     "latent_weight": (0.5,),
     "trajectory_weight": (10.0,),
     "trajectory_units": ("spread",),
@@ -129,7 +130,9 @@ def sample(tmp_path_factory: pytest.TempPathFactory, tiny_models: Path) -> Path:
     report = extract(
         folder / "videos",
         folder / "features",
-        clips=ClipSettings(thinker_frames=4, observed_frames=4, future_frames=4, dense_fps=10.0),
+        clips=ClipSettings(
+            thinker_frames=4, observed_frames=4, future_frames=4, future_windows=2, dense_fps=10.0
+        ),
         models=ModelSettings(thinker=str(tiny_models / "thinker"), encoder=str(tiny_models / "encoder")),
         execution=ExecutionSettings(device="cpu"),
         progress=NoProgress(),

@@ -176,8 +176,8 @@ def replace_feature(patch: pytest.MonkeyPatch, array: str) -> None:
     """Every read of this array gives other values."""
     original = FeatureCache.read
 
-    def altered(self, set_name, name, clip_ids, *, out=None):
-        values = original(self, set_name, name, clip_ids, out=out)
+    def altered(self, set_name, name, clip_ids, **rest):
+        values = original(self, set_name, name, clip_ids, **rest)
         return values.flip(-1) * 3 + 7 if name == array else values
 
     patch.setattr(FeatureCache, "read", altered)

@@ -1,0 +1,156 @@
+"""Rollouts for people: a table over the horizons and a picture, of one run or of several."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.style
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from thinkjepa.cache.disk import replace_file
+from thinkjepa.pipeline.eval_labels import METRIC_LABELS, better_arrow, figure_text
+from thinkjepa.pipeline.eval_plots import BASELINE_GREY, BASELINE_LINES, DPI, MODEL_COLOURS
+from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.evaluate.rollout import evaluate_rollout
+from thinkjepa.stages.json_files import write_json
+from thinkjepa.stages.progress import Progress
+from thinkjepa.stages.train.settings import Device
+
+SHOWN = {"trajectory": ("ade_m", "fde_m"), "latent": ("l2", "cosine")}
+BASELINES = ("latent_persistence", "constant_pose", "constant_velocity", "mean_pose")
+"""Methods that are the same for all runs of one split; those of the first run are shown."""
+
+Row = tuple[str, Sequence[Mapping[str, float | None]]]
+"""A method's name, and its figure at each horizon."""
+
+Rolled = Mapping[str, Mapping[str, Any]]
+"""Results of `evaluate_rollout` by the names of their runs."""
+
+
+def roll_out_runs(
+    run_dirs: Sequence[Path],
+    *,
+    horizons: Sequence[int],
+    split: str,
+    cache_dir: Path | None,
+    device: Device,
+    out: Path | None,
+    progress: Progress,
+) -> tuple[dict[str, Any], str]:
+    """Roll runs out and write rollout-<split>.json, .md and .png into each, or of all of them to `out`."""
+    rolled: dict[str, Mapping[str, Any]] = {}
+    for path in run_dirs:
+        name = path.name if path.name not in rolled else str(path)
+        rolled[name] = evaluate_rollout(
+            path, horizons=horizons, split=split, cache_dir=cache_dir, device=device, progress=progress
+        )
+        _write(path, split, {name: rolled[name]})
+    if out is not None:
+        write_json(out / f"rollout-{split}.json", {"runs": rolled})
+        _write(out, split, rolled)
+    elif len(rolled) > 1:
+        raise StageError(f"{len(rolled)} runs to roll out: name a folder for their table with --out")
+    result = dict(next(iter(rolled.values()))) if len(rolled) == 1 else {"runs": rolled}
+    return result, rollout_markdown(rolled)
+
+
+def parse_horizons(text: str) -> list[int]:
+    """`4,8,16,32` as numbers. Raises StageError."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise StageError(f"--rollout {text!r}: give horizons in latent steps, such as 4,8,16,32") from error
+
+
+def rollout_markdown(rolled: Rolled) -> str:
+    """What was measured, and a table for each metric: a row per method, a column per horizon."""
+    first = next(iter(rolled.values()))
+    lines = [
+        "# Rollout",
+        "",
+        f"- {first['num_clips']} {first['split']} clips of {first['num_videos']} videos; brackets: "
+        f"{100 * first['interval']['level']:g} % intervals, {first['interval']['method']}",
+        f"- a window is {first['window_steps']} latent steps from {first['observed_steps']}; behind it the "
+        "predictions become the context. `vlm`, which has no context, keeps its last step",
+        "- each horizon: the mean over all steps up to it (FDE: its last frame); thinker states are those "
+        "of the split, future camera poses are not used",
+    ]
+    if not _one_latent_space(rolled):
+        lines.append("- latent distances left out: the runs' latents are not in one space")
+    for metric, rows in _tables(rolled):
+        heads = [f"{item['steps']} steps, {item['seconds']:.2f} s" for item in first["horizons"]]
+        lines += ["", f"## {METRIC_LABELS[metric]} {better_arrow(metric)}", ""]
+        lines += [f"| method | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(heads)}"]
+        lines += [f"| {label} | {' | '.join(map(figure_text, found))} |" for label, found in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _tables(rolled: Rolled) -> list[tuple[str, list[Row]]]:
+    """The metrics that there are, each with its rows."""
+    kinds = [kind for kind in SHOWN if kind != "latent" or _one_latent_space(rolled)]
+    tables = [(metric, _rows(rolled, kind, metric)) for kind in kinds for metric in SHOWN[kind]]
+    return [(metric, rows) for metric, rows in tables if rows]
+
+
+def _one_latent_space(rolled: Rolled) -> bool:
+    spaces = [result["latent_space"] for result in rolled.values()]
+    return all(space == spaces[0] for space in spaces)
+
+
+def _rows(rolled: Rolled, kind: str, metric: str) -> list[Row]:
+    """A row per model, and one per baseline, of the first run."""
+    rows: list[Row] = []
+    for number, (name, result) in enumerate(rolled.items()):
+        for method, figures in result["horizons"][0][kind].items():
+            if metric not in figures or (number and method in BASELINES):
+                continue
+            label = method if method in BASELINES else f"{name} ({result['variant']})"
+            label = f"{label}, another clip's thinker" if method == "shuffled_guidance" else label
+            rows.append((label, [item[kind][method][metric] for item in result["horizons"]]))
+    return rows
+
+
+def rollout_picture(rolled: Rolled) -> bytes:
+    """PNG: each metric over the horizons, models with their intervals."""
+    seconds = [item["seconds"] for item in next(iter(rolled.values()))["horizons"]]
+    tables = _tables(rolled)
+    with matplotlib.style.context("default", after_reset=True):
+        figure = Figure(figsize=(3.3 * len(tables), 4.1), layout="constrained")
+        panels = figure.subplots(1, len(tables), squeeze=False)[0]
+        for axes, (metric, rows) in zip(panels, tables, strict=True):
+            models = baselines = 0
+            for label, found in rows:
+                means = [item["mean"] for item in found]
+                if label in BASELINES:
+                    style: dict[str, Any] = {"color": BASELINE_GREY, "linestyle": BASELINE_LINES[baselines]}
+                    baselines += 1
+                else:
+                    colour = MODEL_COLOURS[models % len(MODEL_COLOURS)]
+                    style, models = {"color": colour, "marker": "o"}, models + 1
+                    if all(item["low"] is not None for item in found):
+                        ends = [[item[end] for item in found] for end in ("low", "high")]
+                        axes.fill_between(seconds, *ends, color=colour, alpha=0.15, linewidth=0)
+                axes.plot(seconds, means, label=label, linewidth=1.5, markersize=4, **style)
+            axes.set_title(f"{METRIC_LABELS[metric]} {better_arrow(metric)}", fontsize=9)
+            axes.set_xlabel("seconds ahead")
+            axes.set_ylim(bottom=0 if metric != "cosine" else None)
+            axes.grid(color="#dddddd", linewidth=0.6)
+        handles = {
+            str(label): handle
+            for axes in figure.axes
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=2, fontsize=8)
+        FigureCanvasAgg(figure)
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=DPI)
+    return picture.getvalue()
+
+
+def _write(folder: Path, split: str, rolled: Rolled) -> None:
+    replace_file(folder / f"rollout-{split}.md", rollout_markdown(rolled).encode())
+    replace_file(folder / f"rollout-{split}.png", rollout_picture(rolled))

@@ -1,0 +1,218 @@
+"""Predictions that become context: what is fed back and measured; nothing of the future goes in."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import pytest
+import torch
+from torch import Tensor
+
+from thinkjepa.pipeline import eval_app
+from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.evaluate import evaluate
+from thinkjepa.stages.evaluate.evaluation import predictions, rows_of
+from thinkjepa.stages.evaluate.rollout import evaluate_rollout
+from thinkjepa.stages.evaluate.trained_run import TrainedRun
+from thinkjepa.stages.train import SplitRule, TrainSettings, train
+from thinkjepa.stages.train.model import ForecastModel
+
+BuildCache = Callable[..., Path]
+WINDOW, OBSERVED = 2, 3
+VARIANTS: dict[str, dict[str, Any]] = {
+    "film": {},
+    "adaln": {"guidance": "adaln"},
+    "cross": {"guidance": "cross"},
+    "jepa": {"variant": "jepa"},
+    "vlm": {"variant": "vlm"},
+}
+
+
+@pytest.fixture
+def train_run(tmp_path: Path) -> Callable[..., Path]:
+    def run(cache: Path, name: str = "run", **changes: Any) -> Path:
+        settings = TrainSettings(
+            **{
+                "epochs": 1,
+                "batch_size": 8,
+                "depth": 2,
+                "width": 24,
+                "heads": 2,
+                "fusion_width": 16,
+                "head_width": 16,
+                "learning_rate": 3e-3,
+                "gate_learning_rate": 0.1,
+                "device": "cpu",
+                **changes,
+            }
+        )
+        train(
+            cache,
+            tmp_path / name,
+            settings,
+            thinker_set=None,
+            encoder_set=None,
+            split=SplitRule(),
+            progress=lambda **_: None,
+        )
+        return tmp_path / name
+
+    return run
+
+
+def forecasts(run_dir: Path, cache: Path, *, windows: int) -> tuple[ForecastModel, list[tuple[Any, Any]]]:
+    """The model of a run, and of its test clips what is known and what every method forecasts."""
+    run = TrainedRun.open(run_dir)
+    features = run.features(cache).reaching(windows=windows)
+    model = run.model()
+    clips = rows_of(run.clip_ids("test"), features)
+    found = list(predictions(run, model, features, clips, device=torch.device("cpu")))
+    return model, [(batch, predicted) for _, batch, predicted in found]
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_what_is_predicted_becomes_the_context_of_the_next_window(
+    latent_cache: BuildCache, train_run: Callable[..., Path], changes: dict[str, Any]
+) -> None:
+    cache = latent_cache(windows=4, labelled=16, with_tokens=True)
+    model, parts = forecasts(train_run(cache, **changes), cache, windows=4)
+    for batch, predicted in parts:
+
+        def window(context: Tensor, batch: Any = batch) -> Tensor:
+            latents: Tensor = model(context, batch.pooled, batch.last_pose_m, batch.tokens).latents
+            return latents
+
+        with torch.no_grad():
+            steps = [batch.observed, window(batch.observed)]
+            while sum(part.shape[1] for part in steps) < OBSERVED + 4 * WINDOW:
+                if changes.get("variant") == "vlm":
+                    steps.append(steps[-1][:, -1:])
+                else:
+                    steps.append(window(torch.cat(steps, dim=1)[:, -OBSERVED:]))
+            rolled = torch.cat(steps, dim=1)[:, OBSERVED:]
+            joints_m = model.read_joints(rolled, batch.last_pose_m)
+        assert torch.equal(predicted["model"].latents, rolled)
+        assert torch.equal(predicted["model"].joints_m, joints_m)
+        assert not torch.equal(rolled[:, :WINDOW], rolled[:, WINDOW : 2 * WINDOW])
+
+
+def test_up_to_one_window_it_is_the_plain_evaluation(
+    latent_cache: BuildCache, train_run: Callable[..., Path]
+) -> None:
+    run = train_run(latent_cache(windows=3, labelled=16))
+    plain, rolled = evaluate(run), evaluate_rollout(run, horizons=[2, 1, 5])
+    assert [item["steps"] for item in rolled["horizons"]] == [1, 2, 5]
+    assert [item["windows"] for item in rolled["horizons"]] == [1, 1, 3]
+    for kind in ("latent", "trajectory"):
+        whole = rolled["horizons"][1][kind]
+        assert plain[kind].keys() == whole.keys()
+        for method, metrics in plain[kind].items():
+            for name, mean in metrics.items():
+                assert whole[method][name]["mean"] == pytest.approx(mean, rel=1e-9), (method, name)
+                low, high = plain["intervals"][kind][method][name]
+                assert (whole[method][name]["low"], whole[method][name]["high"]) == pytest.approx((low, high))
+    seconds = [item["seconds"] for item in rolled["horizons"]]
+    assert seconds == pytest.approx([0.15, 0.35, 0.95])
+    assert json.loads((run / "rollout-test.json").read_text()) == rolled
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_nothing_behind_the_split_enters_a_forecast(
+    latent_cache: BuildCache, train_run: Callable[..., Path], changes: dict[str, Any]
+) -> None:
+    """Latents, joints and cameras behind the split are others: to the last bit the same forecasts."""
+    cache = latent_cache(windows=3, labelled=16, with_tokens=True)
+    other = latent_cache(name="other", windows=3, labelled=16, with_tokens=True, later=0.5)
+    run = train_run(cache, **changes)
+    _, parts = forecasts(run, cache, windows=3)
+    _, changed = forecasts(run, other, windows=3)
+    for (batch, predicted), (later, again) in zip(parts, changed, strict=True):
+        assert not torch.equal(batch.future, later.future), "the control"
+        assert not torch.equal(batch.trajectory.future_m, later.trajectory.future_m), "the control"
+        assert predicted.keys() == again.keys()
+        for method, forecast in predicted.items():
+            for name in ("latents", "joints_m"):
+                one, two = getattr(forecast, name), getattr(again[method], name)
+                assert (one is None and two is None) or torch.equal(one, two), (method, name)
+    scores = [evaluate_rollout(run, horizons=[6], cache_dir=place) for place in (cache, other)]
+    assert scores[0]["horizons"][0]["latent"]["model"] != scores[1]["horizons"][0]["latent"]["model"]
+    assert scores[0]["future_camera_poses"] == "not used"
+
+
+def test_horizons_that_the_cache_does_not_reach_are_refused(
+    latent_cache: BuildCache, train_run: Callable[..., Path]
+) -> None:
+    run = train_run(latent_cache(windows=2))
+    with pytest.raises(StageError, match=r"6 latent steps are 3 future windows, encoder-\w+ has 2: extract"):
+        evaluate_rollout(run, horizons=[2, 5])
+    for wrong in ([], [0], [-1, 2]):
+        with pytest.raises(StageError, match="give horizons in latent steps, 1 or more"):
+            evaluate_rollout(run, horizons=wrong)
+
+
+def test_a_multi_step_loss_is_the_mean_over_the_windows_that_are_rolled_out(
+    latent_cache: BuildCache, train_run: Callable[..., Path]
+) -> None:
+    cache = latent_cache(windows=3)
+    run = train_run(cache, rollout_windows=3)
+    reported = json.loads((run / "metrics.json").read_text())["validation_loss"]
+    one, three = evaluate_rollout(run, horizons=[2, 6], split="validation")["horizons"]
+    assert three["latent"]["model"]["l2"]["mean"] == pytest.approx(reported, rel=1e-6)
+    assert one["latent"]["model"]["l2"]["mean"] != pytest.approx(reported, rel=1e-6), "the control"
+    with pytest.raises(StageError, match="8 latent steps are 4 future windows"):
+        train_run(cache, "too far", rollout_windows=4)
+
+
+def test_gradients_of_the_last_window_reach_the_weights_through_the_first(
+    latent_cache: BuildCache, train_run: Callable[..., Path]
+) -> None:
+    cache = latent_cache(windows=2)
+    model, ((batch, _), *_) = forecasts(train_run(cache, variant="jepa"), cache, windows=2)
+    observed = batch.observed.clone().requires_grad_()
+    rolled = model(observed, batch.pooled, None, num_steps=2 * WINDOW).latents
+    (reached,) = torch.autograd.grad(rolled[:, WINDOW:].square().sum(), observed)
+    assert reached[:, 0].abs().sum() > 0, "the first step has left the context: through predictions only"
+
+
+def test_the_command_rolls_every_variant_out(
+    latent_cache: BuildCache,
+    train_run: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cache = latent_cache(windows=16, labelled=16, with_tokens=True)
+    for name, changes in VARIANTS.items():
+        train_run(cache, f"runs/{name}", **changes)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["thinkjepa-eval", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            eval_app.main()
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    status, text, stderr = run("--runs", tmp_path / "runs", "--rollout", "4,8,16,32")
+    assert status == 0, stderr
+    out = tmp_path / "runs" / "comparison"
+    assert text.strip() == (out / "rollout-test.md").read_text().strip()
+    assert "| method | 4 steps, 0.75 s | 8 steps, 1.55 s | 16 steps, 3.15 s | 32 steps, 6.35 s |" in text
+    for name in VARIANTS:
+        result = json.loads((tmp_path / "runs" / name / "rollout-test.json").read_text())
+        assert [item["steps"] for item in result["horizons"]] == [4, 8, 16, 32]
+        mean = result["horizons"][3]["trajectory"]["model"]["ade_m"]["mean"]
+        row = next(line for line in text.splitlines() if line.startswith(f"| {name} ({result['variant']}) |"))
+        assert f" {mean:.4f} [" in row
+        assert row.count("[") == 4
+    assert text.count("| constant_velocity |") == 2
+    assert "future camera poses are not used" in text
+    height, width, _ = matplotlib.image.imread(out / "rollout-test.png").shape
+    assert width > 1000
+    assert height > 400
+    status, _, stderr = run("--run", tmp_path / "runs" / "jepa", "--rollout", "four")
+    assert (status, stderr.count("\n")) == (2, 1), stderr
