@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 
 from thinkjepa.cache.disk import replace_file
 from thinkjepa.pipeline.eval_labels import METRIC_LABELS, better_arrow, figure_text
-from thinkjepa.pipeline.eval_plots import BASELINE_GREY, BASELINE_LINES, DPI, MODEL_COLOURS
+from thinkjepa.pipeline.eval_markdown import FEWEST_VIDEOS
+from thinkjepa.pipeline.eval_plots import BASELINE_GREY, BASELINE_LINES, DPI, MARKERS, MODEL_COLOURS
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.rollout import evaluate_rollout
 from thinkjepa.stages.json_files import write_json
@@ -79,6 +80,10 @@ def rollout_markdown(rolled: Rolled) -> str:
         "- each horizon: the mean over all steps up to it (FDE: its last frame); thinker states are those "
         "of the split, future camera poses are not used",
     ]
+    if first["num_videos"] < FEWEST_VIDEOS:
+        lines.append(
+            f"- **fewer than {FEWEST_VIDEOS} videos: intervals are too narrow, nothing follows from them**"
+        )
     if not _one_latent_space(rolled):
         lines.append("- latent distances left out: the runs' latents are not in one space")
     for metric, rows in _tables(rolled):
@@ -108,33 +113,33 @@ def _rows(rolled: Rolled, kind: str, metric: str) -> list[Row]:
         for method, figures in result["horizons"][0][kind].items():
             if metric not in figures or (number and method in BASELINES):
                 continue
-            label = method if method in BASELINES else f"{name} ({result['variant']})"
+            label = method if method in BASELINES else _label(name, result)
             label = f"{label}, another clip's thinker" if method == "shuffled_guidance" else label
             rows.append((label, [item[kind][method][metric] for item in result["horizons"]]))
     return rows
 
 
+def _label(name: str, result: Mapping[str, Any]) -> str:
+    return f"{name} ({result['variant']})"
+
+
 def rollout_picture(rolled: Rolled) -> bytes:
     """PNG: each metric over the horizons, models with their intervals."""
     seconds = [item["seconds"] for item in next(iter(rolled.values()))["horizons"]]
-    tables = _tables(rolled)
+    tables, styles = _tables(rolled), _styles(rolled)
     with matplotlib.style.context("default", after_reset=True):
         figure = Figure(figsize=(3.3 * len(tables), 4.1), layout="constrained")
         panels = figure.subplots(1, len(tables), squeeze=False)[0]
         for axes, (metric, rows) in zip(panels, tables, strict=True):
-            models = baselines = 0
             for label, found in rows:
+                if label not in styles:
+                    continue
+                if label not in BASELINES and all(item["low"] is not None for item in found):
+                    ends = [[item[end] for item in found] for end in ("low", "high")]
+                    colour = styles[label]["color"]
+                    axes.fill_between(seconds, *ends, color=colour, alpha=0.12, linewidth=0)
                 means = [item["mean"] for item in found]
-                if label in BASELINES:
-                    style: dict[str, Any] = {"color": BASELINE_GREY, "linestyle": BASELINE_LINES[baselines]}
-                    baselines += 1
-                else:
-                    colour = MODEL_COLOURS[models % len(MODEL_COLOURS)]
-                    style, models = {"color": colour, "marker": "o"}, models + 1
-                    if all(item["low"] is not None for item in found):
-                        ends = [[item[end] for item in found] for end in ("low", "high")]
-                        axes.fill_between(seconds, *ends, color=colour, alpha=0.15, linewidth=0)
-                axes.plot(seconds, means, label=label, linewidth=1.5, markersize=4, **style)
+                axes.plot(seconds, means, label=label, linewidth=1.5, markersize=4, **styles[label])
             axes.set_title(f"{METRIC_LABELS[metric]} {better_arrow(metric)}", fontsize=9)
             axes.set_xlabel("seconds ahead")
             axes.set_ylim(bottom=0 if metric != "cosine" else None)
@@ -149,6 +154,17 @@ def rollout_picture(rolled: Rolled) -> bytes:
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=DPI)
     return picture.getvalue()
+
+
+def _styles(rolled: Rolled) -> dict[str, dict[str, Any]]:
+    """How each line is drawn, the same in all panels; forecasts with another clip's thinker are not."""
+    baselines = zip(BASELINES, BASELINE_LINES, strict=False)
+    styles = {name: {"color": BASELINE_GREY, "linestyle": line} for name, line in baselines}
+    for number, (name, result) in enumerate(rolled.items()):
+        colour, marker = MODEL_COLOURS[number % len(MODEL_COLOURS)], MARKERS[number % len(MARKERS)]
+        line = "-" if number < len(MODEL_COLOURS) else ":"
+        styles[_label(name, result)] = {"color": colour, "marker": marker, "linestyle": line}
+    return styles
 
 
 def _write(folder: Path, split: str, rolled: Rolled) -> None:

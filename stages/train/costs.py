@@ -63,7 +63,8 @@ def training_costs(features: Features, shape: ModelShape, settings: TrainSetting
     return TrainingCosts(
         parameters={**parameters, "total": total},
         tokens_per_clip=sequence_tokens(shape),
-        flops_per_clip=STEP_TO_FORWARD * forward_flops(shape, num_tokens, with_context=with_context),
+        flops_per_clip=STEP_TO_FORWARD
+        * forward_flops(shape, num_tokens, with_context=with_context, windows=settings.rollout_windows),
         memory_bytes=memory_bytes(shape, settings, num_tokens, num_parameters=total),
         read_bytes_per_clip=read_bytes_per_clip(features, num_tokens),
     )
@@ -73,13 +74,14 @@ def memory_bytes(
     shape: ModelShape, settings: TrainSettings, num_thinker_tokens: int, *, num_parameters: int
 ) -> int:
     """What weights, their gradients, the optimiser and the clips of one forward take on a device."""
-    activations = saved_bytes_per_clip(shape, num_thinker_tokens)
+    passes = forecaster_passes(shape, settings.rollout_windows)
+    activations = passes * saved_bytes_per_clip(shape, num_thinker_tokens)
     state = STATE_PER_PARAMETER_BYTES
     if settings.precision == "bf16":
         state += COPY_PER_PARAMETER_BYTES
         activations //= 2
         if shape.variant != "jepa":
-            activations += (
+            activations += passes * (
                 2 * SAVED_IN_FP32_PER_TOKEN * shape.trunk.depth * sequence_tokens(shape) * shape.trunk.width
             )
     return state * num_parameters + settings.clips_per_forward * activations
@@ -90,12 +92,20 @@ def sequence_tokens(shape: ModelShape) -> int:
     return _context_tokens(shape) + shape.grid.future_steps * shape.grid.tokens_per_step
 
 
-def forward_flops(shape: ModelShape, num_thinker_tokens: int, *, with_context: bool = False) -> int:
-    """FLOPs (two a multiply-add) of the matrix products of one clip's forward.
+def forecaster_passes(shape: ModelShape, windows: int) -> int:
+    """How often the forecaster runs for so many windows: `vlm` holds its last step behind the first."""
+    return 1 if shape.variant == "vlm" else windows
+
+
+def forward_flops(
+    shape: ModelShape, num_thinker_tokens: int, *, with_context: bool = False, windows: int = 1
+) -> int:
+    """FLOPs (two a multiply-add) of the matrix products of one clip's forward over some windows.
 
     `with_context`: latents are read off the observed steps, too.
     """
-    flops = _forecaster_flops(shape, num_thinker_tokens) + _head_flops(shape)
+    flops = forecaster_passes(shape, windows) * _forecaster_flops(shape, num_thinker_tokens)
+    flops += windows * _head_flops(shape)
     if with_context:
         flops += (
             2 * shape.grid.observed_steps * shape.grid.tokens_per_step * shape.trunk.width * shape.grid.dim
@@ -154,11 +164,11 @@ def saved_bytes_per_clip(shape: ModelShape, num_thinker_tokens: int) -> int:
 
 def read_bytes_per_clip(features: Features, num_thinker_tokens: int) -> int:
     """Bytes that a batch reads of the cache for each clip."""
-    arrays = [features.encoder.arrays["observed"], features.encoder.arrays["future"]]
+    observed, future = features.encoder.arrays["observed"], features.encoder.arrays["future"]
+    total = observed.clip_bytes + future.clip_bytes // future.shape[0] * features.windows
     if features.thinker is None:
-        return sum(spec.clip_bytes for spec in arrays)
-    arrays.append(features.thinker.arrays["pooled"])
-    total = sum(spec.clip_bytes for spec in arrays)
+        return total
+    total += features.thinker.arrays["pooled"].clip_bytes
     if features.token_kinds:
         spec = features.thinker.arrays["tokens"]
         levels, _, dim = spec.shape

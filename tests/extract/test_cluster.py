@@ -100,11 +100,7 @@ def started(command: Sequence[object], **options: Any) -> Iterator[subprocess.Po
 
 def workers_of(pid: int) -> list[psutil.Process]:
     """The processes of this machine's workers, begun by the client's nannies; not what they begin."""
-    return [
-        child
-        for child in psutil.Process(pid).children()
-        if "spawn_main" in " ".join(child.cmdline())
-    ]
+    return [child for child in psutil.Process(pid).children() if "spawn_main" in " ".join(child.cmdline())]
 
 
 def same_features(one: Path, other: Path, tree_digest: Digest) -> bool:

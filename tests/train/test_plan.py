@@ -103,6 +103,16 @@ def test_flops_are_those_that_torch_counts(variant: str, kind: str, context_weig
     assert STEP_TO_FORWARD * planned == pytest.approx(counter.get_total_flops(), rel=0.05)
 
 
+@pytest.mark.parametrize(("variant", "kind"), CASES)
+def test_flops_of_a_rollout_are_those_that_torch_counts(variant: str, kind: str) -> None:
+    shape = shape_of(variant, kind)
+    model, batch, steps = build_model(shape, seed=0), batch_of(shape, 1), 3 * shape.grid.future_steps
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(batch.observed, batch.pooled, batch.last_pose_m, batch.tokens, num_steps=steps)
+    planned = forward_flops(shape, TOKENS, windows=3)
+    assert planned == pytest.approx(counter.get_total_flops(), rel=0.001)
+
+
 @pytest.mark.parametrize(
     ("variant", "kind", "precision"),
     [*((*case, "fp32") for case in CASES), ("jepa", "film", "bf16"), ("thinkjepa", "film", "bf16")],
@@ -140,8 +150,8 @@ def peak_bytes(work: Callable[[], None]) -> int:
 def test_bytes_and_parameters_are_those_of_a_run(
     latent_cache: BuildCache, tmp_path: Path, variant: str, kind: str
 ) -> None:
-    cache = latent_cache(with_tokens=True, labelled=16, windows=2)
-    settings = replace(TINY, variant=variant, guidance=kind)  # type: ignore[arg-type]
+    cache = latent_cache(with_tokens=True, labelled=16, windows=3)
+    settings = replace(TINY, variant=variant, guidance=kind, rollout_windows=2)  # type: ignore[arg-type]
     costs = plan_costs(cache, settings, thinker_set=None, encoder_set=None)
     train(
         cache,
@@ -155,7 +165,7 @@ def test_bytes_and_parameters_are_those_of_a_run(
     trained = TrainedRun.open(tmp_path / "run")
     assert costs.parameters["total"] == sum(p.numel() for p in trained.model().parameters())
 
-    features = trained.features(None)
+    features = trained.features(None).reaching(windows=2)
     ids = features.clips().clip_ids.to_pylist()
     stored = features.stored(ids, BatchBuffers(pinned=False))
     read = [stored.observed.untyped_storage().nbytes(), stored.future.untyped_storage().nbytes()]
