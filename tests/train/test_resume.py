@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,6 +76,36 @@ def test_stopped_after_any_step_a_run_goes_on_from_there_to_the_same_files(
     assert len(set(done)) == 3 * per_epoch
     assert len(done) > len(set(done))  # the step in hand when it stopped is done again, and no other
     assert len(done) <= 2 * len(set(done))
+    assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("num_kills", "epochs"), [(4, 6), pytest.param(20, 30, marks=pytest.mark.soak)])
+def test_killed_at_random_moments_the_curve_is_that_of_an_uninterrupted_run(
+    latent_cache: BuildCache, tmp_path: Path, num_kills: int, epochs: int
+) -> None:
+    """SIGKILL to real processes, forked after all imports; most of them in the second epoch and later."""
+    cache = latent_cache()
+    began = time.monotonic()
+    run(cache, tmp_path / "whole", epochs=epochs)
+    whole_s = time.monotonic() - began
+    rng, kills = random.Random(0), 0
+    while kills < num_kills:
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                run(cache, tmp_path / "cut", epochs=epochs)
+                status = 0
+            finally:
+                os._exit(status)
+        time.sleep(rng.uniform(0.2, 1.2) * whole_s / (num_kills / 3))
+        os.kill(child, signal.SIGKILL)
+        ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert ended in (-signal.SIGKILL, 0)
+        if ended == 0:  # it got through before: once more from the start
+            shutil.rmtree(tmp_path / "cut")
+        kills += ended == -signal.SIGKILL
+    run(cache, tmp_path / "cut", epochs=epochs)
     assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
 
 
