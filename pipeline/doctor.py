@@ -26,6 +26,7 @@ from thinkjepa.pipeline.sample.videos import write_videos
 from thinkjepa.pipeline.units import human_bytes
 from thinkjepa.stages.data.clips import ClipSettings
 from thinkjepa.stages.data.decode_process import VideoDecoder
+from thinkjepa.stages.data.exact_frames import missing_decoders
 from thinkjepa.stages.extract.device import choose_device
 from thinkjepa.stages.extract.extraction import extract
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
@@ -96,21 +97,12 @@ def check_versions() -> Iterator[Finding]:
 
 def check_decoder(scratch: Path) -> Iterator[Finding]:
     """A video is written, and decoded in the decoder's own process."""
-    from av.codec import Codec
-    from av.codec.codec import UnknownCodecError
-
     (path,) = write_videos(scratch / "videos", num_videos=1, seconds=2.0)
     with VideoDecoder(timeout_s=60) as decoder:
         info = decoder.open(path)
         shape = decoder.frames(path, [0, len(info.times_s) - 1]).shape
     yield Finding("decoder", "ok", f"{len(info.times_s)} frames of H.264, {shape[2]}x{shape[1]} pixels")
-    missing = []
-    for name in CODECS:
-        try:
-            Codec(name, "r")
-        except UnknownCodecError:
-            missing.append(name)
-    if missing:
+    if missing := missing_decoders(CODECS):
         yield Finding(
             "decoder", "warning", f"cannot read {', '.join(missing)}", "pip install --force-reinstall av"
         )

@@ -33,6 +33,17 @@ WORTH_A_SEEK = 16
 QUARTER_TURN_DEG = 90
 
 
+def missing_decoders(codecs: Sequence[str]) -> list[str]:
+    """Those of some codecs, by libav's names, that cannot be decoded here."""
+    missing = []
+    for name in codecs:
+        try:
+            av.codec.Codec(name, "r")
+        except av.codec.codec.UnknownCodecError:
+            missing.append(name)
+    return missing
+
+
 @dataclass(frozen=True, slots=True)
 class FrameIndex:
     """Ticks of the stream's clock: of every frame that is shown, and of the key frames; both sorted."""

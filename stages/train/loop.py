@@ -35,6 +35,7 @@ from thinkjepa.stages.train.randomness import is_dropped
 from thinkjepa.stages.train.resume import ResumeFile
 from thinkjepa.stages.train.settings import TrainSettings
 from thinkjepa.stages.train.stopping import EXIT_TERMINATED, noted_sigterm
+from thinkjepa.stages.train.tracking import log_epoch, log_step
 
 LOSS, LATENT, DISTANCE_M = range(3)
 """Columns of a clip's terms."""
@@ -159,6 +160,7 @@ def fit(
         batches = training_batches(train_ids, batch_size=settings.batch_size, seed=settings.seed, epoch=epoch)
         train_loss = train_epoch(fitting, batches, state, progress=progress, save=save)
         losses = epoch_losses(fitting, epoch, train_loss, validation_terms(fitting, validation_ids))
+        log_epoch(accelerator, step=epoch * len(batches), losses=losses)
         state = state.after(losses, model)
         save(state)
     return state
@@ -183,6 +185,8 @@ def train_epoch(
         for step, batch in enumerate(batches[steps_done:], start=steps_done + 1):
             loss = train_step(fitting, batch, stored, Moment(epoch, step, steps_per_epoch=len(batches)))
             total += loss * len(batch)
+            done = (epoch - 1) * len(batches) + step
+            log_step(fitting.accelerator, fitting.optimizer, step=done, loss=loss)
             progress(epoch=epoch, step=step, total_steps=len(batches), loss=loss)
             if stop.is_set() or time.monotonic() - saved_s >= fitting.settings.save_every_s:
                 save(replace(state, partial=PartialEpoch(step, total)))

@@ -48,6 +48,7 @@ from thinkjepa.stages.train.statistics import (
     pooled_statistics,
     token_statistics,
 )
+from thinkjepa.stages.train.tracking import chosen_tracker, tracked
 from thinkjepa.stages.train.warm_start import WarmStart, start_from
 
 RUN_SCHEMA = "thinkjepa.run.v1"
@@ -104,7 +105,7 @@ def train(
     run that was interrupted continues. `warm_start` is the checkpoint that settings.init_from names.
     Raises StageError or CacheError for what its user can put right.
     """
-    accelerator = make_accelerator(settings)
+    accelerator = make_accelerator(settings, out_dir)
     features = choose_features(
         FeatureCache.open(cache_dir),
         variant=settings.variant,
@@ -122,7 +123,7 @@ def train(
     if (done := finished_metrics(out_dir, plan)) is not None:
         return done
     resume = ResumeFile(out_dir / "resume.safetensors", plan.key)
-    with repeatable_kernels(accelerator.device):
+    with repeatable_kernels(accelerator.device), tracked(accelerator, settings, out_dir):
         model = untrained_model(plan)
         before = warm_started(model, plan, accelerator)
         state = fit(
@@ -170,14 +171,19 @@ def library_versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
 
 
-def make_accelerator(settings: TrainSettings) -> Accelerator:
+def make_accelerator(settings: TrainSettings, out_dir: Path) -> Accelerator:
     """accelerate's view of the processes and device; it also reads what `accelerate launch` set.
 
     Raises StageError where the settings ask for what the device cannot do.
     """
     precision = {"fp32": "no", "bf16": "bf16"}[settings.precision]
     AcceleratorState._reset_state()  # else a second run in one process cannot have another precision
-    accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision=precision)
+    accelerator = Accelerator(
+        cpu=settings.device == "cpu",
+        mixed_precision=precision,
+        log_with=chosen_tracker(settings.tracker),
+        project_dir=str(out_dir),
+    )
     check_kernel(settings.attention_kernel, accelerator.device)
     return accelerator
 

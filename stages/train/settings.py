@@ -103,6 +103,13 @@ class TrainSettings(PredictorSettings, GuidanceSettings, LossSettings, Optimiser
     precision: Precision = field(
         default="fp32", metadata={"help": "Arithmetic of forward and backward: fp32 or bf16 (autocast)."}
     )
+    tracker: str = field(
+        default="tensorboard",
+        metadata={
+            "help": "Where curves go while training: tensorboard (RUN/tensorboard), none, or a tracker by "
+            "accelerate's name (wandb, mlflow, ...) that is installed."
+        },
+    )
     save_every_s: float = field(
         default=300.0,
         metadata={

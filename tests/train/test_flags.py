@@ -64,6 +64,7 @@ CASES: dict[str, tuple[object, ...]] = {
     "device": ("auto",),
     "precision": ("bf16",),
     "save_every_s": (0.0,),
+    "tracker": ("none",),
     "epochs": (2,),
     "batch_size": (3,),
     "clips_per_forward": (1,),
@@ -108,7 +109,7 @@ BESIDE: dict[str, dict[str, object]] = {
 }
 """What a setting needs beside it to do anything."""
 
-CHANGES_NO_NUMBER = ("attention_kernel", "clips_per_forward", "device", "save_every_s")
+CHANGES_NO_NUMBER = ("attention_kernel", "clips_per_forward", "device", "save_every_s", "tracker")
 """Settings that say how, not what: the same validation loss, up to the order of sums."""
 
 AS_THE_DEFAULT = (("task", "trajectory"), ("joints", "all"))

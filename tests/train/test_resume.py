@@ -51,7 +51,9 @@ def run(cache: Path, out: Path, *, progress: Callable[..., None] = lambda **_: N
 
 
 def files_of(run_dir: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(run_dir)): p.read_bytes() for p in run_dir.rglob("*") if p.is_file()}
+    """All files of a run but the tracker's, which say when they were written."""
+    files = [path for path in run_dir.rglob("*") if path.is_file() and "tensorboard" not in path.parts]
+    return {str(path.relative_to(run_dir)): path.read_bytes() for path in files}
 
 
 def test_stopped_after_any_step_a_run_goes_on_from_there_to_the_same_files(

@@ -23,6 +23,7 @@ from thinkjepa.stages.train.run import divide_clips
 BuildCache = Callable[..., Path]
 
 TINY = TrainSettings(
+    tracker="none",  # its files tell when they were written
     epochs=2,
     batch_size=4,
     depth=2,

@@ -93,7 +93,7 @@ def test_eight_clips_are_learned_by_heart_to_5_mm(
     plan = plan_run(cache, settings, features, replace(divided, ids={"train": clips}), num_processes=1)
     model = untrained_model(plan)
     optimizer = make_optimizer(model, settings)
-    fitting = Fitting(model, optimizer, features, make_accelerator(settings), settings)
+    fitting = Fitting(model, optimizer, features, make_accelerator(settings, cache.parent), settings)
     before_m = float(validation_terms(fitting, clips)[DISTANCE_M])
     train_epoch(fitting, [clips] * steps, FitState(), progress=silent, save=lambda state: None)
     assert len(clips) == 8
