@@ -8,12 +8,16 @@ import platform
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+
+LOOK_S = 0.02
+"""How often memory is looked at."""
 
 
 @contextmanager
@@ -83,3 +87,27 @@ def machine(folder: Path) -> dict[str, object]:
         "memory_gb": round(psutil.virtual_memory().total / 1e9),
         "file_system": max(mounts, key=lambda part: len(part.mountpoint)).fstype if mounts else "unknown",
     }
+
+
+class Memory:
+    """Largest resident memory of this process, own and mapped, in MB and GB."""
+
+    def __init__(self) -> None:
+        self._own = self._mapped = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+
+    def stop(self) -> dict[str, float]:
+        self._done.set()
+        self._thread.join()
+        return {"peak_mb": self._own / 1e3, "mapped_gb": self._mapped / 1e6}
+
+    def _watch(self) -> None:
+        while True:
+            lines = Path("/proc/self/status").read_text().splitlines()
+            sizes = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.endswith("kB")}
+            self._own = max(self._own, sizes["RssAnon"] + sizes["RssShmem"])
+            self._mapped = max(self._mapped, sizes["RssFile"])
+            if self._done.wait(LOOK_S):
+                return
