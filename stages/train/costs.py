@@ -138,7 +138,8 @@ def _forecaster_flops(shape: ModelShape, num_thinker_tokens: int) -> int:
         return flops + _cross_flops(shape, shape.thinker, num_thinker_tokens)
     flops += 2 * shape.thinker.levels * 2 * shape.thinker.dim * width
     if shape.variant == "vlm":
-        return flops
+        crossing = _cross_flops(shape, shape.thinker, num_thinker_tokens) if shape.token_kinds else 0
+        return flops + crossing
     parts = 6 if shape.guidance.kind == "adaln" else 2
     return flops + shape.trunk.depth * 2 * (4 + parts) * width * shape.fusion_width
 
@@ -153,7 +154,8 @@ def _cross_flops(shape: ModelShape, thinker: ThinkerShape, num_thinker_tokens: i
 def saved_bytes_per_clip(shape: ModelShape, num_thinker_tokens: int) -> int:
     """Float32 activations that one clip's backward needs, latents included; an estimate."""
     width, grid, tokens = shape.trunk.width, shape.grid, sequence_tokens(shape)
-    kept = SAVED_PER_TOKEN + (0 if shape.variant != "thinkjepa" else SAVED_BY_GUIDANCE[shape.guidance.kind])
+    guided = shape.variant == "thinkjepa" or bool(shape.token_kinds)
+    kept = SAVED_PER_TOKEN + (SAVED_BY_GUIDANCE[shape.guidance.kind] if guided else 0)
     numbers = shape.trunk.depth * kept * tokens * width
     numbers += (grid.observed_steps + 3 * grid.future_steps) * grid.tokens_per_step * grid.dim
     if shape.token_kinds and shape.thinker is not None:

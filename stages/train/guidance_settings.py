@@ -21,7 +21,8 @@ class GuidanceSettings:
         default="film",
         metadata={
             "help": "How variant thinkjepa is guided at each depth: film (scale and shift of a block's "
-            "input), adaln (of its normed inputs, and its outputs' sizes) or cross (attention over tokens)."
+            "input), adaln (of its normed inputs, and its outputs' sizes) or cross (attention over tokens, "
+            "which variant vlm reads too then, beside pooled states)."
         },
     )
     levels: LevelAssignment = field(

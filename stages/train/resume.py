@@ -48,8 +48,9 @@ class ResumeFile:
         return FitState(curve=curve, best_weights=_with_prefix(BEST, tensors), partial=partial)
 
     def remove(self) -> None:
-        """Called once the run is written: nothing is left to continue, nor of a save that was killed."""
-        for path in (self.path, *self.path.parent.glob(f".{self.path.name}.*.tmp")):
+        """Called once the run is written: nothing is left to continue, nor of any file in it that was
+        being written when a process was killed."""
+        for path in (self.path, *self.path.parent.rglob(".*.tmp")):
             path.unlink(missing_ok=True)
 
     def _header(self) -> dict[str, str]:

@@ -310,7 +310,7 @@ def untrained_model(plan: RunPlan) -> ForecastModel:
     model = build_model(plan.shape, seed=plan.settings.seed)
     use_kernel(model, plan.settings.attention_kernel)
     if plan.shape.thinker is not None:
-        model.forecaster.set_thinker_statistics(thinker_statistics(plan))
+        model.forecaster.set_thinker_statistics(pooled_states(plan), token_states(plan))
     if model.head is not None:
         model.head.set_joint_statistics(target_statistics(plan))
     return model
@@ -334,14 +334,17 @@ def warm_started(model: ForecastModel, plan: RunPlan, accelerator: Accelerator) 
     }
 
 
-def thinker_statistics(plan: RunPlan) -> StateStatistics:
-    """Mean and spread of the thinker's states over the training clips: of tokens, or of means over them."""
-    if plan.features.token_kinds:
-        clip_ids = [clip_id for batch in statistics_batches(plan) for clip_id in batch][
-            :TOKEN_STATISTICS_CLIPS
-        ]
-        return token_statistics(plan.features.tokens([clip_id]).states[0] for clip_id in clip_ids)
+def pooled_states(plan: RunPlan) -> StateStatistics:
+    """Mean and spread of the thinker's pooled states over the training clips."""
     return pooled_statistics(plan.features.pooled(batch) for batch in statistics_batches(plan))
+
+
+def token_states(plan: RunPlan) -> StateStatistics | None:
+    """The same of its tokens, None where they are not read."""
+    if not plan.features.token_kinds:
+        return None
+    clip_ids = [clip_id for batch in statistics_batches(plan) for clip_id in batch][:TOKEN_STATISTICS_CLIPS]
+    return token_statistics(plan.features.tokens([clip_id]).states[0] for clip_id in clip_ids)
 
 
 def target_statistics(plan: RunPlan) -> JointStatistics:

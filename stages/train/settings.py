@@ -51,10 +51,13 @@ IDLE: Mapping[Variant, tuple[str, ...]] = MappingProxyType(
     {
         "thinkjepa": (),
         "jepa": (*ONLY_OF_GUIDANCE, "use_levels", "use_streams"),
-        "vlm": (*ONLY_OF_GUIDANCE, "init_from", "context_weight"),
+        "vlm": ("drop_guidance", "fusion_width", "init_from", "context_weight"),
     }
 )
 """Settings that do nothing in a variant."""
+
+ONLY_OF_CROSS = ("guidance", "levels", "cross_tokens", "gate_learning_rate")
+"""What does nothing in `vlm` either, unless it reads tokens."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,10 @@ class TrainSettings(PredictorSettings, GuidanceSettings, LossSettings, Optimiser
     def in_effect(self) -> "TrainSettings":
         """The same run, idle settings of its variant at their defaults: equal runs then look equal."""
         defaults: dict[str, Any] = {item.name: item.default for item in fields(self)}
-        return replace(self, **{name: defaults[name] for name in IDLE[self.variant]})
+        idle = IDLE[self.variant]
+        if self.variant == "vlm" and self.guidance != "cross":
+            idle += ONLY_OF_CROSS
+        return replace(self, **{name: defaults[name] for name in idle})
 
     @property
     def view(self) -> LatentView:

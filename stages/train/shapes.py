@@ -137,5 +137,5 @@ class ModelShape:
     @property
     def token_kinds(self) -> tuple[int, ...]:
         """Kinds of thinker tokens that the model reads one by one; none where means are enough."""
-        crosses = self.variant == "thinkjepa" and self.guidance.kind == "cross"
+        crosses = self.variant != "jepa" and self.guidance.kind == "cross"
         return self.guidance.token_kinds if crosses else ()

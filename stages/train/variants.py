@@ -2,7 +2,7 @@
 
     thinkjepa   the predictor, guided at every depth by the pyramid
     jepa        the predictor alone
-    vlm         the thinker's features alone, without observed latents
+    vlm         the thinker's features alone, pooled or all tokens, without observed latents
 
 Parameters of `thinkjepa` and `jepa` with the same seed start equal: each part draws from a stream of its own.
 
@@ -84,8 +84,9 @@ class Forecaster(nn.Module):
         """What `all_steps` gives."""
         raise StageError("this variant has no positions of observed steps")
 
-    def set_thinker_statistics(self, statistics: StateStatistics) -> None:
-        """Standardise the thinker's states with these; a model without a thinker needs none."""
+    def set_thinker_statistics(self, pooled: StateStatistics, tokens: StateStatistics | None) -> None:
+        """Standardise the thinker's pooled states, and its tokens where they are read, with these; a model
+        without a thinker needs none."""
 
 
 def _states(pooled: Tensor | None, tokens: TokenBatch | None, guided: Tensor | None) -> ThinkerStates | None:
@@ -126,19 +127,24 @@ class ThinkJepa(Forecaster):
         assert thinker is not None, "guided variants are always given pooled states"
         return self.pyramid.guide(thinker)
 
-    def set_thinker_statistics(self, statistics: StateStatistics) -> None:
-        self.pyramid.projection.set_statistics(statistics)
+    def set_thinker_statistics(self, pooled: StateStatistics, tokens: StateStatistics | None) -> None:
+        self.pyramid.projection.set_statistics(tokens or pooled)
 
 
 class ThinkerOnly(Forecaster):
-    """Future latents from the thinker's pooled states alone.
+    """Future latents from the thinker's states alone.
 
-    Each level and stream is a context token; queries carry learned position embeddings, since identical mask
-    tokens over a context without positions would all give the same output.
+    Each level and stream of the pooled states is a context token; with a pyramid of tokens, all tokens are
+    read at every depth as well. Queries carry learned position embeddings, since identical mask tokens over
+    a context without positions would all give the same output.
     """
 
     def __init__(
-        self, grid: LatentGrid, trunk: TrunkShape, thinker: ThinkerShape, guidance: GuidanceShape
+        self,
+        grid: LatentGrid,
+        trunk: TrunkShape,
+        thinker: ThinkerShape,
+        guidance: GuidanceShape,
     ) -> None:
         super().__init__()
         self.grid = grid
@@ -150,9 +156,12 @@ class ThinkerOnly(Forecaster):
         self.patch_embedding = nn.Parameter(torch.zeros(grid.tokens_per_step, trunk.width))
         self.trunk = Trunk(trunk)
         self.proj = nn.Linear(trunk.width, grid.dim)
+        self.pyramid: TokenPyramid | None = None
+        """What reads the tokens, where they are given."""
 
     def future_steps(self, observed: Tensor, thinker: ThinkerStates | None) -> Tensor:
         assert thinker is not None, "guided variants are always given pooled states"
+        guidance = None if self.pyramid is None else self.pyramid.guide(thinker)
         projected_BLSW = self.projection(only_streams(thinker.pooled, self.guidance.use_streams))
         context_BNW = projected_BLSW[:, list(self.levels)].flatten(1, 2) + self.context_embedding
         queries_BNW = self._queries().to(context_BNW.dtype).expand(len(context_BNW), -1, -1)
@@ -163,7 +172,9 @@ class ThinkerOnly(Forecaster):
         rotation = rotation_at(
             self._positions(num_context, context_BNW.device), head_dim=self.trunk.shape.head_dim
         )
-        states_BNW = self.trunk(torch.cat((context_BNW, queries_BNW), dim=1), rotation, spans)
+        states_BNW = self.trunk(
+            torch.cat((context_BNW, queries_BNW), dim=1), rotation, spans, guidance=guidance
+        )
         future: Tensor = self.proj(states_BNW[:, num_context:])
         return future.view(len(future), grid.future_steps, grid.tokens_per_step, -1)
 
@@ -175,8 +186,10 @@ class ThinkerOnly(Forecaster):
         held = future[:, -1:].expand(-1, max(0, num_steps - future.shape[1]), -1, -1)
         return torch.cat((future, held), dim=1)[:, :num_steps]
 
-    def set_thinker_statistics(self, statistics: StateStatistics) -> None:
-        self.projection.set_statistics(statistics)
+    def set_thinker_statistics(self, pooled: StateStatistics, tokens: StateStatistics | None) -> None:
+        self.projection.set_statistics(pooled)
+        if self.pyramid is not None and tokens is not None:
+            self.pyramid.projection.set_statistics(tokens)
 
     def _queries(self) -> Tensor:
         """One query per future step and patch, `(1, step * patch, width)`."""
@@ -200,6 +213,9 @@ def build_forecaster(shape: ModelShape, *, seed: int) -> Forecaster:
     if shape.variant == "vlm":
         only = ThinkerOnly(shape.grid, shape.trunk, _thinker(shape), shape.guidance)
         initialise(only, named_generator(seed, "thinker only"))
+        if shape.token_kinds:
+            only.pyramid = TokenPyramid(_thinker(shape), shape.trunk, shape.guidance)
+            initialise(only.pyramid, named_generator(seed, "pyramid"))
         return only
     predictor = Predictor(shape.grid, shape.trunk)
     initialise(predictor, named_generator(seed, "predictor"))

@@ -30,6 +30,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "cross": {"guidance": "cross"},
     "jepa": {"variant": "jepa"},
     "vlm": {"variant": "vlm"},
+    "vlm-cross": {"variant": "vlm", "guidance": "cross"},
 }
 
 

@@ -141,4 +141,8 @@ def test_settings_that_a_variant_has_no_use_for_make_no_run_of_their_own(tmp_pat
     )
     assert (guided.guidance, guided.use_streams, guided.context_weight) == ("cross", "prompt", 1.0)
     assert (alone.guidance, alone.use_streams, alone.context_weight) == ("film", "both", 1.0)
-    assert (only.guidance, only.use_streams, only.context_weight) == ("film", "prompt", 0.0)
+    assert (only.guidance, only.use_streams, only.context_weight) == ("cross", "prompt", 0.0)
+    train["guidance"] = "adaln"
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "train": train}))
+    pooled = read_params(tmp_path / "params.yaml").training(variant="vlm", seed=0)
+    assert pooled.guidance == "film", "only tokens are more than it has"

@@ -42,7 +42,7 @@ HEAD = HeadShape(joints=("rightHand", "leftHand", "hip"), frames_per_step=2, anc
 TOKENS, TOKEN_CAPACITY = 30, 16  # of a random clip; what the cache has room for
 TINY = TrainSettings(epochs=1, depth=2, width=24, heads=2, fusion_width=16, head_width=16, device="cpu")
 KINDS = ("film", "adaln", "cross")
-CASES = [("jepa", "film"), *(("thinkjepa", kind) for kind in KINDS), ("vlm", "film")]
+CASES = [("jepa", "film"), *(("thinkjepa", kind) for kind in KINDS), ("vlm", "film"), ("vlm", "cross")]
 
 
 def shape_of(variant: str, kind: str, *, grid: LatentGrid = GRID) -> ModelShape:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train.checkpoint import shape_from_json, shape_to_json
 from thinkjepa.stages.train.losses import latent_error
 from thinkjepa.stages.train.settings import TrainSettings
-from thinkjepa.stages.train.shapes import LatentGrid, ModelShape, ThinkerShape
+from thinkjepa.stages.train.shapes import GuidanceShape, LatentGrid, ModelShape, ThinkerShape
+from thinkjepa.stages.train.thinker_states import TokenBatch
 from thinkjepa.stages.train.variants import Forecaster, ThinkerOnly, ThinkJepa, build_forecaster
 
 BuildShape = Callable[..., ModelShape]
@@ -174,3 +176,50 @@ def test_size_at_the_papers_settings() -> None:
     shape = ModelShape("thinkjepa", grid, settings.trunk, thinker, settings.fusion_width)
     num_parameters = sum(parameter.numel() for parameter in build_forecaster(shape, seed=0).parameters())
     assert num_parameters == pytest.approx(37.2e6, rel=0.01)
+
+
+def tokens_of(batch: int = 3, seed: int = 6) -> TokenBatch:
+    states = torch.randn(batch, 3, 7, 10, generator=torch.Generator().manual_seed(seed))
+    counts = (7, 2, 5)
+    for place, count in enumerate(counts):
+        states[place, :, count:] = 0
+    return TokenBatch(states, counts)
+
+
+def reading_tokens(model_shape: BuildShape, *, gate: float | None = 0.5) -> ThinkerOnly:
+    shape = replace(model_shape("vlm"), guidance=GuidanceShape(kind="cross"))
+    model = build_forecaster(shape, seed=3)
+    assert isinstance(model, ThinkerOnly)
+    assert model.pyramid is not None
+    if gate is not None:
+        torch.nn.init.constant_(model.pyramid.gates, gate)
+    return model
+
+
+def test_thinker_only_reads_tokens_of_its_own_sample_and_starts_as_without(model_shape: BuildShape) -> None:
+    observed, _, pooled = features(model_shape("vlm"))
+    plain = build_forecaster(model_shape("vlm"), seed=3)
+    shut, open_ = reading_tokens(model_shape, gate=None), reading_tokens(model_shape)
+    tokens, others = tokens_of(), tokens_of(seed=7)
+    with torch.no_grad():
+        assert torch.equal(shut(observed, pooled, tokens), plain(observed, pooled))
+        before = open_(observed, pooled, tokens)
+        assert (before - plain(observed, pooled)).abs().amax(dim=(1, 2, 3)).gt(1e-3).all()
+        mixed = tokens.states.clone()
+        mixed[1] = others.states[1]
+        after = open_(observed, pooled, TokenBatch(mixed, tokens.counts))
+        assert (after - before).abs().amax(dim=(1, 2, 3)).gt(1e-5).tolist() == [False, True, False]
+        assert (after - before)[[0, 2]].abs().max() == 0
+        assert torch.equal(open_(100 * observed, pooled, tokens), before), "no latents"
+
+
+def test_gradients_reach_every_parameter_of_a_thinker_only_that_reads_tokens(
+    model_shape: BuildShape,
+) -> None:
+    model = reading_tokens(model_shape)
+    observed, future, pooled = features(model_shape("vlm"))
+    latent_error(model(observed, pooled, tokens_of()), future).mean().backward()
+    without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert [name for name in without if not name.endswith("key.bias")] == []
+    assert model.pyramid is not None
+    assert "pyramid.gates" in dict(model.named_parameters())
