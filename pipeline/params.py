@@ -14,6 +14,7 @@ from thinkjepa.pipeline.project import model_place, project_folder
 from thinkjepa.stages.data.clips import ClipSettings
 from thinkjepa.stages.data.splits import SplitRule
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
+from thinkjepa.stages.extract.vllm_settings import VllmSettings
 from thinkjepa.stages.train.settings import TrainSettings
 
 Settings = TypeVar("Settings")
@@ -21,7 +22,7 @@ Item = TypeVar("Item", str, int)
 
 PLACES = ("videos", "cache_dir")
 RUNS = "runs_dir"
-SECTIONS = ("clips", "models", "execution", "split", "train")
+SECTIONS = ("clips", "models", "vllm", "execution", "split", "train")
 MATRIX = ("variants", "seeds")
 
 
@@ -37,6 +38,7 @@ class Params:
     """Where the runs of all experiments are kept, None where each stays in its own results."""
     clips: ClipSettings
     models: ModelSettings
+    vllm: VllmSettings
     execution: ExecutionSettings
     split: SplitRule
     train: TrainSettings
@@ -74,6 +76,7 @@ def read_params(path: Path) -> Params:
             thinker=model_place(models.thinker, project),
             encoder=model_place(models.encoder, project),
         ),
+        vllm=_settings(VllmSettings, content, "vllm", path),
         execution=_settings(ExecutionSettings, content, "execution", path),
         split=_settings(SplitRule, content, "split", path),
         train=_settings(TrainSettings, content, "train", path),

@@ -54,6 +54,7 @@ def extract_command(
             models=settings.models,
             execution=settings.execution,
             progress=progress,
+            vllm=settings.vllm,
         )
     print_text(describe_report(report))
     if report.too_many_failures:

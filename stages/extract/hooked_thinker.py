@@ -75,6 +75,7 @@ class HookedThinker:
                 "short_side_px": self.settings.thinker_size,
                 "cap_pixels_per_frame": True,
                 "clock_fps": CLOCK_FPS,
+                **({"frames_as": "images"} if self.settings.frames_as == "images" else {}),
             },
             "attention": ATTENTION,
             "versions": library_versions(),
@@ -89,7 +90,12 @@ class HookedThinker:
         with explained_load_errors(self.folder, "thinker"):
             self._processor = AutoProcessor.from_pretrained(self.folder.path)
             self._processor.tokenizer.padding_side = "left"
-            self.prompting = choose_prompting(self._processor, self.settings.prompt, model=self.folder.name)
+            self.prompting = choose_prompting(
+                self._processor,
+                self.settings.prompt,
+                model=self.folder.name,
+                frames_as=self.settings.frames_as,
+            )
         self._think_tags = [_token_id(self._processor.tokenizer, tag) for tag in ("<think>", "</think>")]
 
     def load(self) -> None:

@@ -19,18 +19,35 @@ video's length or average rate, which only the future would tell."""
 class Prompting(Protocol):
     """How a family of models is shown a scene."""
 
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """What the part of the processor that sees is told, besides frames and times."""
+        ...
+
+    def text(self, scene: Scene) -> str:
+        """The conversation before its frames are filled in."""
+        ...
+
     def inputs(self, scenes: Sequence[Scene]) -> Mapping[str, Any]:
         """The model's inputs for scenes, left-padded."""
         ...
 
 
-def choose_prompting(processor: Any, prompt: str, *, model: str) -> Prompting:
-    """Video where the processor has a video part, else images. Raises StageError where it has neither."""
-    if getattr(processor, "video_processor", None) is not None:
-        return VideoPrompting(processor, prompt)
-    if getattr(processor, "image_processor", None) is not None:
-        return FramePrompting(processor, prompt)
-    raise StageError(f"--thinker {model!r} takes neither video nor images: choose a vision-language model")
+def choose_prompting(processor: Any, prompt: str, *, model: str, frames_as: str) -> Prompting:
+    """Video where the processor has a video part, else images, where `frames_as` does not say which.
+
+    Raises StageError where the processor does not have the part that is asked for, or neither.
+    """
+    parts = {"video": "video_processor", "images": "image_processor"}
+    has = [name for name, part in parts.items() if getattr(processor, part, None) is not None]
+    if not has:
+        raise StageError(
+            f"--thinker {model!r} takes neither video nor images: choose a vision-language model"
+        )
+    if frames_as not in ("auto", *has):
+        raise StageError(f"--thinker {model!r} takes no {frames_as}: give --frames-as {has[0]}")
+    chosen = has[0] if frames_as == "auto" else frames_as
+    return VideoPrompting(processor, prompt) if chosen == "video" else FramePrompting(processor, prompt)
 
 
 class VideoPrompting:
@@ -38,17 +55,19 @@ class VideoPrompting:
 
     def __init__(self, processor: Any, prompt: str) -> None:
         self._processor = processor
-        self.text = _chat(processor, [{"type": "video"}, {"type": "text", "text": prompt}])
-        """The conversation before its video is filled in."""
+        self._text = _chat(processor, [{"type": "video"}, {"type": "text", "text": prompt}])
         self.options: dict[str, Any] = {"do_sample_frames": False}
-        """What the video processor is told besides the frames' times."""
         if hasattr(processor.video_processor, "cap_pixels_per_frame"):
             self.options["cap_pixels_per_frame"] = True
+
+    def text(self, scene: Scene) -> str:
+        """The same for all scenes: the model writes the times itself."""
+        return self._text
 
     def inputs(self, scenes: Sequence[Scene]) -> Mapping[str, Any]:
         metadata = [[clock_metadata(scene)] for scene in scenes]
         found: Mapping[str, Any] = self._processor(
-            text=[self.text] * len(scenes),
+            text=[self.text(scene) for scene in scenes],
             videos=[[scene.frames] for scene in scenes],
             videos_kwargs={**self.options, "video_metadata": metadata},
             padding=True,
@@ -63,21 +82,22 @@ class FramePrompting:
     def __init__(self, processor: Any, prompt: str) -> None:
         self._processor = processor
         self._prompt = prompt
-        self._options: dict[str, Any] = {}
+        self.options: dict[str, Any] = {}
         if hasattr(processor.image_processor, "do_image_splitting"):
-            self._options["do_image_splitting"] = False  # tiles would make 17 images of each frame
+            self.options["do_image_splitting"] = False  # tiles would make 17 images of each frame
 
     def inputs(self, scenes: Sequence[Scene]) -> Mapping[str, Any]:
         found: Mapping[str, Any] = self._processor(
-            text=[self._chat(scene) for scene in scenes],
+            text=[self.text(scene) for scene in scenes],
             images=[list(scene.frames) for scene in scenes],
-            images_kwargs=self._options,
+            images_kwargs=self.options,
             padding=True,
             return_tensors="pt",
         )
         return found
 
-    def _chat(self, scene: Scene) -> str:
+    def text(self, scene: Scene) -> str:
+        """With the time of each frame before it."""
         content: list[dict[str, str]] = []
         for time_s in scene.times_s:
             content += [{"type": "text", "text": f"<{time_s:.1f} seconds>"}, {"type": "image"}]

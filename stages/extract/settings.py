@@ -32,6 +32,11 @@ class ModelSettings:
     thinker_size: int = setting(
         256, "Short side of the thinker's frames, pixels; larger ones are scaled down."
     )
+    frames_as: Literal["auto", "video", "images"] = setting(
+        "auto",
+        "How the thinker is shown its frames: as one video, as images with a line of time each, or auto: as "
+        "a video where it takes one.",
+    )
     encoder: str = setting(
         "facebook/vjepa2-vitl-fpc64-256",
         "Video encoder, V-JEPA 2 or DINOv2 (latents of single frames): a hub name or a local folder.",

@@ -30,7 +30,7 @@ from torch import Tensor
 from thinkjepa.stages.errors import StageError
 
 WORKER = Path(__file__).with_name("vllm_worker.py")
-PROTOCOL = 1
+PROTOCOL = 2
 
 PROBE_TIMEOUT_S = 60.0
 EXIT_TIMEOUT_S = 10.0
@@ -75,14 +75,15 @@ class EngineSpec:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One batch: a prompt with a place for a video, and for each row its frames and their metadata.
+    """One batch: for each row a prompt with places for its frames, the frames, and their metadata.
 
-    Frames are `(frame, height, width, 3)` uint8; `processor` are arguments of the model's processor.
+    Frames are `(frame, height, width, 3)` uint8. Without metadata they are images, each in a place of its
+    own, else one video. `processor` are arguments of the model's processor.
     """
 
-    prompt: str
+    prompts: Sequence[str]
     frames: Sequence[npt.NDArray[np.uint8]]
-    videos: Sequence[Mapping[str, Any]]
+    videos: Sequence[Mapping[str, Any] | None]
     processor: Mapping[str, Any]
 
 
@@ -222,7 +223,11 @@ class VllmEngine:
             save_arrays({str(place): rows for place, rows in enumerate(question.frames)}, frames)
         except OSError as error:
             raise _full(error) from error
-        request = {"prompt": question.prompt, "frames": str(frames), "videos": list(question.videos)}
+        request = {
+            "prompts": list(question.prompts),
+            "frames": str(frames),
+            "videos": list(question.videos),
+        }
         self._send({**request, "processor": dict(question.processor)})
         answer = self._answer()
         if "error" in answer:

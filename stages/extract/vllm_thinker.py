@@ -22,7 +22,10 @@ from thinkjepa.stages.extract.vllm_settings import VllmSettings
 from thinkjepa.stages.extract.weights import ModelFolder
 
 UNLIKE_TRANSFORMERS = ("qwen2_vl", "qwen2_5_vl")
-"""vLLM places the text behind their videos elsewhere: equal tokens, other states."""
+"""vLLM places the text behind their videos elsewhere: equal tokens, other states. Images are alike."""
+
+MOST_IMAGES = 128
+"""Of a prompt, where frames go in as images."""
 
 
 class VllmThinker(HookedThinker):
@@ -41,7 +44,7 @@ class VllmThinker(HookedThinker):
         super().__init__(folder, settings, dtype=dtype, device=device)
         self.vllm = vllm
         self.batch_size = batch_size
-        check_model_type(self.config.model_type)
+        check_model_type(self.config.model_type, frames_as=settings.frames_as)
         self._versions = vllm_versions(vllm.python)
         self._engine: VllmEngine | None = None
 
@@ -110,6 +113,9 @@ class VllmThinker(HookedThinker):
             "enforce_eager": self.device.type == "cpu",
             "mm_processor_cache_gb": 0,
         }
+        shown = "video" if isinstance(self.prompting, VideoPrompting) else "image"
+        most = {"video": 1, "image": MOST_IMAGES}
+        options["limit_mm_per_prompt"] = {kind: most[kind] if kind == shown else 0 for kind in most}
         if self.vllm.max_batched_tokens:
             options["max_num_batched_tokens"] = self.vllm.max_batched_tokens
         if self.vllm.quantization:
@@ -117,18 +123,13 @@ class VllmThinker(HookedThinker):
         return options
 
     def question(self, scenes: Sequence[Scene]) -> Question:
-        """Frames as chosen, with the clock that the other backend gives them."""
-        prompting = self.prompting
-        if not isinstance(prompting, VideoPrompting):
-            raise StageError(
-                f"--thinker {self.folder.name!r} takes images only, --backend vllm gives it videos: "
-                "use --backend transformers"
-            )
+        """Frames as chosen, with the clock or the lines of time that the other backend gives them."""
+        as_video = isinstance(self.prompting, VideoPrompting)
         return Question(
-            prompt=prompting.text,
+            prompts=[self.prompting.text(scene) for scene in scenes],
             frames=[scene.frames.permute(0, 2, 3, 1).contiguous().numpy() for scene in scenes],
-            videos=[clock_metadata(scene) for scene in scenes],
-            processor=prompting.options,
+            videos=[clock_metadata(scene) if as_video else None for scene in scenes],
+            processor=self.prompting.options,
         )
 
     def _checked(self, scene: Scene, reply: Reply) -> Thought:
@@ -163,12 +164,12 @@ def reply_problem(reply: Reply, prompt_ids: Sequence[int], *, layers: int, width
     return ""
 
 
-def check_model_type(model_type: str) -> None:
+def check_model_type(model_type: str, *, frames_as: str) -> None:
     """Raise StageError for a model that vLLM is known to run on other positions than transformers."""
-    if model_type in UNLIKE_TRANSFORMERS:
+    if model_type in UNLIKE_TRANSFORMERS and frames_as != "images":
         raise StageError(
             f"--backend vllm: {model_type} gets other positions behind a video there than in transformers: "
-            "use --backend transformers"
+            "give --frames-as images, or --backend transformers"
         )
 
 

@@ -4,10 +4,11 @@ So this file stands alone and imports nothing of the project. It is spoken to ov
 message; tensors travel in safetensors files of a staging folder. Nothing is pickled.
 
     python vllm_worker.py FD        FD: the socket
-    <- {"protocol": 1, "staging": DIR, "engine": {...}, "max_new_tokens": N, "stop_ids": [...]}
+    <- {"protocol": 2, "staging": DIR, "engine": {...}, "max_new_tokens": N, "stop_ids": [...]}
     -> {"ready": {"vllm": "0.32.0", "torch": "2.13.0", "device": "cpu"}}
-    <- {"prompt": TEXT, "frames": FILE, "videos": [metadata, ...], "processor": {...}}
-                                    FILE holds "0", "1", ...: frames (frame, height, width, 3) uint8
+    <- {"prompts": [TEXT, ...], "frames": FILE, "videos": [metadata or null, ...], "processor": {...}}
+                                    FILE holds "0", "1", ...: frames (frame, height, width, 3) uint8,
+                                    a video where it has metadata, else images
     -> {"states": [FILE, ...], "prompt_tokens": [N, ...], "generated": [[id, ...], ...]}
 An answer may be {"error": TEXT} instead. When the other side is gone, the staging folder is removed.
 """
@@ -26,7 +27,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 WRITE_TIMEOUT_S = 300.0
 """From the end of a generation until its states are on disk."""
@@ -85,7 +86,6 @@ class Engine:
             **settings,
             trust_remote_code=False,
             generation_config="vllm",  # greedy: the model's own file may ask for sampling
-            limit_mm_per_prompt={"image": 0, "video": 1},
             disable_log_stats=True,
             speculative_config={
                 "method": "extract_hidden_states",
@@ -114,17 +114,19 @@ class Engine:
         return {"vllm": vllm.__version__, "torch": str(torch.__version__), "device": device}
 
     def think(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Generate for every video of the request; states lie in files when this returns."""
+        """Generate for every row of the request; states lie in files when this returns."""
         from safetensors.numpy import load_file
 
         frames = load_file(request["frames"])
         prompts = [
             {
-                "prompt": request["prompt"],
-                "multi_modal_data": {"video": [(frames[str(place)], metadata)]},
+                "prompt": prompt,
+                "multi_modal_data": shown(frames[str(place)], metadata),
                 "mm_processor_kwargs": request["processor"],
             }
-            for place, metadata in enumerate(request["videos"])
+            for place, (prompt, metadata) in enumerate(
+                zip(request["prompts"], request["videos"], strict=True)
+            )
         ]
         outputs = self._llm.generate(prompts, self._sampling, use_tqdm=False)
         paths = [output.kv_transfer_params["hidden_states_path"] for output in outputs]
@@ -149,6 +151,15 @@ class Engine:
             Path(path + ".lock").unlink()
             if not Path(path).exists():
                 raise OSError("the engine could not write states into the staging folder")
+
+
+def shown(frames: Any, metadata: dict[str, Any] | None) -> dict[str, Any]:
+    """Frames as vLLM takes them."""
+    if metadata is not None:
+        return {"video": [(frames, metadata)]}
+    from PIL import Image
+
+    return {"image": [Image.fromarray(frame) for frame in frames]}
 
 
 def is_written(path: str) -> bool:

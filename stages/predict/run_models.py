@@ -47,6 +47,7 @@ def load_thinker(made: FeatureSet, *, place: str | None, device: str) -> HookedT
         prompt=origin["prompt"],
         max_new_tokens=origin["max_new_tokens"],
         thinker_size=origin["preprocessing"]["short_side_px"],
+        frames_as=origin["preprocessing"].get("frames_as", "auto"),
         dtype=origin["dtype"],
     )
     folder = find_model(settings.thinker, revision=settings.revision, role="thinker")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import odd_videos
 import psutil
 import pytest
 
@@ -26,22 +26,12 @@ TIME_STEP_S = 1e-3
 FEW = ("--thinker-frames", 4, "--observed-frames", 4, "--future-frames", 4, "--stride-s", 60)
 
 
-def load_maker() -> Any:
-    spec = importlib.util.spec_from_file_location("odd_videos", Path(__file__).with_name("odd_videos.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., Path]) -> Any:
     """The folder of odd videos, which tests must not change."""
     folder = tmp_path_factory.mktemp("odd") / "videos"
     folder.mkdir()
-    return load_maker().write_odd_videos(folder, make_video)
+    return odd_videos.write_odd_videos(folder, make_video)
 
 
 def test_every_frame_of_every_good_video_carries_its_own_number(

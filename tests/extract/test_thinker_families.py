@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+import thinker_families
 import torch
 from torch import nn
 
@@ -20,33 +18,22 @@ from thinkjepa.stages.extract.settings import ModelSettings
 from thinkjepa.stages.extract.thinker import KIND, Scene
 from thinkjepa.stages.extract.weights import ModelFolder, find_model
 
-
-def _load_families() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "thinker_families", Path(__file__).with_name("thinker_families.py")
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-families = _load_families()
 NEW_TOKENS = 4
 DEEPSTACK_LAYERS = 3
 
 
-@pytest.fixture(scope="module", params=["qwen3-vl", *families.FAMILIES])
+@pytest.fixture(
+    scope="module", params=["qwen3-vl", *thinker_families.FAMILIES, "qwen3-vl images", "qwen2.5-vl images"]
+)
 def thinker(request: Any, tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> HookedThinker:
-    if request.param == "qwen3-vl":
+    family, _, frames_as = request.param.partition(" ")
+    if family == "qwen3-vl":
         folder, layers = tiny_models / "thinker", "0,1,2,3,4,5,6"
     else:
-        folder = families.write_family(request.param, tmp_path_factory.mktemp("family") / request.param)
+        folder = thinker_families.write_family(family, tmp_path_factory.mktemp("family") / family)
         layers = "0,1,2,3,4"
     found = find_model(str(folder), revision="main", role="thinker")
-    settings = ModelSettings(layers=layers, max_new_tokens=NEW_TOKENS)
+    settings = ModelSettings(layers=layers, max_new_tokens=NEW_TOKENS, frames_as=frames_as or "auto")
     thinker = HookedThinker(found, settings, dtype="float32", device=torch.device("cpu"))
     thinker.load()
     return thinker

@@ -16,7 +16,7 @@ from thinkjepa.stages.extract.vllm_settings import PYTHON_VARIABLE, VllmSettings
 from thinkjepa.stages.extract.vllm_thinker import check_model_type, reply_problem
 
 PROMPT, GENERATED = (5, 6, 7), (8, 9)
-QUESTION = Question(prompt="p", frames=[], videos=[], processor={})
+QUESTION = Question(prompts=[], frames=[], videos=[], processor={})
 
 
 @pytest.fixture
@@ -147,6 +147,7 @@ def test_the_python_is_the_named_one_else_the_environments_else_ours(monkeypatch
 
 
 def test_models_that_vllm_runs_on_other_positions_are_refused() -> None:
-    check_model_type("qwen3_vl")
+    check_model_type("qwen3_vl", frames_as="auto")
+    check_model_type("qwen2_5_vl", frames_as="images")
     with pytest.raises(StageError, match=r"qwen2_5_vl.*--backend transformers"):
-        check_model_type("qwen2_5_vl")
+        check_model_type("qwen2_5_vl", frames_as="auto")

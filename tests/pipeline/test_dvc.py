@@ -27,6 +27,7 @@ SMALL: dict[str, Any] = {
     "cache_dir": "../features",
     "clips": {"thinker_frames": 4, "observed_frames": 4, "future_frames": 4, "dense_fps": 10.0},
     "models": {"thinker": "models/thinker", "encoder": "models/encoder", "prompt": "What is seen?"},
+    "vllm": {"backend": "transformers"},
     "execution": {"device": "cpu"},
     "split": {"group_by": "video"},
     "train": {"epochs": 2, "batch_size": 4, "depth": 2, "width": 48, "heads": 2},

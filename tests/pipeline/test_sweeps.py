@@ -25,6 +25,7 @@ PARAMS: dict[str, Any] = {
     "runs_dir": "runs",
     "clips": {"thinker_frames": 4, "observed_frames": 4, "future_frames": 4, "dense_fps": 10.0},
     "models": {"thinker": "models/thinker", "encoder": "models/encoder"},
+    "vllm": {"backend": "transformers"},
     "execution": {"device": "cpu"},
     "split": {"group_by": "video"},
     "train": {"epochs": 2, "batch_size": 4, "depth": 2, "width": 48, "heads": 2, "guidance": "film"},
