@@ -5,6 +5,7 @@ The heavy imports (torch, transformers) happen inside the commands, so that --he
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
@@ -78,6 +79,39 @@ def extract_command(
     else:
         print_text(describe_report(report))
     return EXIT_FAILURES if report.too_many_failures else EXIT_DONE
+
+
+@app.command("serve-thinker")
+@with_settings(models=ModelSettings, vllm=VllmSettings)
+def serve_thinker_command(
+    *,
+    states: Annotated[
+        Path,
+        typer.Option("--states", help="Folder for states that this machine and the extraction both see."),
+    ],
+    host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen at.")] = 8000,
+    device: Annotated[str, typer.Option("--device", help="auto, cuda or cpu.")] = "auto",
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Clips at work at once.")] = 64,
+    show: Annotated[bool, typer.Option("--print", help="Print the command of vLLM, do not run it.")] = False,
+    models: ModelSettings,
+    vllm: VllmSettings,
+) -> None:
+    """Serve the thinker's states from this machine, for `extract --backend vllm --vllm-url http://HOST:PORT`.
+
+    Takes the models' and vLLM's flags that extract is given; those of the encoder, the prompt and the answer
+    are not used here. One folder of states belongs to one server. There is no password: listen where only
+    the extraction can reach it.
+    """
+    from thinkjepa.stages.extract.vllm_serving import prepare_server, run_server
+
+    command = prepare_server(
+        models, vllm, device=device, states=states, host=host, port=port, batch_size=batch_size
+    )
+    if show:
+        print_text(shlex.join(command))
+    else:
+        run_server(command)
 
 
 @app.command("info")

