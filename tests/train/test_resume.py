@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import killed_training
 import pytest
 
 from thinkjepa.stages.train import SplitRule, TrainSettings, train
@@ -85,29 +86,14 @@ def test_stopped_after_any_step_a_run_goes_on_from_there_to_the_same_files(
 def test_killed_at_random_moments_the_curve_is_that_of_an_uninterrupted_run(
     latent_cache: BuildCache, tmp_path: Path, num_kills: int, epochs: int
 ) -> None:
-    """SIGKILL to real processes, forked after all imports; most of them in the second epoch and later."""
-    cache = latent_cache()
-    began = time.monotonic()
-    run(cache, tmp_path / "whole", epochs=epochs)
-    whole_s = time.monotonic() - began
-    rng, kills = random.Random(0), 0
-    while kills < num_kills:
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                run(cache, tmp_path / "cut", epochs=epochs)
-                status = 0
-            finally:
-                os._exit(status)
-        time.sleep(rng.uniform(0.2, 1.2) * whole_s / (num_kills / 3))
-        os.kill(child, signal.SIGKILL)
-        ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        assert ended in (-signal.SIGKILL, 0)
-        if ended == 0:  # it got through before: once more from the start
-            shutil.rmtree(tmp_path / "cut")
-        kills += ended == -signal.SIGKILL
-    run(cache, tmp_path / "cut", epochs=epochs)
+    """SIGKILL to real processes; most of them in the second epoch and later."""
+    killed = multiprocessing.get_context("spawn").Process(
+        target=killed_training.train_killed,
+        args=(latent_cache(), tmp_path, replace(TINY, epochs=epochs), num_kills),
+    )
+    killed.start()
+    killed.join()
+    assert killed.exitcode == 0
     assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
 
 
