@@ -151,7 +151,7 @@ def decoded(frozen: FrozenModels, planned: PlannedFolder, clip: ClipRow) -> tupl
     reader = ExactFrames(str(planned.paths[clip.video_digest]))
     scene = Scene(frozen.thinker.preprocess(reader.read(clip.thinker_frames)), clip.thinker_times_s)
     windows = [
-        frozen.encoder.preprocess(reader.read(indices))
+        frozen.encoder.scaled(frozen.encoder.preprocess(reader.read(indices)))
         for indices in (clip.observed_frames, *clip.future_frames)
     ]
     return frozen.thinker.prepare([scene]), windows

@@ -21,11 +21,11 @@ from thinkjepa.stages.extract.encoder import VideoEncoder
 from thinkjepa.stages.extract.hooked_thinker import HookedThinker
 from thinkjepa.stages.extract.thinker import Scene
 
-RAW_BYTES = 16 * 10**6
-"""Decoded frames held at a time: 2 of 1080p, 17 of 640 x 480; always one at least."""
+RAW_BYTES = 8 * 10**6
+"""Decoded frames held at a time: 1 of 1080p, 8 of 640 x 480; always one at least."""
 
 KEPT_BYTES = 512 * 10**6
-"""Preprocessed frames kept for the next clips, at most: 650 of 256 x 256 pixels in float32."""
+"""Preprocessed frames kept for the next clips, at most: 2,600 of 256 x 256 pixels."""
 
 
 @dataclass(frozen=True, slots=True)

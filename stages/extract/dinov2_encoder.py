@@ -46,7 +46,9 @@ class Dinov2Encoder(VideoEncoder):
 
     def preprocess(self, frames: FrameStack) -> Tensor:
         images = list(torch.from_numpy(frames.copy()).permute(0, 3, 1, 2))
-        pixels: Tensor = self._processor(images=images, return_tensors="pt")["pixel_values"]
+        pixels: Tensor = self._processor(
+            images=images, return_tensors="pt", do_rescale=False, do_normalize=False
+        )["pixel_values"]
         return pixels
 
     def trunk(self, model: nn.Module) -> nn.Module:

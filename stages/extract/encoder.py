@@ -94,7 +94,10 @@ class VideoEncoder(ABC):
 
     @abstractmethod
     def preprocess(self, frames: FrameStack) -> Tensor:
-        """A window's frames as the model's input `(F, 3, height, width)`, each by itself."""
+        """A window's frames as the model sees them, resized and cropped: `(F, 3, height, width)` uint8.
+
+        Each by itself. `encode` scales them: as float32 they would wait, and travel, four times as large.
+        """
 
     @torch.inference_mode()
     def encode(self, windows: Sequence[Tensor], *, batch_size: int = 1) -> Tensor:
@@ -121,10 +124,18 @@ class VideoEncoder(ABC):
 
     def _forward(self, windows: Sequence[Tensor], rows: int) -> Tensor:
         full = [*windows, *[windows[-1]] * (rows - len(windows))]
-        pixels = torch.stack(full).to(self.device, getattr(torch, self.dtype))
+        pixels = self.scaled(torch.stack(full).to(self.device)).to(getattr(torch, self.dtype))
         num_steps, num_patches = pixels.shape[1] // self.tubelet, self.grid[0] * self.grid[1]
         latents = self._latents(pixels).reshape(rows, num_steps, num_patches, self.width)
         return latents[: len(windows)].cpu()
+
+    def scaled(self, pixels: Tensor) -> Tensor:
+        """Preprocessed frames `(..., 3, height, width)` uint8, as float32 of the model's mean and scale."""
+        own = self._processor
+        scaled: Tensor = own.rescale_and_normalize(
+            pixels, own.do_rescale, own.rescale_factor, own.do_normalize, own.image_mean, own.image_std
+        )
+        return scaled
 
     @abstractmethod
     def _latents(self, pixels_BFCHW: Tensor) -> Tensor:

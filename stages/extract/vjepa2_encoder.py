@@ -40,9 +40,9 @@ class VJepa2Encoder(VideoEncoder):
 
     def preprocess(self, frames: FrameStack) -> Tensor:
         video = torch.from_numpy(frames.copy()).permute(0, 3, 1, 2)
-        pixels: Tensor = self._processor(videos=[video], return_tensors="pt", do_sample_frames=False)[
-            "pixel_values_videos"
-        ][0]
+        pixels: Tensor = self._processor(
+            videos=[video], return_tensors="pt", do_sample_frames=False, do_rescale=False, do_normalize=False
+        )["pixel_values_videos"][0]
         return pixels
 
     def trunk(self, model: nn.Module) -> nn.Module:

@@ -81,10 +81,21 @@ def frames(seed: int, *, height: int = 120, width: int = 160, number: int = FRAM
     return np.random.default_rng(seed).integers(0, 256, (number, height, width, 3), dtype=np.uint8)
 
 
+def as_the_processor_does(encoder: VideoEncoder, seen: Any) -> torch.Tensor:
+    """Frames `(F, 3, height, width)` float32, in one call of the model's own processor."""
+    video = list(torch.from_numpy(seen).permute(0, 3, 1, 2))
+    if encoder.tubelet == 1:
+        return encoder._processor(images=video, return_tensors="pt")["pixel_values"]
+    options = {"return_tensors": "pt", "do_sample_frames": False}
+    return encoder._processor(videos=[torch.stack(video)], **options)["pixel_values_videos"][0]
+
+
 def test_latents_are_the_patches_that_the_model_gives(encoder: VideoEncoder) -> None:
-    pixels = encoder.preprocess(frames(0))
-    assert pixels.shape == (FRAMES, 3, *encoder.frame_px)
-    latents = encoder.encode([pixels])
+    seen = encoder.preprocess(frames(0))
+    assert (seen.shape, seen.dtype) == ((FRAMES, 3, *encoder.frame_px), torch.uint8)
+    latents = encoder.encode([seen])
+    pixels = as_the_processor_does(encoder, frames(0))
+    assert torch.equal(encoder.scaled(seen), pixels)
     assert latents.shape == (1, FRAMES // encoder.tubelet, encoder.grid[0] * encoder.grid[1], encoder.width)
     with torch.inference_mode():
         if encoder.tubelet == 1:
@@ -101,11 +112,11 @@ def test_patches_are_row_major(encoder: VideoEncoder) -> None:
     """Blocks of white that move from patch to patch: the patch that changes most is where the block is."""
     height, width = encoder.grid
     side = encoder.frame_px[0] // height
-    grey = torch.zeros(FRAMES, 3, *encoder.frame_px)
+    grey = torch.full((FRAMES, 3, *encoder.frame_px), 128, dtype=torch.uint8)
     plain = encoder.encode([grey])[0]
     for row, column in ((0, 0), (0, width - 1), (height - 1, 1)):
         lit = grey.clone()
-        lit[:, :, row * side : (row + 1) * side, column * side : (column + 1) * side] = 3
+        lit[:, :, row * side : (row + 1) * side, column * side : (column + 1) * side] = 255
         change = (encoder.encode([lit])[0] - plain).norm(dim=-1).mean(0)
         assert int(change.argmax()) == row * width + column
 
@@ -129,7 +140,7 @@ def test_a_window_depends_on_all_its_frames_and_on_nothing_else(encoder: VideoEn
     assert (together[0] - alone).abs().max() <= 1e-5 * alone.abs().max()
     for frame in range(FRAMES):
         changed = ours.clone()
-        changed[frame] += 0.5
+        changed[frame] ^= 64
         moved = (encoder.encode([changed])[0] - alone).abs().amax(dim=(1, 2))
         assert moved[frame // encoder.tubelet] > 1e-3
         if encoder.tubelet == 1:  # a frame sees only itself
