@@ -8,7 +8,8 @@ of its own:
 - `loop`: what one would write in an afternoon: open the video, decode, batch of one, `generate` with
   `output_hidden_states=True`, the encoder, `np.savez_compressed`; then the next clip.
 
-Memory is the peak resident set of a process and its children above what it was when the models were loaded.
+Memory is the peak resident set of a process above what it was when the models were loaded, and that of its
+children, less what they share with it.
 `rss_growth` compares the peaks of extractions of few and of many clips with tiny models.
 """
 
@@ -71,6 +72,12 @@ def peak_bytes(pid: int) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
+def own_peak_bytes(child: psutil.Process) -> int:
+    """Peak of a child, without the libraries and the like that it shares with us: they are counted here."""
+    now = child.memory_full_info()
+    return peak_bytes(child.pid) - (now.rss - now.uss)
+
+
 @contextmanager
 def measured(run: Run) -> Iterator[None]:
     """Seconds, and bytes above what is resident now, children included."""
@@ -79,7 +86,7 @@ def measured(run: Run) -> Iterator[None]:
     yield
     run["seconds"] = time.perf_counter() - began
     run["extra_bytes"] = peak_bytes(me.pid) - before
-    run["extra_bytes"] += sum(peak_bytes(child.pid) for child in me.children(recursive=True))
+    run["extra_bytes"] += sum(own_peak_bytes(child) for child in me.children(recursive=True))
     run["peak_bytes"] = before + run["extra_bytes"]
 
 

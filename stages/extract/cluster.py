@@ -52,6 +52,8 @@ SETTINGS = {
     "distributed.scheduler.worker-ttl": None,  # a forward may hold a worker for minutes
     "distributed.comm.timeouts.connect": f"{CONNECT_S}s",
     "distributed.nanny.pre-spawn-environ.DASK_LOGGING__DISTRIBUTED": "critical",
+    # dask has workers give memory back at once: every large tensor is paged in anew, a third of a CPU's time.
+    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, Dinov2Model, Dinov2WithRegistersModel
@@ -45,7 +46,7 @@ class Dinov2Encoder(VideoEncoder):
             )
 
     def preprocess(self, frames: FrameStack) -> Tensor:
-        images = list(torch.from_numpy(frames.copy()).permute(0, 3, 1, 2))
+        images = list(torch.from_numpy(np.require(frames, requirements="W")).permute(0, 3, 1, 2))
         pixels: Tensor = self._processor(
             images=images, return_tensors="pt", do_rescale=False, do_normalize=False
         )["pixel_values"]

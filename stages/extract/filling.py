@@ -143,6 +143,7 @@ class UnitFiller:
                 outcomes = run_batch(prepared.result(), self.frozen, self.rows)
                 goes_on = writing is None or on_batch(writing.result())
                 writing = self.behind.submit(batch.commit, outcomes, self.rows.told())
+                del prepared, outcomes  # tens of megabytes a clip, which the next forward needs
                 if one_by_one or not goes_on:
                     goes_on = on_batch(writing.result()) and goes_on
                     writing = None

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -151,7 +152,7 @@ class HookedThinker:
         prompt_length = inputs["input_ids"].shape[1]
         with captured_states(self._decoder_layers, self.layers) as steps:
             sequences = self._model.generate(**inputs, generation_config=self._generation)
-        hidden_LBSD = torch.stack([torch.cat(steps[layer], dim=1) for layer in self.layers])
+        hidden_LBSD = _joined([steps.pop(layer) for layer in self.layers])
         _check_prompt(sequences, inputs["input_ids"], num_states=hidden_LBSD.shape[2])
         return [
             self._thought(hidden_LBSD[:, place], sequences[place].tolist(), prompt_length)
@@ -190,6 +191,17 @@ def _shape(inputs: Mapping[str, Tensor]) -> tuple[tuple[int, ...], ...]:
     """What rows of one forward have in common: the shapes of all inputs, and the visual grid."""
     grids = [value.flatten().tolist() for name, value in inputs.items() if name.endswith("_grid_thw")]
     return (*map(tuple, grids), *(tuple(value.shape) for value in inputs.values()))
+
+
+def _joined(steps_of_layers: list[list[Tensor]]) -> Tensor:
+    """States `(layer, batch, token, dim)` of forward passes `(batch, token, dim)`, which are let go of."""
+    num_tokens = sum(step.shape[1] for step in steps_of_layers[0])
+    first = steps_of_layers[0][0]
+    joined = first.new_empty((len(steps_of_layers), first.shape[0], num_tokens, first.shape[2]))
+    for place, steps in enumerate(steps_of_layers):
+        torch.cat(steps, dim=1, out=joined[place])
+        steps.clear()
+    return joined
 
 
 def _check_prompt(sequences: Tensor, prompt_ids: Tensor, *, num_states: int) -> None:
@@ -258,7 +270,7 @@ def captured_states(
 
 def shrink(frames: FrameStack, *, short_side_px: int) -> Tensor:
     """Frames `(frame, 3, height, width)` uint8, scaled down to a short side, never up."""
-    video = torch.from_numpy(frames.copy()).permute(0, 3, 1, 2)
+    video = torch.from_numpy(np.require(frames, requirements="W")).permute(0, 3, 1, 2)
     if min(video.shape[-2:]) <= short_side_px:
         return video.contiguous()
     smaller: Tensor = image_ops.resize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoVideoProcessor, VJEPA2Model
@@ -39,7 +40,7 @@ class VJepa2Encoder(VideoEncoder):
             )
 
     def preprocess(self, frames: FrameStack) -> Tensor:
-        video = torch.from_numpy(frames.copy()).permute(0, 3, 1, 2)
+        video = torch.from_numpy(np.require(frames, requirements="W")).permute(0, 3, 1, 2)
         pixels: Tensor = self._processor(
             videos=[video], return_tensors="pt", do_sample_frames=False, do_rescale=False, do_normalize=False
         )["pixel_values_videos"][0]

@@ -18,7 +18,7 @@ PARTS = ("predictor", "pyramid", "head")
 STEP_TO_FORWARD = 3
 """FLOPs of forward and backward, in forwards: each product of the one gives two of the other."""
 
-SAVED_PER_TOKEN = 18
+SAVED_PER_TOKEN = 14
 """Numbers per channel that a block keeps of a token for the backward (counted with saved-tensor hooks)."""
 
 SAVED_BY_GUIDANCE = {"film": 1, "adaln": 6, "cross": 1}

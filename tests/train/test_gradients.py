@@ -8,14 +8,18 @@ from itertools import product
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from thinkjepa.stages.train.features import Batch, TrajectoryBatch
 from thinkjepa.stages.train.loop import clip_terms
 from thinkjepa.stages.train.model import ForecastModel, build_model
 from thinkjepa.stages.train.optimiser import make_optimizer
+from thinkjepa.stages.train.randomness import named_generator
 from thinkjepa.stages.train.settings import TrainSettings
 from thinkjepa.stages.train.shapes import GuidanceShape, HeadShape, ModelShape
 from thinkjepa.stages.train.thinker_states import TokenBatch
+from thinkjepa.stages.train.trunk import MLP, MLP_RATIO, initialise
 from thinkjepa.stages.train.variants import ThinkJepa
 
 BuildShape = Callable[..., ModelShape]
@@ -150,3 +154,28 @@ def test_the_context_loss_sends_no_gradient_into_the_latents_it_compares_with(
     clip_terms(forecast, apart, replace(SETTINGS, variant="jepa"))[:, 0].mean().backward()
     assert apart.observed.grad is None
     assert batch.observed.grad is not None
+
+
+def test_the_gelu_is_computed_again_to_the_same_bits_and_not_kept() -> None:
+    width, tokens = 12, 32
+    mlp = MLP(width)
+    initialise(mlp, named_generator(0, "mlp"))
+    x = torch.randn(1, tokens, width, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    kept: list[int] = []
+
+    def keep(value: torch.Tensor) -> torch.Tensor:
+        if not isinstance(value, nn.Parameter):
+            kept.append(value.numel())
+        return value
+
+    def gradients(forward: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+            output = forward(x)
+        return list(torch.autograd.grad(output.square().sum(), [x, *mlp.parameters()]))
+
+    plain = gradients(lambda x: mlp.fc2(F.gelu(mlp.fc1(x))))
+    assert sum(kept) == (1 + 2 * MLP_RATIO) * tokens * width
+    ours = gradients(mlp)
+    assert sum(kept) <= (1 + MLP_RATIO) * tokens * width
+    assert all(torch.equal(*pair) for pair in zip(ours, plain, strict=True))
