@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from thinkjepa.cache.layout import clips_dir
 from thinkjepa.cache.lookup import IdLookup, Places, last_of_equal
-from thinkjepa.cache.parquet_rows import ParquetRows
+from thinkjepa.cache.parquet_rows import ParquetRows, release_unused
 from thinkjepa.cache.records import ClipRow, Kind
 from thinkjepa.cache.tables import CLIPS_SCHEMA, frozen
 
@@ -73,6 +73,7 @@ class ClipSelection(Sequence[ClipRow]):
         ids = self.clip_ids
         once = last_of_equal(ids)
         order = pc.sort_indices(ids.take(pa.array(once))).to_numpy()
+        release_unused()
         return ClipSelection(self._rows, self._ids, self.positions[once[order]])
 
     def where(self, chosen: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> ClipSelection:
@@ -85,12 +86,11 @@ class ClipSelection(Sequence[ClipRow]):
         return self.where(pc.is_in(self.clip_ids, value_set=named).to_numpy(zero_copy_only=False))
 
     def values(self, column: str) -> list[str]:
-        """One column of text for all clips."""
-        order = np.argsort(self.positions, kind="stable")
-        found = (row[column] for row in self._rows.take(self.positions[order], [column]))
-        values = [""] * len(self)
-        for place, value in zip(order, found, strict=True):
-            values[place] = value
+        """One column of text for all clips; equal values are one object."""
+        chosen = self._rows.read_column(column).take(pa.array(self.positions)).dictionary_encode()
+        texts = chosen.dictionary.to_pylist()
+        values = [texts[place] for place in chosen.indices.to_numpy()]
+        release_unused()
         return values
 
     @overload

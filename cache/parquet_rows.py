@@ -57,6 +57,11 @@ def _parse(path: Path) -> NumberedFile:
     return NumberedFile(path, int(first), int(last or first))
 
 
+def release_unused() -> None:
+    """Give memory back that arrow keeps for its next reading."""
+    pa.default_memory_pool().release_unused()
+
+
 class ParquetRows:
     """Rows of all numbered files of a folder, by their position in the order of the files.
 
