@@ -158,10 +158,18 @@ def decoded(frozen: FrozenModels, planned: PlannedFolder, clip: ClipRow) -> tupl
     reader = ExactFrames(str(planned.paths[clip.video_digest]))
     scene = Scene(frozen.thinker.preprocess(reader.read(clip.thinker_frames)), clip.thinker_times_s)
     windows = [
-        frozen.encoder.scaled(frozen.encoder.preprocess(reader.read(indices)))
+        plainly_preprocessed(frozen, reader.read(indices))
         for indices in (clip.observed_frames, *clip.future_frames)
     ]
     return frozen.thinker.prepare([scene]), windows
+
+
+def plainly_preprocessed(frozen: FrozenModels, frames: np.ndarray) -> torch.Tensor:
+    """A window `(frame, 3, height, width)` float32, as the processor gives it."""
+    video = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    options = {"return_tensors": "pt", "do_sample_frames": False}
+    window: torch.Tensor = frozen.encoder._processor(videos=[video], **options)["pixel_values_videos"][0]
+    return window
 
 
 def generate(frozen: FrozenModels, inputs: Any, **options: Any) -> Any:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 import torch
+import torch._dynamo  # by itself it comes with the first optimiser, as 155 MB of a step
 import torch.nn.functional as F
 from measure import interleaved, machine, median_ratio, report, rounded
 from torch import Tensor
