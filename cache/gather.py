@@ -78,7 +78,7 @@ class MappedArray:
             path = shard_file(self._root, self._set.name, self.spec.name, shard=number, rank=rank)
             require_inside(self._root, path)
             num_chunks = self._set.rows_per_shard * self._chunks_per_clip
-            self._shards[number] = MappedShard(path, num_chunks=num_chunks)
+            self._shards[number] = MappedShard(path, num_chunks=num_chunks, chunk_bytes=self.spec.chunk_bytes)
         return self._shards[number]
 
     def gather(self, clip_ids: Sequence[str], rows: Rows, part: Part, out: torch.Tensor) -> None:

@@ -117,7 +117,8 @@ class ParquetRows:
             with path.open("rb") as raw:
                 self._check_identity(path, _identity(raw.fileno()))
                 with pq.ParquetFile(raw, page_checksum_verification=True) as file:
-                    return file.read(columns=list(columns)).cast(
+                    # Arrow's threads would each keep some megabytes for the next reading.
+                    return file.read(columns=list(columns), use_threads=False).cast(
                         pa.schema([self._schema.field(name) for name in columns])
                     )
         except FileNotFoundError:

@@ -117,12 +117,18 @@ class ShardWriter:
         self._file.close()
 
 
+READ_AROUND_BYTES = 1 << 18
+"""Around a page that is touched the kernel reads up to some megabytes more. Smaller chunks are asked for by
+themselves: 4,000 pooled states of 65 kB out of 100,000 clips are 0.3 GB then, instead of all 6.5."""
+
+
 class MappedShard:
     """A sealed shard, mapped read-only. Chunks are checked against their crc32c when first touched."""
 
-    def __init__(self, path: Path, *, num_chunks: int) -> None:
+    def __init__(self, path: Path, *, num_chunks: int, chunk_bytes: int) -> None:
         """Raises CacheError where the file is missing, too short or its index is damaged."""
         self.path = path
+        self._fetches = chunk_bytes < READ_AROUND_BYTES and hasattr(mmap, "MADV_WILLNEED")
         if not path.is_file():
             raise CacheError(f"shard {str(path)!r} is missing: restore it, or extract into a new cache")
         with explained_os_errors("read", path), path.open("rb") as file:
@@ -133,6 +139,8 @@ class MappedShard:
                     f"shard {str(path)!r} is truncated: {size} bytes, its index alone has {index_bytes}"
                 )
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if self._fetches:
+            self._map.madvise(mmap.MADV_RANDOM)
         self._bytes: Bytes = np.frombuffer(self._map, dtype=np.uint8)
         raw = self._bytes[-index_bytes - CRC_BYTES : -CRC_BYTES]
         if crc32c(raw) != int.from_bytes(self._bytes[-CRC_BYTES:].tobytes(), "little"):
@@ -148,6 +156,9 @@ class MappedShard:
             return None
         if length <= CRC_BYTES or offset + length > self._end:
             raise CacheError(f"shard {str(self.path)!r}: inner chunk {number} lies outside the file")
+        if self._fetches:
+            page = int(offset) // mmap.PAGESIZE * mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_WILLNEED, page, int(offset + length) - page)
         encoded = self._bytes[int(offset) : int(offset) + int(length)]
         raw = encoded[:-CRC_BYTES]
         if not self._checked[number]:

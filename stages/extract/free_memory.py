@@ -1,4 +1,4 @@
-"""Freed memory given back to the system: large tensors come and go in three threads, and malloc keeps it all."""
+"""Freed memory given back to the system: large tensors come and go in three threads, and malloc keeps it."""
 
 from __future__ import annotations
 
