@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -85,11 +85,15 @@ class ClipSelection(Sequence[ClipRow]):
         named = pa.array(sorted(clip_ids), pa.string())
         return self.where(pc.is_in(self.clip_ids, value_set=named).to_numpy(zero_copy_only=False))
 
-    def values(self, column: str) -> list[str]:
-        """One column of text for all clips; equal values are one object."""
-        chosen = self._rows.read_column(column).take(pa.array(self.positions)).dictionary_encode()
-        texts = chosen.dictionary.to_pylist()
-        values = [texts[place] for place in chosen.indices.to_numpy()]
+    def values(self, column: str) -> list[Any]:
+        """One column for all clips; equal texts are one object."""
+        chosen = self._rows.read_column(column).take(pa.array(self.positions))
+        if pa.types.is_string(chosen.type):
+            encoded = chosen.dictionary_encode()
+            texts = encoded.dictionary.to_pylist()
+            values = [texts[place] for place in encoded.indices.to_numpy()]
+        else:
+            values = chosen.to_pylist()
         release_unused()
         return values
 
