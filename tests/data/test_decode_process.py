@@ -162,3 +162,22 @@ def test_memory_does_not_grow_while_nobody_asks(tmp_path: Path, make_video: Call
             decoder.frames(path, [20, 30])
             time.sleep(0.5)
         assert child.memory_info().rss - before < 100e6
+
+
+def test_memory_does_not_grow_with_the_number_of_videos(
+    tmp_path: Path, make_video: Callable[..., Path]
+) -> None:
+    """Each of them, also one that breaks off, would leave some 20 MB of decoder and frames."""
+    good = make_video(tmp_path / "good.mp4", num_frames=10, size=(1280, 720), codec="mpeg4")
+    cut = tmp_path / "cut.avi"
+    whole = make_video(tmp_path / "whole.avi", num_frames=10, size=(1280, 720), codec="mpeg4")
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
+    sizes = []
+    with VideoDecoder(timeout_s=TIMEOUT_S) as decoder:
+        for _ in range(12):
+            decoder.frames(good, [0, 5, 9])
+            with pytest.raises(DecodeError):
+                decoder.open(cut)
+            assert decoder.pid is not None
+            sizes.append(psutil.Process(decoder.pid).memory_info().rss)
+    assert sizes[-1] - sizes[3] < 30e6
