@@ -161,6 +161,7 @@ def decoded(frozen: FrozenModels, planned: PlannedFolder, clip: ClipRow) -> tupl
         plainly_preprocessed(frozen, reader.read(indices))
         for indices in (clip.observed_frames, *clip.future_frames)
     ]
+    reader.close()
     return frozen.thinker.prepare([scene]), windows
 
 

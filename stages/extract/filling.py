@@ -21,7 +21,6 @@ from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.batches import Inputs, Outcome, RowLimit, prepare_batch, run_batch, with_video
 from thinkjepa.stages.extract.clip_frames import ClipDecoding
 from thinkjepa.stages.extract.feature_sets import Storing
-from thinkjepa.stages.extract.free_memory import FreeMemory
 from thinkjepa.stages.extract.frozen_models import FrozenModels
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
 from thinkjepa.stages.extract.units import Unit
@@ -82,7 +81,6 @@ class UnitFiller:
     behind: ThreadPoolExecutor
     """One thread, which writes."""
     _loaded: set[Kind] = field(default_factory=set)
-    _free_memory: FreeMemory = field(default_factory=FreeMemory)
 
     @classmethod
     @contextmanager
@@ -144,7 +142,7 @@ class UnitFiller:
                 batch, prepared = coming.popleft()
                 outcomes = run_batch(prepared.result(), self.frozen, self.rows)
                 goes_on = writing is None or on_batch(writing.result())
-                writing = self.behind.submit(self._commit, batch, outcomes, self.rows.told())
+                writing = self.behind.submit(batch.commit, outcomes, self.rows.told())
                 del prepared, outcomes  # tens of megabytes a clip, which the next forward needs
                 if one_by_one or not goes_on:
                     goes_on = on_batch(writing.result()) and goes_on
@@ -159,11 +157,6 @@ class UnitFiller:
             wait([writing] if writing else [])
             for hand in list(hands):
                 hand.close()
-
-    def _commit(self, batch: _Batch, outcomes: Mapping[Kind, Outcome], notes: tuple[str, ...]) -> BatchDone:
-        done = batch.commit(outcomes, notes)
-        self._free_memory.give_back()
-        return done
 
     def _prepare(self, batch: _Batch, decoding: ClipDecoding) -> Inputs:
         return prepare_batch(batch.clips, batch.wanted, self.frozen, decoding)
