@@ -8,10 +8,13 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import os
 import signal
 import sys
 from multiprocessing.connection import Connection
 from typing import Any
+
+import numpy as np
 
 from thinkjepa.stages.data.exact_frames import ExactFrames
 
@@ -23,7 +26,7 @@ def serve(pipe: Connection) -> None:
     reader: ExactFrames | None = None
     pipe.send_bytes(b"{}")
     while (request := _next_request(pipe)) is not None:
-        raw: bytes | memoryview | None = None
+        raw = memoryview(b"")
         try:
             if "open" in request:
                 reader = None
@@ -35,9 +38,9 @@ def serve(pipe: Connection) -> None:
                 header, raw = _frames(reader, request["frames"])
         except Exception as error:  # whatever a decoder raises is this file's answer, not the child's end
             header = {"error": _reason(error)}
-        pipe.send_bytes(json.dumps(header).encode())
-        if raw is not None:
-            pipe.send_bytes(raw)
+        pipe.send_bytes(json.dumps({**header, "bytes": len(raw)}).encode())
+        while raw:
+            raw = raw[os.write(pipe.fileno(), raw) :]
 
 
 def _next_request(pipe: Connection) -> dict[str, Any] | None:
@@ -48,10 +51,10 @@ def _next_request(pipe: Connection) -> dict[str, Any] | None:
     return request
 
 
-def _describe(reader: ExactFrames) -> tuple[dict[str, Any], bytes]:
+def _describe(reader: ExactFrames) -> tuple[dict[str, Any], memoryview]:
     """Size, and the time of every frame in seconds as float64 bytes."""
     height, width, _ = reader.first.shape
-    return {"width": width, "height": height}, reader.times_s.tobytes()
+    return {"width": width, "height": height}, reader.times_s.view(np.uint8).data
 
 
 def _frames(reader: ExactFrames, indices: list[int]) -> tuple[dict[str, Any], memoryview]:
@@ -75,4 +78,5 @@ def die_with_parent() -> None:
 
 if __name__ == "__main__":
     die_with_parent()
+    os.nice(int(sys.argv[2]))
     serve(Connection(int(sys.argv[1])))

@@ -1,7 +1,8 @@
 """Decoding in a process of its own, because a decoder may hang holding the interpreter's lock.
 
 The parent asks over a pipe (JSON, then raw bytes; nothing is pickled) and kills the child when no
-answer comes in time. The child aborting on a malformed file costs that file only.
+answer comes in time. The child aborting on a malformed file costs that file only. Raw bytes go straight into
+the array that is returned: copies in between would hold the interpreter's lock, which the models want.
 """
 
 from __future__ import annotations
@@ -51,12 +52,14 @@ class VideoInfo:
 class VideoDecoder:
     """Reads exact frames of one video after another through a child process; a context manager.
 
+    The child has a thread for every core. `niceness` (0-19) is by how much it stands back behind others.
     Every method raises DecodeError with the reason; after a time-out or a crash the next `open` starts a
     new child.
     """
 
-    def __init__(self, *, timeout_s: float) -> None:
+    def __init__(self, *, timeout_s: float, niceness: int = 0) -> None:
         self.timeout_s = timeout_s
+        self.niceness = niceness
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
         self._path: Path | None = None
@@ -66,14 +69,18 @@ class VideoDecoder:
         """Process id of the child, where there is one."""
         return self._process.pid if self._process else None
 
-    def open(self, path: Path) -> VideoInfo:
-        """Open a video and read the times of all its frames."""
+    def start(self) -> None:
+        """Start the child, where there is none: half a second that a later call need not wait for."""
         if self._process is None:
             self._start()
+
+    def open(self, path: Path) -> VideoInfo:
+        """Open a video and read the times of all its frames."""
+        self.start()
         self._path = None  # the child lets go of the last video even if this one does not open
         # Absolute, or a file named `http:...` or `concat:...` would be taken for a URL.
         header, raw = self._ask({"open": os.fspath(path.absolute())})
-        times_s = np.frombuffer(raw, dtype=np.float64)
+        times_s = raw.view(np.float64)
         self._path = path
         check_times(times_s)
         return VideoInfo(times_s, width_px=header["width"], height_px=header["height"])
@@ -83,7 +90,7 @@ class VideoDecoder:
         if self._path != path or self._process is None:
             self.open(path)
         header, raw = self._ask({"frames": [int(index) for index in indices]})
-        return np.frombuffer(raw, dtype=np.uint8).reshape(header["shape"])
+        return raw.reshape(header["shape"])
 
     def interrupt(self) -> None:
         """From another thread: end whatever is being decoded, with a DecodeError."""
@@ -103,17 +110,17 @@ class VideoDecoder:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", CHILD, str(theirs.fileno())],
+                [sys.executable, "-P", "-m", CHILD, str(theirs.fileno()), str(self.niceness)],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is for us: a decoder that ends looks like a broken video
+                process_group=0,  # Ctrl-C is for us: a decoder that ends looks like a broken video
             )
         self._pipe = Connection(ours.detach())
         self._answer(START_TIMEOUT_S)
 
-    def _ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], memoryview]:
+    def _ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], npt.NDArray[np.uint8]]:
         assert self._pipe is not None
         try:
             self._pipe.send_bytes(json.dumps(request).encode())
@@ -122,7 +129,7 @@ class VideoDecoder:
         header = self._answer(self.timeout_s)
         if "error" in header:
             raise DecodeError(header["error"])
-        return header, memoryview(self._receive())
+        return header, self._receive_raw(header["bytes"])
 
     def _answer(self, timeout_s: float) -> dict[str, Any]:
         assert self._pipe is not None
@@ -138,6 +145,20 @@ class VideoDecoder:
             return self._pipe.recv_bytes()
         except (EOFError, OSError) as error:
             raise self._crashed() from error
+
+    def _receive_raw(self, num_bytes: int) -> npt.NDArray[np.uint8]:
+        assert self._pipe is not None
+        raw = np.empty(num_bytes, dtype=np.uint8)
+        left = raw.data
+        while left:
+            try:
+                received = os.readv(self._pipe.fileno(), [left])
+            except OSError as error:
+                raise self._crashed() from error
+            if not received:
+                raise self._crashed()
+            left = left[received:]
+        return raw
 
     def _crashed(self) -> DecodeError:
         process = self._process

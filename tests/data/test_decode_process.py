@@ -181,3 +181,16 @@ def test_memory_does_not_grow_with_the_number_of_videos(
             assert decoder.pid is not None
             sizes.append(psutil.Process(decoder.pid).memory_info().rss)
     assert sizes[-1] - sizes[3] < 30e6
+
+
+def test_a_decoder_stands_back_behind_the_models_when_asked(
+    tmp_path: Path, make_video: Callable[..., Path]
+) -> None:
+    """In the session of its parent: the kernel weighs niceness within a session only."""
+    path = make_video(tmp_path / "v.mp4", num_frames=10)
+    with VideoDecoder(timeout_s=TIMEOUT_S, niceness=7) as decoder:
+        decoder.open(path)
+        assert decoder.pid is not None
+        assert psutil.Process(decoder.pid).nice() == psutil.Process().nice() + 7
+        assert os.getsid(decoder.pid) == os.getsid(0)
+        assert os.getpgid(decoder.pid) != os.getpgid(0)
