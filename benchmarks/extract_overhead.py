@@ -162,7 +162,7 @@ def decoded(frozen: FrozenModels, planned: PlannedFolder, clip: ClipRow) -> tupl
         for indices in (clip.observed_frames, *clip.future_frames)
     ]
     reader.close()
-    return frozen.thinker.prepare([scene]), windows
+    return frozen.thinker.prepare(scene).inputs, windows
 
 
 def plainly_preprocessed(frozen: FrozenModels, frames: np.ndarray) -> torch.Tensor:

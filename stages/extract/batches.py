@@ -15,7 +15,7 @@ from thinkjepa.cache import ClipFeatures, ClipRow, Failure, FailureStage, Kind
 from thinkjepa.stages.data.decode_process import DecodeError
 from thinkjepa.stages.extract.clip_frames import ClipDecoding, encoder_view, see, thinker_view, watch
 from thinkjepa.stages.extract.frozen_models import FrozenModels
-from thinkjepa.stages.extract.thinker import Scene, thought_features
+from thinkjepa.stages.extract.thinker import Prompt, thought_features
 
 Ready = TypeVar("Ready")
 
@@ -72,7 +72,7 @@ class Outcome:
 class Inputs:
     """What the models take of a batch, decoded and preprocessed, and the clips that could not be."""
 
-    scenes: list[tuple[ClipRow, Scene]] = field(default_factory=list)
+    prompts: list[tuple[ClipRow, Prompt]] = field(default_factory=list)
     windows: list[tuple[ClipRow, list[Tensor]]] = field(default_factory=list)
     failures: dict[Kind, list[Failure]] = field(default_factory=lambda: {"thinker": [], "encoder": []})
 
@@ -94,7 +94,8 @@ def prepare_batch(
                 decoding.look(clip, views)
         if thinker:
             with _recorded(clip, "thinker", inputs.failures):
-                inputs.scenes.append((clip, see(clip, frozen.thinker, decoding)))
+                scene = see(clip, frozen.thinker, decoding)
+                inputs.prompts.append((clip, frozen.thinker.prepare(scene)))
         if encoder:
             with _recorded(clip, "encoder", inputs.failures):
                 inputs.windows.append((clip, watch(clip, frozen.encoder, decoding)))
@@ -107,7 +108,7 @@ def run_batch(inputs: Inputs, frozen: FrozenModels, rows: RowLimit) -> dict[Kind
         kind: Outcome(failures=list(failed)) for kind, failed in inputs.failures.items()
     }
     think, encode = partial(_think, frozen=frozen), partial(_encode, frozen=frozen)
-    _forward(inputs.scenes, think, "thinker", outcomes["thinker"], rows)
+    _forward(inputs.prompts, think, "thinker", outcomes["thinker"], rows)
     _forward(inputs.windows, encode, "encoder", outcomes["encoder"], rows)
     return outcomes
 
@@ -128,8 +129,8 @@ def _recorded(clip: ClipRow, kind: Kind, failures: Mapping[Kind, list[Failure]])
         failures[kind].append(_failure(clip, kind, _in_one_line(error)))
 
 
-def _think(ready: Sequence[tuple[ClipRow, Scene]], rows: int, *, frozen: FrozenModels) -> list[ClipFeatures]:
-    thoughts = frozen.thinker.think([scene for _, scene in ready], batch_size=rows)
+def _think(ready: Sequence[tuple[ClipRow, Prompt]], rows: int, *, frozen: FrozenModels) -> list[ClipFeatures]:
+    thoughts = frozen.thinker.answer([prompt for _, prompt in ready], batch_size=rows)
     return [
         thought_features(clip.clip_id, thought) for (clip, _), thought in zip(ready, thoughts, strict=True)
     ]

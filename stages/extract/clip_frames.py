@@ -78,7 +78,7 @@ class ClipDecoding:
             for view in views:
                 places = [place for place, index in enumerate(group) if index in wanted[view.kind]]
                 if places:
-                    ready = view.prepare(frames[places])
+                    ready = view.prepare(frames.take(places, axis=0))  # fancy indexing holds the lock
                     # A frame of its own each: a slice would keep the whole group alive.
                     self._kept |= {
                         (view.kind, group[place]): frame.clone()

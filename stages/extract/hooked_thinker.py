@@ -7,25 +7,23 @@ norm. Hooks also hold only the chosen layers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as image_ops
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from thinkjepa.stages.data.decode_process import FrameStack
 from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.extract.captured_states import captured_states
 from thinkjepa.stages.extract.device import library_versions, run_source
 from thinkjepa.stages.extract.prompting import CLOCK_FPS, Prompting, choose_prompting
 from thinkjepa.stages.extract.settings import ModelSettings, parse_layers
-from thinkjepa.stages.extract.thinker import Scene, Thought, token_kinds
+from thinkjepa.stages.extract.thinker import Prompt, Scene, Thought, token_kinds
 from thinkjepa.stages.extract.weights import (
     ModelFolder,
     explained_load_errors,
@@ -90,7 +88,6 @@ class HookedThinker:
         """Bring what `prepare` needs into memory. Raises StageError for what transformers cannot load."""
         with explained_load_errors(self.folder, "thinker"):
             self._processor = AutoProcessor.from_pretrained(self.folder.path)
-            self._processor.tokenizer.padding_side = "left"
             self.prompting = choose_prompting(
                 self._processor,
                 self.settings.prompt,
@@ -124,48 +121,52 @@ class HookedThinker:
     def close(self) -> None:
         """Nothing is held that would outlive this process."""
 
+    def preprocess(self, frames: FrameStack) -> Tensor:
+        """Frames `(frame, 3, height, width)` uint8 of a size that the thinker shall see."""
+        return shrink(frames, short_side_px=self.settings.thinker_size)
+
+    def prepare(self, scene: Scene) -> Prompt:
+        """The model's inputs for a scene; frames are passed as chosen, never sampled again."""
+        return Prompt(self.prompting.inputs(scene))
+
     def think(self, scenes: Sequence[Scene], *, batch_size: int = 1) -> list[Thought]:
-        """One thought per scene, on the CPU.
+        """Prepare scenes and answer them."""
+        return self.answer([self.prepare(scene) for scene in scenes], batch_size=batch_size)
+
+    def answer(self, prompts: Sequence[Prompt], *, batch_size: int = 1) -> list[Thought]:
+        """One thought per prompt, on the CPU.
 
         Only prompts of one shape share a forward, always of `batch_size` rows, the last one repeated where
-        scenes are fewer. So a scene's states depend on the scene alone: padding and the number of
-        neighbours, which follow from whatever else is extracted, would change their last digits. In a
-        mixture of experts the neighbours' contents do so, too: there a scene has a forward of its own.
+        they are fewer. So a prompt's states depend on it alone: padding and the number of neighbours, which
+        follow from whatever else is extracted, would change their last digits. In a mixture of experts the
+        neighbours' contents do so, too: there a prompt has a forward of its own.
         """
         batch_size = 1 if self.mixture_of_experts else batch_size
-        prepared = [self.prepare([scene]) for scene in scenes]
-        shapes = [_shape(inputs) for inputs in prepared]
+        shapes = [_shape(prompt.inputs) for prompt in prompts]
         thoughts: dict[int, Thought] = {}
         for shape in dict.fromkeys(shapes):
             places = [place for place, other in enumerate(shapes) if other == shape]
             for start in range(0, len(places), batch_size):
                 group = places[start : start + batch_size]
-                rows = [prepared[place] for place in group]
+                rows = [prompts[place].inputs for place in group]
                 full = rows + rows[-1:] * (batch_size - len(rows))
                 thoughts |= dict(zip(group, self._forward(full), strict=False))
-        return [thoughts[place] for place in range(len(scenes))]
+        return [thoughts[place] for place in range(len(prompts))]
 
     @torch.inference_mode()
     def _forward(self, rows: Sequence[Mapping[str, Tensor]]) -> list[Thought]:
         """One generation over inputs of one shape."""
         inputs = {name: torch.cat([row[name] for row in rows]).to(self.device) for name in rows[0]}
         prompt_length = inputs["input_ids"].shape[1]
-        with captured_states(self._decoder_layers, self.layers) as steps:
+        most_tokens = prompt_length + self.settings.max_new_tokens - 1
+        with captured_states(self._decoder_layers, self.layers, most_tokens=most_tokens) as captured:
             sequences = self._model.generate(**inputs, generation_config=self._generation)
-        hidden_LBSD = _joined([steps.pop(layer) for layer in self.layers])
-        _check_prompt(sequences, inputs["input_ids"], num_states=hidden_LBSD.shape[2])
+        states_BLSD = captured.states
+        _check_prompt(sequences, inputs["input_ids"], num_states=states_BLSD.shape[2])
         return [
-            self._thought(hidden_LBSD[:, place], sequences[place].tolist(), prompt_length)
+            self._thought(states_BLSD[place], sequences[place].tolist(), prompt_length)
             for place in range(len(rows))
         ]
-
-    def preprocess(self, frames: FrameStack) -> Tensor:
-        """Frames `(frame, 3, height, width)` uint8 of a size that the thinker shall see."""
-        return shrink(frames, short_side_px=self.settings.thinker_size)
-
-    def prepare(self, scenes: Sequence[Scene]) -> Mapping[str, Any]:
-        """The model's inputs for scenes, left-padded; frames are passed as chosen, never sampled again."""
-        return self.prompting.inputs(scenes)
 
     def _thought(self, hidden_LSD: Tensor, ids: Sequence[int], prompt_length: int) -> Thought:
         prompt_ids = ids[:prompt_length]
@@ -191,17 +192,6 @@ def _shape(inputs: Mapping[str, Tensor]) -> tuple[tuple[int, ...], ...]:
     """What rows of one forward have in common: the shapes of all inputs, and the visual grid."""
     grids = [value.flatten().tolist() for name, value in inputs.items() if name.endswith("_grid_thw")]
     return (*map(tuple, grids), *(tuple(value.shape) for value in inputs.values()))
-
-
-def _joined(steps_of_layers: list[list[Tensor]]) -> Tensor:
-    """States `(layer, batch, token, dim)` of forward passes `(batch, token, dim)`, which are let go of."""
-    num_tokens = sum(step.shape[1] for step in steps_of_layers[0])
-    first = steps_of_layers[0][0]
-    joined = first.new_empty((len(steps_of_layers), first.shape[0], num_tokens, first.shape[2]))
-    for place, steps in enumerate(steps_of_layers):
-        torch.cat(steps, dim=1, out=joined[place])
-        steps.clear()
-    return joined
 
 
 def _check_prompt(sequences: Tensor, prompt_ids: Tensor, *, num_states: int) -> None:
@@ -237,35 +227,6 @@ def find_decoder_layers(model: Any, num_layers: int, folder: ModelFolder) -> nn.
         f"--thinker {folder.name!r}: its config has {num_layers} decoder layers, and {type(model).__name__} "
         f"has {len(fitting)} lists of that many outside its vision part; it has {found}: choose another model"
     )
-
-
-@contextmanager
-def captured_states(
-    decoder_layers: nn.ModuleList, layers: Sequence[int]
-) -> Iterator[dict[int, list[Tensor]]]:
-    """Copies on the CPU of what enters the chosen layers, `(batch, token, dim)` a forward pass."""
-    steps: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-    handles: list[RemovableHandle] = []
-
-    def keep_input(layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states = args[0] if args else kwargs["hidden_states"]
-        steps[layer].append(states.to("cpu", copy=True))
-
-    def keep_output(layer: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        states = output[0] if isinstance(output, tuple) else output
-        steps[layer].append(states.to("cpu", copy=True))
-
-    try:
-        for layer in layers:
-            if layer < len(decoder_layers):
-                hook = partial(keep_input, layer)
-                handles.append(decoder_layers[layer].register_forward_pre_hook(hook, with_kwargs=True))
-            else:
-                handles.append(decoder_layers[-1].register_forward_hook(partial(keep_output, layer)))
-        yield steps
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def shrink(frames: FrameStack, *, short_side_px: int) -> Tensor:

@@ -95,6 +95,6 @@ def _processed(seen: FrameSize, group: Sequence[ClipRow], thinker: HookedThinker
     width, height = seen
     blank = torch.zeros((len(clip.thinker_frames), 3, height, width), dtype=torch.uint8)
     try:
-        return prompt_size(thinker, thinker.prepare([Scene(blank, clip.thinker_times_s)]))
+        return prompt_size(thinker, thinker.prepare(Scene(blank, clip.thinker_times_s)).inputs)
     except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -32,8 +32,8 @@ class Prompting(Protocol):
         """The conversation before its frames are filled in."""
         ...
 
-    def inputs(self, scenes: Sequence[Scene]) -> Mapping[str, Any]:
-        """The model's inputs for scenes, left-padded."""
+    def inputs(self, scene: Scene) -> Mapping[str, Any]:
+        """The model's inputs, with a batch axis of one."""
         ...
 
 
@@ -71,13 +71,11 @@ class VideoPrompting:
     def text(self, scene: Scene) -> str:
         return _chat(self._processor, self.content(scene))
 
-    def inputs(self, scenes: Sequence[Scene]) -> Mapping[str, Any]:
-        metadata = [[clock_metadata(scene)] for scene in scenes]
+    def inputs(self, scene: Scene) -> Mapping[str, Any]:
         found: Mapping[str, Any] = self._processor(
-            text=[self.text(scene) for scene in scenes],
-            videos=[[scene.frames] for scene in scenes],
-            videos_kwargs={**self.options, "video_metadata": metadata},
-            padding=True,
+            text=[self.text(scene)],
+            videos=[[scene.frames]],
+            videos_kwargs={**self.options, "video_metadata": [[clock_metadata(scene)]]},
             return_tensors="pt",
         )
         return found
@@ -93,12 +91,11 @@ class FramePrompting:
         if hasattr(processor.image_processor, "do_image_splitting"):
             self.options["do_image_splitting"] = False  # tiles would make 17 images of each frame
 
-    def inputs(self, scenes: Sequence[Scene]) -> Mapping[str, Any]:
+    def inputs(self, scene: Scene) -> Mapping[str, Any]:
         found: Mapping[str, Any] = self._processor(
-            text=[self.text(scene) for scene in scenes],
-            images=[list(scene.frames) for scene in scenes],
+            text=[self.text(scene)],
+            images=[list(scene.frames)],
             images_kwargs=self.options,
-            padding=True,
             return_tensors="pt",
         )
         return found

@@ -34,6 +34,17 @@ class Scene:
 
 
 @dataclass(frozen=True, slots=True)
+class Prompt:
+    """A scene as a model takes it: its inputs on the CPU, with a batch axis of one.
+
+    `scene` stays only where an engine prepares by itself what the model sees.
+    """
+
+    inputs: Mapping[str, Tensor]
+    scene: Scene | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Thought:
     """What the thinker thinks of a clip. `token_ids` holds the last generated token too: it has no state."""
 
@@ -63,8 +74,12 @@ class Thinker(Protocol):
         """What helps a person: model name, revision, versions, device."""
         ...
 
-    def think(self, scenes: Sequence[Scene], *, batch_size: int = 1) -> list[Thought]:
-        """One thought per scene, on the CPU; no scene's states depend on its neighbours."""
+    def prepare(self, scene: Scene) -> Prompt:
+        """What the model takes of a scene. May run in another thread, while the model works."""
+        ...
+
+    def answer(self, prompts: Sequence[Prompt], *, batch_size: int = 1) -> list[Thought]:
+        """One thought per prompt, on the CPU; no prompt's states depend on its neighbours."""
         ...
 
 

@@ -17,7 +17,7 @@ from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.hooked_thinker import HookedThinker
 from thinkjepa.stages.extract.prompting import VideoPrompting, clock_metadata
 from thinkjepa.stages.extract.settings import ModelSettings
-from thinkjepa.stages.extract.thinker import TOKEN_CAPACITY, Scene, Thought
+from thinkjepa.stages.extract.thinker import TOKEN_CAPACITY, Prompt, Scene, Thought
 from thinkjepa.stages.extract.vllm_engine import EngineSpec, VllmEngine, vllm_versions
 from thinkjepa.stages.extract.vllm_questions import Engine, Question, Reply
 from thinkjepa.stages.extract.vllm_server import ServedThinker, ServerSpec, VllmServer
@@ -127,13 +127,17 @@ class VllmThinker(HookedThinker):
         if self._engine:
             self._engine.stop()
 
-    def think(self, scenes: Sequence[Scene], *, batch_size: int = 1) -> list[Thought]:
-        """One thought per scene. Scenes of any length share a batch: neighbours change rounding at most."""
+    def prepare(self, scene: Scene) -> Prompt:
+        """The scene, and the tokens that vLLM's own processor has to make of it."""
+        return Prompt({"input_ids": super().prepare(scene).inputs["input_ids"]}, scene)
+
+    def answer(self, prompts: Sequence[Prompt], *, batch_size: int = 1) -> list[Thought]:
+        """One thought per prompt. Any lengths share a batch: neighbours change rounding at most."""
         assert self._engine is not None, "load first"
         thoughts: list[Thought] = []
-        for start in range(0, len(scenes), batch_size):
-            group = scenes[start : start + batch_size]
-            replies = self._engine.ask(self.question(group))
+        for start in range(0, len(prompts), batch_size):
+            group = prompts[start : start + batch_size]
+            replies = self._engine.ask(self.question([_scene(prompt) for prompt in group]))
             thoughts += [self._checked(*pair) for pair in zip(group, replies, strict=True)]
         return thoughts
 
@@ -172,18 +176,20 @@ class VllmThinker(HookedThinker):
             processor=self.prompting.options,
         )
 
-    def _checked(self, scene: Scene, reply: Reply) -> Thought:
-        """A reply as a thought. Raises RuntimeError where it is not the answer to our prompt.
-
-        The prompt is prepared here once more: vLLM's own processor has to give the same tokens.
-        """
-        prompt_ids = self.prepare([scene])["input_ids"][0].tolist()
+    def _checked(self, prompt: Prompt, reply: Reply) -> Thought:
+        """A reply as a thought. Raises StageError where it is not the answer to our prompt."""
+        prompt_ids = prompt.inputs["input_ids"][0].tolist()
         ids = (*reply.token_ids[: reply.prompt_token_count], *reply.generated_ids)
         if problem := reply_problem(
             reply, prompt_ids, layers=len(self.layers), width=self.width, dtype=self.dtype
         ):
             raise StageError(f"vllm's answer does not fit: {problem}; use --backend transformers")
         return self._thought(reply.hidden_SLD.transpose(0, 1), ids, len(prompt_ids))
+
+
+def _scene(prompt: Prompt) -> Scene:
+    assert prompt.scene is not None, "prepared by another thinker"
+    return prompt.scene
 
 
 def reply_problem(reply: Reply, prompt_ids: Sequence[int], *, layers: int, width: int, dtype: str) -> str:

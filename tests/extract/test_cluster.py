@@ -30,7 +30,7 @@ from thinkjepa.cache import OpenShard
 from thinkjepa.stages.extract import filling
 
 def poisoned(inputs, *arguments):
-    if any(clip.clip_id == "{clip_id}" for clip, _ in inputs.scenes):
+    if any(clip.clip_id == "{clip_id}" for clip, _ in inputs.prompts):
         os.kill(os.getpid(), signal.SIGKILL)
     return run_batch(inputs, *arguments)
 

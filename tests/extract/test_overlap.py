@@ -164,10 +164,10 @@ def test_a_batch_is_decoded_and_another_written_while_one_is_in_the_models(
         look(self, clip, views)
         came("decoded clips")
 
-    def thought(self: HookedThinker, scenes: Any, **options: Any) -> Any:
+    def answered(self: HookedThinker, prompts: Any, **options: Any) -> Any:
         came("in the models")
         await_count("decoded batches", counts["in the models"] + 1)
-        return think(self, scenes, **options)
+        return answer(self, prompts, **options)
 
     def prepared(*arguments: Any) -> Any:
         done = prepare(*arguments)
@@ -182,14 +182,14 @@ def test_a_batch_is_decoded_and_another_written_while_one_is_in_the_models(
 
     from thinkjepa.stages.extract import filling
 
-    look, think, append, prepare = (
+    look, answer, append, prepare = (
         ClipDecoding.look,
-        HookedThinker.think,
+        HookedThinker.answer,
         OpenShard.append,
         filling.prepare_batch,
     )
     monkeypatch.setattr(ClipDecoding, "look", decoded)
-    monkeypatch.setattr(HookedThinker, "think", thought)
+    monkeypatch.setattr(HookedThinker, "answer", answered)
     monkeypatch.setattr(OpenShard, "append", appended)
     monkeypatch.setattr(filling, "prepare_batch", prepared)
     with VideoDecoder(timeout_s=60) as decoder:

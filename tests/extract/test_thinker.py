@@ -49,7 +49,7 @@ def states_by_own_loop(thinker: HookedThinker, seen: Scene, thought: Thought) ->
     """What enters each decoder layer and what leaves the last, `(layer + 1, token, dim)`, in one pass
     without a key-value cache, DeepStack features added between the layers by hand."""
     model = thinker._model.model
-    inputs = thinker.prepare([seen])
+    inputs = thinker.prepare(seen).inputs
     generated = thought.token_ids[thought.prompt_token_count : -1]
     ids = torch.tensor([[*inputs["input_ids"][0].tolist(), *generated]])
     kinds = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, len(generated)))
@@ -87,7 +87,7 @@ def test_deepstack_makes_layer_inputs_differ_from_layer_outputs(thinker: HookedT
     """The control of the test above: without the DeepStack term it would fail at the first layers."""
     seen = scene(0)
     thought = thinker.think([seen])[0]
-    inputs = thinker.prepare([seen])
+    inputs = thinker.prepare(seen).inputs
     with torch.inference_mode():
         plain = thinker._model(**inputs, output_hidden_states=True).hidden_states
     prompt = thought.hidden_LSD[:, : thought.prompt_token_count]
@@ -140,7 +140,7 @@ def test_the_batch_size_changes_no_more_than_rounding(thinker: HookedThinker) ->
 
 def test_every_given_frame_reaches_the_model_with_its_time(thinker: HookedThinker) -> None:
     seen = scene(9)
-    inputs = thinker.prepare([seen])
+    inputs = thinker.prepare(seen).inputs
     assert inputs["video_grid_thw"][0, 0] == 8 // 2
     text = thinker._processor.tokenizer.decode(inputs["input_ids"][0])
     for pair in range(4):

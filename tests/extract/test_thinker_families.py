@@ -55,7 +55,7 @@ def test_states_are_what_enters_the_layers_and_leaves_the_last(thinker: HookedTh
     """Against transformers' own record, where the two mean the same: not between DeepStack's first layers."""
     seen = scene(0)
     thought = thinker.think([seen])[0]
-    inputs = dict(thinker.prepare([seen]))
+    inputs = dict(thinker.prepare(seen).inputs)
     with torch.inference_mode():
         recorded = thinker._model(**inputs, output_hidden_states=True, use_cache=False).hidden_states
     prompt = thought.hidden_LSD[:, : thought.prompt_token_count]
@@ -73,12 +73,12 @@ def test_states_are_what_enters_the_layers_and_leaves_the_last(thinker: HookedTh
 def test_prompt_and_generated_tokens_have_states_and_kinds(thinker: HookedThinker) -> None:
     seen = scene(1)
     thought = thinker.think([seen])[0]
-    prompt_ids = thinker.prepare([seen])["input_ids"][0].tolist()
+    prompt_ids = thinker.prepare(seen).inputs["input_ids"][0].tolist()
     assert list(thought.token_ids[: thought.prompt_token_count]) == prompt_ids
     assert len(thought.token_ids) == len(prompt_ids) + NEW_TOKENS
     assert thought.hidden_LSD.shape == (len(thinker.layers), len(thought.token_ids) - 1, thinker.width)
     kinds = thought.token_kind_S.tolist()
-    size = prompt_size(thinker, thinker.prepare([seen]))
+    size = prompt_size(thinker, thinker.prepare(seen).inputs)
     assert kinds.count(KIND["visual"]) == size.visual_tokens > 0
     assert size.num_patches >= size.visual_tokens
     assert set(kinds[len(prompt_ids) :]) <= {KIND["generated"], KIND["reasoning"]}
