@@ -47,8 +47,8 @@ CPU_MATRIX_SIDE = 1024
 ACCELERATOR_MATRIX_SIDE = 8192
 """A product of this side is 1.1 TFLOP: long against the start of a kernel. A CPU is busy with 2 GFLOP."""
 
-STATE_COPIES = 4
-"""Times a batch's hidden states lie in memory: as captured, stacked by layer, cut by clip, being written."""
+STATE_COPIES = 3
+"""Times a batch's hidden states lie in memory: as captured, cut to its length, being written."""
 
 LATENT_COPIES = 2
 """Of the encoder's latents: one batch leaves the model while the one before is written."""
@@ -58,9 +58,6 @@ PREPARED_BATCHES = 2
 
 FRAME_COPIES = 2
 """Times decoded frames lie in memory while they are preprocessed: as decoded, and as tensor."""
-
-PIXEL_BYTES = 4
-"""Preprocessed pixels are float32 until they go to the device."""
 
 TERA = 1e12
 
@@ -109,7 +106,7 @@ class MemoryFigures:
 
 @dataclass(slots=True)
 class Estimate:
-    """What an extraction will take. `to_json` has all of it, and the sum `hours`."""
+    """What an extraction will take. `to_json` has all of it, and `hours`."""
 
     videos: int
     video_hours: float
@@ -138,8 +135,10 @@ class Estimate:
 
     @property
     def hours(self) -> float:
-        """The sum: a batch is decoded, then goes through the models."""
-        return self.model_hours + self.decode_hours
+        """One batch is decoded while another is in the models; where these run on the CPU, they share it."""
+        on_cpu = self.device == "cpu" and self.tflops_measured
+        parts = (self.model_hours, self.decode_hours)
+        return sum(parts) if on_cpu else max(parts)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "memory": self.memory.to_json(), "hours": self.hours}
@@ -332,8 +331,9 @@ def memory_figures(
         * item_bytes
         * max(thinker_live, encoder.live_values(max(described.window_tokens))),
         key_value_bytes=batch * item_bytes * thinker.cached_values(num_tokens),
-        frame_bytes=PREPARED_BATCHES * batch * (num_thinker_frames * seen_frame + window_pixels * PIXEL_BYTES)
-        + batch * (longest.pixel_bytes if longest else 0)
+        frame_bytes=PREPARED_BATCHES * batch * ((longest.pixel_bytes if longest else 0) + window_pixels)
+        + num_thinker_frames * seen_frame
+        + window_pixels
         + FRAME_COPIES * RAW_BYTES,
         state_bytes=batch
         * item_bytes
@@ -362,7 +362,7 @@ def _measured_decoding(
         try:
             scene = see(clip, described.thinker, decoding)
             if prompts.of(clip):
-                described.thinker.prepare([scene])
+                described.thinker.prepare(scene)
             watch(clip, described.encoder, decoding)
         except DecodeError as error:
             failure = Failure(clip.video, "decode", str(error), clip.clip_id, clip.video_digest)
@@ -389,7 +389,8 @@ def _assumptions(described: DescribedModels, tflops: float | None) -> list[str]:
         f"the models reach {UTILISATION:.0%} of the peak, which was {peak}",
         "answers run to --max-new-tokens; waiting of the single generation steps for memory and kernel "
         "starts is not counted, which weighs on a GPU with a small --batch-size",
-        "decoding and preprocessing take as long as on this machine, one after the other with the models",
+        "decoding and preprocessing take as long as on this machine, at the same time as the models"
+        + (", on the same cores" if tflops is None and described.thinker.device.type == "cpu" else ""),
         "memory is weights, activations, key-value cache, frames and states of one batch; the libraries "
         "and the allocator's reserve come on top",
     ]
