@@ -169,8 +169,22 @@ class WriteSession:
         """Clips with features in the set that readers can see."""
         return set(SetIndex(self.root, feature_set.name).clip_ids.to_pylist())
 
+    def failed_under_way(self, feature_set: FeatureSet) -> dict[str, Failure]:
+        """Clips that an interrupted run has tried in vain, by id, in shards that it did not finish.
+
+        They stay failed until their shard is complete.
+        """
+        name, done = feature_set.name, self.done_clip_ids(feature_set)
+        journals = [journal_file(self.root, name, number) for number in unfinished_shards(self.root, name)]
+        rows = [row for path in journals for line in read_lines(path)[1:] for row in line["rows"]]
+        return {
+            row["clip_id"]: Failure("", row["stage"], row["reason"], clip_id=row["clip_id"])
+            for row in rows
+            if row["status"] == "failed" and row["clip_id"] not in done
+        }
+
     def failed_clips(self, feature_set: FeatureSet) -> dict[str, Failure]:
-        """Clips that an extraction has tried in vain, by id; not those that verify has dropped."""
+        """Clips tried in vain, by id, in complete shards; not those that verify has dropped."""
         rows = SetIndex(self.root, feature_set.name).failed.values()
         return {
             row.clip_id: Failure("", cast(FailureStage, row.stage), row.reason, clip_id=row.clip_id)

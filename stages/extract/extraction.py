@@ -8,7 +8,7 @@ with the same cache.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,8 +98,11 @@ def extract(
         labels = _store_labels(session, planned, videos, progress)
         sets = {item.kind: session.resolve(item) for item in wanted}
         before = _done(session, sets)
-        known = {} if execution.retry_failed else _failed_before(session, sets, planned.clips)
-        tally = Tally(progress, limit, [*planned.failures, *known.values()])
+        under_way = _of_clips(planned.clips, map(session.failed_under_way, sets.values()))
+        known = _of_clips(planned.clips, map(session.failed_clips, sets.values()))
+        if execution.retry_failed:
+            known = {}
+        tally = Tally(progress, limit, [*planned.failures, *(known | under_way).values()])
         if not tally.hopeless:
             pending = [clip for clip in planned.clips if clip.clip_id not in known]
             if not execution.ignore_space:
@@ -126,7 +129,7 @@ def extract(
         failed_clips=len(planned.clips) - len(clip_ids),
         labelled_videos=labels.labelled_videos,
         broken_labels=len(labels.failures),
-        failed_before=len(known),
+        failed_before=len(known | under_way),
         failed_videos=len(failed_videos),
         allowed_failed_videos=limit or 0,
         stopped_early=tally.hopeless,
@@ -154,17 +157,14 @@ def _done(session: WriteSession, sets: Mapping[Kind, FeatureSet]) -> set[str]:
     return set.intersection(*(session.done_clip_ids(item) for item in sets.values()))
 
 
-def _failed_before(
-    session: WriteSession, sets: Mapping[Kind, FeatureSet], clips: Sequence[ClipRow]
-) -> dict[str, Failure]:
-    """Why clips have no features, of those that an earlier run has tried; by clip id."""
-    known: dict[str, Failure] = {}
-    for item in sets.values():
-        reasons = session.failed_clips(item)
-        for clip in clips:
-            if clip.clip_id in reasons:
-                known[clip.clip_id] = with_video(reasons[clip.clip_id], clip)
-    return known
+def _of_clips(clips: Sequence[ClipRow], by_set: Iterable[Mapping[str, Failure]]) -> dict[str, Failure]:
+    """Why clips have no features, in one set or another; by clip id."""
+    return {
+        clip.clip_id: with_video(reasons[clip.clip_id], clip)
+        for reasons in by_set
+        for clip in clips
+        if clip.clip_id in reasons
+    }
 
 
 @dataclass(slots=True)

@@ -68,3 +68,25 @@ def run_extract(run_command: RunCommand, extract_arguments: Callable[..., Sequen
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., Path]) -> Path:
+    """Two tasks, several rates and containers; every good one gives clips at the small settings."""
+    folder = tmp_path_factory.mktemp("videos")
+    make_video(folder / "pour" / "0.mp4", num_frames=150, fps=30)
+    make_video(folder / "pour" / "1.mkv", num_frames=135, fps=27, size=(224, 128))
+    make_video(folder / "stack" / "deep" / "0.webm", num_frames=100, fps=25, codec="libvpx-vp9")
+    make_video(folder / "stack" / "1.MOV", num_frames=120, fps=30)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def extracted(tmp_path_factory: pytest.TempPathFactory, videos: Path, run_extract: RunCommand) -> Path:
+    """The cache of `videos`, which tests must not change."""
+    cache_dir = tmp_path_factory.mktemp("extracted") / "cache"
+    outcome = run_extract(videos, cache_dir)
+    assert outcome.status == 0, outcome.stderr
+    assert outcome.json["videos"] == 4
+    assert outcome.json["extracted"] == outcome.json["clips"] >= 6
+    return cache_dir

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,37 +26,11 @@ from thinkjepa.stages.progress import NoProgress
 
 RunExtract = Callable[..., Any]
 MakeVideo = Callable[..., Path]
+TreeDigest = Callable[[Path], dict[str, str]]
 
 
 def sets_of(cache: FeatureCache) -> tuple[str, str]:
     return cache.choose_set("thinker").name, cache.choose_set("encoder").name
-
-
-def tree_digest(root: Path) -> dict[str, str]:
-    files = sorted(path for path in root.rglob("*") if path.is_file() and path.name != ".lock")
-    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory: pytest.TempPathFactory, make_video: MakeVideo) -> Path:
-    """Two tasks, several rates and containers; every good one gives clips at the small settings."""
-    folder = tmp_path_factory.mktemp("videos")
-    make_video(folder / "pour" / "0.mp4", num_frames=150, fps=30)
-    make_video(folder / "pour" / "1.mkv", num_frames=135, fps=27, size=(224, 128))
-    make_video(folder / "stack" / "deep" / "0.webm", num_frames=100, fps=25, codec="libvpx-vp9")
-    make_video(folder / "stack" / "1.MOV", num_frames=120, fps=30)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def extracted(tmp_path_factory: pytest.TempPathFactory, videos: Path, run_extract: RunExtract) -> Path:
-    """The cache of `videos`, which tests must not change."""
-    cache_dir = tmp_path_factory.mktemp("extracted") / "cache"
-    outcome = run_extract(videos, cache_dir)
-    assert outcome.status == 0, outcome.stderr
-    assert outcome.json["videos"] == 4
-    assert outcome.json["extracted"] == outcome.json["clips"] >= 6
-    return cache_dir
 
 
 def test_zarr_python_opens_every_array_and_agrees_with_our_reader(extracted: Path) -> None:
@@ -125,7 +93,9 @@ def test_pooled_is_the_mean_of_the_stored_tokens(extracted: Path) -> None:
         assert (pooled - expected).abs().max() < 1e-5
 
 
-def test_running_again_skips_what_is_there(extracted: Path, videos: Path, run_extract: RunExtract) -> None:
+def test_running_again_skips_what_is_there(
+    extracted: Path, videos: Path, run_extract: RunExtract, tree_digest: TreeDigest
+) -> None:
     before = tree_digest(extracted)
     outcome = run_extract(videos, extracted)
     assert outcome.status == 0
@@ -135,7 +105,7 @@ def test_running_again_skips_what_is_there(extracted: Path, videos: Path, run_ex
 
 
 def test_another_prompt_and_fewer_layers(
-    tmp_path: Path, extracted: Path, videos: Path, run_extract: RunExtract
+    tmp_path: Path, extracted: Path, videos: Path, run_extract: RunExtract, tree_digest: TreeDigest
 ) -> None:
     """A new prompt is a new thinker set and leaves the encoder's alone; fewer layers are already there."""
     cache_dir = shutil.copytree(extracted, tmp_path / "cache")
@@ -237,6 +207,7 @@ def test_bad_videos_are_recorded_and_the_others_extracted(
     run_extract: RunExtract,
     run_command: Callable[..., Any],
     make_video: MakeVideo,
+    tree_digest: TreeDigest,
 ) -> None:
     folder = shutil.copytree(videos / "pour", tmp_path / "videos")
     (folder / "empty.mp4").write_bytes(b"")
@@ -274,58 +245,6 @@ def test_bad_videos_are_recorded_and_the_others_extracted(
     assert mended["extracted"] > 0
     info = run_command("thinkjepa-cache", "info", tmp_path / "cache").stdout
     assert "cut.mp4" not in info.split("failures:")[1]
-
-
-def wait_for_a_batch(cache_dir: Path, run: subprocess.Popen[Any]) -> None:
-    """Return once a running extraction has committed its first batch."""
-    deadline = time.monotonic() + 120
-    while not any(path.stat().st_size > 200 for path in cache_dir.glob("*/journal/*.jsonl")):
-        assert time.monotonic() < deadline
-        assert run.poll() is None
-        time.sleep(0.01)
-
-
-def test_a_killed_run_continues_to_the_same_cache(
-    tmp_path: Path,
-    videos: Path,
-    extracted: Path,
-    run_extract: RunExtract,
-    extract_arguments: Callable[..., Any],
-) -> None:
-    cache_dir = tmp_path / "cache"
-    command = [
-        str(Path(sys.executable).parent / "thinkjepa-cache"),
-        *map(str, extract_arguments(videos, cache_dir)),
-    ]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as run:
-        wait_for_a_batch(cache_dir, run)
-        os.kill(run.pid, signal.SIGKILL)
-    assert list(cache_dir.glob("*/journal/*.jsonl"))
-    outcome = run_extract(videos, cache_dir)
-    assert outcome.status == 0, outcome.stderr
-    assert outcome.json["already_there"] + outcome.json["extracted"] > 0
-    assert tree_digest(cache_dir) == tree_digest(extracted)
-
-
-def test_ctrl_c_says_how_to_go_on_and_loses_nothing(
-    tmp_path: Path,
-    videos: Path,
-    extracted: Path,
-    run_extract: RunExtract,
-    extract_arguments: Callable[..., Any],
-) -> None:
-    cache_dir = tmp_path / "cache"
-    command = [str(Path(sys.executable).parent / "thinkjepa-cache")]
-    command += map(str, extract_arguments(videos, cache_dir))
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
-        wait_for_a_batch(cache_dir, run)
-        os.killpg(run.pid, signal.SIGINT)  # as a terminal does: the whole group
-        _, stderr = run.communicate(timeout=60)
-    assert run.returncode == 130
-    assert "run the same command again to continue" in stderr
-    assert "failed" not in stderr
-    assert run_extract(videos, cache_dir).status == 0
-    assert tree_digest(cache_dir) == tree_digest(extracted)
 
 
 @pytest.mark.parametrize(
@@ -429,43 +348,6 @@ def test_info_tells_what_made_each_set(
     assert sets["encoder"]["arrays"]["observed"]["bytes"] > info["clips"] * 4 * 16 * 48 * 4
     text = run_command("thinkjepa-cache", "info", extracted).stdout
     assert "prompt 'Describe this video.', 16 new tokens, layers 1 2 3 4 5 6" in text
-
-
-def test_a_full_disk_is_one_line_and_loses_nothing(
-    tmp_path: Path, videos: Path, extracted: Path, run_extract: RunExtract
-) -> None:
-    """A limit on the size of a file stands in for the disk: the same write fails in the same place."""
-    cache_dir = tmp_path / "cache"
-    outcome = run_extract(videos, cache_dir, shell_prefix="ulimit -f 2000; trap '' XFSZ")
-    assert outcome.status == 2, outcome.stderr
-    assert "error: cannot write" in outcome.stderr
-    assert "file too large" in outcome.stderr
-    assert run_extract(videos, cache_dir).status == 0
-    assert tree_digest(cache_dir) == tree_digest(extracted)
-
-
-def test_a_full_tmpfs_is_one_line_and_loses_nothing(
-    tmp_path: Path, videos: Path, extracted: Path, run_extract: RunExtract
-) -> None:
-    small = tmp_path / "small"
-    small.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(small)], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a small disk needs root")
-    try:
-        told = run_extract(videos, small / "cache")
-        assert told.status == 2, told.stderr
-        assert "clips without features take about" in told.stderr.splitlines()[-1]
-        outcome = run_extract(videos, small / "cache", "--ignore-space")
-        assert outcome.status == 2, outcome.stderr
-        assert "the disk is full" in outcome.stderr
-        subprocess.run(["mount", "-o", "remount,size=64m", str(small)], check=True)
-        assert run_extract(videos, small / "cache", "--ignore-space").status == 0
-        assert tree_digest(small / "cache") == tree_digest(extracted)
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
 
 
 def test_half_precision_is_stored_as_the_models_give_it(
