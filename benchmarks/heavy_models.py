@@ -23,17 +23,27 @@ WIDTH = 768
 
 
 def write_heavy_models(
-    out: Path, *, thinker_layers: int = 8, encoder_layers: int = 2, mlp_ratio: float = 2.0
+    out: Path,
+    *,
+    thinker_layers: int = 8,
+    encoder_layers: int = 2,
+    mlp_ratio: float = 2.0,
+    attention_width: int = WIDTH,
 ) -> None:
-    """Write `out/thinker` and `out/encoder`, 768 wide, with the processors of the sample models."""
+    """Write `out/thinker` and `out/encoder`, 768 wide, with the processors of the sample models.
+
+    `attention_width` is that of all heads of a thinker's layer.
+    """
     write_tiny_models(out, seed=0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        _widen_thinker(out / "thinker", num_layers=thinker_layers, mlp_ratio=mlp_ratio)
+        _widen_thinker(
+            out / "thinker", num_layers=thinker_layers, mlp_ratio=mlp_ratio, attention_width=attention_width
+        )
         _widen_encoder(out / "encoder", num_layers=encoder_layers, mlp_ratio=mlp_ratio)
 
 
-def _widen_thinker(folder: Path, *, num_layers: int, mlp_ratio: float) -> None:
+def _widen_thinker(folder: Path, *, num_layers: int, mlp_ratio: float, attention_width: int) -> None:
     config = Qwen3VLConfig.from_pretrained(folder)
     text = config.text_config
     text.hidden_size, text.intermediate_size, text.num_hidden_layers = (
@@ -41,7 +51,7 @@ def _widen_thinker(folder: Path, *, num_layers: int, mlp_ratio: float) -> None:
         int(WIDTH * mlp_ratio),
         num_layers,
     )
-    text.num_attention_heads = text.num_key_value_heads = WIDTH // text.head_dim
+    text.num_attention_heads = text.num_key_value_heads = attention_width // text.head_dim
     config.vision_config.out_hidden_size = WIDTH
     text.initializer_range = config.vision_config.initializer_range = 0.02
     model = Qwen3VLForConditionalGeneration(config)

@@ -22,6 +22,7 @@ from thinkjepa.stages.extract.batches import Inputs, Outcome, RowLimit, prepare_
 from thinkjepa.stages.extract.clip_frames import ClipDecoding
 from thinkjepa.stages.extract.feature_sets import Storing
 from thinkjepa.stages.extract.frozen_models import FrozenModels
+from thinkjepa.stages.extract.heap import keep_freed_memory
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
 from thinkjepa.stages.extract.units import Unit
 from thinkjepa.stages.extract.vllm_settings import VllmSettings
@@ -100,6 +101,8 @@ class UnitFiller:
         device = frozen.thinker.device.type
         batch_size = execution.clips_per_batch(device)
         niceness = NEXT_TO_MODELS if device == "cpu" else 0
+        if device == "cpu":
+            keep_freed_memory()
         with (
             VideoDecoder(timeout_s=execution.decode_timeout, niceness=niceness) as decoder,
             ThreadPoolExecutor(1, thread_name_prefix="decode") as ahead,
@@ -146,21 +149,23 @@ class UnitFiller:
                     if writing is not None:
                         on_batch(writing.result())
                     return True
-                batch, prepared = coming.popleft()
-                outcomes = run_batch(prepared.result(), self.frozen, self.rows)
+                batch, prepared = coming[0]
+                inputs = prepared.result()
+                coming.popleft()
+                outcomes = run_batch(inputs, self.frozen, self.rows)
                 goes_on = writing is None or on_batch(writing.result())
                 writing = self.behind.submit(batch.commit, outcomes, self.rows.told())
-                del prepared, outcomes  # tens of megabytes a clip, which the next forward needs
+                del prepared, inputs, outcomes  # tens of megabytes a clip, which the next forward needs
                 if one_by_one or not goes_on:
                     goes_on = on_batch(writing.result()) and goes_on
                     writing = None
                 if not goes_on:
                     return False
-        except BaseException:
-            self.decoder.interrupt()
-            raise
         finally:
-            wait([future for _, future in coming if not future.cancel()])
+            being_decoded = [future for _, future in coming if not future.cancel() and not future.done()]
+            if being_decoded:
+                self.decoder.interrupt()  # nobody needs it any more, and its reader may hang
+            wait(being_decoded)
             wait([writing] if writing else [])
             for hand in list(hands):
                 hand.close()
