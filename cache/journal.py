@@ -6,13 +6,13 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from thinkjepa.cache.disk import explained_os_errors, fsync_folder
+from thinkjepa.cache.disk import explained_os_errors, fsync_folder, replace_file
 from thinkjepa.cache.errors import CacheError
 from thinkjepa.cache.fingerprint import canonical_json
 from thinkjepa.cache.shard import crc32c
@@ -42,6 +42,11 @@ class Journal:
         with explained_os_errors("write", self.path):
             self._file.write(encoded_line(record))
             os.fsync(self._file.fileno())
+
+    def rewrite(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Put other records in place of all, at once, and close."""
+        replace_file(self.path, b"".join(map(encoded_line, records)))
+        self.close()
 
     def remove(self) -> None:
         """Take the file away while it is still ours."""

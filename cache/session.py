@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import cast
+from typing import Any, cast
 
 from filelock import FileLock, Timeout
 
@@ -16,7 +16,7 @@ from thinkjepa.cache.disk import explained_os_errors
 from thinkjepa.cache.errors import CacheError
 from thinkjepa.cache.holder import ask_writers_to_stop, describe_holder, sign_in, sign_out
 from thinkjepa.cache.index import SetIndex, join_index_files
-from thinkjepa.cache.journal import read_lines
+from thinkjepa.cache.journal import Journal, read_lines
 from thinkjepa.cache.labels import LabelTable, VideoLabels, write_labels
 from thinkjepa.cache.layout import (
     cache_json,
@@ -29,7 +29,7 @@ from thinkjepa.cache.layout import (
 )
 from thinkjepa.cache.ledger import adopt, sweep, tidy
 from thinkjepa.cache.links import refuse_links_out
-from thinkjepa.cache.open_shard import OpenShard
+from thinkjepa.cache.open_shard import PATIENCE_S, OpenShard
 from thinkjepa.cache.parquet_rows import next_number
 from thinkjepa.cache.records import DROPPED, ClipRow, Failure, FailureStage, FeatureSet
 from thinkjepa.cache.tables import CLIPS_SCHEMA, FAILURES_SCHEMA, read_table, write_table
@@ -172,7 +172,7 @@ class WriteSession:
     def failed_under_way(self, feature_set: FeatureSet) -> dict[str, Failure]:
         """Clips that an interrupted run has tried in vain, by id, in shards that it did not finish.
 
-        They stay failed until their shard is complete.
+        They stay failed, until their shard is complete or `forget_failed_under_way` is called.
         """
         name, done = feature_set.name, self.done_clip_ids(feature_set)
         journals = [journal_file(self.root, name, number) for number in unfinished_shards(self.root, name)]
@@ -182,6 +182,16 @@ class WriteSession:
             for row in rows
             if row["status"] == "failed" and row["clip_id"] not in done
         }
+
+    def forget_failed_under_way(self, feature_set: FeatureSet) -> None:
+        """Make clips undecided that an interrupted run has tried in vain, in shards it did not finish."""
+        for number in unfinished_shards(self.root, feature_set.name):
+            journal = Journal(journal_file(self.root, feature_set.name, number), patience_s=PATIENCE_S)
+            kept = [_without_failures(line) for line in journal.lines]
+            if kept == journal.lines:
+                journal.close()
+            else:
+                journal.rewrite(kept)
 
     def failed_clips(self, feature_set: FeatureSet) -> dict[str, Failure]:
         """Clips tried in vain, by id, in complete shards; not those that verify has dropped."""
@@ -219,3 +229,10 @@ class WriteSession:
         )
         if records or path.exists():
             write_table(path, records, FAILURES_SCHEMA)
+
+
+def _without_failures(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of a shard's journal; the first one has no rows."""
+    if "rows" not in line:
+        return dict(line)
+    return {**line, "rows": [row for row in line["rows"] if row["status"] != "failed"]}

@@ -98,10 +98,12 @@ def extract(
         labels = _store_labels(session, planned, videos, progress)
         sets = {item.kind: session.resolve(item) for item in wanted}
         before = _done(session, sets)
-        under_way = _of_clips(planned.clips, map(session.failed_under_way, sets.values()))
-        known = _of_clips(planned.clips, map(session.failed_clips, sets.values()))
         if execution.retry_failed:
-            known = {}
+            for item in sets.values():
+                session.forget_failed_under_way(item)
+        under_way = _of_clips(planned.clips, map(session.failed_under_way, sets.values()))
+        failed = [] if execution.retry_failed else map(session.failed_clips, sets.values())
+        known = _of_clips(planned.clips, failed)
         tally = Tally(progress, limit, [*planned.failures, *(known | under_way).values()])
         if not tally.hopeless:
             pending = [clip for clip in planned.clips if clip.clip_id not in known]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -108,6 +109,8 @@ def test_ctrl_c_ends_a_run_whose_reader_hangs(
     assert run.returncode == 130
     assert "Ctrl-C again ends at once" in stderr
     assert not reader.is_running()
+    untouched = tmp_path / "untouched"
+    shutil.copytree(cache_dir, untouched)
     again = run_extract(videos, cache_dir, *many_clips)
     lost = again.json["failed_clips"]
     assert again.json["failed_before"] == lost
@@ -120,6 +123,10 @@ def test_ctrl_c_ends_a_run_whose_reader_hangs(
     last = run_extract(videos, cache_dir, *many_clips, "--retry-failed")
     assert last.status == 0, last.stderr
     assert last.json["extracted"] == lost
+    at_once = run_extract(videos, untouched, *many_clips, "--retry-failed")
+    assert at_once.status == 0, at_once.stderr
+    assert at_once.json["failed_before"] == at_once.json["failed_clips"] == 0
+    assert run_extract(videos, untouched, *many_clips).json["already_there"] == at_once.json["clips"]
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(
