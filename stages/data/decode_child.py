@@ -20,27 +20,32 @@ from thinkjepa.stages.data.exact_frames import ExactFrames
 
 PR_SET_PDEATHSIG = 1
 
+NOTHING = memoryview(b"")
+
 
 def serve(pipe: Connection) -> None:
-    """Answer requests until the parent is gone."""
+    """Answer requests until the parent is gone: frames one by one, as long as it takes them, or an error."""
     reader: ExactFrames | None = None
     pipe.send_bytes(b"{}")
     while (request := _next_request(pipe)) is not None:
-        raw = memoryview(b"")
         try:
             if "open" in request:
                 reader = None
                 gc.collect()  # a decoder is part of a cycle with its frames: 19 MB of 720p
                 reader = ExactFrames(request["open"])
-                header, raw = _describe(reader)
+                _send(pipe, *_describe(reader))
             else:
                 assert reader is not None
-                header, raw = _frames(reader, request["frames"])
+                for image in reader.images(request["frames"]):
+                    _send(pipe, {"shape": image.shape}, np.ascontiguousarray(image).reshape(-1).data)
         except Exception as error:  # whatever a decoder raises is this file's answer, not the child's end
-            header = {"error": _reason(error)}
-        pipe.send_bytes(json.dumps({**header, "bytes": len(raw)}).encode())
-        while raw:
-            raw = raw[os.write(pipe.fileno(), raw) :]
+            _send(pipe, {"error": _reason(error)})
+
+
+def _send(pipe: Connection, header: dict[str, Any], raw: memoryview = NOTHING) -> None:
+    pipe.send_bytes(json.dumps({**header, "bytes": len(raw)}).encode())
+    while raw:
+        raw = raw[os.write(pipe.fileno(), raw) :]
 
 
 def _next_request(pipe: Connection) -> dict[str, Any] | None:
@@ -55,12 +60,6 @@ def _describe(reader: ExactFrames) -> tuple[dict[str, Any], memoryview]:
     """Size, and the time of every frame in seconds as float64 bytes."""
     height, width, _ = reader.first.shape
     return {"width": width, "height": height}, reader.times_s.view(np.uint8).data
-
-
-def _frames(reader: ExactFrames, indices: list[int]) -> tuple[dict[str, Any], memoryview]:
-    """Frames by index, raw."""
-    batch = reader.read(indices)
-    return {"shape": batch.shape}, batch.reshape(-1).data
 
 
 def _reason(error: Exception) -> str:

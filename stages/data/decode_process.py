@@ -12,7 +12,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -63,6 +63,8 @@ class VideoDecoder:
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
         self._path: Path | None = None
+        self._unread = 0
+        """Frames that were asked for and are still to come."""
 
     @property
     def pid(self) -> int | None:
@@ -76,21 +78,39 @@ class VideoDecoder:
 
     def open(self, path: Path) -> VideoInfo:
         """Open a video and read the times of all its frames."""
+        if self._unread:  # who asked for them wants no more
+            self._stop()
         self.start()
         self._path = None  # the child lets go of the last video even if this one does not open
         # Absolute, or a file named `http:...` or `concat:...` would be taken for a URL.
-        header, raw = self._ask({"open": os.fspath(path.absolute())})
-        times_s = raw.view(np.float64)
+        self._send({"open": os.fspath(path.absolute())})
+        header = self._header()
+        times_s = np.empty(header["bytes"] // np.dtype(np.float64).itemsize, dtype=np.float64)
+        self._receive_into(times_s.view(np.uint8))
         self._path = path
         check_times(times_s)
         return VideoInfo(times_s, width_px=header["width"], height_px=header["height"])
 
     def frames(self, path: Path, indices: Sequence[int]) -> FrameStack:
         """Frames `(len(indices), height, width, 3)` by index; `path` is opened if it is not at hand."""
-        if self._path != path or self._process is None:
+        rising = sorted(set(indices))
+        (frames,) = self.stream(path, rising, at_once=len(rising))
+        if list(indices) == rising:
+            return frames
+        return frames[np.searchsorted(rising, indices)]
+
+    def stream(self, path: Path, indices: Sequence[int], *, at_once: int) -> Iterator[FrameStack]:
+        """Frames by rising index, `at_once` at a time and the rest at the end.
+
+        The child is at the next frame while the caller works on a stack. A caller that wants no more leaves
+        the iteration; the next request starts a new child then.
+        """
+        if self._path != path or self._process is None or self._unread:
             self.open(path)
-        header, raw = self._ask({"frames": [int(index) for index in indices]})
-        return raw.reshape(header["shape"])
+        self._send({"frames": [int(index) for index in indices]})
+        self._unread = len(indices)
+        while self._unread:
+            yield self._stack(min(at_once, self._unread))
 
     def interrupt(self) -> None:
         """From another thread: end whatever is being decoded, with a DecodeError."""
@@ -120,16 +140,31 @@ class VideoDecoder:
         self._pipe = Connection(ours.detach())
         self._answer(START_TIMEOUT_S)
 
-    def _ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], npt.NDArray[np.uint8]]:
+    def _send(self, request: dict[str, Any]) -> None:
         assert self._pipe is not None
         try:
             self._pipe.send_bytes(json.dumps(request).encode())
         except OSError as error:
             raise self._crashed() from error
+
+    def _header(self) -> dict[str, Any]:
+        """The next header; an error is the last one of a request."""
         header = self._answer(self.timeout_s)
         if "error" in header:
+            self._unread = 0
             raise DecodeError(header["error"])
-        return header, self._receive_raw(header["bytes"])
+        return header
+
+    def _stack(self, count: int) -> FrameStack:
+        """The next frames, each read into its place."""
+        stack = np.empty(0, dtype=np.uint8)
+        for place in range(count):
+            header = self._header()
+            if not place:
+                stack = np.empty((count, *header["shape"]), dtype=np.uint8)
+            self._receive_into(stack[place].reshape(-1))
+            self._unread -= 1
+        return stack
 
     def _answer(self, timeout_s: float) -> dict[str, Any]:
         assert self._pipe is not None
@@ -146,9 +181,8 @@ class VideoDecoder:
         except (EOFError, OSError) as error:
             raise self._crashed() from error
 
-    def _receive_raw(self, num_bytes: int) -> npt.NDArray[np.uint8]:
+    def _receive_into(self, raw: npt.NDArray[np.uint8]) -> None:
         assert self._pipe is not None
-        raw = np.empty(num_bytes, dtype=np.uint8)
         left = raw.data
         while left:
             try:
@@ -158,7 +192,6 @@ class VideoDecoder:
             if not received:
                 raise self._crashed()
             left = left[received:]
-        return raw
 
     def _crashed(self) -> DecodeError:
         process = self._process
@@ -170,6 +203,7 @@ class VideoDecoder:
     def _stop(self) -> None:
         process, pipe = self._process, self._pipe
         self._process = self._pipe = self._path = None
+        self._unread = 0
         if process:
             process.kill()
             process.wait()

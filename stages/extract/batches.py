@@ -103,12 +103,13 @@ def prepare_batch(
 
 
 def run_batch(inputs: Inputs, frozen: FrozenModels, rows: RowLimit) -> dict[Kind, Outcome]:
-    """Run the models over prepared clips."""
+    """Run the models over prepared clips. What one model was given is gone when the next one begins."""
     outcomes: dict[Kind, Outcome] = {
         kind: Outcome(failures=list(failed)) for kind, failed in inputs.failures.items()
     }
     think, encode = partial(_think, frozen=frozen), partial(_encode, frozen=frozen)
     _forward(inputs.prompts, think, "thinker", outcomes["thinker"], rows)
+    inputs.prompts.clear()
     _forward(inputs.windows, encode, "encoder", outcomes["encoder"], rows)
     return outcomes
 

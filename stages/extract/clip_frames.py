@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from thinkjepa.cache import ClipRow, Kind
@@ -23,6 +22,8 @@ from thinkjepa.stages.extract.thinker import Scene
 
 RAW_BYTES = 8 * 10**6
 """Decoded frames held at a time: 1 of 1080p, 8 of 640 x 480; always one at least."""
+
+CHANGED = "the file has changed since it was identified: run the extraction again"
 
 KEPT_BYTES = 512 * 10**6
 """Preprocessed frames kept for the next clips, at most: 2,600 of 256 x 256 pixels."""
@@ -63,38 +64,45 @@ class ClipDecoding:
         self._decoder = decoder
         self._planned = planned
         self._broken: dict[str, str] = {}
-        self._digest = ""
+        self._digest = self._clip_id = ""
         self._kept: dict[tuple[Kind, int], Tensor] = {}
+        """Preprocessed frames, in the windows of the last clip or by themselves."""
+        self._windows: dict[Kind, list[Tensor]] = {}
+        """Of the last clip, complete."""
 
     def look(self, clip: ClipRow, views: Sequence[View]) -> None:
         """Decode what is not at hand of a clip, each frame once for all views. Raises DecodeError."""
         self._let_go(clip, views)
-        wanted = {
-            view.kind: {index for index in view.frames if (view.kind, index) not in self._kept}
-            for view in views
-        }
-        for group in self._groups(clip, sorted(frozenset().union(*wanted.values()))):
-            frames = self._frames(clip, group)
-            for view in views:
-                places = [place for place, index in enumerate(group) if index in wanted[view.kind]]
-                if places:
-                    ready = view.prepare(frames.take(places, axis=0))  # fancy indexing holds the lock
-                    # A frame of its own each: a slice would keep the whole group alive.
-                    self._kept |= {
-                        (view.kind, group[place]): frame.clone()
-                        for place, frame in zip(places, ready, strict=True)
-                    }
+        windows = [_Windows(view) for view in views]
+        for item in windows:
+            for index in item.places.keys() & self._kept_of(item.view.kind):
+                self._put(item, index, self._kept[item.view.kind, index])
+        missing = [item.places.keys() - self._kept_of(item.view.kind) for item in windows]
+        for indices, frames in self._decoded(clip, sorted(frozenset().union(*missing))):
+            for item, wanted in zip(windows, missing, strict=True):
+                chosen = [place for place, index in enumerate(indices) if index in wanted]
+                if chosen:
+                    ready = item.view.prepare(frames.take(chosen, axis=0))  # fancy indexing holds the lock
+                    for place, frame in zip(chosen, ready, strict=True):
+                        self._put(item, indices[place], frame)
+        self._windows |= {item.view.kind: item.tensors for item in windows}
 
     def prepared(self, clip: ClipRow, view: View) -> list[Tensor]:
         """The windows of a view, `(frame, ...)` each. Raises DecodeError."""
-        if clip.video_digest != self._digest or any(
-            (view.kind, index) not in self._kept for index in view.frames
-        ):
+        if clip.clip_id != self._clip_id or view.kind not in self._windows:
             self.look(clip, [view])
-        return [torch.stack([self._kept[view.kind, index] for index in window]) for window in view.windows]
+        return self._windows[view.kind]
+
+    def _put(self, windows: _Windows, index: int, frame: Tensor) -> None:
+        self._kept[windows.view.kind, index] = windows.put(index, frame)
+
+    def _kept_of(self, kind: Kind) -> set[int]:
+        return {index for other, index in self._kept if other == kind}
 
     def _let_go(self, clip: ClipRow, views: Sequence[View]) -> None:
         """Keep what this clip needs, and of its video what later clips may need."""
+        if clip.clip_id != self._clip_id:
+            self._clip_id, self._windows = clip.clip_id, {}
         if clip.video_digest != self._digest:
             self._digest, self._kept = clip.video_digest, {}
             return
@@ -102,29 +110,55 @@ class ClipDecoding:
         begin = clip.observed_frames[0]
         held = sum(frame.nbytes for frame in self._kept.values())
         self._kept = {
-            key: frame
+            key: _by_itself(frame)
             for key, frame in self._kept.items()
             if key in needed or (key[1] >= begin and held <= KEPT_BYTES)
         }
 
-    def _groups(self, clip: ClipRow, indices: Sequence[int]) -> Iterator[Sequence[int]]:
-        width, height = self._planned.frame_sizes[clip.video_digest]
-        size = max(1, RAW_BYTES // (width * height * 3))
-        for start in range(0, len(indices), size):
-            yield indices[start : start + size]
-
-    def _frames(self, clip: ClipRow, indices: Sequence[int]) -> FrameStack:
+    def _decoded(self, clip: ClipRow, indices: Sequence[int]) -> Iterator[tuple[Sequence[int], FrameStack]]:
+        """Frames by rising index, a few at a time: the decoder is at the next ones meanwhile."""
+        if not indices:
+            return
         if clip.video_digest in self._broken:
             raise DecodeError(self._broken[clip.video_digest])
         path = self._planned.paths[clip.video_digest]
+        width, height = self._planned.frame_sizes[clip.video_digest]
+        size, start = max(1, RAW_BYTES // (width * height * 3)), 0
         try:
-            frames = self._decoder.frames(path, indices)
-            if _signature(path) != self._planned.signatures[clip.video_digest]:
-                raise DecodeError("the file has changed since it was identified: run the extraction again")
-            return frames
+            for frames in self._decoder.stream(path, indices, at_once=size):
+                if _signature(path) != self._planned.signatures[clip.video_digest]:
+                    raise DecodeError(CHANGED)
+                yield indices[start : start + size], frames
+                start += size
         except DecodeError as error:
             self._broken[clip.video_digest] = str(error)
             raise
+
+
+class _Windows:
+    """The windows of a view of one clip, filled frame by frame."""
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+        self.tensors: list[Tensor] = []
+        self.places: dict[int, list[tuple[int, int]]] = {}
+        """Window and place in it of every frame; more than one where windows share it."""
+        for number, window in enumerate(view.windows):
+            for place, index in enumerate(window):
+                self.places.setdefault(index, []).append((number, place))
+
+    def put(self, index: int, frame: Tensor) -> Tensor:
+        """Copy a frame to its places; returns one of them."""
+        if not self.tensors:
+            self.tensors = [frame.new_empty((len(window), *frame.shape)) for window in self.view.windows]
+        for number, place in self.places[index]:
+            self.tensors[number][place] = frame
+        return self.tensors[number][place]
+
+
+def _by_itself(frame: Tensor) -> Tensor:
+    """A frame without the window that it lies in."""
+    return frame.clone() if frame.untyped_storage().nbytes() > frame.nbytes else frame
 
 
 def _signature(path: Path) -> FileSignature | None:

@@ -156,7 +156,7 @@ class HookedThinker:
     @torch.inference_mode()
     def _forward(self, rows: Sequence[Mapping[str, Tensor]]) -> list[Thought]:
         """One generation over inputs of one shape."""
-        inputs = {name: torch.cat([row[name] for row in rows]).to(self.device) for name in rows[0]}
+        inputs = {name: _joined([row[name] for row in rows]).to(self.device) for name in rows[0]}
         prompt_length = inputs["input_ids"].shape[1]
         most_tokens = prompt_length + self.settings.max_new_tokens - 1
         with captured_states(self._decoder_layers, self.layers, most_tokens=most_tokens) as captured:
@@ -186,6 +186,11 @@ class HookedThinker:
             prompt_token_count=len(prompt_ids),
             text=self._processor.tokenizer.decode(generated_ids, skip_special_tokens=True),
         )
+
+
+def _joined(values: Sequence[Tensor]) -> Tensor:
+    """Rows as one batch; a single one is not copied: pixels are tens of megabytes."""
+    return values[0] if len(values) == 1 else torch.cat(list(values))
 
 
 def _shape(inputs: Mapping[str, Tensor]) -> tuple[tuple[int, ...], ...]:

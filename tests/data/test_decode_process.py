@@ -40,6 +40,23 @@ def test_any_order_of_indices_gives_exactly_those_frames(
     assert np.allclose(info.times_s, np.arange(60) / 27, atol=1e-3)
 
 
+def test_a_stream_that_is_left_does_not_disturb_the_next_one(
+    tmp_path: Path, make_video: Callable[..., Path], read_frame_number: Callable[..., int]
+) -> None:
+    path = make_video(tmp_path / "v.mp4", num_frames=40)
+    wanted = [0, 3, 4, 20, 21, 39, 38]
+    with VideoDecoder(timeout_s=TIMEOUT_S) as decoder:
+        stacks = list(decoder.stream(path, wanted[:-1], at_once=4))
+        assert [[read_frame_number(frame) for frame in stack] for stack in stacks] == [
+            [0, 3, 4, 20],
+            [21, 39],
+        ]
+        first = next(decoder.stream(path, [7, 8, 9], at_once=1))
+        assert read_frame_number(first[0]) == 7
+        assert [read_frame_number(frame) for frame in decoder.frames(path, wanted)] == wanted
+        assert len(decoder.open(path).times_s) == 40
+
+
 def test_variable_frame_times_are_kept(tmp_path: Path, make_video: Callable[..., Path]) -> None:
     times_s = [0.0, 0.04, 0.3, 0.31, 0.9, 1.0, 1.7, 1.75]
     path = make_video(tmp_path / "v.mp4", num_frames=8, timestamps=times_s)

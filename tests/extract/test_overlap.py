@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +65,9 @@ class CountingDecoder(VideoDecoder):
         super().__init__(timeout_s=60)
         self.asked: Counter[tuple[str, int]] = Counter()
 
-    def frames(self, path: Path, indices: Sequence[int]) -> FrameStack:
+    def stream(self, path: Path, indices: Sequence[int], *, at_once: int) -> Iterator[FrameStack]:
         self.asked.update((path.name, index) for index in indices)
-        return super().frames(path, indices)
+        return super().stream(path, indices, at_once=at_once)
 
 
 def needed_frames(planned: PlannedFolder) -> Counter[tuple[str, int]]:
