@@ -6,6 +6,7 @@ normalised over the global batch, whatever the number of processes and of clips 
 A clip's *terms* are its loss, the error of its latents, and the mean distance of its joints (0 without head).
 """
 
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
@@ -146,6 +147,7 @@ def fit(
     """Train `model` (whose weights change) and return the curve with the best epoch's weights.
 
     Where `resume` holds an interrupted fit it is continued, to the same result as an uninterrupted one.
+    SIGTERM raises SystemExit behind the step in hand, or behind the epoch where that is being validated.
     """
     optimizer = make_optimizer(model, settings)
     wrapped, wrapped_optimizer = accelerator.prepare(model, optimizer)
@@ -156,13 +158,18 @@ def fit(
         if accelerator.is_main_process:
             resume.save(state, model, optimizer)
 
-    for epoch in range(len(state.curve) + 1, settings.epochs + 1):
-        batches = training_batches(train_ids, batch_size=settings.batch_size, seed=settings.seed, epoch=epoch)
-        train_loss = train_epoch(fitting, batches, state, progress=progress, save=save)
-        losses = epoch_losses(fitting, epoch, train_loss, validation_terms(fitting, validation_ids))
-        log_epoch(accelerator, step=epoch * len(batches), losses=losses)
-        state = state.after(losses, model)
-        save(state)
+    with noted_sigterm() as stop:
+        for epoch in range(len(state.curve) + 1, settings.epochs + 1):
+            batches = training_batches(
+                train_ids, batch_size=settings.batch_size, seed=settings.seed, epoch=epoch
+            )
+            train_loss = train_epoch(fitting, batches, state, progress=progress, save=save, stop=stop)
+            losses = epoch_losses(fitting, epoch, train_loss, validation_terms(fitting, validation_ids))
+            log_epoch(accelerator, step=epoch * len(batches), losses=losses)
+            state = state.after(losses, model)
+            save(state)
+            if stop.is_set():
+                raise SystemExit(EXIT_TERMINATED)
     return state
 
 
@@ -173,15 +180,16 @@ def train_epoch(
     *,
     progress: TrainProgress,
     save: Callable[[FitState], None],
+    stop: threading.Event,
 ) -> float:
     """What is left of the epoch after `state`; returns the mean loss of its clips, each as its step saw it.
 
-    Saves every now and then, and where SIGTERM asks to stop, after which SystemExit is raised.
+    Saves every now and then, and where it is asked to stop, after which SystemExit is raised.
     """
     fitting.model.train()
     epoch, (steps_done, total) = len(state.curve) + 1, state.partial
     saved_s = time.monotonic()
-    with noted_sigterm() as stop, closing(fitting.stored(batches[steps_done:])) as stored:
+    with closing(fitting.stored(batches[steps_done:])) as stored:
         for step, batch in enumerate(batches[steps_done:], start=steps_done + 1):
             loss = train_step(fitting, batch, stored, Moment(epoch, step, steps_per_epoch=len(batches)))
             total += loss * len(batch)

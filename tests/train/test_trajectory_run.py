@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -95,7 +96,14 @@ def test_eight_clips_are_learned_by_heart_to_5_mm(
     optimizer = make_optimizer(model, settings)
     fitting = Fitting(model, optimizer, features, make_accelerator(settings, cache.parent), settings)
     before_m = float(validation_terms(fitting, clips)[DISTANCE_M])
-    train_epoch(fitting, [clips] * steps, FitState(), progress=silent, save=lambda state: None)
+    train_epoch(
+        fitting,
+        [clips] * steps,
+        FitState(),
+        progress=silent,
+        save=lambda state: None,
+        stop=threading.Event(),
+    )
     assert len(clips) == 8
     assert float(validation_terms(fitting, clips)[DISTANCE_M]) < 0.005 < 0.01 < before_m
 
