@@ -158,13 +158,23 @@ def ready_models(folder: Path) -> tuple[FrozenModels, PlannedFolder]:
 def decoded(frozen: FrozenModels, planned: PlannedFolder, clip: ClipRow) -> tuple[Any, list[torch.Tensor]]:
     """The models' inputs of a clip, all its frames decoded at once."""
     reader = ExactFrames(str(planned.paths[clip.video_digest]))
-    scene = Scene(frozen.thinker.preprocess(reader.read(clip.thinker_frames)), clip.thinker_times_s)
+    scene = Scene(
+        frozen.thinker.preprocess(plainly_decoded(reader, clip.thinker_frames)), clip.thinker_times_s
+    )
     windows = [
-        plainly_preprocessed(frozen, reader.read(indices))
+        plainly_preprocessed(frozen, plainly_decoded(reader, indices))
         for indices in (clip.observed_frames, *clip.future_frames)
     ]
     reader.close()
     return frozen.thinker.prepare(scene).inputs, windows
+
+
+def plainly_decoded(reader: ExactFrames, indices: Sequence[int]) -> np.ndarray:
+    """Frames `(frame, height, width, 3)`, all of them held at once."""
+    frames = np.empty((len(indices), *reader.first.shape), dtype=np.uint8)
+    for place, image in enumerate(reader.images(indices)):
+        frames[place] = image
+    return frames
 
 
 def plainly_preprocessed(frozen: FrozenModels, frames: np.ndarray) -> torch.Tensor:

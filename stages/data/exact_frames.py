@@ -72,17 +72,8 @@ class ExactFrames:
         times_s: npt.NDArray[np.float64] = (ticks - ticks[0]) * float(self._clock)
         return times_s
 
-    def read(self, indices: Sequence[int]) -> Image:
-        """Frames `(len(indices), height, width, 3)`, RGB, upright."""
-        frames = np.empty((len(indices), *self.first.shape), dtype=np.uint8)
-        rising = sorted(set(indices))
-        for index, image in zip(rising, self.images(rising), strict=True):
-            for place in (place for place, wanted in enumerate(indices) if wanted == index):
-                frames[place] = image
-        return frames
-
     def images(self, indices: Iterable[int]) -> Iterator[Image]:
-        """Frames `(height, width, 3)` one by one; fast where indices rise."""
+        """Frames `(height, width, 3)`, RGB, upright, one by one; fast where indices rise."""
         return (self._image(self._index.shown[index]) for index in indices)
 
     def close(self) -> None:

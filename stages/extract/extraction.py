@@ -98,12 +98,7 @@ def extract(
         labels = _store_labels(session, planned, videos, progress)
         sets = {item.kind: session.resolve(item) for item in wanted}
         before = _done(session, sets)
-        if execution.retry_failed:
-            for item in sets.values():
-                session.forget_failed_under_way(item)
-        under_way = _of_clips(planned.clips, map(session.failed_under_way, sets.values()))
-        failed = [] if execution.retry_failed else map(session.failed_clips, sets.values())
-        known = _of_clips(planned.clips, failed)
+        known, under_way = _tried_in_vain(session, sets, planned.clips, again=execution.retry_failed)
         tally = Tally(progress, limit, [*planned.failures, *(known | under_way).values()])
         if not tally.hopeless:
             pending = [clip for clip in planned.clips if clip.clip_id not in known]
@@ -157,6 +152,20 @@ def _store_labels(
 def _done(session: WriteSession, sets: Mapping[Kind, FeatureSet]) -> set[str]:
     """Clips that readers see in all sets."""
     return set.intersection(*(session.done_clip_ids(item) for item in sets.values()))
+
+
+def _tried_in_vain(
+    session: WriteSession, sets: Mapping[Kind, FeatureSet], clips: Sequence[ClipRow], *, again: bool
+) -> tuple[dict[str, Failure], dict[str, Failure]]:
+    """What earlier runs failed at, in complete shards and in unfinished ones: none of it where it is to be
+    tried again.
+    """
+    if again:
+        for item in sets.values():
+            session.forget_failed_under_way(item)
+        return {}, {}
+    complete, unfinished = session.failed_clips, session.failed_under_way
+    return _of_clips(clips, map(complete, sets.values())), _of_clips(clips, map(unfinished, sets.values()))
 
 
 def _of_clips(clips: Sequence[ClipRow], by_set: Iterable[Mapping[str, Failure]]) -> dict[str, Failure]:
