@@ -22,7 +22,7 @@ from thinkjepa.cache.parquet_rows import (
     release_unused,
 )
 from thinkjepa.cache.records import IndexRow
-from thinkjepa.cache.tables import INDEX_SCHEMA, frozen, write_arrow
+from thinkjepa.cache.tables import INDEX_SCHEMA, READING, frozen, write_arrow
 
 JOIN = 64
 """Index files are joined by 64, and joined ones by 64 again: a million clips lie in fewer than 200 files."""
@@ -162,7 +162,9 @@ def join_index_files(folder: Path) -> None:
             parts = [item for item in files if start <= item.first and item.last < start + span]
             complete = sum(item.last - item.first + 1 for item in parts) == span
             if complete and len(parts) > 1:
-                table = pa.concat_tables([pq.read_table(item.path, schema=INDEX_SCHEMA) for item in parts])
+                table = pa.concat_tables(
+                    [pq.read_table(item.path, schema=INDEX_SCHEMA, **READING) for item in parts]
+                )
                 write_arrow(folder / f"{start:06d}-{start + span - 1:06d}.parquet", table)
                 _remove_joined(folder, keep={item.path for item in numbered_files(folder)})
         span *= JOIN

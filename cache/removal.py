@@ -27,7 +27,7 @@ from thinkjepa.cache.parquet_rows import numbered_files
 from thinkjepa.cache.reader import FeatureCache
 from thinkjepa.cache.records import FeatureSet
 from thinkjepa.cache.session import WriteSession
-from thinkjepa.cache.tables import CLIPS_SCHEMA, FAILURES_SCHEMA, INDEX_SCHEMA, write_arrow
+from thinkjepa.cache.tables import CLIPS_SCHEMA, FAILURES_SCHEMA, INDEX_SCHEMA, READING, write_arrow
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ def _remove_clips(session: WriteSession, clip_ids: pa.Array) -> None:
 
 def _drop_rows(path: Path, clip_ids: pa.Array, schema: pa.Schema) -> None:
     """Rewrite a table without some clips; it stays, even empty, as the next file is numbered behind it."""
-    table = pq.read_table(path, schema=schema, page_checksum_verification=True)
+    table = pq.read_table(path, schema=schema, **READING)
     dropped = pc.is_in(table["clip_id"], value_set=clip_ids)
     if pc.any(dropped).as_py():
         write_arrow(path, table.filter(pc.invert(dropped)))

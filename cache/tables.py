@@ -61,6 +61,12 @@ def write_table(path: Path, records: Iterable[ClipRow | IndexRow | Failure], sch
     write_arrow(path, pa.Table.from_pylist([asdict(record) for record in records], schema=schema))
 
 
+READING = {"page_checksum_verification": True, "use_threads": False}
+"""For `pq.read_table`: Arrow's threads may outlive the interpreter and abort it at its very end
+(apache/arrow#34314), with a status that says failed though all was done. Our tables are small.
+"""
+
+
 def write_arrow(path: Path, table: pa.Table) -> None:
     """Write a table as one parquet file, atomically."""
     buffer = io.BytesIO()
@@ -71,7 +77,7 @@ def write_arrow(path: Path, table: pa.Table) -> None:
 def read_table(path: Path, record: type[Record], schema: pa.Schema) -> list[Record]:
     """Read records back. Raises CacheError on a damaged file or missing columns."""
     try:
-        rows = pq.read_table(path, columns=schema.names, page_checksum_verification=True).to_pylist()
+        rows = pq.read_table(path, columns=schema.names, **READING).to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise CacheError(
             f"cannot read {str(path)!r}: {error}; restore it, or extract into a new cache"
