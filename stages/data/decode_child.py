@@ -8,23 +8,20 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
-import os
 import signal
 import sys
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-import numpy as np
-
 from thinkjepa.stages.data.exact_frames import ExactFrames
+from thinkjepa.stages.data.shared_frames import SharedFrames
 
 PR_SET_PDEATHSIG = 1
 
-NOTHING = memoryview(b"")
 
-
-def serve(pipe: Connection) -> None:
-    """Answer requests until the parent is gone: frames one by one, as long as it takes them, or an error."""
+def serve(pipe: Connection, shared: SharedFrames, *, threads: int) -> None:
+    """Answer requests until the parent is gone: frames one by one, as there is room for them, or an error."""
     reader: ExactFrames | None = None
     pipe.send_bytes(b"{}")
     while (request := _next_request(pipe)) is not None:
@@ -32,20 +29,31 @@ def serve(pipe: Connection) -> None:
             if "open" in request:
                 reader = None
                 gc.collect()  # a decoder is part of a cycle with its frames: 19 MB of 720p
-                reader = ExactFrames(request["open"])
-                _send(pipe, *_describe(reader))
-            else:
+                reader = ExactFrames(request["open"], threads=threads)
+                height, width, _ = reader.first.shape
+                _send(pipe, {"width": width, "height": height})
+                pipe.send_bytes(reader.times_s.tobytes())
+            elif "frames" in request:
                 assert reader is not None
-                for image in reader.images(request["frames"]):
-                    _send(pipe, {"shape": image.shape}, np.ascontiguousarray(image).reshape(-1).data)
+                _send_frames(reader, request["frames"], request["at_once"], pipe, shared)
         except Exception as error:  # whatever a decoder raises is this file's answer, not the child's end
             _send(pipe, {"error": _reason(error)})
 
 
-def _send(pipe: Connection, header: dict[str, Any], raw: memoryview = NOTHING) -> None:
-    pipe.send_bytes(json.dumps({**header, "bytes": len(raw)}).encode())
-    while raw:
-        raw = raw[os.write(pipe.fileno(), raw) :]
+def _send_frames(
+    reader: ExactFrames, indices: Sequence[int], at_once: int, pipe: Connection, shared: SharedFrames
+) -> None:
+    """Two stacks of frames at a time: one is being read while the other one is filled."""
+    room = shared.room(min(2 * at_once, len(indices)), reader.first.shape)
+    for number, image in enumerate(reader.images(indices)):
+        if number >= len(room) and number % at_once == 0:
+            _next_request(pipe)  # the stack before the last one is free
+        room[number % len(room)] = image
+        _send(pipe, {})
+
+
+def _send(pipe: Connection, header: dict[str, Any]) -> None:
+    pipe.send_bytes(json.dumps(header).encode())
 
 
 def _next_request(pipe: Connection) -> dict[str, Any] | None:
@@ -54,12 +62,6 @@ def _next_request(pipe: Connection) -> dict[str, Any] | None:
     except (EOFError, OSError):
         return None
     return request
-
-
-def _describe(reader: ExactFrames) -> tuple[dict[str, Any], memoryview]:
-    """Size, and the time of every frame in seconds as float64 bytes."""
-    height, width, _ = reader.first.shape
-    return {"width": width, "height": height}, reader.times_s.view(np.uint8).data
 
 
 def _reason(error: Exception) -> str:
@@ -77,5 +79,5 @@ def die_with_parent() -> None:
 
 if __name__ == "__main__":
     die_with_parent()
-    os.nice(int(sys.argv[2]))
-    serve(Connection(int(sys.argv[1])))
+    ours, frames, threads = map(int, sys.argv[1:])
+    serve(Connection(ours), SharedFrames(frames), threads=threads)

@@ -1,8 +1,8 @@
 """Decoding in a process of its own, because a decoder may hang holding the interpreter's lock.
 
-The parent asks over a pipe (JSON, then raw bytes; nothing is pickled) and kills the child when no
-answer comes in time. The child aborting on a malformed file costs that file only. Raw bytes go straight into
-the array that is returned: copies in between would hold the interpreter's lock, which the models want.
+The parent asks over a pipe (JSON; nothing is pickled) and kills the child when no answer comes in time. The
+child aborting on a malformed file costs that file only. Frames lie in memory that both processes see: sent
+through the pipe, each was copied twice, and woke the two up dozens of times.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from thinkjepa.stages.data.shared_frames import SharedFrames
 from thinkjepa.stages.errors import StageError
 
 FrameStack = npt.NDArray[np.uint8]
@@ -52,17 +53,20 @@ class VideoInfo:
 class VideoDecoder:
     """Reads exact frames of one video after another through a child process; a context manager.
 
-    The child has a thread for every core. `niceness` (0-19) is by how much it stands back behind others.
+    The child decodes with `threads`, 0 for one on every core, and is as nice as the thread that starts it.
     Every method raises DecodeError with the reason; after a time-out or a crash the next `open` starts a
     new child.
     """
 
-    def __init__(self, *, timeout_s: float, niceness: int = 0) -> None:
+    def __init__(self, *, timeout_s: float, threads: int = 0) -> None:
         self.timeout_s = timeout_s
-        self.niceness = niceness
+        self.threads = threads
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
+        self._is_ready = False
+        self._frames = SharedFrames.create()
         self._path: Path | None = None
+        self._shape = (0, 0, 3)
         self._unread = 0
         """Frames that were asked for and are still to come."""
 
@@ -72,7 +76,7 @@ class VideoDecoder:
         return self._process.pid if self._process else None
 
     def start(self) -> None:
-        """Start the child, where there is none: half a second that a later call need not wait for."""
+        """Start the child, where there is none, and do not wait: it takes half a second."""
         if self._process is None:
             self._start()
 
@@ -81,36 +85,55 @@ class VideoDecoder:
         if self._unread:  # who asked for them wants no more
             self._stop()
         self.start()
+        if not self._is_ready:
+            self._answer(START_TIMEOUT_S)
+            self._is_ready = True
         self._path = None  # the child lets go of the last video even if this one does not open
         # Absolute, or a file named `http:...` or `concat:...` would be taken for a URL.
         self._send({"open": os.fspath(path.absolute())})
         header = self._header()
-        times_s = np.empty(header["bytes"] // np.dtype(np.float64).itemsize, dtype=np.float64)
-        self._receive_into(times_s.view(np.uint8))
-        self._path = path
+        times_s = np.frombuffer(self._receive(), dtype=np.float64)
+        self._path, self._shape = path, (header["height"], header["width"], 3)
         check_times(times_s)
         return VideoInfo(times_s, width_px=header["width"], height_px=header["height"])
 
     def frames(self, path: Path, indices: Sequence[int]) -> FrameStack:
         """Frames `(len(indices), height, width, 3)` by index; `path` is opened if it is not at hand."""
         rising = sorted(set(indices))
-        (frames,) = self.stream(path, rising, at_once=len(rising))
-        if list(indices) == rising:
-            return frames
-        return frames[np.searchsorted(rising, indices)]
+        stacks = self.stream(path, rising, at_once=1)
+        frames = {index: stack[0].copy() for index, stack in zip(rising, stacks, strict=True)}
+        return np.stack([frames[index] for index in indices])
 
     def stream(self, path: Path, indices: Sequence[int], *, at_once: int) -> Iterator[FrameStack]:
         """Frames by rising index, `at_once` at a time and the rest at the end.
 
-        The child is at the next frame while the caller works on a stack. A caller that wants no more leaves
-        the iteration; the next request starts a new child then.
+        A stack lasts until the next one is asked for: its memory is used again. Meanwhile the child is at
+        the next frames, one stack ahead. A caller that wants no more leaves the iteration; the next request
+        starts a new child then.
         """
         if self._path != path or self._process is None or self._unread:
             self.open(path)
-        self._send({"frames": [int(index) for index in indices]})
+        at_once = max(1, min(at_once, len(indices)))
+        room = self._room(min(2 * at_once, len(indices)))
+        self._send({"frames": [int(index) for index in indices], "at_once": at_once})
         self._unread = len(indices)
-        while self._unread:
-            yield self._stack(min(at_once, self._unread))
+        for start in range(0, len(indices), at_once):
+            place, count = start % len(room), min(at_once, self._unread)
+            for _ in range(count):
+                self._header()
+                self._unread -= 1
+            yield room[place : place + count]
+            if self._unread > at_once:
+                self._send({"free": at_once})
+
+    def _room(self, count: int) -> FrameStack:
+        try:
+            return self._frames.room(count, self._shape)
+        except OSError as error:
+            raise StageError(
+                f"no memory for {count} frames of {self._shape[1]}x{self._shape[0]} px, which the decoder "
+                f"shares with us: {error.strerror} (a limit of this machine, see ulimit -a)"
+            ) from error
 
     def interrupt(self) -> None:
         """From another thread: end whatever is being decoded, with a DecodeError."""
@@ -125,20 +148,21 @@ class VideoDecoder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop()
+        self._frames.close()
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
+            handles = (theirs.fileno(), self._frames.file)
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", CHILD, str(theirs.fileno()), str(self.niceness)],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-P", "-m", CHILD, *map(str, (*handles, self.threads))],
+                pass_fds=handles,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 process_group=0,  # Ctrl-C is for us: a decoder that ends looks like a broken video
             )
-        self._pipe = Connection(ours.detach())
-        self._answer(START_TIMEOUT_S)
+        self._pipe, self._is_ready = Connection(ours.detach()), False
 
     def _send(self, request: dict[str, Any]) -> None:
         assert self._pipe is not None
@@ -155,17 +179,6 @@ class VideoDecoder:
             raise DecodeError(header["error"])
         return header
 
-    def _stack(self, count: int) -> FrameStack:
-        """The next frames, each read into its place."""
-        stack = np.empty(0, dtype=np.uint8)
-        for place in range(count):
-            header = self._header()
-            if not place:
-                stack = np.empty((count, *header["shape"]), dtype=np.uint8)
-            self._receive_into(stack[place].reshape(-1))
-            self._unread -= 1
-        return stack
-
     def _answer(self, timeout_s: float) -> dict[str, Any]:
         assert self._pipe is not None
         if not self._pipe.poll(timeout_s):
@@ -180,18 +193,6 @@ class VideoDecoder:
             return self._pipe.recv_bytes()
         except (EOFError, OSError) as error:
             raise self._crashed() from error
-
-    def _receive_into(self, raw: npt.NDArray[np.uint8]) -> None:
-        assert self._pipe is not None
-        left = raw.data
-        while left:
-            try:
-                received = os.readv(self._pipe.fileno(), [left])
-            except OSError as error:
-                raise self._crashed() from error
-            if not received:
-                raise self._crashed()
-            left = left[received:]
 
     def _crashed(self) -> DecodeError:
         process = self._process

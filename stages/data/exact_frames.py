@@ -53,10 +53,14 @@ class FrameIndex:
 
 
 class ExactFrames:
-    """One open video. Raises ValueError, or whatever libav raises, with the reason."""
+    """One open video, decoded by so many threads; 0: one for every core.
 
-    def __init__(self, path: str) -> None:
+    Raises ValueError, or whatever libav raises, with the reason.
+    """
+
+    def __init__(self, path: str, *, threads: int = 0) -> None:
         self._path = path
+        self._threads = threads
         self._open()
         self._index = _read_index(self._container, self._stream)
         self._seek(START)
@@ -87,6 +91,7 @@ class ExactFrames:
         if not isinstance(stream, av.VideoStream) or stream.time_base is None:
             raise ValueError("the file has no video stream")
         stream.thread_type = "AUTO"
+        stream.codec_context.thread_count = self._threads
         self._stream = stream
         self._clock: Fraction = stream.time_base
         self._restart_decoding()

@@ -70,6 +70,13 @@ class ClipDecoding:
         self._windows: dict[Kind, list[Tensor]] = {}
         """Of the last clip, complete."""
 
+    def open(self, clip: ClipRow) -> None:
+        """Open the video of a clip that comes next; an error is told when its frames are asked for."""
+        try:
+            self._decoder.open(self._planned.paths[clip.video_digest])
+        except DecodeError as error:
+            self._broken[clip.video_digest] = str(error)
+
     def look(self, clip: ClipRow, views: Sequence[View]) -> None:
         """Decode what is not at hand of a clip, each frame once for all views. Raises DecodeError."""
         self._let_go(clip, views)
@@ -82,7 +89,7 @@ class ClipDecoding:
             for item, wanted in zip(windows, missing, strict=True):
                 chosen = [place for place, index in enumerate(indices) if index in wanted]
                 if chosen:
-                    ready = item.view.prepare(frames.take(chosen, axis=0))  # fancy indexing holds the lock
+                    ready = item.view.prepare(_rows(frames, chosen))
                     for place, frame in zip(chosen, ready, strict=True):
                         self._put(item, indices[place], frame)
         self._windows |= {item.view.kind: item.tensors for item in windows}
@@ -154,6 +161,14 @@ class _Windows:
         for number, place in self.places[index]:
             self.tensors[number][place] = frame
         return self.tensors[number][place]
+
+
+def _rows(frames: FrameStack, places: Sequence[int]) -> FrameStack:
+    """Frames by rising place; neighbours are not copied."""
+    first, last = places[0], places[-1]
+    if last - first == len(places) - 1:
+        return frames[first : last + 1]
+    return frames.take(places, axis=0)  # fancy indexing would hold the interpreter's lock
 
 
 def _by_itself(frame: Tensor) -> Tensor:

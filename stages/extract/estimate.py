@@ -23,6 +23,7 @@ from thinkjepa.stages.data.clips import ClipSettings
 from thinkjepa.stages.data.decode_process import DecodeError, VideoDecoder
 from thinkjepa.stages.data.videos import find_videos
 from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.extract.beside_models import decoder_beside
 from thinkjepa.stages.extract.clip_frames import RAW_BYTES, ClipDecoding, see, watch
 from thinkjepa.stages.extract.device import choose_device, choose_dtype, quiet_transformers
 from thinkjepa.stages.extract.disk_space import stored_bytes
@@ -221,11 +222,12 @@ def estimate(
         raise StageError(f"--tflops {tflops:g}: give a number above 0")
     files = find_videos(videos)
     described = DescribedModels.find(models, clips, device=execution.device)
-    with VideoDecoder(timeout_s=execution.decode_timeout) as decoder:
+    device = described.thinker.device.type
+    with decoder_beside(device, timeout_s=execution.decode_timeout) as decoder:
         planned = plan_folder(files, videos, clips, decoder=decoder, progress=progress)
         prompts = PromptSizes.count(planned.clips, planned.frame_sizes, described.thinker)
         decode_times_s = _measured_decoding(planned, described, prompts, decoder, progress)
-    batch_size = execution.clips_per_batch("cuda" if tflops else described.thinker.device.type)
+    batch_size = execution.clips_per_batch("cuda" if tflops else device)
     peak = tflops or measured_tflops(described.thinker.device, described.torch_dtype)
     thinker = thinker_figures(planned.clips, described, prompts)
     encoder = encoder_figures(len(planned.clips), described)

@@ -19,6 +19,7 @@ from thinkjepa.stages.data.clips import ClipSettings
 from thinkjepa.stages.data.decode_process import VideoDecoder
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.batches import Inputs, Outcome, RowLimit, prepare_batch, run_batch, with_video
+from thinkjepa.stages.extract.beside_models import decoder_beside, thread_beside
 from thinkjepa.stages.extract.clip_frames import ClipDecoding
 from thinkjepa.stages.extract.feature_sets import Storing
 from thinkjepa.stages.extract.frozen_models import FrozenModels
@@ -26,10 +27,6 @@ from thinkjepa.stages.extract.heap import keep_freed_memory
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
 from thinkjepa.stages.extract.units import Unit
 from thinkjepa.stages.extract.vllm_settings import VllmSettings
-
-NEXT_TO_MODELS = 10
-"""Niceness of a decoder that shares its cores with the models, which never wait for anything else: it is
-batches ahead. Without, they waited 3 % of their time for a core."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +97,12 @@ class UnitFiller:
         _refuse_other_models(frozen, job)
         device = frozen.thinker.device.type
         batch_size = execution.clips_per_batch(device)
-        niceness = NEXT_TO_MODELS if device == "cpu" else 0
         if device == "cpu":
             keep_freed_memory()
         with (
-            VideoDecoder(timeout_s=execution.decode_timeout, niceness=niceness) as decoder,
-            ThreadPoolExecutor(1, thread_name_prefix="decode") as ahead,
-            ThreadPoolExecutor(1, thread_name_prefix="write") as behind,
+            decoder_beside(device, timeout_s=execution.decode_timeout) as decoder,
+            thread_beside(device, name="decode") as ahead,
+            thread_beside(device, name="write") as behind,
             frozen,
         ):
             ahead.submit(decoder.start)
@@ -138,6 +134,9 @@ class UnitFiller:
         """
         hands: list[_UnitInHand] = []
         decoding = ClipDecoding(self.decoder, folder)
+        first = next((clip for unit in units for clip in unit.clips), None)
+        if first and not self._loaded:
+            self.ahead.submit(decoding.open, first)  # the models are loaded meanwhile
         batches = self._batches(units, hands, given_up or {}, 1 if one_by_one else self.batch_size)
         coming: deque[tuple[_Batch, Future[Inputs]]] = deque()
         writing: Future[BatchDone] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import psutil
 import pytest
 
 from thinkjepa.stages.data.decode_process import DecodeError, VideoDecoder, check_times
+from thinkjepa.stages.errors import StageError
 
 TIMEOUT_S = 20.0
 
@@ -200,14 +202,41 @@ def test_memory_does_not_grow_with_the_number_of_videos(
     assert sizes[-1] - sizes[3] < 30e6
 
 
-def test_a_decoder_stands_back_behind_the_models_when_asked(
-    tmp_path: Path, make_video: Callable[..., Path]
+def test_a_stack_is_what_was_asked_for_until_the_next_one_is(
+    tmp_path: Path, make_video: Callable[..., Path], read_frame_number: Callable[..., int]
 ) -> None:
-    """In the session of its parent: the kernel weighs niceness within a session only."""
-    path = make_video(tmp_path / "v.mp4", num_frames=10)
-    with VideoDecoder(timeout_s=TIMEOUT_S, niceness=7) as decoder:
-        decoder.open(path)
-        assert decoder.pid is not None
-        assert psutil.Process(decoder.pid).nice() == psutil.Process().nice() + 7
-        assert os.getsid(decoder.pid) == os.getsid(0)
-        assert os.getpgid(decoder.pid) != os.getpgid(0)
+    """The child is slower and faster than the reader, and its memory goes round many times."""
+    path = make_video(tmp_path / "v.mp4", num_frames=40)
+    for at_once in (1, 3, 7, 39, 40, 100):
+        with VideoDecoder(timeout_s=TIMEOUT_S) as decoder:
+            numbers = []
+            for count, stack in enumerate(decoder.stream(path, range(40), at_once=at_once)):
+                time.sleep(0.02 if count % 3 == 0 else 0)
+                numbers += [read_frame_number(frame) for frame in stack]
+            assert numbers == list(range(40))
+
+
+def test_no_room_for_frames_is_no_fault_of_the_video(tmp_path: Path, make_video: Callable[..., Path]) -> None:
+    path = make_video(tmp_path / "v.mp4", num_frames=10, size=(640, 480))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with VideoDecoder(timeout_s=TIMEOUT_S) as decoder:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, limits[1]))
+        try:
+            with pytest.raises(StageError, match="no memory for 2 frames of 640x480 px") as raised:
+                decoder.frames(path, [3, 4])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert not isinstance(raised.value, DecodeError)
+        assert len(decoder.frames(path, [3, 4])) == 2
+
+
+def test_videos_of_other_sizes_share_the_memory(
+    tmp_path: Path, make_video: Callable[..., Path], read_frame_number: Callable[..., int]
+) -> None:
+    sizes = [(64, 48), (320, 240), (128, 96), (640, 480), (64, 48)]
+    paths = [make_video(tmp_path / f"{n}.mp4", num_frames=20, size=size) for n, size in enumerate(sizes)]
+    with VideoDecoder(timeout_s=TIMEOUT_S) as decoder:
+        for path, (width, height) in zip(paths * 2, sizes * 2, strict=True):
+            frames = decoder.frames(path, [3, 17, 18])
+            assert frames.shape == (3, height, width, 3)
+            assert [read_frame_number(frame) for frame in frames] == [3, 17, 18]

@@ -14,7 +14,7 @@ import torch
 from thinkjepa.cache import ClipFeatures, Failure, FeatureCache, OpenShard
 from thinkjepa.stages.data.catalog import PlannedFolder, plan_folder
 from thinkjepa.stages.data.clips import ClipSettings
-from thinkjepa.stages.data.decode_process import FrameStack, VideoDecoder
+from thinkjepa.stages.data.decode_process import DecodeError, FrameStack, VideoDecoder
 from thinkjepa.stages.data.videos import find_videos
 from thinkjepa.stages.extract import clip_frames
 from thinkjepa.stages.extract.clip_frames import ClipDecoding, encoder_view, see, thinker_view, watch
@@ -108,6 +108,26 @@ def test_a_frame_that_both_models_see_is_decoded_once_and_is_the_right_one(
             for window, indices in zip(windows, (clip.observed_frames, *clip.future_frames), strict=True):
                 assert torch.equal(window, frozen.encoder.preprocess(other.frames(path, indices)))
         assert shared >= len(planned.clips)
+
+
+def test_a_video_that_could_not_be_opened_ahead_is_not_asked_again(
+    videos: Path, planned: PlannedFolder, frozen: FrozenModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time-out would cost its seconds; the clip is told the reason."""
+    clip = planned.clips[0]
+    opened: list[Path] = []
+
+    def hangs(self: VideoDecoder, path: Path) -> None:
+        opened.append(path)
+        raise DecodeError("no answer from the decoder")
+
+    monkeypatch.setattr(VideoDecoder, "open", hangs)
+    with VideoDecoder(timeout_s=60) as decoder:
+        decoding = ClipDecoding(decoder, planned)
+        decoding.open(clip)
+        with pytest.raises(DecodeError, match="no answer from the decoder"):
+            watch(clip, frozen.encoder, decoding)
+    assert opened == [videos / clip.video]
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 10**6])
