@@ -21,8 +21,10 @@ SMALL = ("--thinker-frames", "4", "--observed-frames", "4", "--future-frames", "
 SPLIT = 30
 TOLERANCE = 1e-5
 """Of a layer's largest state, float32: states go up to 25 here."""
-FILE_LIMIT_KB = 170
-"""Between a clip's frames, 4 x 96 x 128 x 3 B, and its states, 7 layers x 120 tokens x 64 x 4 B."""
+LONG_PROMPT = "Describe this video. " * 100
+"""For states that are larger than all frames of a clip, which lie in files, too: memory files."""
+FILE_LIMIT_KB = 600
+"""Between a clip's frames, 12 x 96 x 128 x 3 B, and its states, 7 layers x 400 tokens and more x 64 x 4 B."""
 
 
 def run(*arguments: object, shell_prefix: str = "") -> subprocess.CompletedProcess[str]:
@@ -68,7 +70,8 @@ def test_a_full_staging_folder_ends_the_run_and_the_next_one_makes_the_cache_of_
     cache_dir, staging = tmp_path / "cache", tmp_path / "staging"
     staging.mkdir()
     monkeypatch.setenv("TMPDIR", str(staging))
-    by_vllm = (*arguments, "--cache-dir", cache_dir, "--backend", "vllm")
+    asked = (*arguments, "--prompt", LONG_PROMPT, "--cache-dir", cache_dir)
+    by_vllm = (*asked, "--backend", "vllm")
     full = run(*by_vllm, shell_prefix=f"ulimit -f {FILE_LIMIT_KB}")
     assert (full.returncode, full.stdout) == (2, "")
     assert f"cannot pass through {str(staging)!r}" in full.stderr
@@ -84,7 +87,7 @@ def test_a_full_staging_folder_ends_the_run_and_the_next_one_makes_the_cache_of_
     report = json.loads(done.stdout)
     assert report["extracted"] == report["clips"] > 4
 
-    plain = run(*arguments, "--cache-dir", cache_dir)
+    plain = run(*asked)
     assert plain.returncode == 0, plain.stderr
     assert_caches_are_equal(cache_dir, clips=report["clips"])
 
