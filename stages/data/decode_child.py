@@ -10,11 +10,11 @@ import gc
 import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from thinkjepa.stages.data.exact_frames import ExactFrames
+from thinkjepa.stages.data.exact_frames import ExactFrames, Image
 from thinkjepa.stages.data.shared_frames import SharedFrames
 
 PR_SET_PDEATHSIG = 1
@@ -35,19 +35,17 @@ def serve(pipe: Connection, shared: SharedFrames, *, threads: int) -> None:
                 pipe.send_bytes(reader.times_s.tobytes())
             elif "frames" in request:
                 assert reader is not None
-                _send_frames(reader, request["frames"], request["at_once"], pipe, shared)
+                room = shared.room(request["room"], reader.first.shape)
+                _send_frames(reader.images(request["frames"]), room, request["at_once"], pipe)
         except Exception as error:  # whatever a decoder raises is this file's answer, not the child's end
             _send(pipe, {"error": _reason(error)})
 
 
-def _send_frames(
-    reader: ExactFrames, indices: Sequence[int], at_once: int, pipe: Connection, shared: SharedFrames
-) -> None:
-    """Two stacks of frames at a time: one is being read while the other one is filled."""
-    room = shared.room(min(2 * at_once, len(indices)), reader.first.shape)
-    for number, image in enumerate(reader.images(indices)):
+def _send_frames(images: Iterable[Image], room: Image, at_once: int, pipe: Connection) -> None:
+    """Fill the room `(frame, height, width, 3)` again and again, a stack of it while another one is read."""
+    for number, image in enumerate(images):
         if number >= len(room) and number % at_once == 0:
-            _next_request(pipe)  # the stack before the last one is free
+            _next_request(pipe)  # the oldest stack is free
         room[number % len(room)] = image
         _send(pipe, {})
 

@@ -54,8 +54,8 @@ class VideoDecoder:
     """Reads exact frames of one video after another through a child process; a context manager.
 
     The child decodes with `threads`, 0 for one on every core, and is as nice as the thread that starts it.
-    Every method raises DecodeError with the reason; after a time-out or a crash the next `open` starts a
-    new child.
+    Every method raises DecodeError with the reason, and StageError where there is no memory for frames; after
+    a time-out or a crash the next `open` starts a new child.
     """
 
     def __init__(self, *, timeout_s: float, threads: int = 0) -> None:
@@ -63,7 +63,6 @@ class VideoDecoder:
         self.threads = threads
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
-        self._is_ready = False
         self._frames = SharedFrames.create()
         self._path: Path | None = None
         self._shape = (0, 0, 3)
@@ -75,19 +74,12 @@ class VideoDecoder:
         """Process id of the child, where there is one."""
         return self._process.pid if self._process else None
 
-    def start(self) -> None:
-        """Start the child, where there is none, and do not wait: it takes half a second."""
-        if self._process is None:
-            self._start()
-
     def open(self, path: Path) -> VideoInfo:
         """Open a video and read the times of all its frames."""
         if self._unread:  # who asked for them wants no more
             self._stop()
-        self.start()
-        if not self._is_ready:
-            self._answer(START_TIMEOUT_S)
-            self._is_ready = True
+        if self._process is None:
+            self._start()
         self._path = None  # the child lets go of the last video even if this one does not open
         # Absolute, or a file named `http:...` or `concat:...` would be taken for a URL.
         self._send({"open": os.fspath(path.absolute())})
@@ -115,7 +107,7 @@ class VideoDecoder:
             self.open(path)
         at_once = max(1, min(at_once, len(indices)))
         room = self._room(min(2 * at_once, len(indices)))
-        self._send({"frames": [int(index) for index in indices], "at_once": at_once})
+        self._send({"frames": [int(index) for index in indices], "at_once": at_once, "room": len(room)})
         self._unread = len(indices)
         for start in range(0, len(indices), at_once):
             place, count = start % len(room), min(at_once, self._unread)
@@ -162,7 +154,8 @@ class VideoDecoder:
                 stderr=subprocess.DEVNULL,
                 process_group=0,  # Ctrl-C is for us: a decoder that ends looks like a broken video
             )
-        self._pipe, self._is_ready = Connection(ours.detach()), False
+        self._pipe = Connection(ours.detach())
+        self._answer(START_TIMEOUT_S)
 
     def _send(self, request: dict[str, Any]) -> None:
         assert self._pipe is not None

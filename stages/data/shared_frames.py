@@ -14,8 +14,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-Frames = npt.NDArray[np.uint8]
-
 
 class SharedFrames:
     """Room for some frames of one shape at a time. It grows with what is asked for, and never shrinks."""
@@ -34,7 +32,7 @@ class SharedFrames:
         Path(path).unlink()
         return cls(file)
 
-    def room(self, count: int, shape: tuple[int, ...]) -> Frames:
+    def room(self, count: int, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
         """Room `(count, *shape)` for frames uint8; both sides ask for the same, and share it.
 
         Raises OSError where there is no memory.

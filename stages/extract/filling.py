@@ -105,7 +105,6 @@ class UnitFiller:
             thread_beside(device, name="write") as behind,
             frozen,
         ):
-            ahead.submit(decoder.start)
             yield cls(
                 target=job.target,
                 frozen=frozen,
