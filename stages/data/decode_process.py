@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -32,6 +33,9 @@ CHILD = "thinkjepa.stages.data.decode_child"
 
 START_TIMEOUT_S = 120.0
 """For the child's own start (interpreter, numpy, libav): half a second on an idle machine."""
+
+KILLED = (signal.SIGKILL, signal.SIGBUS)
+"""What ends a process where memory runs out, of itself or of what it shares."""
 
 EXIT_TIMEOUT_S = 10.0
 """From the end of the pipe to the end of the process that closed it."""
@@ -192,6 +196,8 @@ class VideoDecoder:
         status = process.wait(timeout=EXIT_TIMEOUT_S) if process else None
         self._stop()
         how = f"signal {-status}" if status is not None and status < 0 else f"exit status {status}"
+        if status is not None and -status in KILLED:
+            return DecodeError(f"the decoder process was killed ({how}), perhaps for lack of memory")
         return DecodeError(f"the decoder process ended by itself ({how}): the file is malformed")
 
     def _stop(self) -> None:

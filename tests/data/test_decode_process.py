@@ -120,13 +120,22 @@ def test_a_hanging_decoder_is_ended_and_the_next_video_read(
         assert decoder.frames(path, [3]).shape[0] == 1
 
 
-def test_a_crashing_decoder_costs_one_video(tmp_path: Path, make_video: Callable[..., Path]) -> None:
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (signal.SIGABRT, r"ended by itself \(signal 6\): the file is malformed"),
+        (signal.SIGKILL, r"was killed \(signal 9\), perhaps for lack of memory"),
+    ],
+)
+def test_a_crashing_decoder_costs_one_video(
+    tmp_path: Path, make_video: Callable[..., Path], number: signal.Signals, told: str
+) -> None:
     path = make_video(tmp_path / "v.mp4", num_frames=10)
     with VideoDecoder(timeout_s=TIMEOUT_S) as decoder:
         decoder.open(path)
         assert decoder.pid is not None
-        os.kill(decoder.pid, signal.SIGABRT)
-        with pytest.raises(DecodeError, match="ended by itself"):
+        os.kill(decoder.pid, number)
+        with pytest.raises(DecodeError, match=told):
             decoder.frames(path, [3])
         assert decoder.frames(path, [3]).shape[0] == 1
 
