@@ -1,0 +1,125 @@
+"""The look of every picture: fonts, grid, colors, markers and the file format.
+
+A variant and a baseline have one look in all pictures. Lines differ in dashes, width and marker too, so that
+they are told apart in grey, by color-blind readers, and where one lies on another.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib.style
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+DPI = 120
+PANEL_IN = (3.4, 3.0)
+"""Width and height of a panel of curves, inches."""
+
+TITLE_PT, TEXT_PT, SMALL_PT = 9.0, 8.0, 7.0
+
+BLUE, VERMILION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
+ORANGE, SKY, BLACK, GREY = "#e69f00", "#56b4e9", "#000000", "#666666"
+"""Okabe and Ito's palette, told apart with the common kinds of color blindness."""
+
+OBSERVED, FUTURE = BLUE, VERMILION
+"""The two sides of a split."""
+TRUE, PREDICTED = BLUE, ORANGE
+"""What came, and what a run said of it."""
+
+SECONDS_AHEAD = "seconds after the last observed frame"
+"""The clock of every picture and table that shows a future."""
+
+_SOLID, _DASHED, _DOTTED = "-", (0, (5, 2)), (0, (1, 1.3))
+_DASH_DOTTED, _LONG, _DASH_DOT_DOT = (0, (6, 2, 1, 2)), (0, (9, 3)), (0, (3, 1, 1, 1, 1, 1))
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "thinkjepa": {"color": BLUE, "linestyle": _SOLID, "linewidth": 2.2, "marker": "o", "markersize": 7.0},
+    "jepa": {"color": VERMILION, "linestyle": _DASHED, "linewidth": 1.7, "marker": "s", "markersize": 5.0},
+    "vlm": {"color": GREEN, "linestyle": _DASH_DOTTED, "linewidth": 1.4, "marker": "D", "markersize": 3.5},
+}
+BASELINES: dict[str, dict[str, Any]] = {
+    "latent_persistence": {"color": GREY, "linestyle": _DOTTED, "linewidth": 1.3},
+    "constant_pose": {"color": GREY, "linestyle": _DASHED, "linewidth": 1.3},
+    "constant_velocity": {"color": GREY, "linestyle": _DASH_DOT_DOT, "linewidth": 1.3},
+    "mean_pose": {"color": GREY, "linestyle": _LONG, "linewidth": 1.3},
+}
+TRAINING = {"color": BLUE, "linestyle": _SOLID, "linewidth": 1.4}
+VALIDATION = {"color": VERMILION, "linestyle": _DASHED, "linewidth": 1.7}
+BEST = {"color": BLACK, "marker": "*", "markersize": 10.0, "linestyle": "none", "zorder": 5}
+"""The point whose weights are kept."""
+
+_MORE_OF_A_VARIANT = ("^", "v", "P", "X", "<", ">", "h")
+"""Markers of the second and later settings of a variant. They share its color."""
+
+_SETTINGS = {
+    "font.family": "DejaVu Sans",  # matplotlib brings it
+    "font.size": TEXT_PT,
+    "axes.titlesize": TITLE_PT,
+    "axes.labelsize": TEXT_PT,
+    "xtick.labelsize": TEXT_PT,
+    "ytick.labelsize": TEXT_PT,
+    "legend.fontsize": TEXT_PT,
+    "legend.frameon": False,
+    "legend.handlelength": 3.2,  # long enough to show a dash pattern
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "lines.markeredgewidth": 1.2,
+}
+
+
+@contextmanager
+def picture_style() -> Iterator[None]:
+    """Draw in the project's style, whatever the user's own matplotlib settings say."""
+    with matplotlib.style.context(["default", _SETTINGS], after_reset=True):
+        yield
+
+
+def new_figure(width_in: float, height_in: float) -> Figure:
+    """An empty figure that needs no display. Call it inside `picture_style`."""
+    figure = Figure(figsize=(width_in, height_in), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def variant_look(variant: str, *, place: int = 0) -> dict[str, Any]:
+    """Line and marker of a variant, as keywords of `Axes.plot`; `place` counts settings of that variant.
+
+    Markers are hollow, so that one shows inside another where values are equal.
+    """
+    look = {**VARIANTS[variant], "markerfacecolor": "none"}
+    if place:
+        marker = _MORE_OF_A_VARIANT[(place - 1) % len(_MORE_OF_A_VARIANT)]
+        look |= {"marker": marker, "markersize": 5.0, "linewidth": 1.2}
+    return look
+
+
+def control_look(variant: str) -> dict[str, Any]:
+    """A control that uses a variant's weights: its color, thin and dotted, with crosses."""
+    color = VARIANTS[variant]["color"]
+    return {"color": color, "linestyle": _DOTTED, "linewidth": 1.0, "marker": "x", "markersize": 4.5}
+
+
+def legend_below(figure: Figure, panels: Iterable[Axes], *, columns: int = 3) -> None:
+    """One legend under all panels, with what is drawn in any of them, each label once."""
+    handles = {
+        str(label): handle
+        for axes in panels
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """The figure as PNG. Equal figures give equal bytes."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=DPI, metadata={"Software": None})
+    return content.getvalue()

@@ -1,0 +1,76 @@
+"""The shared look: the same for every user, and told apart where lines meet."""
+
+from __future__ import annotations
+
+import io
+from itertools import combinations
+from typing import get_args
+
+import matplotlib
+import matplotlib.image
+import numpy as np
+import pytest
+
+from thinkjepa.stages.evaluate.comparison import OF_NO_RUN
+from thinkjepa.stages.picture_style import (
+    BASELINES,
+    VARIANTS,
+    legend_below,
+    new_figure,
+    picture_style,
+    png_bytes,
+    variant_look,
+)
+from thinkjepa.stages.train.shapes import Variant
+
+
+def drawn(values: dict[str, list[float]]) -> bytes:
+    with picture_style():
+        figure = new_figure(4.0, 3.0)
+        axes = figure.subplots()
+        for variant, numbers in values.items():
+            axes.plot(numbers, label=variant, **variant_look(variant))
+        legend_below(figure, [axes])
+        return png_bytes(figure)
+
+
+def test_every_variant_and_every_baseline_has_a_look() -> None:
+    assert set(VARIANTS) == set(get_args(Variant))
+    assert set(BASELINES) == set(OF_NO_RUN)
+
+
+def test_looks_differ_in_more_than_color() -> None:
+    for group in (VARIANTS, BASELINES):
+        for one, other in combinations(group.values(), 2):
+            assert one["linestyle"] != other["linestyle"]
+    settings = [variant_look("jepa", place=place)["marker"] for place in range(8)]
+    assert len(set(settings)) == 8
+
+
+def test_variants_that_coincide_all_stay_visible() -> None:
+    same = [0.3, 0.2, 0.1]
+    pixels = matplotlib.image.imread(io.BytesIO(drawn(dict.fromkeys(VARIANTS, same))))[..., :3]
+    above_the_legend = pixels[: int(0.8 * len(pixels))]
+    for variant, look in VARIANTS.items():
+        color = np.array(matplotlib.colors.to_rgb(look["color"]))
+        near = np.abs(above_the_legend - color).max(axis=-1) < 0.02
+        assert near.sum() > 30, variant
+
+
+def test_pictures_do_not_depend_on_the_users_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"jepa": [1.0, 2.0]}
+    before = drawn(values)
+    monkeypatch.setitem(matplotlib.rcParams, "font.size", 23.0)
+    monkeypatch.setitem(matplotlib.rcParams, "lines.linewidth", 9.0)
+    assert drawn(values) == before
+
+
+def test_a_legend_names_what_is_drawn_once() -> None:
+    with picture_style():
+        figure = new_figure(4.0, 3.0)
+        panels = figure.subplots(1, 2)
+        for axes in panels:
+            axes.plot([1, 2], label="jepa")
+        panels[1].plot([2, 1], label="vlm")
+        legend_below(figure, panels)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["jepa", "vlm"]
