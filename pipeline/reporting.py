@@ -1,7 +1,11 @@
-"""Progress on the terminal: a bar with rate and time left, failures as they happen."""
+"""Progress on the terminal: a bar with rate and time left, failures as they happen.
+
+In a log (a pipe, a file, Slurm, CI, DVC) there is no bar: a line a minute says the same.
+"""
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 from typing import Self
 
@@ -21,21 +25,60 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from thinkjepa.cache import Failure
+from thinkjepa.pipeline.units import human_hours
+
+LINE_EVERY_S = 60.0
+"""Seconds between two lines of a task in a log, at least."""
+
+RATE_OVER_S = 600.0
+"""The last ten minutes make the rate: a batch of clips may take minutes. rich keeps 1,000 advances."""
 
 
 class RateColumn(ProgressColumn):
-    """Units a second since the task began."""
+    """Units a second over the last ten minutes."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
         unit = task.fields.get("unit", "")
-        return Text(f"{speed:.2f} {unit}/s" if speed else f"- {unit}/s", style="progress.data.speed")
+        return Text(rate_text(speed, unit) if speed else f"- {unit}/s", style="progress.data.speed")
+
+
+def rate_text(speed: float, unit: str) -> str:
+    """Units a second, or a minute where that is below one in ten seconds."""
+    return f"{speed:.2f} {unit}/s" if speed >= 0.1 else f"{60 * speed:.2f} {unit}/min"
 
 
 class _Bars:
-    """A context manager around rich's progress bars."""
+    """A context manager around rich's progress bars, which in a log are lines."""
 
-    _bars: RichProgress
+    def __init__(
+        self, console: Console, *columns: ProgressColumn, line_every_s: float = LINE_EVERY_S
+    ) -> None:
+        self._console = console
+        self._bars = RichProgress(
+            *columns,
+            console=console,
+            disable=not console.is_terminal,
+            speed_estimate_period=RATE_OVER_S,
+        )
+        self._line_every_s = line_every_s
+        self._last_line_s = time.monotonic()
+
+    def _begin_log(self, text: str) -> None:
+        """In a log, print that a task begins; the first line of its progress comes a minute later."""
+        if not self._console.is_terminal:
+            self._console.print(escape(text), soft_wrap=True)
+            self._last_line_s = time.monotonic()
+
+    def _log(self, number: TaskID, *details: str) -> None:
+        """In a log, print how far a task is, with more `details`, unless the last line is younger than a
+        minute. To be called after every advance."""
+        now_s = time.monotonic()
+        if self._console.is_terminal or now_s - self._last_line_s < self._line_every_s:
+            return
+        self._last_line_s = now_s
+        task = next(task for task in self._bars.tasks if task.id == number)
+        self._console.print(escape(", ".join((progress_line(task), *details))), soft_wrap=True)
 
     def __enter__(self) -> Self:
         self._bars.__enter__()
@@ -47,12 +90,23 @@ class _Bars:
         self._bars.__exit__(kind, error, trace)
 
 
+def progress_line(task: Task) -> str:
+    """How far a task is, its rate and the time left, as far as they are known, for a log."""
+    unit = task.fields.get("unit", "")
+    parts = [f"{task.description}: {task.completed:.0f} of {task.total or 0:.0f} {unit}"]
+    if speed := task.finished_speed or task.speed:
+        parts.append(rate_text(speed, unit))
+    if task.time_remaining:
+        parts.append(f"{human_hours(task.time_remaining / 3600)} left")
+    return ", ".join(parts)
+
+
 class TerminalProgress(_Bars):
     """Shows what stages report (`thinkjepa.stages.progress.Progress`); a context manager."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._bars = RichProgress(
+    def __init__(self, console: Console, *, line_every_s: float = LINE_EVERY_S) -> None:
+        super().__init__(
+            console,
             TextColumn("{task.description:<10}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -60,19 +114,18 @@ class TerminalProgress(_Bars):
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
+            line_every_s=line_every_s,
         )
         self._task: TaskID | None = None
 
     def begin(self, task: str, *, total: int, unit: str) -> None:
-        if not self._console.is_terminal:
-            self._console.print(f"{task}: {total} {unit}")
+        self._begin_log(f"{task}: {total} {unit}")
         self._task = self._bars.add_task(task, total=total, unit=unit)
 
     def advance(self, count: int) -> None:
         if self._task is not None:
             self._bars.advance(self._task, count)
+            self._log(self._task)
 
     def failed(self, failure: Failure) -> None:
         name = f"{failure.video} ({failure.clip_id})" if failure.clip_id else failure.video
@@ -87,9 +140,8 @@ class TrainingBar(_Bars):
     """Shows a training run: steps done, steps a second, time left, the last loss; a context manager."""
 
     def __init__(self, console: Console, *, epochs: int) -> None:
-        self._console = console
-        self._epochs = epochs
-        self._bars = RichProgress(
+        super().__init__(
+            console,
             TextColumn("{task.description:<14}"),
             BarColumn(),
             RateColumn(),
@@ -97,9 +149,8 @@ class TrainingBar(_Bars):
             TextColumn("left"),
             TimeRemainingColumn(),
             TextColumn("loss {task.fields[loss]:.5f}"),
-            console=console,
-            disable=not console.is_terminal,
         )
+        self._epochs = epochs
         self._task: TaskID | None = None
 
     def __call__(self, *, epoch: int, step: int, total_steps: int, loss: float) -> None:
@@ -108,5 +159,6 @@ class TrainingBar(_Bars):
             self._task = self._bars.add_task("", total=self._epochs * total_steps, unit="steps", loss=loss)
         done = (epoch - 1) * total_steps + step
         self._bars.update(self._task, completed=done, loss=loss, description=f"epoch {epoch}/{self._epochs}")
+        self._log(self._task, f"loss {loss:.5f}")
         if step == total_steps and not self._console.is_terminal:
             self._console.print(f"epoch {epoch}/{self._epochs}: loss {loss:.5f}")
