@@ -1,7 +1,9 @@
-"""Map the top-level folders to `thinkjepa.*`; everything else stands in pyproject.toml.
+"""Map the top-level folders to `thinkjepa` and `thinkjepa.*`; everything else is in pyproject.toml.
 
 A plain `cache` in site-packages would clash with other packages and with a user's own folder of that
-name. The package list is computed, because a written one silently drops new subpackages from the wheel.
+name. `thinkjepa` itself is the folder `package`: a folder `thinkjepa` in the checkout would hide the
+installed one from everybody who starts Python there. The package list is computed, because a written one
+silently drops new subpackages from the wheel.
 """
 
 from setuptools import find_packages, setup
@@ -13,6 +15,6 @@ packages = [
 ]
 
 setup(
-    packages=[f"thinkjepa.{package}" for package in packages],
-    package_dir={f"thinkjepa.{root}": root for root in ROOTS},
+    packages=["thinkjepa", *(f"thinkjepa.{package}" for package in packages)],
+    package_dir={"thinkjepa": "package", **{f"thinkjepa.{root}": root for root in ROOTS}},
 )

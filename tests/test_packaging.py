@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+import thinkjepa
+
 ROOT = Path(__file__).parents[1]
 LAYERS = ("cache", "stages", "pipeline")
+ROOT_PACKAGE = "package"  # the folder that is installed as `thinkjepa` itself
 BUILD_FILES = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
 
 
@@ -20,8 +23,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = tmp_path_factory.mktemp("source")
     for name in BUILD_FILES:
         shutil.copy(ROOT / name, copy)
-    for layer in LAYERS:
-        shutil.copytree(ROOT / layer, copy / layer, ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in (ROOT_PACKAGE, *LAYERS):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
     # A package that no list names: packages are found, not enumerated.
     (copy / "stages" / "brand_new").mkdir()
     (copy / "stages" / "brand_new" / "__init__.py").write_text("")
@@ -49,6 +52,7 @@ def test_wheel_holds_every_module_under_its_installed_name(source, wheel_names):
         for layer in LAYERS
         for path in (source / layer).rglob("*.py")
     }
+    modules.add("thinkjepa/__init__.py")
     assert "thinkjepa/stages/brand_new/__init__.py" in modules
     assert modules - wheel_names == set()
 
@@ -59,7 +63,13 @@ def test_every_folder_with_code_is_a_package():
 
 
 def test_wheel_says_that_it_is_typed(wheel_names):
-    assert {f"thinkjepa/{layer}/py.typed" for layer in LAYERS} <= wheel_names
+    assert "thinkjepa/py.typed" in wheel_names
+
+
+def folder_of(package: str) -> Path:
+    """The folder of the checkout that is installed under a name: what setup.py maps."""
+    _, *below = package.split(".")
+    return ROOT.joinpath(*below) if below else ROOT / ROOT_PACKAGE
 
 
 def test_wheel_holds_the_package_data_that_is_declared(wheel_names):
@@ -68,23 +78,30 @@ def test_wheel_holds_the_package_data_that_is_declared(wheel_names):
         path.relative_to(ROOT).as_posix()
         for package, patterns in declared.items()
         for pattern in patterns
-        for path in ROOT.joinpath(*package.split(".")[1:]).glob(pattern)
-        if path.is_file() and f"thinkjepa/{path.relative_to(ROOT).as_posix()}" not in wheel_names
+        for path in folder_of(package).glob(pattern)
+        if path.is_file()
+        and f"{package.replace('.', '/')}/{path.relative_to(folder_of(package)).as_posix()}"
+        not in wheel_names
     }
     assert missing == set()
 
 
 def test_wheel_holds_nothing_but_the_packages_and_their_metadata(wheel_names):
-    outside = {
-        name for name in wheel_names if not name.startswith(tuple(f"thinkjepa/{layer}/" for layer in LAYERS))
-    }
-    assert all(".dist-info/" in name for name in outside), outside
+    packages = tuple(f"thinkjepa/{layer}/" for layer in LAYERS)
+    outside = {name for name in wheel_names if not name.startswith(packages) and ".dist-info/" not in name}
+    assert outside == {"thinkjepa/__init__.py", "thinkjepa/py.typed"}
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-def test_type_checkers_see_the_sources(layer):
-    link = ROOT / "typings" / "thinkjepa" / layer
-    assert link.resolve() == ROOT / layer
+@pytest.mark.parametrize(
+    ("name", "source"), [("__init__.py", "package/__init__.py"), *((layer, layer) for layer in LAYERS)]
+)
+def test_type_checkers_see_the_sources(name, source):
+    link = ROOT / "typings" / "thinkjepa" / name
+    assert link.resolve() == ROOT / source
+
+
+def test_the_package_knows_its_version():
+    assert thinkjepa.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 
 def test_every_command_is_installed_and_points_at_a_module():
