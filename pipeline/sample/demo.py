@@ -24,8 +24,8 @@ def write_project(out: Path, *, seed: int) -> list[Path]:
     """Videos with labels, models, params.yaml, dvc.yaml and a DVC project without git. Returns the files."""
     write_tiny_models(out / "models", seed=seed)
     written = expand_shipped(out / "videos")
-    package = files("thinkjepa.pipeline.sample")
-    for source, name in (("dvc.yaml", "dvc.yaml"), ("demo.yaml", "params.yaml")):
+    package = files("thinkjepa.pipeline")
+    for source, name in (("new_project/pipeline.yaml", "dvc.yaml"), ("sample/demo.yaml", "params.yaml")):
         (out / name).write_text(package.joinpath(source).read_text(encoding="utf-8"), encoding="utf-8")
         written.append(out / name)
     if not (out / ".dvc").exists():
