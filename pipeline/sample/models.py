@@ -266,13 +266,14 @@ def _byte_tokenizer() -> Qwen2Tokenizer:
 def _encoder_config() -> VJEPA2Config:
     """A V-JEPA 2 of 4 x 4 patches, with heads of 12 dims: 4 for each of time, height and width.
 
+    Its windows are as long as the published models', so that the default clip settings fit.
     The rotation takes pairs on three axes, so a multiple of 6 leaves nothing over. Its predictor's
     heads keep what the published ones have, 2 dims that no axis rotates: 14 = 3 x 4 + 2, as 32 = 3 x 10 + 2.
     """
     return VJEPA2Config(
         patch_size=PATCH_PX,
         crop_size=ENCODER_CROP_PX,
-        frames_per_clip=16,
+        frames_per_clip=64,
         tubelet_size=2,
         hidden_size=48,
         num_attention_heads=4,

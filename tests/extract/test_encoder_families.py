@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from thinkjepa.cache import FeatureCache
+from thinkjepa.stages.data.clips import ClipSettings
 from thinkjepa.stages.data.decode_process import VideoDecoder
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.encoder import VideoEncoder, encoder_arrays
@@ -202,11 +203,22 @@ def test_windows_that_the_model_was_not_made_for_are_refused(encoder: VideoEncod
     if encoder.tubelet > 1:
         with pytest.raises(StageError, match="--observed-frames 7 is not a multiple"):
             arrays(7)
-        with pytest.raises(StageError, match="made for windows of up to 16 frames"):
-            arrays(18)
-        assert arrays(16)
+        with pytest.raises(StageError, match="made for windows of up to 64 frames"):
+            arrays(66)
+        assert arrays(64)
     else:
         assert arrays(7)[0].shape == (7, 16, 48)
+
+
+def test_the_sample_encoder_takes_the_default_windows(tiny_models: Path) -> None:
+    clips = ClipSettings()
+    observed, future = encoder_arrays(
+        opened(tiny_models / "encoder"),
+        observed_frames=clips.observed_frames,
+        future_frames=clips.future_frames,
+        future_windows=clips.future_windows,
+    )
+    assert observed.shape == future.shape[1:] == (16, 16, 48)
 
 
 def test_another_family_is_refused(tmp_path: Path) -> None:
