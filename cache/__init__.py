@@ -3,6 +3,7 @@
 from thinkjepa.cache.batch import ArrayKey, BatchBuffers, FeatureBatch
 from thinkjepa.cache.catalog import describe_set
 from thinkjepa.cache.clips import ClipSelection
+from thinkjepa.cache.differences import differing, set_differences, shown
 from thinkjepa.cache.errors import CacheError, ThinkJepaError
 from thinkjepa.cache.fingerprint import VIDEO_ID_HEX, file_digest, fingerprint
 from thinkjepa.cache.labels import LabelTable, ReferenceFrame, VideoLabels
@@ -61,6 +62,7 @@ __all__ = [
     "count_clips",
     "count_features",
     "describe_set",
+    "differing",
     "done_clip_ids",
     "drop_clips",
     "file_digest",
@@ -69,5 +71,7 @@ __all__ = [
     "plan_clip_removal",
     "plan_set_removal",
     "remove",
+    "set_differences",
+    "shown",
     "verify",
 ]

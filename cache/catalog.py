@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from thinkjepa.cache.differences import set_differences
 from thinkjepa.cache.disk import explained_os_errors
 from thinkjepa.cache.errors import CacheError
 from thinkjepa.cache.fingerprint import SET_NAME_HEX, fingerprint
@@ -131,9 +132,8 @@ def find_set(feature_sets: Mapping[str, FeatureSet], selector: str) -> FeatureSe
     named = [item for item in feature_sets.values() if _names(selector, item)]
     if len(named) == 1:
         return named[0]
-    listed = ", ".join(f"{item.name} ({_summary(item)})" for item in named or feature_sets.values())
     how = "several feature sets" if named else "no feature set; there are"
-    raise CacheError(f"--set {selector!r} names {how}: {listed or 'none'}")
+    raise CacheError(f"--set {selector!r} names {how}: {_listed(named or feature_sets.values()) or 'none'}")
 
 
 def choose_set(feature_sets: Mapping[str, FeatureSet], kind: Kind, selectors: tuple[str, ...]) -> FeatureSet:
@@ -150,14 +150,23 @@ def choose_set(feature_sets: Mapping[str, FeatureSet], kind: Kind, selectors: tu
         return candidates[0]
     if not candidates:
         raise CacheError(f"the cache holds no {kind} features: run thinkjepa-cache extract first")
-    listed = ", ".join(f"{item.name} ({_summary(item)})" for item in candidates)
-    raise CacheError(f"the cache holds {len(candidates)} {kind} sets, choose one with --set NAME: {listed}")
+    raise CacheError(
+        f"the cache holds {len(candidates)} {kind} sets, choose one with --set NAME: {_listed(candidates)}"
+    )
 
 
 def _names(selector: str, item: FeatureSet) -> bool:
     return item.name.startswith(selector) or item.fingerprint.startswith(selector)
 
 
-def _summary(item: FeatureSet) -> str:
-    model = item.source.get("model", "?")
-    return f"{model}, {item.origin.get('prompt', '')!r}" if item.kind == "thinker" else str(model)
+def _listed(feature_sets: Iterable[FeatureSet]) -> str:
+    """Names of sets, each with what tells it from the others of its kind, or with its model."""
+    by_kind: dict[Kind, list[FeatureSet]] = {}
+    for item in feature_sets:
+        by_kind.setdefault(item.kind, []).append(item)
+    return "; ".join(
+        f"{item.name} ({apart[item.name] or item.source.get('model', '?')})"
+        for items in by_kind.values()
+        for apart in [set_differences(items)]
+        for item in items
+    )

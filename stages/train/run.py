@@ -9,6 +9,7 @@ RUN/resume.safetensors   only while a run is unfinished
 """
 
 import hashlib
+import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +21,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from thinkjepa.cache import ClipSelection, FeatureCache, FeatureSet
+from thinkjepa.cache import ClipSelection, FeatureCache, FeatureSet, differing, shown
 from thinkjepa.stages.data.selection import Selection, labels_digest, selected_clip_ids
 from thinkjepa.stages.data.split_store import StoredSplit, stored_split
 from thinkjepa.stages.data.splits import SIDES, Side, SplitRule
@@ -53,6 +54,10 @@ from thinkjepa.stages.train.warm_start import WarmStart, start_from
 
 RUN_SCHEMA = "thinkjepa.run.v1"
 LIBRARIES = ("thinkjepa", "torch", "accelerate", "safetensors", "numpy", "zarr")
+PLACE: Mapping[str, Any] = {"cache": None, "checkpoint": None}
+"""What two contents of `run.json` may differ in and still be of one run: a cache may have moved."""
+MOST_CAUSES = 6
+"""Differences that a refusal names; one changed preset changes a dozen settings."""
 STATISTICS_CLIPS = 4096  # enough for a mean and spread per dim; reading more takes time and adds nothing
 STATISTICS_BATCH = 256
 TOKEN_STATISTICS_CLIPS = 64  # a thousand tokens each
@@ -155,15 +160,30 @@ def finished_metrics(out_dir: Path, plan: RunPlan) -> dict[str, Any] | None:
     if same_run(record, plan.record):
         return read_json(out_dir / "metrics.json")
     raise StageError(
-        f"{str(out_dir)!r} holds a finished run with other settings or features: choose another --out, "
-        "or remove it"
+        f"{str(out_dir)!r} holds a finished run that differs in {run_differences(record, plan.record)}: "
+        "choose another --out, or remove it"
+    )
+
+
+def run_differences(finished: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """What tells two contents of `run.json` apart: each name with its value in `finished` and in `other`.
+
+    The model's shape is left out where anything else differs, as it follows from the rest.
+    """
+    apart, wanted = differing([json.loads(json_bytes({**item, **PLACE})) for item in (finished, other)])
+    causes = [name for name in apart if not name.startswith("model.")] or list(apart)
+    more = f" and {len(causes) - MOST_CAUSES} more" if len(causes) > MOST_CAUSES else ""
+    return (
+        ", ".join(
+            f"{name} ({shown(apart[name])}, now {shown(wanted[name])})" for name in causes[:MOST_CAUSES]
+        )
+        + more
     )
 
 
 def same_run(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two contents of `run.json` are of one run: a cache may have moved."""
-    place = {"cache": None, "checkpoint": None}
-    return json_bytes({**one, **place}) == json_bytes({**other, **place})
+    return json_bytes({**one, **PLACE}) == json_bytes({**other, **PLACE})
 
 
 def library_versions() -> dict[str, str]:

@@ -119,7 +119,7 @@ def test_a_finished_run_is_neither_done_again_nor_overwritten(
     first = run(cache, tmp_path / "run", seed=0)
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert run(cache, tmp_path / "run", seed=0) == first
-    with pytest.raises(StageError, match="holds a finished run with other settings"):
+    with pytest.raises(StageError, match=r"finished run that differs in settings.seed \(0, now 1\): choose"):
         run(cache, tmp_path / "run", seed=1)
     assert {
         path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()

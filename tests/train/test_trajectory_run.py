@@ -158,7 +158,7 @@ def test_corrected_labels_make_another_run(latent_cache: BuildCache, tmp_path: P
     corrected = replace(labels, positions_m=labels.positions_m + 1, label_digest="corrected")
     with WriteSession(cache) as session:
         assert session.add_labels([corrected]) == 1
-    with pytest.raises(StageError, match="finished run with other settings or features"):
+    with pytest.raises(StageError, match="finished run that differs in labels"):
         run(cache, tmp_path / "run")
 
 
