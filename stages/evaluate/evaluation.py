@@ -2,6 +2,7 @@
 
 RUN/eval-<split>.parquet   a row per clip: scores and predicted joints, see `clip_table`
 RUN/eval-<split>.json      means over clips with 95 % intervals, and curves over the horizon
+RUN/<split>.json           the few numbers of it that fit a line, see `headline`
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,7 @@ from thinkjepa.stages.evaluate.clip_table import (
 from thinkjepa.stages.evaluate.forecasts import Predicted, known_at_split, partners_of, predict_all
 from thinkjepa.stages.evaluate.horizon import step_horizons_s
 from thinkjepa.stages.evaluate.latent_metrics import latent_metrics
-from thinkjepa.stages.evaluate.summary import summarise
+from thinkjepa.stages.evaluate.summary import headline, summarise
 from thinkjepa.stages.evaluate.trained_run import TrainedRun
 from thinkjepa.stages.evaluate.trajectory_metrics import counted_joint_frames, trajectory_metrics
 from thinkjepa.stages.json_files import read_json, write_json
@@ -66,6 +67,7 @@ def evaluate(
             progress.advance(len(part))
     result = summarise(ClipTable.read(table_path(run_dir, side)))
     write_json(run_dir / f"eval-{side}.json", result)
+    write_json(run_dir / f"{side}.json", headline(result))
     return result
 
 

@@ -16,6 +16,11 @@ METRICS = (*TRAJECTORY_METRICS, *LATENT_METRICS)
 CURVES = (*TRAJECTORY_CURVES, *LATENT_METRICS)
 BETTER_WHEN_LARGER = frozenset({"acc_5cm", "cosine"})
 
+POSE_BASELINES = ("constant_pose", "constant_velocity", "mean_pose")
+"""Methods without training that say where joints will be."""
+
+HEADLINE_DECIMALS = 4
+
 DESCRIBING = (
     "schema",
     "split",
@@ -52,6 +57,24 @@ def summarise(table: ClipTable) -> dict[str, Any]:
         "interval": interval_method(),
         "horizon": _horizon(table),
     }
+
+
+def headline(result: Mapping[str, Any]) -> dict[str, float]:
+    """The few numbers of an evaluation that fit a line, from the content of eval-<split>.json.
+
+    `ade_m`, `fde_m` and `acc_5cm` of the run, `baseline_m` (the smallest ADE of a method without training),
+    `latent` and `persist` (the squared latent error of the run and of latent persistence). What was not
+    measured is left out.
+    """
+    joints, latents = result["trajectory"], result["latent"]
+    baselines = [joints[name]["ade_m"] for name in POSE_BASELINES if "ade_m" in joints.get(name, {})]
+    found = {name: joints.get("model", {}).get(name) for name in ("ade_m", "fde_m", "acc_5cm")}
+    found |= {
+        "baseline_m": min(baselines, default=None),
+        "latent": latents["model"]["l2"],
+        "persist": latents["latent_persistence"]["l2"],
+    }
+    return {name: round(value, HEADLINE_DECIMALS) for name, value in found.items() if value is not None}
 
 
 def interval_method() -> dict[str, Any]:

@@ -61,6 +61,14 @@ def test_result_is_on_the_test_clips_and_written_to_the_run(trained: Path) -> No
     assert mean == pytest.approx(result["latent"]["model"]["cosine"])
 
 
+def test_the_headline_has_the_latent_errors_of_the_evaluation(trained: Path) -> None:
+    latent = evaluate(trained)["latent"]
+    assert json.loads((trained / "test.json").read_text()) == {
+        "latent": round(latent["model"]["l2"], 4),
+        "persist": round(latent["latent_persistence"]["l2"], 4),
+    }
+
+
 def test_persistence_is_off_by_the_step_that_every_future_takes(trained: Path) -> None:
     scores = evaluate(trained)["latent"]["latent_persistence"]
     assert scores["l1"] == pytest.approx(1.0, abs=1e-3)

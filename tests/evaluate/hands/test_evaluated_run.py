@@ -45,6 +45,17 @@ def rows_of(run: Path) -> list[dict]:
     return pq.read_table(run / "eval-test.parquet").to_pylist()
 
 
+def test_the_headline_has_the_best_method_without_training(train_run: TrainRun) -> None:
+    run = train_run()
+    joints = evaluate(run)["trajectory"]
+    headline = json.loads((run / "test.json").read_text())
+    assert {name: headline[name] for name in ("ade_m", "fde_m", "acc_5cm")} == {
+        name: round(joints["model"][name], 4) for name in ("ade_m", "fde_m", "acc_5cm")
+    }
+    assert joints["constant_velocity"]["ade_m"] < joints["constant_pose"]["ade_m"]
+    assert headline["baseline_m"] == round(joints["constant_velocity"]["ade_m"], 4)
+
+
 def test_ade_from_the_stored_predictions_is_the_reported_one_in_camera_and_world_frame(
     train_run: TrainRun,
 ) -> None:
