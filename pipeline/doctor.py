@@ -27,7 +27,7 @@ from thinkjepa.pipeline.units import human_bytes
 from thinkjepa.stages.data.clips import ClipSettings
 from thinkjepa.stages.data.decode_process import VideoDecoder
 from thinkjepa.stages.data.exact_frames import missing_decoders
-from thinkjepa.stages.extract.device import choose_device
+from thinkjepa.stages.device import choose_device
 from thinkjepa.stages.extract.extraction import extract
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
 from thinkjepa.stages.progress import NoProgress

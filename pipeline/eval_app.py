@@ -9,6 +9,7 @@ import typer
 
 from thinkjepa.pipeline.console import errors, new_single_app, print_json, print_text, run_app
 from thinkjepa.pipeline.reporting import TerminalProgress
+from thinkjepa.stages.device import DEVICES
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.progress import Progress
 
@@ -17,7 +18,6 @@ app = new_single_app()
 COMPARISON = "comparison"
 
 Split = Literal["train", "validation", "test"]
-DeviceChoice = Literal["auto", "cpu"]
 
 
 @app.command()
@@ -60,7 +60,7 @@ def eval_command(
             "steps, e.g. 4,8,16,32. The cache needs as many future windows (extract --future-windows).",
         ),
     ] = None,
-    device: Annotated[DeviceChoice, typer.Option(help="Where to compute: auto or cpu.")] = "auto",
+    device: Annotated[str, typer.Option(help=f"Where to compute: {DEVICES}.")] = "auto",
     again: Annotated[
         bool, typer.Option("--again", help="Evaluate runs anew that have an evaluation of their weights.")
     ] = False,
@@ -103,7 +103,7 @@ def chosen_runs(named: list[Path], beneath: Path | None) -> list[Path]:
 
 
 def _one(
-    run: Path, split: Split, cache_dir: Path | None, device: DeviceChoice, progress: Progress
+    run: Path, split: Split, cache_dir: Path | None, device: str, progress: Progress
 ) -> tuple[dict[str, Any], str]:
     from thinkjepa.pipeline.eval_files import evaluate_run
 
@@ -116,7 +116,7 @@ def _rolled_out(
     out: Path | None,
     split: Split,
     cache_dir: Path | None,
-    device: DeviceChoice,
+    device: str,
     progress: Progress,
 ) -> tuple[dict[str, Any], str]:
     from thinkjepa.pipeline.rollout_files import parse_horizons, roll_out_runs
@@ -137,7 +137,7 @@ def _several(
     out: Path | None,
     split: Split,
     cache_dir: Path | None,
-    device: DeviceChoice,
+    device: str,
     progress: Progress,
     *,
     again: bool,

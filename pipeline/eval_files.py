@@ -15,11 +15,10 @@ from thinkjepa.stages.evaluate.clip_table import table_path
 from thinkjepa.stages.evaluate.finished import read_evaluations
 from thinkjepa.stages.json_files import write_json
 from thinkjepa.stages.progress import Progress
-from thinkjepa.stages.train.settings import Device
 
 
 def evaluate_run(
-    run_dir: Path, *, split: str, cache_dir: Path | None, device: Device, progress: Progress
+    run_dir: Path, *, split: str, cache_dir: Path | None, device: str, progress: Progress
 ) -> tuple[dict[str, Any], str]:
     """Evaluate one run and write eval-<split>.json, .parquet, .md and .png into it.
 

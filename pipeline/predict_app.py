@@ -10,6 +10,7 @@ import typer
 
 from thinkjepa.pipeline.console import errors, new_single_app, print_json, print_text, run_app
 from thinkjepa.pipeline.reporting import TerminalProgress
+from thinkjepa.stages.device import DEVICES
 
 app = new_single_app()
 
@@ -44,7 +45,7 @@ def predict_command(
     encoder: Annotated[
         str | None, typer.Option(help="The encoder's folder or hub name, where it has moved.")
     ] = None,
-    device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Annotated[str, typer.Option(help=f"Where to compute: {DEVICES}.")] = "auto",
     decode_timeout: Annotated[
         float, typer.Option(help="Seconds without an answer after which the decoder is ended.")
     ] = 60.0,

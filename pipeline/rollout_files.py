@@ -19,7 +19,6 @@ from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.rollout import evaluate_rollout
 from thinkjepa.stages.json_files import write_json
 from thinkjepa.stages.progress import Progress
-from thinkjepa.stages.train.settings import Device
 
 SHOWN = {"trajectory": ("ade_m", "fde_m"), "latent": ("l2", "cosine")}
 BASELINES = ("latent_persistence", "constant_pose", "constant_velocity", "mean_pose")
@@ -38,7 +37,7 @@ def roll_out_runs(
     horizons: Sequence[int],
     split: str,
     cache_dir: Path | None,
-    device: Device,
+    device: str,
     out: Path | None,
     progress: Progress,
 ) -> tuple[dict[str, Any], str]:

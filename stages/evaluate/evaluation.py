@@ -18,6 +18,7 @@ from thinkjepa.cache import ClipRow
 from thinkjepa.stages.data.joints import KEYPOINTS
 from thinkjepa.stages.data.selection import labels_digest
 from thinkjepa.stages.data.splits import Side, as_side
+from thinkjepa.stages.device import choose_device
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.clip_table import (
     EVALUATION_SCHEMA,
@@ -37,7 +38,6 @@ from thinkjepa.stages.json_files import read_json, write_json
 from thinkjepa.stages.progress import NoProgress, Progress
 from thinkjepa.stages.train.features import Batch, Features, TrajectoryBatch
 from thinkjepa.stages.train.model import ForecastModel
-from thinkjepa.stages.train.settings import Device
 
 Columns = dict[str, pa.Array]
 
@@ -47,13 +47,13 @@ def evaluate(
     *,
     split: str = "test",
     cache_dir: Path | None = None,
-    device: Device = "auto",
+    device: str = "auto",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Metrics of a run on `split` (train, validation or test); written to the run and returned.
 
-    Arithmetic is fp32. `cache_dir` overrides the cache that the run names; `device` is cpu, or auto for CUDA
-    where there is one. Clips are those of the run's own split, all of which must still have features.
+    Arithmetic is fp32. `cache_dir` overrides the cache that the run names; `device` is as in
+    `choose_device`. Clips are those of the run's own split, all of which must still have features.
     """
     side = as_side(split)
     run = TrainedRun.open(run_dir)
@@ -62,7 +62,7 @@ def evaluate(
     progress = progress or NoProgress()
     progress.begin("evaluate", total=len(clips), unit="clips")
     with ClipTableWriter(table_path(run_dir, side), describe(run, features, side, clips)) as table:
-        for part, columns in measured(run, features, clips, device=torch_device(device)):
+        for part, columns in measured(run, features, clips, device=choose_device(device)):
             table.append({**clip_columns(part, features), **columns})
             progress.advance(len(part))
     result = summarise(ClipTable.read(table_path(run_dir, side)))
@@ -182,10 +182,6 @@ def keypoint_places(model: ForecastModel) -> list[int]:
     """Where EgoDex's keypoints stand among the joints of the head."""
     joints = model.head.shape.joints if model.head else ()
     return [place for place, name in enumerate(joints) if name in KEYPOINTS]
-
-
-def torch_device(device: Device) -> torch.device:
-    return torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu")
 
 
 def rows_of(clip_ids: Sequence[str], features: Features) -> list[ClipRow]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from thinkjepa.stages.data.splits import as_side
+from thinkjepa.stages.device import choose_device
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.bootstrap import Floats, VideoBootstrap
 from thinkjepa.stages.evaluate.evaluation import (
@@ -23,7 +24,6 @@ from thinkjepa.stages.evaluate.evaluation import (
     predictions,
     rows_of,
     score_columns,
-    torch_device,
 )
 from thinkjepa.stages.evaluate.forecasts import FORECASTS, Predicted
 from thinkjepa.stages.evaluate.horizon import step_horizons_s
@@ -34,7 +34,6 @@ from thinkjepa.stages.evaluate.trajectory_metrics import TRAJECTORY_METRICS
 from thinkjepa.stages.json_files import write_json
 from thinkjepa.stages.progress import NoProgress, Progress
 from thinkjepa.stages.train.features import Batch
-from thinkjepa.stages.train.settings import Device
 
 ROLLOUT_SCHEMA = "thinkjepa.rollout.v1"
 METRICS = {"latent": LATENT_METRICS, "trajectory": TRAJECTORY_METRICS}
@@ -49,7 +48,7 @@ def evaluate_rollout(
     horizons: Sequence[int],
     split: str = "test",
     cache_dir: Path | None = None,
-    device: Device = "auto",
+    device: str = "auto",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Metrics of a run over the first `horizons` latent steps of the future; written to the run and returned.
@@ -63,7 +62,8 @@ def evaluate_rollout(
     window_steps = features.grid.future_steps
     features = features.reaching(windows=-(-max(horizons) // window_steps))
     clips = rows_of(run.clip_ids(side), features)
-    model, place = run.model().to(torch_device(device)), torch_device(device)
+    place = choose_device(device)
+    model = run.model().to(place)
     keypoints, scores, seconds = keypoint_places(model), Scores(), []
     progress = progress or NoProgress()
     progress.begin("roll out", total=len(clips), unit="clips")

@@ -1,4 +1,4 @@
-"""Where models run, in which precision, and what is recorded about it."""
+"""The precision of the frozen models, and what is recorded about where they run."""
 
 from __future__ import annotations
 
@@ -8,21 +8,7 @@ from typing import Any
 import torch
 import transformers
 
-from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.weights import ModelFolder
-
-
-def choose_device(text: str) -> torch.device:
-    """`auto` is the GPU where there is one. Raises StageError for a device that is not there."""
-    if text == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(text)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise StageError(f"--device {text!r} cannot be used here ({reason}): try auto or cpu") from error
-    return device
 
 
 def choose_dtype(text: str, device: torch.device) -> str:

@@ -22,10 +22,11 @@ from thinkjepa.stages.data.catalog import PlannedFolder, plan_folder, record
 from thinkjepa.stages.data.clips import ClipSettings
 from thinkjepa.stages.data.decode_process import DecodeError, VideoDecoder
 from thinkjepa.stages.data.videos import find_videos
+from thinkjepa.stages.device import choose_device
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.beside_models import decoder_beside
 from thinkjepa.stages.extract.clip_frames import RAW_BYTES, ClipDecoding, see, watch
-from thinkjepa.stages.extract.device import choose_device, choose_dtype, quiet_transformers
+from thinkjepa.stages.extract.device import choose_dtype, quiet_transformers
 from thinkjepa.stages.extract.disk_space import stored_bytes
 from thinkjepa.stages.extract.encoder import VideoEncoder, encoder_arrays
 from thinkjepa.stages.extract.encoders import open_encoder

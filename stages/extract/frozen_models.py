@@ -10,7 +10,8 @@ import torch
 
 from thinkjepa.cache import FeatureSet, Kind
 from thinkjepa.stages.data.clips import ClipSettings
-from thinkjepa.stages.extract.device import choose_device, choose_dtype, quiet_transformers
+from thinkjepa.stages.device import choose_device
+from thinkjepa.stages.extract.device import choose_dtype, quiet_transformers
 from thinkjepa.stages.extract.encoder import VideoEncoder
 from thinkjepa.stages.extract.encoders import open_encoder
 from thinkjepa.stages.extract.feature_sets import Storing, encoder_set, thinker_set

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from thinkjepa.stages.data.clips import setting
+from thinkjepa.stages.device import DEVICES, check_device_name
 from thinkjepa.stages.errors import StageError
 
 GPU_BATCH = 8
@@ -64,7 +65,7 @@ class ModelSettings:
 class ExecutionSettings:
     """How the work is done; of what is computed it changes no more than rounding (device, batch size)."""
 
-    device: str = setting("auto", "Where the models run: auto, cpu, cuda, cuda:1, mps.")
+    device: str = setting("auto", f"Where the models run: {DEVICES}.")
     batch_size: int = setting(
         0, "Clips that go through the models together; a larger one is faster on a GPU; 0: 8 there, 1 on CPU."
     )
@@ -106,6 +107,7 @@ class ExecutionSettings:
     )
 
     def __post_init__(self) -> None:
+        check_device_name(self.device)
         if self.batch_size < 0:
             raise ValueError(f"--batch-size {self.batch_size}: give 1 or more, or 0 for the default")
         if not self.decode_timeout > 0:

@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from thinkjepa.stages.device import choose_device
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.extract.device import choose_device, choose_dtype, quiet_transformers
+from thinkjepa.stages.extract.device import choose_dtype, quiet_transformers
 from thinkjepa.stages.extract.settings import ModelSettings
 from thinkjepa.stages.extract.vllm_engine import vllm_versions
 from thinkjepa.stages.extract.vllm_server import OF_REQUESTS, SERVED_NAME

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from thinkjepa.cache import FeatureSet
 from thinkjepa.cache.fp8 import quantised, restored
+from thinkjepa.stages.device import choose_device
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.extract.device import choose_device, quiet_transformers
+from thinkjepa.stages.extract.device import quiet_transformers
 from thinkjepa.stages.extract.encoder import VideoEncoder
 from thinkjepa.stages.extract.encoders import open_encoder
 from thinkjepa.stages.extract.hooked_thinker import HookedThinker

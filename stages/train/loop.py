@@ -124,7 +124,7 @@ class Fitting:
 
     def finite_means(self, totals: Tensor, batch: tuple[str, ...]) -> Tensor:
         """Mean terms of a global batch from this process' sums. Raises StageError if any is not finite."""
-        means: Tensor = self.accelerator.reduce(totals, reduction="sum").double().cpu() / len(batch)
+        means: Tensor = self.accelerator.reduce(totals, reduction="sum").cpu().double() / len(batch)
         if not means.isfinite().all():  # equal on all processes, so that all of them stop
             raise StageError(
                 f"loss is {float(means[LOSS])} on clips {', '.join(batch)}: check their features "

@@ -10,6 +10,7 @@ RUN/resume.safetensors   only while a run is unfinished
 
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +27,7 @@ from thinkjepa.stages.data.selection import Selection, labels_digest, selected_c
 from thinkjepa.stages.data.split_store import StoredSplit, stored_split
 from thinkjepa.stages.data.splits import SIDES, Side, SplitRule
 from thinkjepa.stages.data.trajectories import Supervision
+from thinkjepa.stages.device import choose_device
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.json_files import json_bytes, read_json, write_json
 from thinkjepa.stages.train.attention_kernel import check_kernel, use_kernel
@@ -111,6 +113,7 @@ def train(
     Raises StageError or CacheError for what its user can put right.
     """
     accelerator = make_accelerator(settings, out_dir)
+    settings = replace(settings, device=settings.device.partition(":")[0])  # a run is the same on any GPU
     features = choose_features(
         FeatureCache.open(cache_dir),
         variant=settings.variant,
@@ -196,10 +199,15 @@ def make_accelerator(settings: TrainSettings, out_dir: Path) -> Accelerator:
 
     Raises StageError where the settings ask for what the device cannot do.
     """
+    device = choose_device(settings.device)
+    if device.index is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise StageError(f"--device {settings.device}: several processes take a GPU each; give cuda")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # accelerate takes the current one
     precision = {"fp32": "no", "bf16": "bf16"}[settings.precision]
     AcceleratorState._reset_state()  # else a second run in one process cannot have another precision
     accelerator = Accelerator(
-        cpu=settings.device == "cpu",
+        cpu=device.type == "cpu",
         mixed_precision=precision,
         log_with=chosen_tracker(settings.tracker),
         project_dir=str(out_dir),

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal, get_args
 
 from thinkjepa.stages.data.joints import JOINTS_HELP
+from thinkjepa.stages.device import DEVICES, check_device_name
 from thinkjepa.stages.train.guidance_settings import GuidanceSettings
 from thinkjepa.stages.train.loss_settings import LossSettings
 from thinkjepa.stages.train.optimiser_settings import OptimiserSettings
@@ -14,7 +15,6 @@ from thinkjepa.stages.train.setting_checks import check_choice, check_not_negati
 from thinkjepa.stages.train.shapes import Anchor, LatentView, Variant
 
 Task = Literal["auto", "latent", "trajectory"]
-Device = Literal["auto", "cpu"]
 Precision = Literal["fp32", "bf16"]
 Preset = Literal["default", "paper", "release"]
 
@@ -100,9 +100,7 @@ class TrainSettings(PredictorSettings, GuidanceSettings, LossSettings, Optimiser
     )
     head_width: int = field(default=256, metadata={"help": "Channels of the trajectory head (ours)."})
     seed: int = field(default=0, metadata={"help": "Seed of initial weights and data order."})
-    device: Device = field(
-        default="auto", metadata={"help": "Where to train: auto (an accelerator if there is one) or cpu."}
-    )
+    device: str = field(default="auto", metadata={"help": f"Where to train: {DEVICES}."})
     precision: Precision = field(
         default="fp32", metadata={"help": "Arithmetic of forward and backward: fp32 or bf16 (autocast)."}
     )
@@ -130,7 +128,7 @@ class TrainSettings(PredictorSettings, GuidanceSettings, LossSettings, Optimiser
         check_choice(self, "variant", get_args(Variant))
         check_choice(self, "task", get_args(Task))
         check_choice(self, "anchor", get_args(Anchor))
-        check_choice(self, "device", get_args(Device))
+        check_device_name(self.device)
         check_choice(self, "precision", get_args(Precision))
         check_positive(self, "head_width")
         check_not_negative(self, "save_every_s")
