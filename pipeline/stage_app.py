@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -37,13 +37,17 @@ def clips_command(
 @app.command("extract")
 def extract_command(
     *,
-    out: Annotated[Path, typer.Option(help="The selection to write: which features the videos have.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for a selection per variant, VARIANT.json: the clips and sets it reads."),
+    ],
     params: ParamsOption = DEFAULT_PARAMS,
 ) -> int:
     """Extract what the cache misses and name the chosen features; fails beyond execution.max_failures."""
     from thinkjepa.pipeline.extract_report import describe_report
-    from thinkjepa.stages.data.selection import make_selection, write_selection
+    from thinkjepa.stages.data.selection import make_selection, without_thinker, write_selection
     from thinkjepa.stages.extract.extraction import extract
+    from thinkjepa.stages.train.shapes import WITHOUT_THINKER, Variant
 
     settings = read_params(params)
     with TerminalProgress(errors) as progress:
@@ -65,7 +69,9 @@ def extract_command(
         encoder_set=report.encoder_set,
         clip_ids=report.clip_ids,
     )
-    write_selection(out, selection)
+    encoder_alone = without_thinker(settings.cache_dir, selection)
+    for variant in get_args(Variant):
+        write_selection(out / f"{variant}.json", encoder_alone if variant in WITHOUT_THINKER else selection)
     return EXIT_DONE
 
 

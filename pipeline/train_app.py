@@ -34,7 +34,7 @@ def train_command(
     selection: Annotated[
         Path | None,
         typer.Option(
-            help="Train only on the clips of a selection.json, which the extract step of `dvc repro` writes."
+            help="Train only on the clips of a selection, results/selections/VARIANT.json of `dvc repro`."
         ),
     ] = None,
     plan: Annotated[

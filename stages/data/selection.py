@@ -1,7 +1,8 @@
 """Which clips and features a piece of work stands on: small enough to track, exact enough to rely on.
 
-A selection names the two feature sets and the digest of the chosen clips (ids and checksums). The list itself
-lies in the cache, `CACHE/selections/<12 hex digits>.json`, so that tracking a selection never copies it.
+A selection names the feature sets that are read and the digest of the chosen clips (ids and checksums). The
+list itself is in the cache, `CACHE/selections/<12 hex digits>.json`, so that tracking a selection never
+copies it.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ class Selection:
 
     schema: str
     thinker: str
+    """Empty where no thinker is read."""
     encoder: str
     num_clips: int
     clips: str
-    """Digest of the clips' ids and the checksums of their features in both sets."""
+    """Digest of the clips' ids and the checksums of their features in the sets that are read."""
     names: str
     """Digest of the videos' contents and relative names, from which the groups of a split follow."""
     labels: str = ""
@@ -36,16 +38,29 @@ class Selection:
 def make_selection(
     cache_dir: Path, *, thinker_set: str, encoder_set: str, clip_ids: Collection[str]
 ) -> Selection:
-    """Describe the chosen clips of two sets and keep their list in the cache."""
+    """Describe the chosen clips that are complete in both sets, and keep their list in the cache."""
+    return _selection(cache_dir, clip_ids, encoder_set=encoder_set, thinker_set=thinker_set)
+
+
+def without_thinker(cache_dir: Path, selection: Selection) -> Selection:
+    """The same clips for a reader of the encoder's features alone; equal for all thinkers that have them."""
+    clip_ids = selected_clip_ids(cache_dir, selection)
+    return _selection(cache_dir, clip_ids, encoder_set=selection.encoder)
+
+
+def _selection(
+    cache_dir: Path, clip_ids: Collection[str], *, encoder_set: str, thinker_set: str | None = None
+) -> Selection:
     cache = FeatureCache.open(cache_dir)
-    chosen = cache.select(thinker_set, encoder_set).only(clip_ids)
+    read = [name for name in (thinker_set, encoder_set) if name]
+    chosen = cache.select(*read).only(clip_ids)
     ids = chosen.clip_ids.to_pylist()
-    checksums = [cache.index(name).values_of(ids, "checksum") for name in (thinker_set, encoder_set)]
+    checksums = [cache.index(name).values_of(ids, "checksum") for name in read]
     videos = set(zip(chosen.values("video_digest"), chosen.values("video"), strict=True))
     selection = Selection(
         schema=SELECTION_SCHEMA,
-        thinker=cache.feature_sets[thinker_set].name,
-        encoder=cache.feature_sets[encoder_set].name,
+        thinker=thinker_set or "",
+        encoder=encoder_set,
         num_clips=len(chosen),
         clips=fingerprint(list(zip(ids, *checksums, strict=True))),
         names=fingerprint(sorted(videos)),

@@ -15,7 +15,14 @@ from thinkjepa.cache import BatchBuffers, ClipSelection, FeatureCache, FeatureSe
 from thinkjepa.stages.data.trajectories import Positions, Supervision, Trajectory
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train.latent_views import viewed, viewed_grid
-from thinkjepa.stages.train.shapes import LatentGrid, LatentView, ModelShape, ThinkerShape, Variant
+from thinkjepa.stages.train.shapes import (
+    WITHOUT_THINKER,
+    LatentGrid,
+    LatentView,
+    ModelShape,
+    ThinkerShape,
+    Variant,
+)
 from thinkjepa.stages.train.thinker_states import TokenBatch, read_tokens
 
 
@@ -203,14 +210,19 @@ def choose_features(
     """The sets that selectors name, or the only ones there are.
 
     `jepa` reads no thinker states, yet where a thinker set is named or only one exists, its clips are limited
-    to those which have them, too: all variants of one cache then see the same clips.
+    to those which have them, too: all variants of one cache then see the same clips. The set itself is no
+    part of its features, so that another prompt with the same clips gives the same run.
     """
     encoder = _choose(cache, "encoder", encoder_set)
+    alone = Features(cache=cache, encoder=encoder, thinker=None)
     num_thinkers = sum(item.kind == "thinker" for item in cache.feature_sets.values())
-    if variant == "jepa" and thinker_set is None and num_thinkers != 1:
-        return Features(cache=cache, encoder=encoder, thinker=None)
+    if variant in WITHOUT_THINKER and thinker_set is None and num_thinkers != 1:
+        return alone
     thinker = _choose(cache, "thinker", thinker_set)
-    return Features(cache=cache, encoder=encoder, thinker=thinker)
+    both = replace(alone, thinker=thinker)
+    if variant in WITHOUT_THINKER:
+        return replace(alone, only=frozenset(both.clips().clip_ids.to_pylist()))
+    return both
 
 
 def _choose(cache: FeatureCache, kind: Kind, selector: str | None) -> FeatureSet:

@@ -108,16 +108,16 @@ def train(
     """Train one model on a cache, write the run to `out_dir` and return its metrics.
 
     `thinker_set` and `encoder_set` name feature sets (or the beginning of their names); None takes the only
-    one there is. A `selection` names both and limits the run to its clips; without one, all clips count. A
-    run that was interrupted continues. `warm_start` is the checkpoint that settings.init_from names.
-    Raises StageError or CacheError for what its user can put right.
+    one there is. A `selection` names those that are read and limits the run to its clips; without one, all
+    clips count. A run that was interrupted continues. `warm_start` is the checkpoint that settings.init_from
+    names. Raises StageError or CacheError for what its user can put right.
     """
     accelerator = make_accelerator(settings, out_dir)
     settings = replace(settings, device=settings.device.partition(":")[0])  # a run is the same on any GPU
     features = choose_features(
         FeatureCache.open(cache_dir),
         variant=settings.variant,
-        thinker_set=selection.thinker if selection else thinker_set,
+        thinker_set=selection.thinker or None if selection else thinker_set,
         encoder_set=selection.encoder if selection else encoder_set,
     )
     if selection:

@@ -8,6 +8,9 @@ from thinkjepa.stages.errors import StageError
 
 AttentionPattern = Literal["frame_causal", "bidirectional"]
 Variant = Literal["thinkjepa", "jepa", "vlm"]
+WITHOUT_THINKER: frozenset[Variant] = frozenset({"jepa"})
+"""Variants that read no thinker states: their runs are the same whatever the thinker was asked."""
+
 Anchor = Literal["none", "last_pose"]
 GuidanceKind = Literal["film", "adaln", "cross"]
 LevelAssignment = Literal["fixed", "mixture"]

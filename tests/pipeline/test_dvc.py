@@ -124,6 +124,20 @@ def test_each_change_runs_exactly_what_depends_on_it(
     assert largest_file(folder / ".dvc") < 100_000, "nothing large is copied"
 
 
+@pytest.mark.timeout(900)
+def test_another_prompt_runs_nothing_of_a_variant_without_thinker(
+    tmp_path: Path, tiny_models: Path, make_video: Callable[..., Path]
+) -> None:
+    folder = tmp_path / "project"
+    for number in range(4):
+        make_video(folder / "videos" / f"{number}.mp4", num_frames=30 + number)
+    shutil.copytree(tiny_models, folder / "models")
+    project = Project(folder)
+    project.params |= {"variants": ["jepa"]}
+    assert project.repro() == ["clips", "extract", "train@jepa-0", "evaluate@jepa-0", "report"]
+    assert project.repro(models={"prompt": "What happens next?"}) == ["clips", "extract"]
+
+
 def largest_file(folder: Path) -> int:
     return max(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
