@@ -23,7 +23,7 @@ from thinkjepa.stages.data.selection import Selection
 from thinkjepa.stages.data.splits import SplitRule
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.trained_run import TrainedRun
-from thinkjepa.stages.train.run import library_versions, same_run
+from thinkjepa.stages.train.plan import library_versions, same_run
 from thinkjepa.stages.train.settings import TrainSettings
 from thinkjepa.stages.train.warm_start import WarmStart
 

@@ -13,7 +13,7 @@ from thinkjepa.stages.json_files import read_json
 from thinkjepa.stages.train.checkpoint import Checkpoint, load_model, shape_from_json
 from thinkjepa.stages.train.features import Features
 from thinkjepa.stages.train.model import ForecastModel
-from thinkjepa.stages.train.run import RUN_SCHEMA
+from thinkjepa.stages.train.plan import RUN_SCHEMA
 from thinkjepa.stages.train.shapes import ModelShape
 
 

@@ -14,7 +14,7 @@ from thinkjepa.stages.data.selection import Selection
 from thinkjepa.stages.data.splits import SplitRule
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train import TrainSettings
-from thinkjepa.stages.train.run import RUN_SCHEMA
+from thinkjepa.stages.train.plan import RUN_SCHEMA
 
 SELECTION = Selection("s", "thinker-1", "encoder-1", num_clips=3, clips="c", names="n")
 WEIGHTS = "checkpoints/model-0.safetensors"

@@ -19,8 +19,8 @@ from thinkjepa.stages.train.loop import Fitting, clip_terms, train_step
 from thinkjepa.stages.train.losses import LatentLoss, latent_loss, trajectory_error
 from thinkjepa.stages.train.model import Forecast, build_model
 from thinkjepa.stages.train.optimiser import Moment, make_optimizer
-from thinkjepa.stages.train.run import model_shape as shape_of
-from thinkjepa.stages.train.run import supervised
+from thinkjepa.stages.train.plan import model_shape as shape_of
+from thinkjepa.stages.train.plan import supervised
 from thinkjepa.stages.train.settings import TrainSettings
 from thinkjepa.stages.train.shapes import LatentGrid, LatentView, ModelShape
 

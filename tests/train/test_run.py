@@ -18,7 +18,7 @@ from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train import SplitRule, TrainSettings, train
 from thinkjepa.stages.train.features import choose_features
 from thinkjepa.stages.train.loop import persistence_loss
-from thinkjepa.stages.train.run import divide_clips
+from thinkjepa.stages.train.plan import divide_clips
 
 BuildCache = Callable[..., Path]
 

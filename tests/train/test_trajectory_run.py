@@ -22,7 +22,8 @@ from thinkjepa.stages.train.fit_state import FitState
 from thinkjepa.stages.train.loop import DISTANCE_M, Fitting, train_epoch, validation_terms
 from thinkjepa.stages.train.model import build_model
 from thinkjepa.stages.train.optimiser import make_optimizer
-from thinkjepa.stages.train.run import divide_clips, make_accelerator, plan_run, supervised, untrained_model
+from thinkjepa.stages.train.plan import divide_clips, plan_run, supervised
+from thinkjepa.stages.train.run import make_accelerator, untrained_model
 from thinkjepa.stages.train.shapes import HeadShape
 
 BuildCache = Callable[..., Path]

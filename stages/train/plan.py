@@ -1,0 +1,208 @@
+"""All that determines a training run, decided before the first step: features, clips by side, model shape."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from thinkjepa.cache import ClipSelection, FeatureCache, FeatureSet, differing, shown
+from thinkjepa.stages.data.selection import labels_digest
+from thinkjepa.stages.data.split_store import StoredSplit, stored_split
+from thinkjepa.stages.data.splits import SIDES, Side, SplitRule
+from thinkjepa.stages.data.trajectories import Supervision
+from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.json_files import json_bytes
+from thinkjepa.stages.train.checkpoint import shape_to_json
+from thinkjepa.stages.train.costs import TrainingCosts, training_costs
+from thinkjepa.stages.train.features import Features, choose_features
+from thinkjepa.stages.train.settings import TrainSettings
+from thinkjepa.stages.train.shapes import HeadShape, ModelShape
+from thinkjepa.stages.train.warm_start import WarmStart
+
+RUN_SCHEMA = "thinkjepa.run.v1"
+LIBRARIES = ("thinkjepa", "torch", "accelerate", "safetensors", "numpy", "zarr")
+PLACE: Mapping[str, Any] = {"cache": None, "checkpoint": None}
+"""What two contents of `run.json` may differ in and still be of one run: a cache may have moved."""
+MOST_CAUSES = 6
+"""Differences that a refusal names; one changed preset changes a dozen settings."""
+
+
+@dataclass(frozen=True, slots=True)
+class DividedClips:
+    """A stored split, applied to the clips of a run: ids by side, each sorted."""
+
+    stored: StoredSplit
+    ids: Mapping[Side, tuple[str, ...]]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.stored.to_json(), "clips": {side: list(ids) for side, ids in self.ids.items()}}
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """All that determines a run, decided before the first step. `record` is it in JSON, without times."""
+
+    settings: TrainSettings
+    features: Features
+    clips: DividedClips
+    shape: ModelShape
+    record: Mapping[str, Any]
+    warm_start: WarmStart | None = None
+
+    @property
+    def key(self) -> str:
+        """Equal for runs that give equal results."""
+        return hashlib.sha256(json_bytes({**self.record, "cache": None})).hexdigest()
+
+
+def run_differences(finished: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """What tells two contents of `run.json` apart: each name with its value in `finished` and in `other`.
+
+    The model's shape is left out where anything else differs, as it follows from the rest.
+    """
+    apart, wanted = differing([json.loads(json_bytes({**item, **PLACE})) for item in (finished, other)])
+    causes = [name for name in apart if not name.startswith("model.")] or list(apart)
+    more = f" and {len(causes) - MOST_CAUSES} more" if len(causes) > MOST_CAUSES else ""
+    return (
+        ", ".join(
+            f"{name} ({shown(apart[name])}, now {shown(wanted[name])})" for name in causes[:MOST_CAUSES]
+        )
+        + more
+    )
+
+
+def same_run(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two contents of `run.json` are of one run: a cache may have moved."""
+    return json_bytes({**one, **PLACE}) == json_bytes({**other, **PLACE})
+
+
+def library_versions() -> dict[str, str]:
+    """What a run's bits may depend on beside its settings."""
+    return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
+
+
+def supervised(features: Features, settings: TrainSettings) -> Features:
+    """The features with the hand trajectories that the task asks for, limited to the clips that have them."""
+    clips = features.clips()
+    if settings.task == "latent" or (settings.task == "auto" and not any_labels(features, clips)):
+        return features
+    table = features.cache.labels
+    return replace(features, supervision=Supervision(table, clips, joints=settings.joints))
+
+
+def any_labels(features: Features, clips: ClipSelection) -> bool:
+    """Whether any clip's video has hand labels."""
+    if not len(features.cache.labels):
+        return False
+    return any(features.cache.labels.label_digest(digest) for digest in set(clips.values("video_digest")))
+
+
+def divide_clips(features: Features, cache_dir: Path, rule: SplitRule) -> DividedClips:
+    """The run's clips by side of the cache's split, which is made or extended where needed."""
+    clips = features.clips()
+    digests = clips.values("video_digest")
+    videos = sorted(set(zip(clips.values("video"), digests, strict=True)))
+    stored = stored_split(cache_dir, rule, videos)
+    sides = [stored.split.videos[digest] for digest in digests]
+    named = list(zip(clips.clip_ids.to_pylist(), sides, strict=True))
+    ids: dict[Side, tuple[str, ...]] = {
+        side: tuple(clip_id for clip_id, of in named if of == side) for side in SIDES
+    }
+    if empty := [side for side in SIDES if not ids[side]]:
+        raise StageError(
+            f"of {len(clips)} clips with features none is in {' or '.join(empty)}: this cache keeps its "
+            "split, and its videos there have no features now; extract those, or use another split seed"
+        )
+    return DividedClips(stored=stored, ids=ids)
+
+
+def plan_run(
+    cache_dir: Path,
+    settings: TrainSettings,
+    features: Features,
+    clips: DividedClips,
+    *,
+    num_processes: int,
+    warm_start: WarmStart | None = None,
+) -> RunPlan:
+    """Put together what the settings ask for and what the features' sizes require."""
+    shape = model_shape(features, settings)
+    features = features.needed_by(shape).reaching(windows=settings.rollout_windows)
+    if (warm_start is None) == bool(settings.init_from and settings.variant != "vlm"):
+        raise StageError(f"init_from is {settings.init_from!r}, and no checkpoint was found for it")
+    record = {
+        "schema": RUN_SCHEMA,
+        "cache": str(cache_dir),
+        "settings": asdict(settings),
+        "feature_sets": {
+            "encoder": _set_record(features.encoder),
+            "thinker": _set_record(features.thinker),
+        },
+        "model": shape_to_json(shape),
+        "init_from_digest": warm_start.digest if warm_start else "",
+        "reference_frames": list(features.supervision.reference_frames) if features.supervision else [],
+        "labels": used_labels(features),
+        "split_sha256": hashlib.sha256(json_bytes(clips.to_json())).hexdigest(),
+        "processes": num_processes,
+        "threads": torch.get_num_threads(),
+        "versions": library_versions(),
+    }
+    return RunPlan(settings, features, clips, shape, record, warm_start)
+
+
+def model_shape(features: Features, settings: TrainSettings) -> ModelShape:
+    """The model that the settings ask for, in the sizes of the features."""
+    return ModelShape(
+        variant=settings.variant,
+        grid=replace(features, view=settings.view).grid,
+        trunk=settings.trunk,
+        thinker=None if settings.variant == "jepa" else features.thinker_shape,
+        fusion_width=settings.fusion_width,
+        head=head_shape(features, settings),
+        guidance=settings.guidance_shape,
+        view=settings.view,
+    )
+
+
+def plan_costs(
+    cache_dir: Path, settings: TrainSettings, *, thinker_set: str | None, encoder_set: str | None
+) -> TrainingCosts:
+    """What `train` with these arguments would take; nothing is trained or written."""
+    features = choose_features(
+        FeatureCache.open(cache_dir),
+        variant=settings.variant,
+        thinker_set=thinker_set,
+        encoder_set=encoder_set,
+    )
+    shape = model_shape(supervised(features, settings), settings)
+    features = features.needed_by(shape).reaching(windows=settings.rollout_windows)
+    return training_costs(features, shape, settings)
+
+
+def used_labels(features: Features) -> str:
+    """Tells apart the hand labels of a run's clips, empty without any: corrected ones make another run."""
+    if features.supervision is None:
+        return ""
+    return labels_digest(features.cache, set(features.clips().values("video_digest")))
+
+
+def head_shape(features: Features, settings: TrainSettings) -> HeadShape | None:
+    """The trajectory head that the labels and the settings ask for, None without labels."""
+    if features.supervision is None:
+        return None
+    return HeadShape(
+        joints=features.supervision.joints,
+        frames_per_step=features.tubelet,
+        anchor=settings.anchor,
+        width=settings.head_width,
+    )
+
+
+def _set_record(item: FeatureSet | None) -> dict[str, str] | None:
+    return None if item is None else {"name": item.name, "fingerprint": item.fingerprint}
