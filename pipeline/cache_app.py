@@ -6,6 +6,7 @@ The heavy imports (torch, transformers) happen inside the commands, so that --he
 from __future__ import annotations
 
 import shlex
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
@@ -39,6 +40,9 @@ from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
 from thinkjepa.stages.extract.vllm_settings import VllmSettings
 
 app = new_app("Fill a feature cache with what two frozen models see in your videos, and look at it.")
+
+TERMINAL_CLIPS = 50
+"""Clips that `ls` lists at a terminal: more than that is read with a filter or page by page."""
 
 VideosOption = Annotated[
     Path, typer.Option("--videos", help="Folder of videos (mp4, mkv, webm, avi, mov), searched recursively.")
@@ -190,25 +194,38 @@ def estimate_command(
 def ls_command(
     *,
     cache: CacheArgument,
-    video: Annotated[str, typer.Option(help="Only clips of videos whose name matches, e.g. 'pour/*'.")] = "*",
+    video: Annotated[str, typer.Option(help="Only clips of this video: a path, its end, or 'pour/*'.")] = "",
     sort: Annotated[Literal["video", "clip_id", "tokens"], typer.Option(help="Order of the list.")] = "video",
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help=f"Clips to list, 0 for all; default: {TERMINAL_CLIPS} at a terminal, else all."
+        ),
+    ] = None,
+    offset: Annotated[int, typer.Option(min=0, help="Clips to leave out before the first.")] = 0,
     json: JsonOption = False,
 ) -> None:
     """Every clip: its video, its split, and in which sets it has features."""
-    from thinkjepa.pipeline.cache_list import describe_clips, list_clips
+    from thinkjepa.pipeline.cache_list import describe_clips, list_clips, page_of
 
     clips = list_clips(cache, video=video, sort=sort)
+    if limit is None and not json and sys.stdout.isatty():
+        limit = TERMINAL_CLIPS
+    page = page_of(clips, limit=limit, offset=offset)
     if json:
-        print_json({"clips": clips})
+        print_json({"clips": page, "total": len(clips)})
     else:
-        print_text(describe_clips(clips))
+        print_text(describe_clips(page, total=len(clips), offset=offset))
 
 
 @app.command("show")
 def show_command(
     *,
     cache: CacheArgument,
-    clip: Annotated[str, typer.Argument(metavar="CLIP", help="Clip id, as thinkjepa-cache ls lists them.")],
+    clip: Annotated[
+        str,
+        typer.Argument(metavar="CLIP", help="Clip id, video, or video@frame: 'cup.mp4', 'pour/cup.mp4@69'."),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="PNG", help="The picture to write.")],
     videos: Annotated[
         Path | None, typer.Option("--videos", help="Folder of the videos, to show the clip's frames.")
@@ -230,7 +247,7 @@ def show_command(
     if json:
         print_json({**view.to_json(), "picture": str(out)})
     else:
-        print_text(f"{out}: clip {clip} of {row.video!r}")
+        print_text(f"{out}: clip {row.clip_id} of {row.video!r}")
 
 
 @app.command("du")
@@ -250,8 +267,12 @@ def rm_command(
     *,
     cache: CacheArgument,
     feature_set: Annotated[str, typer.Option("--set", help="Remove this feature set.")] = "",
-    clip: Annotated[list[str] | None, typer.Option(help="Remove this clip; may be repeated.")] = None,
-    video: Annotated[str, typer.Option(help="Remove clips of videos whose name matches, 'pour/*'.")] = "",
+    clip: Annotated[
+        list[str] | None, typer.Option(help="Remove this clip, named as for show; may be repeated.")
+    ] = None,
+    video: Annotated[
+        str, typer.Option(help="Remove clips of this video: a path, its end, or 'pour/*'.")
+    ] = "",
     labels: Annotated[bool, typer.Option("--labels", help="Also the labels of videos left bare.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and stop.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from thinkjepa.cache import FeatureCache
+from thinkjepa.cache.clip_names import clips_of
 from thinkjepa.cache.layout import array_dir, index_dir
 from thinkjepa.pipeline.units import human_bytes
 
@@ -15,24 +16,25 @@ BLOCK_BYTES = 512
 
 
 def list_clips(path: Path, *, video: str, sort: str) -> list[dict[str, Any]]:
-    """A record per clip: video, split, and per set its tokens (0 for an encoder's), or why it has none."""
+    """A record per clip: video, split, and per set its tokens (0 for an encoder's), or why it has none.
+
+    `video` is a name or a pattern, as `videos_named` takes it; empty for every video. Raises CacheError
+    where it means none.
+    """
     cache = FeatureCache.open(path)
     failed = {name: cache.index(name).failed for name in cache.feature_sets}
     tokens = {name: cache.index(name).tokens_by_clip() for name in cache.feature_sets}
+    selected = clips_of(cache, video) if video else cache.clips.all().by_clip_id()
+    columns = (selected.clip_ids.to_pylist(), selected.values("video"), selected.values("split_time_s"))
     clips = [
         {
-            "clip_id": clip.clip_id,
-            "video": clip.video,
-            "split_s": round(clip.split_time_s, 3),
-            "tokens": {
-                name: counts[clip.clip_id] for name, counts in tokens.items() if clip.clip_id in counts
-            },
-            "failed": {
-                name: rows[clip.clip_id].reason for name, rows in failed.items() if clip.clip_id in rows
-            },
+            "clip_id": clip_id,
+            "video": name,
+            "split_s": round(split_time_s, 3),
+            "tokens": {item: counts[clip_id] for item, counts in tokens.items() if clip_id in counts},
+            "failed": {item: rows[clip_id].reason for item, rows in failed.items() if clip_id in rows},
         }
-        for clip in cache.clips.all().by_clip_id()
-        if fnmatchcase(clip.video, video)
+        for clip_id, name, split_time_s in zip(*columns, strict=True)
     ]
     orders = {
         "video": lambda clip: (clip["video"], clip["split_s"]),
@@ -42,10 +44,15 @@ def list_clips(path: Path, *, video: str, sort: str) -> list[dict[str, Any]]:
     return sorted(clips, key=orders[sort])
 
 
-def describe_clips(clips: list[dict[str, Any]]) -> str:
-    """A line per clip."""
+def page_of(clips: Sequence[dict[str, Any]], *, limit: int | None, offset: int) -> Sequence[dict[str, Any]]:
+    """`limit` clips from `offset` on; all the rest where it is None or 0."""
+    return clips[offset : offset + limit] if limit else clips[offset:]
+
+
+def describe_clips(page: Sequence[dict[str, Any]], *, total: int, offset: int) -> str:
+    """A line per clip, and which of all clips they are."""
     lines = []
-    for clip in clips:
+    for clip in page:
         states = [
             f"{name}" + (f" ({tokens} tokens)" if tokens else "") for name, tokens in clip["tokens"].items()
         ]
@@ -54,7 +61,12 @@ def describe_clips(clips: list[dict[str, Any]]) -> str:
         lines.append(
             f"{clip['clip_id']:<24} {split}  {clip['video']!r}  {', '.join(states) or 'no features'}"
         )
-    return "\n".join([*lines, f"{len(clips)} clips"])
+    if len(page) == total:
+        return "\n".join([*lines, f"{total} clips"])
+    stop = offset + len(page)
+    shown = f"clips {offset + 1} to {stop} of {total}" if page else f"no clip of {total} from {offset} on"
+    following = f"; --offset {stop} continues, --limit 0 lists all" if stop < total else ""
+    return "\n".join([*lines, shown + following])
 
 
 def disk_usage(path: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from thinkjepa.cache import (
@@ -15,6 +14,7 @@ from thinkjepa.cache import (
     plan_set_removal,
     remove,
 )
+from thinkjepa.cache.clip_names import clips_of, find_clip_id
 from thinkjepa.pipeline.units import human_bytes
 
 
@@ -26,12 +26,8 @@ def plan(path: Path, *, feature_set: str, clip_ids: Sequence[str], video: str) -
     if feature_set:
         return plan_set_removal(cache, feature_set)
     if video:
-        clips = cache.clips.all()
-        names = zip(clips.clip_ids.to_pylist(), clips.values("video"), strict=True)
-        clip_ids = [clip_id for clip_id, name in names if fnmatchcase(name, video)]
-        if not clip_ids:
-            raise CacheError(f"rm: no clip's video matches {video!r}: thinkjepa-cache ls lists them")
-    return plan_clip_removal(cache, clip_ids)
+        return plan_clip_removal(cache, clips_of(cache, video).clip_ids.to_pylist())
+    return plan_clip_removal(cache, [find_clip_id(cache, name) for name in clip_ids])
 
 
 def run_removal(path: Path, removal: Removal, *, labels: bool) -> None:

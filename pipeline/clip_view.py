@@ -26,7 +26,9 @@ from thinkjepa.cache import (
     FeatureSet,
     Kind,
     file_digest,
+    set_differences,
 )
+from thinkjepa.cache.clip_names import find_clip_id
 from thinkjepa.stages.data.decode_process import DecodeError, FrameStack, VideoDecoder
 from thinkjepa.stages.errors import StageError
 
@@ -161,13 +163,15 @@ class ClipView:
 
 
 def find_clip(
-    cache: FeatureCache, clip_id: str, selectors: Sequence[str]
+    cache: FeatureCache, name: str, selectors: Sequence[str]
 ) -> tuple[ClipRow, str | None, str | None]:
     """A clip with the thinker set and the encoder set to show of it; None where no set of a kind holds it.
 
-    Raises CacheError where the clip has no features, or several sets hold it and none is named.
+    `name` is what `find_clip_id` takes. Raises CacheError where it means no clip or several, where the clip
+    has no features, or several sets hold it and none is named.
     """
     named = [cache.find_set(text).name for text in selectors]
+    clip_id = find_clip_id(cache, name, set_names=named)
     kinds: tuple[Kind, Kind] = ("thinker", "encoder")
     chosen = [_holding_set(cache, clip_id, kind, named) for kind in kinds]
     rows = cache.select(*[name for name in chosen if name]).only([clip_id]) if any(chosen) else []
@@ -186,9 +190,9 @@ def _holding_set(cache: FeatureCache, clip_id: str, kind: Kind, named: Sequence[
     ]
     wanted = [name for name in holding if name in named] or holding
     if len(wanted) > 1:
-        raise CacheError(
-            f"clip {clip_id!r} is in several {kind} sets, choose with --set: {', '.join(wanted)}"
-        )
+        apart = set_differences(cache.feature_sets[name] for name in wanted)
+        listed = "; ".join(f"{name} ({settings})" for name, settings in apart.items())
+        raise CacheError(f"clip {clip_id!r} is in several {kind} sets, choose with --set: {listed}")
     return wanted[0] if wanted else None
 
 

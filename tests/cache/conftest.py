@@ -90,7 +90,7 @@ def make_clip() -> Callable[..., ClipRow]:
             video_digest=clip_id.split("@")[0].ljust(64, "0"),
             thinker_sampling=thinker,
             dense_sampling=dense,
-            split_frame=4,
+            split_frame=int(clip_id.split("@")[1]) if "@" in clip_id else 4,
             split_time_s=0.4,
             thinker_frames=(0, 3),
             thinker_times_s=(0.0, 0.3),

@@ -66,6 +66,27 @@ def test_ls_lists_every_clip_with_its_sets(extracted: Path) -> None:
     assert f"{len(listed)} clips" in run("ls", extracted).stdout
 
 
+def test_ls_takes_names_and_patterns(extracted: Path) -> None:
+    for name in ("pour/1.mp4", "1.mp4", "1", "./videos/pour/1.mp4", "[1]*"):
+        some = json.loads(run("ls", extracted, "--video", name, "--json").stdout)["clips"]
+        assert {clip["video"] for clip in some} == {"pour/1.mp4"}, name
+    missing = run("ls", extracted, "--video", "puor/1.mp4")
+    assert (missing.returncode, missing.stderr.count("\n")) == (2, 1)
+    assert "'pour/1.mp4'" in missing.stderr
+
+
+def test_pages_of_ls_are_the_list(extracted: Path) -> None:
+    whole = json.loads(run("ls", extracted, "--json").stdout)
+    assert whole["total"] == len(whole["clips"]) > 4
+    pages = []
+    for offset in range(0, whole["total"], 4):
+        pages += json.loads(run("ls", extracted, "--limit", 4, "--offset", offset, "--json").stdout)["clips"]
+    assert pages == whole["clips"]
+    text = run("ls", extracted, "--limit", 2, "--offset", 1).stdout
+    assert f"clips 2 to 3 of {whole['total']}; --offset 3 continues" in text
+    assert len(text.splitlines()) == 3
+
+
 def test_du_counts_what_lies_on_disk(extracted: Path) -> None:
     usage = json.loads(run("du", extracted, "--json").stdout)
     features = sum(size for item in usage["sets"].values() for size in item["arrays"].values())
@@ -82,6 +103,10 @@ def test_show_draws_a_clip(extracted: Path, videos: Path, tmp_path: Path) -> Non
     assert (tmp_path / "clip.png").read_bytes().startswith(b"\x89PNG")
     missing = run("show", extracted, "0123@4", "-o", tmp_path / "none.png")
     assert (missing.returncode, missing.stderr.count("\n")) == (2, 1)
+    split_frame = clip_id.split("@")[1]
+    video = json.loads(done.stdout)["video"]
+    named = run("show", extracted, f"{Path(video).name}@{split_frame}", "-o", tmp_path / "same.png", "--json")
+    assert json.loads(named.stdout)["clip_id"] == clip_id
 
 
 def test_a_sound_cache_has_no_problems(extracted: Path) -> None:
