@@ -24,6 +24,7 @@ from matplotlib.ticker import MaxNLocator
 
 from thinkjepa.cache import STREAMS
 from thinkjepa.pipeline.clip_view import ClipView, EncoderView, ThinkerView, WindowView
+from thinkjepa.stages.data.clock import clock_text, seconds_ahead
 
 DPI = 200
 WIDTH_IN = 9.0
@@ -174,7 +175,11 @@ def _cell(view: ClipView) -> Cell:
 
 def _title(view: ClipView) -> Section:
     clip = view.clip
-    where = f"clip {clip.clip_id}, split at frame {clip.split_frame}, {clip.split_time_s:.2f} s"
+    last, last_s = clip.observed_frames[-1], clip.observed_times_s[-1]
+    where = (
+        f"clip {clip.clip_id}, split at frame {clip.split_frame}. Times count from the last observed frame, "
+        f"{last}, at {last_s:.2f} s of the video"
+    )
 
     def draw_title(page: Page, top: float) -> None:
         page.text(MARGIN_IN, top, shortened(clip.video, most=72), size=TITLE_PT, weight="bold")
@@ -197,7 +202,7 @@ def _note(text: str) -> Section:
 def _thinker_strip(view: ClipView, thinker: ThinkerView, cell: Cell) -> Section:
     times_s = view.clip.thinker_times_s
     shown = _of(len(thinker.frames), thinker.num_frames, "frames")
-    heading = f"Thinker: {shown}, {times_s[0]:.2f} to {times_s[-1]:.2f} s"
+    heading = f"Thinker: {shown}, {_span(view, times_s[0], times_s[-1])}"
     origin = f"{shortened(thinker.model, most=60)} ({thinker.set_name}), prompt {thinker.prompt!r}"
     strip_top = HEADING_IN + _lines_in(1, SMALL_PT) + 0.03
 
@@ -275,16 +280,25 @@ def _window(
 ) -> None:
     """Frames of a window over their latents."""
     _heading(page, lefts[0], top, lefts[-1] + cell.width - lefts[0], text=name, color=color)
-    page.small_print(lefts[0], top + HEADING_IN, _window_times(window))
+    page.small_print(lefts[0], top + HEADING_IN, _window_times(view, window))
     _frames(page, view, cell, lefts, top + rows.frames_top, frames=window.frames, times_s=window.times_s)
     size = (cell.frame_width, rows.latents_height)
     for left, pixels in zip(lefts, window.colors, strict=True):
         page.image(pixels, left + cell.inset, top + rows.latents_top, *size, interpolation="nearest")
 
 
-def _window_times(window: WindowView) -> str:
+def _window_times(view: ClipView, window: WindowView) -> str:
     steps = _of(len(window.steps), window.num_steps, "latent steps")
-    return f"{window.num_frames} frames, {window.start_s:.2f} to {window.end_s:.2f} s; {steps}"
+    return f"{window.num_frames} frames, {_span(view, window.start_s, window.end_s)}; {steps}"
+
+
+def _span(view: ClipView, first_s: float, last_s: float) -> str:
+    return f"{_clock(view, first_s).removesuffix(' s')} to {_clock(view, last_s)}"
+
+
+def _clock(view: ClipView, time_s: float) -> str:
+    """A time of the video on the clip's clock."""
+    return clock_text(float(seconds_ahead(time_s, observed_times_s=view.clip.observed_times_s)))
 
 
 def _latents_caption(encoder: EncoderView) -> str:
@@ -317,9 +331,8 @@ def _frames(
     for left, frame, time_s in zip(lefts, frames, times_s, strict=True):
         if frame in view.thumbnails:
             page.image(view.thumbnails[frame], left + cell.inset, top, cell.frame_width, cell.height)
-        page.text(
-            left + cell.width / 2, top + cell.height + 0.03, f"{time_s:.2f} s", size=SMALL_PT, ha="center"
-        )
+        caption = _clock(view, time_s)
+        page.text(left + cell.width / 2, top + cell.height + 0.03, caption, size=SMALL_PT, ha="center")
 
 
 def _charts(thinker: ThinkerView) -> Section:

@@ -26,6 +26,13 @@ METRIC_LABELS = {
 }
 
 
+def metric_label(metric: str, *, last_frame_s: float | None = None) -> str:
+    """What a table calls a metric. FDE says when its frame is, where `last_frame_s` is given."""
+    if metric == "fde_m" and last_frame_s is not None:
+        return f"FDE at {last_frame_s:.2f} s (m)"
+    return METRIC_LABELS[metric]
+
+
 def better_arrow(metric: str) -> str:
     """Up where more is better, else down."""
     return "↑" if metric in BETTER_WHEN_LARGER else "↓"

@@ -12,6 +12,7 @@ from thinkjepa.pipeline.eval_labels import (
     better_arrow,
     figure_text,
     is_main,
+    metric_label,
 )
 from thinkjepa.pipeline.ranking_table import ranking_lines, ranking_note
 from thinkjepa.stages.evaluate.comparison import BEST_OF_SEEDS
@@ -35,7 +36,7 @@ def comparison_markdown(comparison: Mapping[str, Any]) -> str:
     """The whole report."""
     parts = ["# Evaluation", what_was_measured(comparison), *ranking_section(comparison)]
     for title, metrics in TABLES.items():
-        parts += _titled(title, entry_table(comparison["entries"], metrics))
+        parts += _titled(title, entry_table(comparison, metrics))
     for title, metrics in TABLES.items():
         table = difference_table(comparison, metrics)
         parts += _titled(f"Differences: {title.lower()}", table)
@@ -82,17 +83,17 @@ def what_was_measured(comparison: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def entry_table(entries: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> str:
+def entry_table(comparison: Mapping[str, Any], metrics: Sequence[str]) -> str:
     """A row per method with mean and interval; empty where nothing has any of these metrics."""
-    rows = [(entry["name"], entry["num_seeds"] or "", entry["metrics"]) for entry in entries]
-    return _figure_table(["method", "seeds"], rows, metrics, figure_text)
+    rows = [(entry["name"], entry["num_seeds"] or "", entry["metrics"]) for entry in comparison["entries"]]
+    return _figure_table(["method", "seeds"], rows, metrics, figure_text, _last_frame_s(comparison))
 
 
 def difference_table(comparison: Mapping[str, Any], metrics: Sequence[str]) -> str:
     """A row per pair; empty where nothing has any of these metrics."""
     rows = [(item["a"], item["b"], item["metrics"]) for item in comparison["differences"]]
     text = starred_text if _enough_videos(comparison) else signed_text
-    return _figure_table(["a", "b"], rows, metrics, text)
+    return _figure_table(["a", "b"], rows, metrics, text, _last_frame_s(comparison))
 
 
 def horizon_table(comparison: Mapping[str, Any]) -> str:
@@ -107,8 +108,14 @@ def horizon_table(comparison: Mapping[str, Any]) -> str:
         ]
         for step in comparison["horizon"]
     ]
-    header = [f"s ahead: {METRIC_LABELS[metric]}", *(entry["name"] for entry in shown)]
-    return _table(header, rows) if shown else ""
+    header = ["seconds", *(entry["name"] for entry in shown)]
+    if not shown:
+        return ""
+    note = (
+        f"{METRIC_LABELS[metric]} of each latent step. Seconds run from the last observed frame to the "
+        "middle of the step's frames."
+    )
+    return f"{note}\n\n{_table(header, rows)}"
 
 
 def signed_text(figure: Figure) -> str:
@@ -124,6 +131,10 @@ def starred_text(figure: Figure) -> str:
     low, high = figure["low"], figure["high"]
     outside = low is not None and high is not None and (low > 0 or high < 0)
     return signed_text(figure) + (" *" if outside else "")
+
+
+def _last_frame_s(comparison: Mapping[str, Any]) -> float:
+    return float(comparison["last_frame"]["seconds"])
 
 
 def _enough_videos(comparison: Mapping[str, Any]) -> bool:
@@ -148,6 +159,7 @@ def _figure_table(
     rows: Sequence[tuple[Any, Any, Mapping[str, Any]]],
     metrics: Sequence[str],
     text: Callable[[Figure], str],
+    last_frame_s: float,
 ) -> str:
     shown = [metric for metric in metrics if any(metric in found for *_, found in rows)]
     lines = [
@@ -155,7 +167,11 @@ def _figure_table(
         for first, second, found in rows
         if any(metric in found for metric in shown)
     ]
-    header = [*heads, *(f"{METRIC_LABELS[metric]} {better_arrow(metric)}" for metric in shown)]
+    labels = [metric_label(metric, last_frame_s=last_frame_s) for metric in shown]
+    header = [
+        *heads,
+        *(f"{label} {better_arrow(metric)}" for label, metric in zip(labels, shown, strict=True)),
+    ]
     return _table(header, lines, left=len(heads)) if lines else ""
 
 

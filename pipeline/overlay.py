@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from thinkjepa.stages.data.clock import clock_text, seconds_ahead
 from thinkjepa.stages.data.decode_process import VideoDecoder
 from thinkjepa.stages.data.joints import Bone, hand_bones
 from thinkjepa.stages.data.trajectories import Poses, Positions, project, to_camera, to_world
@@ -64,10 +65,11 @@ def overlay_video(prediction: Prediction, *, decode_timeout_s: float) -> bytes:
 def _moments(prediction: Prediction) -> Iterator[Moment]:
     """What is shown, in order. Past the video's end its last frame stays."""
     frames = prediction.frames
-    begin_s = frames.future_times_s[0]
-    for index, time_s in zip(frames.observed, frames.observed_times_s, strict=True):
-        yield Moment(index, None, None, True, f"observed  {time_s - begin_s:+.2f} s")
-    for step, time_s in enumerate(frames.future_times_s):
+    observed_s = seconds_ahead(frames.observed_times_s, observed_times_s=frames.observed_times_s)
+    ahead_s = seconds_ahead(frames.future_times_s, observed_times_s=frames.observed_times_s)
+    for index, seconds in zip(frames.observed, observed_s, strict=True):
+        yield Moment(index, None, None, True, f"observed  {clock_text(seconds)}")
+    for step, seconds in enumerate(ahead_s):
         shown = frames.future[step] if step < len(frames.future) else frames.split_frame - 1
         true, distance = None, ""
         if prediction.true_m is not None and step < len(prediction.true_m):
@@ -81,7 +83,7 @@ def _moments(prediction: Prediction) -> Iterator[Moment]:
                 apart_m = np.linalg.norm(prediction.positions_m[step] - prediction.true_m[step], axis=-1)
                 distance = f"   {1000 * apart_m[known].mean():.0f} mm apart"
         predicted = _pixels(prediction, prediction.positions_m[step], shown)
-        yield Moment(shown, predicted, true, False, f"future  {time_s - begin_s:+.2f} s{distance}")
+        yield Moment(shown, predicted, true, False, f"future  {clock_text(seconds)}{distance}")
 
 
 def _pixels(prediction: Prediction, positions_m: Positions, frame: int) -> Pixels:

@@ -59,6 +59,7 @@ def predict_command(
     """
     from thinkjepa.cache.disk import replace_file
     from thinkjepa.pipeline.overlay import overlay_video
+    from thinkjepa.stages.data.clock import clock_text, seconds_ahead
     from thinkjepa.stages.predict import SplitChoice, predict
 
     with TerminalProgress(errors) as progress:
@@ -83,12 +84,14 @@ def predict_command(
         print_json({**record, "overlay": str(out)})
         return
     frames = prediction.frames
+    ahead_s = seconds_ahead(frames.future_times_s, observed_times_s=frames.observed_times_s)
     apart = (
         "" if prediction.distance_m is None else f", {1000 * prediction.distance_m:.1f} mm from the true one"
     )
     print_text(
-        f"{out}: {len(prediction.joints)} joints over {len(frames.future_times_s)} frames from "
-        f"{frames.future_times_s[0]:.2f} s on{apart}\n{joints_file}: the joints, metres"
+        f"{out}: {len(prediction.joints)} joints over {len(frames.future_times_s)} frames, "
+        f"up to {clock_text(ahead_s[-1])} after the last observed one{apart}\n"
+        f"{joints_file}: the joints, metres"
     )
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from thinkjepa.pipeline.eval_labels import DECIMALS, METRIC_LABELS, Figure, better_arrow, figure_text
+from thinkjepa.pipeline.eval_labels import (
+    DECIMALS,
+    METRIC_LABELS,
+    Figure,
+    better_arrow,
+    figure_text,
+    metric_label,
+)
 
 MAIN = ("ade_m", "fde_m", "acc_5cm", "l2", "cosine")
 """Test metrics that a row has room for; the others stand in the tables below it."""
@@ -29,7 +36,10 @@ def ranking_lines(comparison: Mapping[str, Any]) -> tuple[list[str], list[list[s
     validation = _validation_shown(ranking)
     header = ["", "variant", *ranking["varied"], "seeds"]
     header += [f"{VALIDATION_LABELS[name]} ↓" for name in validation]
-    header += [f"test {METRIC_LABELS[metric]} {better_arrow(metric)}" for metric in shown]
+    last_frame_s = comparison["last_frame"]["seconds"]
+    header += [
+        f"test {metric_label(metric, last_frame_s=last_frame_s)} {better_arrow(metric)}" for metric in shown
+    ]
     rows = [
         [
             str(place),

@@ -18,6 +18,7 @@ from thinkjepa.pipeline.eval_plots import BASELINE_GREY, BASELINE_LINES, DPI, MA
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.rollout import evaluate_rollout
 from thinkjepa.stages.json_files import write_json
+from thinkjepa.stages.picture_style import SECONDS_AHEAD
 from thinkjepa.stages.progress import Progress
 
 SHOWN = {"trajectory": ("ade_m", "fde_m"), "latent": ("l2", "cosine")}
@@ -76,8 +77,9 @@ def rollout_markdown(rolled: Rolled) -> str:
         f"{100 * first['interval']['level']:g} % intervals, {first['interval']['method']}",
         f"- a window is {first['window_steps']} latent steps from {first['observed_steps']}; behind it the "
         "predictions become the context. `vlm`, which has no context, keeps its last step",
-        "- each horizon: the mean over all steps up to it (FDE: its last frame); thinker states are those "
-        "of the split, future camera poses are not used",
+        "- each horizon: the mean over all steps up to it (FDE: its last frame); seconds run from the last "
+        "observed frame to the horizon's last frame",
+        "- thinker states are those of the split, future camera poses are not used",
     ]
     if first["num_videos"] < FEWEST_VIDEOS:
         lines.append(
@@ -86,7 +88,7 @@ def rollout_markdown(rolled: Rolled) -> str:
     if not _one_latent_space(rolled):
         lines.append("- latent distances left out: the runs' latents are not in one space")
     for metric, rows in _tables(rolled):
-        heads = [f"{item['steps']} steps, {item['seconds']:.2f} s" for item in first["horizons"]]
+        heads = [f"{item['steps']} steps, {item['last_frame_s']:.2f} s" for item in first["horizons"]]
         lines += ["", f"## {METRIC_LABELS[metric]} {better_arrow(metric)}", ""]
         lines += [f"| method | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(heads)}"]
         lines += [f"| {label} | {' | '.join(map(figure_text, found))} |" for label, found in rows]
@@ -124,7 +126,7 @@ def _label(name: str, result: Mapping[str, Any]) -> str:
 
 def rollout_picture(rolled: Rolled) -> bytes:
     """PNG: each metric over the horizons, models with their intervals."""
-    seconds = [item["seconds"] for item in next(iter(rolled.values()))["horizons"]]
+    seconds = [item["last_frame_s"] for item in next(iter(rolled.values()))["horizons"]]
     tables, styles = _tables(rolled), _styles(rolled)
     with matplotlib.style.context("default", after_reset=True):
         figure = Figure(figsize=(3.3 * len(tables), 4.1), layout="constrained")
@@ -140,7 +142,7 @@ def rollout_picture(rolled: Rolled) -> bytes:
                 means = [item["mean"] for item in found]
                 axes.plot(seconds, means, label=label, linewidth=1.5, markersize=4, **styles[label])
             axes.set_title(f"{METRIC_LABELS[metric]} {better_arrow(metric)}", fontsize=9)
-            axes.set_xlabel("seconds ahead")
+            axes.set_xlabel(SECONDS_AHEAD)
             axes.set_ylim(bottom=0 if metric != "cosine" else None)
             axes.grid(color="#dddddd", linewidth=0.6)
         handles = {

@@ -5,11 +5,12 @@ tells its own story. Columns:
 
     clip_id, video, video_digest, split_frame, split_time_s
     horizon_s               seconds from the last observed frame to the middle of each latent step
+    last_frame_s            seconds from the last observed frame to the last future frame, where FDE is taken
     <method>_<metric>       one score a clip; null where it has none
     <method>_<metric>_by_step
 and for runs with joints
     labelled_joint_frames, counted_joint_frames
-    future_frames, future_times_s
+    future_frames, future_times_s   of the video: seconds from its beginning
     predicted_joints_m      the model's, flattened from (frame, joint, 3), in the camera frame of the last
                             observed frame (in the labels' world where no camera pose is known)
     camera_pose             that camera to world, flattened from (4, 4); null where unknown
@@ -32,7 +33,7 @@ from thinkjepa.cache.disk import explained_os_errors
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.json_files import json_bytes
 
-EVALUATION_SCHEMA = "thinkjepa.eval.v2"
+EVALUATION_SCHEMA = "thinkjepa.eval.v3"
 RECORD_KEY = b"thinkjepa.eval"
 PREDICTIONS = ("predicted_joints_m", "camera_pose", "future_frames", "future_times_s")
 """Columns that no summary needs."""

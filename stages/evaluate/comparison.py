@@ -13,7 +13,7 @@ import numpy as np
 
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.bootstrap import Floats, VideoBootstrap
-from thinkjepa.stages.evaluate.horizon import horizon_summary
+from thinkjepa.stages.evaluate.horizon import horizon_summary, time_summary
 from thinkjepa.stages.evaluate.latent_metrics import LATENT_METRICS
 from thinkjepa.stages.evaluate.ranking import rank
 from thinkjepa.stages.evaluate.run_groups import (
@@ -91,6 +91,7 @@ def compare(runs: Sequence[EvaluatedRun], *, sort_by: str | None = None) -> dict
             _difference(one, other, bootstrap)
             for one, other in pairs(entries, first=ranking["rows"][0]["name"] if ranking else None)
         ],
+        "last_frame": time_summary(first.numbers("last_frame_s")),
         "horizon": horizon_summary(first.lists("horizon_s")),
     }
 

@@ -29,7 +29,7 @@ from thinkjepa.stages.evaluate.clip_table import (
     table_path,
 )
 from thinkjepa.stages.evaluate.forecasts import Predicted, known_at_split, partners_of, predict_all
-from thinkjepa.stages.evaluate.horizon import step_horizons_s
+from thinkjepa.stages.evaluate.horizon import frames_ahead_s, step_horizons_s
 from thinkjepa.stages.evaluate.latent_metrics import latent_metrics
 from thinkjepa.stages.evaluate.summary import headline, summarise
 from thinkjepa.stages.evaluate.trained_run import TrainedRun
@@ -160,6 +160,7 @@ def clip_columns(clips: Sequence[ClipRow], features: Features) -> Columns:
         "future_frames": lists(np.array([np.concatenate(clip.future_frames[:windows]) for clip in clips])),
         "future_times_s": lists(np.array([np.concatenate(clip.future_times_s[:windows]) for clip in clips])),
         "horizon_s": lists(np.array(horizons)),
+        "last_frame_s": numbers(np.array([frames_ahead_s(clip, windows=windows)[-1] for clip in clips])),
     }
 
 

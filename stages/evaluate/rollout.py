@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from thinkjepa.cache import ClipRow
 from thinkjepa.stages.data.splits import as_side
 from thinkjepa.stages.device import choose_device
 from thinkjepa.stages.errors import StageError
@@ -26,14 +27,14 @@ from thinkjepa.stages.evaluate.evaluation import (
     score_columns,
 )
 from thinkjepa.stages.evaluate.forecasts import FORECASTS, Predicted
-from thinkjepa.stages.evaluate.horizon import step_horizons_s
+from thinkjepa.stages.evaluate.horizon import frames_ahead_s, step_horizons_s
 from thinkjepa.stages.evaluate.latent_metrics import LATENT_METRICS
 from thinkjepa.stages.evaluate.summary import DESCRIBING, figures, interval_method
 from thinkjepa.stages.evaluate.trained_run import TrainedRun
 from thinkjepa.stages.evaluate.trajectory_metrics import TRAJECTORY_METRICS
 from thinkjepa.stages.json_files import write_json
 from thinkjepa.stages.progress import NoProgress, Progress
-from thinkjepa.stages.train.features import Batch
+from thinkjepa.stages.train.features import Batch, Features
 
 ROLLOUT_SCHEMA = "thinkjepa.rollout.v1"
 METRICS = {"latent": LATENT_METRICS, "trajectory": TRAJECTORY_METRICS}
@@ -64,15 +65,12 @@ def evaluate_rollout(
     clips = rows_of(run.clip_ids(side), features)
     place = choose_device(device)
     model = run.model().to(place)
-    keypoints, scores, seconds = keypoint_places(model), Scores(), []
+    keypoints, scores = keypoint_places(model), Scores()
     progress = progress or NoProgress()
     progress.begin("roll out", total=len(clips), unit="clips")
     for part, batch, predicted in predictions(run, model, features, clips, device=place):
         for steps in sorted(set(horizons)):
             collect(scores, steps, cut(predicted, steps), cut_batch(batch, steps), keypoints)
-        seconds += [
-            step_horizons_s(clip, windows=features.windows, tubelet=features.tubelet) for clip in part
-        ]
         progress.advance(len(part))
     record, bootstrap = describe(run, features, side, clips), VideoBootstrap([c.video_digest for c in clips])
     result = {
@@ -89,7 +87,7 @@ def evaluate_rollout(
             {
                 "steps": steps,
                 "windows": -(-steps // window_steps),
-                "seconds": float(np.mean([times[steps - 1] for times in seconds])),
+                **_seconds(clips, features, steps),
                 **{kind: _of_kind(scores, steps, names, bootstrap) for kind, names in METRICS.items()},
             }
             for steps in sorted(set(horizons))
@@ -97,6 +95,14 @@ def evaluate_rollout(
     }
     write_json(run_dir / f"rollout-{side}.json", result)
     return result
+
+
+def _seconds(clips: Sequence[ClipRow], features: Features, steps: int) -> dict[str, float]:
+    """Means over clips: the middle of the horizon's last step, and its last frame."""
+    windows, tubelet = features.windows, features.tubelet
+    middles = [step_horizons_s(clip, windows=windows, tubelet=tubelet)[steps - 1] for clip in clips]
+    ends = [frames_ahead_s(clip, windows=windows)[steps * tubelet - 1] for clip in clips]
+    return {"seconds": float(np.mean(middles)), "last_frame_s": float(np.mean(ends))}
 
 
 def cut(predicted: dict[str, Predicted], steps: int) -> dict[str, Predicted]:

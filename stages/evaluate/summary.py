@@ -8,7 +8,7 @@ import numpy as np
 from thinkjepa.stages.evaluate.bootstrap import LEVEL, NUM_DRAWS, Floats, VideoBootstrap
 from thinkjepa.stages.evaluate.clip_table import ClipTable
 from thinkjepa.stages.evaluate.forecasts import FORECASTS
-from thinkjepa.stages.evaluate.horizon import horizon_summary
+from thinkjepa.stages.evaluate.horizon import horizon_summary, time_summary
 from thinkjepa.stages.evaluate.latent_metrics import LATENT_METRICS
 from thinkjepa.stages.evaluate.trajectory_metrics import TRAJECTORY_CURVES, TRAJECTORY_METRICS
 
@@ -55,6 +55,7 @@ def summarise(table: ClipTable) -> dict[str, Any]:
         **means,
         "intervals": intervals,
         "interval": interval_method(),
+        "last_frame": time_summary(table.numbers("last_frame_s")),
         "horizon": _horizon(table),
     }
 

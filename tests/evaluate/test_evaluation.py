@@ -81,6 +81,7 @@ def test_curve_over_the_horizon_averages_to_the_whole(trained: Path) -> None:
     curve = result["horizon"]
     assert [record["step"] for record in curve] == [1, 2]
     assert [record["seconds"] for record in curve] == pytest.approx([0.15, 0.35])
+    assert result["last_frame"]["seconds"] == pytest.approx(0.4), "a step is two frames of a tenth"
     for forecast in ("model", "latent_persistence"):
         mean = sum(record[forecast]["l2"] for record in curve) / len(curve)
         assert mean == pytest.approx(result["latent"][forecast]["l2"])

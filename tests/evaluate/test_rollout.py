@@ -119,6 +119,7 @@ def test_up_to_one_window_it_is_the_plain_evaluation(
                 assert (whole[method][name]["low"], whole[method][name]["high"]) == pytest.approx((low, high))
     seconds = [item["seconds"] for item in rolled["horizons"]]
     assert seconds == pytest.approx([0.15, 0.35, 0.95])
+    assert [item["last_frame_s"] for item in rolled["horizons"]] == pytest.approx([0.2, 0.4, 1.0])
     assert json.loads((run / "rollout-test.json").read_text()) == rolled
 
 
@@ -202,7 +203,7 @@ def test_the_command_rolls_every_variant_out(
     assert status == 0, stderr
     out = tmp_path / "runs" / "comparison"
     assert text.strip() == (out / "rollout-test.md").read_text().strip()
-    assert "| method | 4 steps, 0.75 s | 8 steps, 1.55 s | 16 steps, 3.15 s | 32 steps, 6.35 s |" in text
+    assert "| method | 4 steps, 0.80 s | 8 steps, 1.60 s | 16 steps, 3.20 s | 32 steps, 6.40 s |" in text
     for name in VARIANTS:
         result = json.loads((tmp_path / "runs" / name / "rollout-test.json").read_text())
         assert [item["steps"] for item in result["horizons"]] == [4, 8, 16, 32]

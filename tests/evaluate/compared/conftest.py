@@ -41,6 +41,8 @@ def add_run(tmp_path: Path) -> Callable[..., EvaluatedRun]:
         division: dict[str, Any] = DIVISION,
         horizon_s: Sequence[float] = (0.1, 0.3),
         last_step: float = 1.5,
+        last_frame_s: float = 0.35,
+        fde_m: Sequence[float] | None = None,
         **settings: Any,
     ) -> EvaluatedRun:
         name = "-".join([variant, str(seed), *map(str, settings.values())])
@@ -62,6 +64,7 @@ def add_run(tmp_path: Path) -> Callable[..., EvaluatedRun]:
             "clip_id": pa.array(ids),
             "video_digest": pa.array([clip_id[:16] for clip_id in ids]),
             "horizon_s": lists(np.full((len(ids), 2), horizon_s)),
+            "last_frame_s": numbers(np.full(len(ids), last_frame_s)),
             "labelled_joint_frames": numbers(np.full(len(ids), 20)),
             "counted_joint_frames": numbers(np.full(len(ids), counted)),
             "constant_pose_ade_m": numbers(np.full(len(ids), constant_pose_m)),
@@ -72,6 +75,8 @@ def add_run(tmp_path: Path) -> Callable[..., EvaluatedRun]:
             "model_l2": numbers(scores * 100),
             "model_l2_by_step": lists(np.stack((scores, scores), axis=1)),
         }
+        if fde_m is not None:
+            columns["model_fde_m"] = numbers(np.array(fde_m))
         path = tmp_path / f"{name}.parquet"
         with ClipTableWriter(path, record) as table:
             table.append(columns)

@@ -31,6 +31,15 @@ def test_tables_have_means_with_intervals(add_run: AddRun) -> None:
     assert row_of(markdown, "0.30")[1:3] == ["0.3000", "0.5000"]
 
 
+def test_times_count_from_the_last_observed_frame(add_run: AddRun) -> None:
+    run = add_run("jepa", 0, [0.1, 0.3], fde_m=[0.2, 0.4], horizon_s=(0.1, 0.3), last_frame_s=0.35)
+    comparison = compare([run])
+    markdown = comparison_markdown(comparison)
+    assert comparison["last_frame"] == {"seconds": 0.35, "seconds_min": 0.35, "seconds_max": 0.35}
+    assert "FDE at 0.35 s (m) ↓" in row_of(markdown, "method")
+    assert [row_of(markdown, second)[0] for second in ("0.10", "0.30")] == ["0.10", "0.30"]
+
+
 def test_the_conditions_of_the_figures_stand_above_them(add_run: AddRun) -> None:
     markdown = comparison_markdown(compare([add_run("jepa", 3, MANY, counted=15)]))
     assert "- 21 test clips of 21 videos" in markdown
