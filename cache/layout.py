@@ -12,14 +12,14 @@ def cache_json(root: Path) -> Path:
     return root / "cache.json"
 
 
-def lock_file(root: Path) -> Path:
-    """Held by the process that decides what is written."""
-    return root / ".lock"
+def lock_file(root: Path, name: str = "") -> Path:
+    """Held by the process that decides what is written into a folder, or into one file of it by name."""
+    return root / (f".{name}.lock" if name else ".lock")
 
 
-def holder_file(root: Path) -> Path:
-    """Who holds the lock, for people, and the mark by which its writers know that it still does."""
-    return root / ".holder.json"
+def holder_file(root: Path, name: str = "") -> Path:
+    """Who holds the lock, for people, and the token by which its writers know that it still does."""
+    return root / (f".{name}.holder.json" if name else ".holder.json")
 
 
 def clips_dir(root: Path) -> Path:

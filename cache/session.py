@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
-
-from filelock import FileLock, Timeout
 
 from thinkjepa.cache.assignment import assign, assigned, forget, unfinished_shards
 from thinkjepa.cache.catalog import read_catalog, resolve_set, write_catalog
 from thinkjepa.cache.clips import ClipTable
 from thinkjepa.cache.disk import explained_os_errors
 from thinkjepa.cache.errors import CacheError
-from thinkjepa.cache.holder import ask_writers_to_stop, describe_holder, sign_in, sign_out
+from thinkjepa.cache.holder import WAIT, WriteLock, ask_writers_to_stop
 from thinkjepa.cache.index import SetIndex, join_index_files
 from thinkjepa.cache.journal import Journal, read_lines
 from thinkjepa.cache.labels import LabelTable, VideoLabels, write_labels
@@ -25,7 +24,6 @@ from thinkjepa.cache.layout import (
     index_dir,
     index_file,
     journal_file,
-    lock_file,
 )
 from thinkjepa.cache.ledger import adopt, sweep, tidy
 from thinkjepa.cache.links import refuse_links_out
@@ -35,7 +33,7 @@ from thinkjepa.cache.records import DROPPED, ClipRow, Failure, FailureStage, Fea
 from thinkjepa.cache.tables import CLIPS_SCHEMA, FAILURES_SCHEMA, read_table, write_table
 from thinkjepa.cache.writer import SetWriter
 
-POLL_S = 0.5
+REMEDY = f"{WAIT} (thinkjepa-cache extract does so with --wait), or choose another --cache-dir"
 
 OURS = (".lock", ".holder.json")
 """Files that a folder without a cache may have: a run ended before it made one."""
@@ -52,8 +50,7 @@ class WriteSession:
 
     def __init__(self, root: Path, *, on_wait: Callable[[str], None] | None = None) -> None:
         self.root = root
-        self.token = ""
-        self._on_wait = on_wait
+        self._lock = WriteLock(root, remedy=REMEDY, on_wait=on_wait)
         with explained_os_errors("create", root):
             root.mkdir(parents=True, exist_ok=True)
             if not cache_json(root).exists() and any(path.name not in OURS for path in root.iterdir()):
@@ -61,36 +58,18 @@ class WriteSession:
                     f"{str(root)!r} is not empty and not a feature cache: choose a new or empty folder"
                 )
             refuse_links_out(root)
-            self._lock = FileLock(lock_file(root))
 
     def __enter__(self) -> WriteSession:
-        self._acquire()
-        self.token = sign_in(self.root)
-        try:
+        with ExitStack() as held:
+            held.enter_context(self._lock)
             self._prepare()
-        except BaseException:
-            self._release()
-            raise
+            self._held = held.pop_all()
         return self
 
-    def _acquire(self) -> None:
-        with explained_os_errors("lock", lock_file(self.root)):
-            try:
-                self._lock.acquire(timeout=0)
-                return
-            except Timeout as error:
-                holder = f"{str(self.root)!r} is being written by {describe_holder(self.root)}"
-                if self._on_wait is None:
-                    raise CacheError(
-                        f"{holder}: wait for it to end (thinkjepa-cache extract does so with --wait), or "
-                        "choose another --cache-dir"
-                    ) from error
-            self._on_wait(f"{holder}: waiting for it to end")
-            self._lock.acquire(poll_interval=POLL_S)
-
-    def _release(self) -> None:
-        sign_out(self.root)
-        self._lock.release()
+    @property
+    def token(self) -> str:
+        """What the writers of this session's shards know it by."""
+        return self._lock.token
 
     def _prepare(self) -> None:
         """Read the catalog, and clear away what killed runs left half-written."""
@@ -108,11 +87,9 @@ class WriteSession:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
+        with self._held:
             if kind is None:
                 tidy(self.root)
-        finally:
-            self._release()
 
     def resolve(self, wanted: FeatureSet) -> FeatureSet:
         """The set that answers `wanted`: an existing one (also one with more layers), or a new one."""

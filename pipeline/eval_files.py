@@ -3,32 +3,42 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from thinkjepa.cache.disk import replace_file
+from thinkjepa.cache.holder import WAIT, WriteLock
 from thinkjepa.pipeline.eval_markdown import comparison_markdown
 from thinkjepa.pipeline.eval_plots import difference_picture, distance_picture, horizon_picture
 from thinkjepa.stages.evaluate import EvaluatedRun, compare, evaluate
 from thinkjepa.stages.evaluate.clip_table import table_path
 from thinkjepa.stages.evaluate.finished import read_evaluations
+from thinkjepa.stages.evaluate.trained_run import TrainedRun
 from thinkjepa.stages.json_files import write_json
 from thinkjepa.stages.progress import Progress
 
 
 def evaluate_run(
-    run_dir: Path, *, split: str, cache_dir: Path | None, device: str, progress: Progress
+    run_dir: Path,
+    *,
+    split: str,
+    cache_dir: Path | None,
+    device: str,
+    progress: Progress,
+    on_wait: Callable[[str], None] | None = None,
 ) -> tuple[dict[str, Any], str]:
     """Evaluate one run and write eval-<split>.json, .parquet, .md and .png into it.
 
-    Returns the figures and the Markdown.
+    Returns the figures and the Markdown. `on_wait` as in `WriteLock`.
     """
-    result = evaluate(run_dir, split=split, cache_dir=cache_dir, device=device, progress=progress)
-    comparison = compare(read_evaluations([run_dir], split))
-    markdown = comparison_markdown(comparison)
-    replace_file(run_dir / f"eval-{split}.md", markdown.encode())
-    replace_file(run_dir / f"eval-{split}.png", horizon_picture(comparison))
+    TrainedRun.open(run_dir)  # refused before anything is written there
+    with WriteLock(run_dir, remedy=WAIT, on_wait=on_wait):
+        result = evaluate(run_dir, split=split, cache_dir=cache_dir, device=device, progress=progress)
+        comparison = compare(read_evaluations([run_dir], split))
+        markdown = comparison_markdown(comparison)
+        replace_file(run_dir / f"eval-{split}.md", markdown.encode())
+        replace_file(run_dir / f"eval-{split}.png", horizon_picture(comparison))
     return result, markdown
 
 
@@ -44,9 +54,10 @@ def write_comparison(
     """Compare runs and write comparison.json, comparison.md and three pictures into `out`."""
     comparison = compare(runs, sort_by=sort_by)
     markdown = comparison_markdown(comparison)
-    write_json(out / "comparison.json", comparison)
-    replace_file(out / "comparison.md", markdown.encode())
-    replace_file(out / "horizon.png", horizon_picture(comparison))
-    replace_file(out / "distances.png", distance_picture(comparison))
-    replace_file(out / "differences.png", difference_picture(comparison))
+    with WriteLock(out, remedy=WAIT):
+        write_json(out / "comparison.json", comparison)
+        replace_file(out / "comparison.md", markdown.encode())
+        replace_file(out / "horizon.png", horizon_picture(comparison))
+        replace_file(out / "distances.png", distance_picture(comparison))
+        replace_file(out / "differences.png", difference_picture(comparison))
     return comparison, markdown

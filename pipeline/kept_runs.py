@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 
 from thinkjepa.cache import fingerprint
 from thinkjepa.cache.disk import replace_file
@@ -29,7 +26,6 @@ from thinkjepa.stages.train.warm_start import WarmStart
 
 DIGEST_HEX = 8
 WEIGHTS = "checkpoints"
-LOCKS = ".locks"
 
 
 def kept_name(
@@ -45,15 +41,6 @@ def kept_name(
         "versions": library_versions(),
     }
     return f"{settings.variant}-{settings.seed}-{fingerprint(determines)[:DIGEST_HEX]}"
-
-
-@contextmanager
-def kept_for(run: Path) -> Iterator[None]:
-    """While this lasts no other experiment trains the same run: it waits, and then finds it finished."""
-    lock = run.parent / LOCKS / run.name
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
-        yield
 
 
 def find_kept(runs_dir: Path, run: Path) -> Path:

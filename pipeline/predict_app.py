@@ -18,6 +18,7 @@ app = new_single_app()
 @app.command()
 def predict_command(
     *,
+    context: typer.Context,
     run: Annotated[Path, typer.Option("--run", help="Folder of a finished training run.")],
     video: Annotated[Path, typer.Option("--video", help="The video file.")],
     out: Annotated[
@@ -58,10 +59,12 @@ def predict_command(
     a label file lies beside it, the true hand is drawn in a second panel and the distance is given.
     """
     from thinkjepa.cache.disk import replace_file
+    from thinkjepa.cache.holder import WAIT, WriteLock
     from thinkjepa.pipeline.overlay import overlay_video
     from thinkjepa.stages.data.clock import clock_text, seconds_ahead
     from thinkjepa.stages.predict import SplitChoice, predict
 
+    context.with_resource(WriteLock(out.parent, file=out.name, remedy=f"{WAIT}, or choose another --out"))
     with TerminalProgress(errors) as progress:
         prediction = predict(
             run,

@@ -153,6 +153,9 @@ class TrainingBar(_Bars):
         self._epochs = epochs
         self._task: TaskID | None = None
 
+    def note(self, text: str) -> None:
+        self._console.print(escape(text), soft_wrap=True)
+
     def __call__(self, *, epoch: int, step: int, total_steps: int, loss: float) -> None:
         """One optimiser step is done; epochs and steps count from 1."""
         if self._task is None:

@@ -12,11 +12,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from thinkjepa.cache.disk import replace_file
+from thinkjepa.cache.holder import WAIT, WriteLock
 from thinkjepa.pipeline.eval_labels import METRIC_LABELS, better_arrow, figure_text
 from thinkjepa.pipeline.eval_markdown import FEWEST_VIDEOS
 from thinkjepa.pipeline.eval_plots import BASELINE_GREY, BASELINE_LINES, DPI, MARKERS, MODEL_COLOURS
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.rollout import evaluate_rollout
+from thinkjepa.stages.evaluate.trained_run import TrainedRun
 from thinkjepa.stages.json_files import write_json
 from thinkjepa.stages.picture_style import SECONDS_AHEAD
 from thinkjepa.stages.progress import Progress
@@ -46,13 +48,16 @@ def roll_out_runs(
     rolled: dict[str, Mapping[str, Any]] = {}
     for path in run_dirs:
         name = path.name if path.name not in rolled else str(path)
-        rolled[name] = evaluate_rollout(
-            path, horizons=horizons, split=split, cache_dir=cache_dir, device=device, progress=progress
-        )
-        _write(path, split, {name: rolled[name]})
+        TrainedRun.open(path)  # refused before anything is written there
+        with WriteLock(path, remedy=WAIT):
+            rolled[name] = evaluate_rollout(
+                path, horizons=horizons, split=split, cache_dir=cache_dir, device=device, progress=progress
+            )
+            _write(path, split, {name: rolled[name]})
     if out is not None:
-        write_json(out / f"rollout-{split}.json", {"runs": rolled})
-        _write(out, split, rolled)
+        with WriteLock(out, remedy=WAIT):
+            write_json(out / f"rollout-{split}.json", {"runs": rolled})
+            _write(out, split, rolled)
     elif len(rolled) > 1:
         raise StageError(f"{len(rolled)} runs to roll out: name a folder for their table with --out")
     result = dict(next(iter(rolled.values()))) if len(rolled) == 1 else {"runs": rolled}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -85,7 +84,7 @@ def train_command(
     params: ParamsOption = DEFAULT_PARAMS,
 ) -> None:
     """Train one cell of the matrix of variants and seeds."""
-    from thinkjepa.pipeline.kept_runs import kept_for, kept_name, show_run
+    from thinkjepa.pipeline.kept_runs import kept_name, show_run
     from thinkjepa.pipeline.train_app import describe_metrics
     from thinkjepa.pipeline.warm_start import find_warm_start
     from thinkjepa.stages.data.selection import read_selection
@@ -95,11 +94,9 @@ def train_command(
     training = settings.training(variant=variant, seed=seed)
     warm_start, chosen = find_warm_start(training, settings.project), read_selection(selection)
     run: Path = out
-    alone: AbstractContextManager[None] = nullcontext()
     if settings.runs_dir:
         run = settings.runs_dir / kept_name(training, settings.split, chosen, warm_start)
-        alone = kept_for(run)
-    with alone, TrainingBar(errors, epochs=training.epochs) as bar:
+    with TrainingBar(errors, epochs=training.epochs) as bar:
         metrics = train(
             settings.cache_dir,
             run,
@@ -110,6 +107,7 @@ def train_command(
             progress=bar,
             selection=chosen,
             warm_start=warm_start,
+            on_wait=bar.note,  # another experiment may train the same run: it is then found finished
         )
     if run != out:
         show_run(run, out)
@@ -131,7 +129,12 @@ def evaluate_command(
     kept = find_kept(settings.runs_dir, run) if settings.runs_dir else run
     with TerminalProgress(errors) as progress:
         _, markdown = evaluate_run(
-            kept, split="test", cache_dir=settings.cache_dir, device="auto", progress=progress
+            kept,
+            split="test",
+            cache_dir=settings.cache_dir,
+            device="auto",
+            progress=progress,
+            on_wait=progress.note,
         )
     if kept != run:
         show_run(kept, run)

@@ -9,7 +9,8 @@ RUN/resume.safetensors   only while a run is unfinished
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from thinkjepa.cache import FeatureCache
+from thinkjepa.cache import CacheError, FeatureCache
+from thinkjepa.cache.holder import WAIT, WriteLock
 from thinkjepa.stages.data.selection import Selection, selected_clip_ids
 from thinkjepa.stages.data.splits import SplitRule
 from thinkjepa.stages.device import choose_device
@@ -63,13 +65,15 @@ def train(
     progress: TrainProgress,
     selection: Selection | None = None,
     warm_start: WarmStart | None = None,
+    on_wait: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Train one model on a cache, write the run to `out_dir` and return its metrics.
 
     `thinker_set` and `encoder_set` name feature sets (or the beginning of their names); None takes the only
     one there is. A `selection` names those that are read and limits the run to its clips; without one, all
     clips count. A run that was interrupted continues. `warm_start` is the checkpoint that settings.init_from
-    names. Raises StageError or CacheError for what its user can put right.
+    names. One process at a time writes a folder: another is refused, or waits and is told so by `on_wait`.
+    Raises StageError or CacheError for what its user can put right.
     """
     accelerator = make_accelerator(settings, out_dir)
     settings = replace(settings, device=settings.device.partition(":")[0])  # a run is the same on any GPU
@@ -87,8 +91,34 @@ def train(
         clips = divide_clips(features, cache_dir, split)
     processes = accelerator.num_processes
     plan = plan_run(cache_dir, settings, features, clips, num_processes=processes, warm_start=warm_start)
-    if (done := finished_metrics(out_dir, plan)) is not None:
-        return done
+    with only_writer(accelerator, out_dir, on_wait=on_wait):
+        return finished_metrics(out_dir, plan) or carry_out(plan, out_dir, accelerator, progress)
+
+
+@contextmanager
+def only_writer(
+    accelerator: Accelerator, out_dir: Path, *, on_wait: Callable[[str], None] | None
+) -> Iterator[None]:
+    """Hold the run's folder: the main process does, for all processes. Raises StageError where it is held."""
+    refusal, refused = "another process writes this run", torch.zeros(1, device=accelerator.device)
+    with ExitStack() as held:
+        if accelerator.is_main_process:
+            try:
+                held.enter_context(
+                    WriteLock(out_dir, remedy=f"{WAIT}, or choose another --out", on_wait=on_wait)
+                )
+            except CacheError as error:
+                refusal, refused = str(error), refused + 1
+        if accelerator.reduce(refused, reduction="sum").item():
+            raise StageError(refusal)
+        yield
+
+
+def carry_out(
+    plan: RunPlan, out_dir: Path, accelerator: Accelerator, progress: TrainProgress
+) -> dict[str, Any]:
+    """Train as planned, from where an earlier process stopped, write the run and return its metrics."""
+    settings, clips = plan.settings, plan.clips
     resume = ResumeFile(out_dir / "resume.safetensors", plan.key)
     with repeatable_kernels(accelerator.device), tracked(accelerator, settings, out_dir):
         model = untrained_model(plan)

@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from filelock import FileLock, Timeout
 
-from thinkjepa.pipeline.kept_runs import LOCKS, find_kept, kept_for, kept_name, show_run
+from thinkjepa.pipeline.kept_runs import find_kept, kept_name, show_run
 from thinkjepa.stages.data.selection import Selection
 from thinkjepa.stages.data.splits import SplitRule
 from thinkjepa.stages.errors import StageError
@@ -41,17 +40,6 @@ def test_a_name_follows_from_all_that_determines_a_run() -> None:
         kept_name(settings, split, replace(SELECTION, labels="l"), None),
     }
     assert len({name, *others}) == 5
-
-
-def test_one_experiment_at_a_time_trains_a_run(tmp_path: Path) -> None:
-    """Another process would wait; the same one is told at once."""
-    run = tmp_path / "runs" / "thinkjepa-0-1"
-    with kept_for(run):
-        with pytest.raises(Timeout):
-            FileLock(run.parent / LOCKS / run.name, timeout=0).acquire()
-        with kept_for(run.with_name("thinkjepa-1-1")):
-            pass
-    FileLock(run.parent / LOCKS / run.name, timeout=0).acquire()
 
 
 def test_a_run_is_found_by_its_record_wherever_its_cache_was(tmp_path: Path) -> None:
