@@ -2,7 +2,8 @@
 
 Frames are chosen by presentation time with floor and clamp: of the frames shown at or before the wanted
 time the last one, and never one at or past the split. Rounding to the nearest may pick a future frame
-at 27 fps or at a variable rate.
+at 27 fps or at a variable rate. A frame that is all but due counts as shown, and where every n-th frame has
+the wanted rate up to television's thousandth, it is taken: 29.97 frames a second asked at 30 repeat none.
 
 `times_s` is always the strictly increasing presentation time of every frame of the video, `(frame,)` in
 seconds. `split_frame` is the first frame of the future.
@@ -22,6 +23,12 @@ TOLERANCE_S = 1e-3
 """A frame shown up to 1 ms after the wanted time still counts as shown: containers such as Matroska store
 whole milliseconds."""
 
+TOLERANCE_GAPS = 0.1
+"""So does a frame that is due in a tenth of the time since the frame before it."""
+
+SAME_RATE = 2e-3
+"""Relative. Rates so close are one: 29.97 and 30, 23.976 and 24."""
+
 
 @dataclass(frozen=True, slots=True)
 class ClipFrames:
@@ -34,9 +41,12 @@ class ClipFrames:
 
 
 def shown_at(times_s: Times, wanted_s: Times, *, first: int, stop: int) -> Frames:
-    """The frame shown at each wanted time, clamped into `[first, stop)`."""
-    shown = np.searchsorted(times_s, wanted_s + TOLERANCE_S, side="right") - 1
-    return np.clip(shown, first, stop - 1).astype(np.int64)
+    """The frame shown at each wanted time, or due within the tolerance, clamped into `[first, stop)`."""
+    shown = np.searchsorted(times_s, wanted_s, side="right") - 1
+    coming = np.minimum(shown + 1, len(times_s) - 1)
+    tolerance_s = np.maximum(TOLERANCE_S, TOLERANCE_GAPS * (times_s[coming] - times_s[coming - 1]))
+    is_due = times_s[coming] - wanted_s <= tolerance_s
+    return np.clip(np.where(is_due, coming, shown), first, stop - 1).astype(np.int64)
 
 
 def history_frames(times_s: Times, split_frame: int, *, num_frames: int) -> Frames:
@@ -49,17 +59,39 @@ def history_frames(times_s: Times, split_frame: int, *, num_frames: int) -> Fram
 
 def observed_frames(times_s: Times, split_frame: int, *, num_frames: int, fps: float) -> Frames:
     """The small stride: frames at `fps`, the last one being `split_frame - 1`."""
-    wanted_s = times_s[split_frame - 1] - np.arange(num_frames - 1, -1, -1) / fps
-    return shown_at(times_s, wanted_s, first=0, stop=split_frame)
+    steps = np.arange(1 - num_frames, 1)
+    wanted_s = times_s[split_frame - 1] + steps / fps
+    frames = shown_at(times_s, wanted_s, first=0, stop=split_frame)
+    return _even(times_s[:split_frame], frames, split_frame - 1, steps, fps=fps)
 
 
 def future_frames(
     times_s: Times, split_frame: int, *, num_windows: int, num_frames: int, fps: float
 ) -> Frames:
     """Windows `(window, num_frames)` at `fps` one after the other, the first starting at `split_frame`."""
-    wanted_s = times_s[split_frame] + np.arange(num_windows * num_frames) / fps
+    steps = np.arange(num_windows * num_frames)
+    wanted_s = times_s[split_frame] + steps / fps
     frames = shown_at(times_s, wanted_s, first=split_frame, stop=len(times_s))
-    return frames.reshape(num_windows, num_frames)
+    return _even(times_s, frames, split_frame, steps, fps=fps).reshape(num_windows, num_frames)
+
+
+def _even(times_s: Times, frames: Frames, start: int, steps: Frames, *, fps: float) -> Frames:
+    """Every n-th frame from `start` on where those are `fps` apart, else `frames`.
+
+    Each step by itself up to the tolerance of one frame, all of them together up to SAME_RATE: over hundreds
+    of frames a thousandth adds up to a whole one.
+    """
+    if len(frames) < 2:
+        return frames
+    stride = max(1, round((frames[-1] - frames[0]) / (len(frames) - 1)))
+    even = start + stride * steps
+    if even[0] < 0 or even[-1] >= len(times_s):
+        return frames
+    gaps_s = np.diff(times_s[even])
+    off_s = np.abs(gaps_s - 1 / fps).max()
+    same_rate = abs(gaps_s.mean() * fps - 1) <= SAME_RATE
+    is_even = off_s <= max(TOLERANCE_S, TOLERANCE_GAPS / (fps * stride)) and same_rate
+    return even.astype(np.int64) if is_even else frames
 
 
 def window_splits(

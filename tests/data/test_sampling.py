@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -9,6 +11,8 @@ from hypothesis import strategies as st
 
 from thinkjepa.stages.data.clips import ClipSettings
 from thinkjepa.stages.data.sampling import (
+    SAME_RATE,
+    TOLERANCE_GAPS,
     TOLERANCE_S,
     Times,
     dual_clip,
@@ -16,7 +20,17 @@ from thinkjepa.stages.data.sampling import (
     history_frames,
     observed_frames,
     release_clip,
+    shown_at,
     window_splits,
+)
+
+RATES = (
+    Fraction(10),
+    Fraction(24000, 1001),
+    Fraction(25),
+    Fraction(30000, 1001),
+    Fraction(30),
+    Fraction(60000, 1001),
 )
 
 
@@ -82,16 +96,20 @@ def test_windows_touch_the_split_and_show_frames_that_were_on_screen(
     times_s: Times, data: st.DataObject
 ) -> None:
     split = data.draw(st.integers(1, len(times_s) - 1))
-    number, fps = 2 * data.draw(st.integers(1, 20)), data.draw(st.sampled_from([8.0, 27.0, 30.0]))
+    number = 2 * data.draw(st.integers(1, 20))
+    fps = data.draw(st.sampled_from([8.0, 10.0, 23.976, 25.0, 27.0, 29.97, 30.0, 59.94]))
     observed = observed_frames(times_s, split, num_frames=number, fps=fps)
     future = future_frames(times_s, split, num_windows=2, num_frames=number, fps=fps).reshape(-1)
     assert observed[-1] == split - 1
     assert future[0] == split
+    gaps_s = np.diff(times_s, prepend=times_s[0])
     for frames, start_s in ((observed, times_s[split - 1] - (number - 1) / fps), (future, times_s[split])):
         wanted_s = start_s + np.arange(len(frames)) / fps
         assert (np.diff(frames) >= 0).all()
-        inside = frames > 0
-        assert (times_s[frames] <= wanted_s + TOLERANCE_S + 1e-9)[inside & (frames > split)].all()
+        drift_s = SAME_RATE * (wanted_s[-1] - wanted_s[0])
+        early_s = np.maximum(TOLERANCE_S, TOLERANCE_GAPS * gaps_s[frames]) + drift_s
+        inside = (frames > 0) & (frames != split)  # not clamped, and not where the window starts
+        assert (times_s[frames] <= wanted_s + early_s + 1e-9)[inside].all()
 
 
 @given(times_s=frame_times(), data=st.data())
@@ -119,11 +137,53 @@ def test_frames_at_the_source_rate_are_consecutive(fps: float) -> None:
 
 
 def test_times_between_frames_are_floored() -> None:
-    times_s = np.arange(30) / 27.0
-    # At 10 fps back from frame 19 (0.7037 s): 0.6037 s lies between frames 16 (0.5926) and 17 (0.6296).
-    assert observed_frames(times_s, 20, num_frames=4, fps=10).tolist() == [10, 13, 16, 19]
-    # On from frame 20 (0.7407 s): 0.8407 s lies between frames 22 (0.8148) and 23 (0.8519).
-    assert future_frames(times_s, 20, num_windows=1, num_frames=3, fps=10).tolist() == [[20, 22, 25]]
+    times_s = np.arange(60) / 27.0
+    # At 4 fps a step is 6.75 frames: back from frame 29 to 22.25, 15.5 and 8.75.
+    assert observed_frames(times_s, 30, num_frames=4, fps=4).tolist() == [8, 15, 22, 29]
+    # On from frame 30 to 36.75, 43.5 and 50.25.
+    assert future_frames(times_s, 30, num_windows=1, num_frames=4, fps=4).tolist() == [[30, 36, 43, 50]]
+
+
+@pytest.mark.parametrize(("due_in_gaps", "shown"), [(0.05, 5), (0.15, 4)])
+def test_a_frame_that_is_all_but_due_counts_as_shown(due_in_gaps: float, shown: int) -> None:
+    times_s = np.arange(10) / 10.0
+    wanted_s = np.array([times_s[5] - due_in_gaps / 10])
+    assert shown_at(times_s, wanted_s, first=0, stop=10).tolist() == [shown]
+    assert shown_at(times_s, wanted_s, first=0, stop=5).tolist() == [4]  # never past the split
+
+
+@given(
+    native=st.sampled_from(RATES),
+    asked=st.sampled_from([Fraction(10), Fraction(15), *RATES]),
+    in_milliseconds=st.booleans(),
+    split=st.integers(300, 330),
+)
+def test_no_frame_repeats_at_the_videos_own_rate_or_a_lower_one(
+    native: Fraction, asked: Fraction, in_milliseconds: bool, split: int
+) -> None:
+    assume(asked <= native * Fraction(1001, 1000))
+    times_s = np.arange(2200) / float(native)
+    times_s = np.round(times_s, 3) if in_milliseconds else times_s
+    fps = round(float(asked), 3)
+    number = int((split - 1) * fps / float(native))
+    observed = observed_frames(times_s, split, num_frames=number, fps=fps)
+    future = future_frames(times_s, split, num_windows=8, num_frames=32, fps=fps)
+    assert (np.diff(observed) > 0).all()
+    assert (np.diff(future.reshape(-1)) > 0).all()
+    assert future[0, 0] == split > observed[-1]
+
+
+@given(native=st.sampled_from(RATES), times=st.integers(1, 6), in_milliseconds=st.booleans())
+def test_whole_fractions_of_the_videos_rate_take_every_nth_frame(
+    native: Fraction, times: int, in_milliseconds: bool
+) -> None:
+    times_s = np.arange(1000) / float(native)
+    times_s = np.round(times_s, 3) if in_milliseconds else times_s
+    nominal = round(float(native)) / times  # 30 of 29.97
+    observed = observed_frames(times_s, 600, num_frames=32, fps=nominal)
+    future = future_frames(times_s, 600, num_windows=2, num_frames=32, fps=nominal).reshape(-1)
+    assert observed.tolist() == list(range(599 - 31 * times, 600, times))
+    assert future.tolist() == list(range(600, 600 + 64 * times, times))[: len(future)]
 
 
 def test_the_release_preset_splits_at_half_and_spreads_by_index() -> None:
@@ -141,9 +201,9 @@ def test_the_release_preset_never_crosses_the_split(num_frames: int, number: int
 
 
 def test_the_sampling_record_names_only_what_chooses_frames() -> None:
-    base = ClipSettings()
-    assert ClipSettings(stride_s=0.5).dense_sampling == base.dense_sampling
-    assert ClipSettings(thinker_frames=8).dense_sampling == base.dense_sampling
+    base = ClipSettings(dense_fps=30)
+    assert ClipSettings(dense_fps=30, stride_s=0.5).dense_sampling == base.dense_sampling
+    assert ClipSettings(dense_fps=30, thinker_frames=8).dense_sampling == base.dense_sampling
     assert ClipSettings(thinker_frames=8).thinker_sampling != base.thinker_sampling
     assert ClipSettings(dense_fps=15).thinker_sampling == base.thinker_sampling
     assert ClipSettings(dense_fps=15).dense_sampling != base.dense_sampling
