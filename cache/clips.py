@@ -16,6 +16,8 @@ from thinkjepa.cache.parquet_rows import ParquetRows, release_unused
 from thinkjepa.cache.records import ClipRow, Kind
 from thinkjepa.cache.tables import CLIPS_SCHEMA, frozen
 
+Frames = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+
 KEY = ("clip_id", "thinker_sampling", "dense_sampling")
 """What identifies a clip row: the clip, and how the frames of each model were chosen."""
 
@@ -96,6 +98,17 @@ class ClipSelection(Sequence[ClipRow]):
             values = chosen.to_pylist()
         release_unused()
         return values
+
+    def frames(self, column: str) -> Frames:
+        """A column of frame indices, `(clip, frame)`, future windows one after the other.
+
+        All clips have as many frames: those that were chosen in one way.
+        """
+        chosen = self._rows.read_column(column).take(pa.array(self.positions))
+        while pa.types.is_list(chosen.type):
+            chosen = chosen.flatten()
+        frames: Frames = chosen.to_numpy().reshape(len(self), -1)
+        return frames
 
     @overload
     def __getitem__(self, index: int) -> ClipRow: ...

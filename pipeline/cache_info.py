@@ -12,6 +12,7 @@ from thinkjepa.cache.fp8 import ERROR
 from thinkjepa.cache.layout import array_dir
 from thinkjepa.pipeline.cache_list import allocated_bytes
 from thinkjepa.pipeline.units import human_bytes
+from thinkjepa.stages.data.repeated_frames import describe_repeats, stored_repeats
 
 ERROR_CLIPS = 256
 """Clips whose stored errors are looked at: enough for a mean, and quick on a large cache."""
@@ -51,6 +52,7 @@ def _describe_set(cache: FeatureCache, feature_set: FeatureSet) -> dict[str, Any
         "fingerprint": feature_set.fingerprint,
         "clips": num_clips,
         "failed_clips": len(index.failed),
+        **({"repeated_frames": _repeats(cache, feature_set)} if feature_set.kind == "encoder" else {}),
         "unfinished_shard": is_unfinished(cache.path, feature_set.name),
         "tokens_per_clip": [int(lengths.min()), int(lengths.max())] if lengths.any() else None,
         "bytes": sum(array["bytes"] for array in arrays.values()),
@@ -58,6 +60,13 @@ def _describe_set(cache: FeatureCache, feature_set: FeatureSet) -> dict[str, Any
         "origin": dict(feature_set.origin),
         "source": dict(feature_set.source),
     }
+
+
+def _repeats(cache: FeatureCache, feature_set: FeatureSet) -> dict[str, Any]:
+    """Repeated frames of the clips with features, and the line that says so."""
+    repeats = stored_repeats(cache.select(feature_set.name))
+    fps = feature_set.origin["sampling"].get("fps")
+    return {**repeats.to_json(), "warning": describe_repeats(repeats, fps=fps)}
 
 
 def _fp8_error(cache: FeatureCache, feature_set: FeatureSet, array: str) -> dict[str, float]:
@@ -109,6 +118,8 @@ def _set_lines(item: dict[str, Any]) -> list[str]:
             lines.append(f"  {'':<10} kept in 8 bits: {off}")
     if item["tokens_per_clip"]:
         lines.append("  tokens per clip {} to {}".format(*item["tokens_per_clip"]))
+    if warning := item.get("repeated_frames", {}).get("warning"):
+        lines.append(f"  warning: {warning}")
     if item["failed_clips"]:
         lines.append(f"  {item['failed_clips']} clips failed")
     if item["unfinished_shard"]:

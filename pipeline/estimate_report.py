@@ -28,8 +28,9 @@ def describe_estimate(figures: Estimate) -> str:
 
 def _folder_line(figures: Estimate) -> str:
     repeats = f", {len(figures.repeats)} repeat another's content" if figures.repeats else ""
+    rate = "" if figures.dense_fps is None else f" at {figures.dense_fps:g} fps"
     return (
-        f"{figures.videos} videos{repeats}, {human_hours(figures.video_hours)}: {figures.clips} clips, "
+        f"{figures.videos} videos{repeats}, {human_hours(figures.video_hours)}: {figures.clips} clips{rate}, "
         f"{figures.dtype} on {figures.device}"
     )
 

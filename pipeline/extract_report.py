@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 
+from thinkjepa.stages.data.repeated_frames import describe_repeats
 from thinkjepa.stages.extract.extraction import ExtractReport
 
 
 def describe_report(report: ExtractReport) -> str:
     """Some lines: what was done, what failed and why, what to do next."""
     rate = report.extracted / report.seconds if report.seconds else 0.0
+    rates = "cut by index" if report.dense_fps is None else f"dense windows at {report.dense_fps:g} fps"
     lines = [
-        f"{report.videos} videos, {report.clips} clips: {report.extracted} extracted, "
+        f"{report.videos} videos, {report.clips} clips, {rates}: {report.extracted} extracted, "
         f"{report.already_there} already there, {report.failed_clips} failed "
         f"({report.seconds:.1f} s, {rate:.2f} clips/s)",
         f"thinker set {report.thinker_set}, encoder set {report.encoder_set} in {report.cache_dir}",
     ]
+    if warning := describe_repeats(report.repeated_frames, fps=report.dense_fps):
+        lines.append(f"warning: {warning}")
     if report.repeats:
         lines.append(f"{len(report.repeats)} files repeat the content of another one and were taken once")
     if report.labelled_videos or report.broken_labels:

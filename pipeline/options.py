@@ -12,7 +12,8 @@ import inspect
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import Field, fields
-from typing import Annotated, Any, TypeVar
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union
 
 import typer
 from pydantic import TypeAdapter, ValidationError
@@ -83,8 +84,9 @@ def _is_given(context: typer.Context, name: str) -> bool:
 
 
 def _first_problem(error: ValidationError) -> str:
-    first = error.errors()[0]
-    message = first["msg"].removeprefix("Value error, ")
+    first, *others = error.errors()
+    same = [item for item in others if first["loc"] and item["loc"][:1] == first["loc"][:1]]  # of a union
+    message = " or ".join(item["msg"].removeprefix("Value error, ") for item in (first, *same))
     if not first["loc"]:
         return message
     flag = "--" + str(first["loc"][0]).replace("_", "-")
@@ -93,10 +95,19 @@ def _first_problem(error: ValidationError) -> str:
 
 def _option(item: Field[Any], kind: type[Any]) -> inspect.Parameter:
     hint = typing.get_type_hints(kind)[item.name]
-    option = typer.Option("--" + item.name.replace("_", "-"), help=item.metadata["help"])
+    metavar = None
+    if typing.get_origin(hint) in (Union, UnionType):  # typer has none: pydantic checks the text
+        hint, metavar = str, _choices(hint)
+    option = typer.Option("--" + item.name.replace("_", "-"), help=item.metadata["help"], metavar=metavar)
     return inspect.Parameter(
         item.name, inspect.Parameter.KEYWORD_ONLY, default=item.default, annotation=Annotated[hint, option]
     )
+
+
+def _choices(hint: Any) -> str:
+    """`auto|NUMBER` for `float | Literal["auto"]`."""
+    words = [word for part in typing.get_args(hint) for word in typing.get_args(part)]
+    return "|".join((*words, "NUMBER"))
 
 
 def _comma_separated(value: Any) -> Any:

@@ -77,7 +77,7 @@ def predict_command(
             progress=progress,
         )
         for warning in prediction.warnings:
-            progress.note(f"other versions than the features were made with: {warning}")
+            progress.note(f"warning: {warning}")
     record = prediction.to_json()
     joints_file = joints_out or out.with_suffix(".json")
     with errors.status("drawing"):

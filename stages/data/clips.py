@@ -36,7 +36,11 @@ class ClipSettings:
     observed_frames: int = setting(32, "Frames of the observed window, a multiple of the encoder's tubelet.")
     future_frames: int = setting(32, "Frames of a future window, a multiple of the encoder's tubelet.")
     future_windows: int = setting(1, "Future windows one after the other; more than 1 for long rollouts.")
-    dense_fps: float = setting(30.0, "Rate of the observed and future windows, frames per second.")
+    dense_fps: float | Literal["auto"] = setting(
+        "auto",
+        "Rate of the observed and future windows, frames per second. auto: the videos' own, the slowest "
+        "one's where they differ; above a video's own rate frames repeat.",
+    )
     stride_s: float = setting(2.0, "Seconds between the splits of a long video.")
 
     def __post_init__(self) -> None:
@@ -50,10 +54,16 @@ class ClipSettings:
             raise ValueError(f"--future-windows {self.future_windows}: give 1 or more")
         if self.preset == "release" and self.future_windows != 1:
             raise ValueError("--preset release has one future window: leave --future-windows at 1")
-        for name in ("dense_fps", "stride_s"):
-            value = getattr(self, name)
-            if not (np.isfinite(value) and value > 0):
-                raise ValueError(f"--{name.replace('_', '-')} {value}: give a number above 0")
+        if self.dense_fps != "auto" and not (np.isfinite(self.dense_fps) and self.dense_fps > 0):
+            raise ValueError(f"--dense-fps {self.dense_fps}: give a number above 0, or auto")
+        if not (np.isfinite(self.stride_s) and self.stride_s > 0):
+            raise ValueError(f"--stride-s {self.stride_s}: give a number above 0")
+
+    @property
+    def fps(self) -> float:
+        """`dense_fps` as a number: `auto` has become one when clips are planned."""
+        assert self.dense_fps != "auto", "the rate is known when the videos are: PlannedFolder.settings"
+        return float(self.dense_fps)
 
     @property
     def thinker_sampling(self) -> dict[str, Any]:
@@ -68,15 +78,15 @@ class ClipSettings:
         numbers = {"observed": self.observed_frames, "future": self.future_frames}
         if self.preset == "release":
             return _named({"rule": "release", **numbers})
-        return _named({"rule": "window", **numbers, "windows": self.future_windows, "fps": self.dense_fps})
+        return _named({"rule": "window", **numbers, "windows": self.future_windows, "fps": self.fps})
 
     @property
     def observed_span_s(self) -> float:
-        return (self.observed_frames - 1) / self.dense_fps
+        return (self.observed_frames - 1) / self.fps
 
     @property
     def future_span_s(self) -> float:
-        return (self.future_windows * self.future_frames - 1) / self.dense_fps
+        return (self.future_windows * self.future_frames - 1) / self.fps
 
 
 def plan_clips(video: SourceVideo, info: VideoInfo, settings: ClipSettings) -> list[ClipRow]:
@@ -85,11 +95,16 @@ def plan_clips(video: SourceVideo, info: VideoInfo, settings: ClipSettings) -> l
     if not rows:
         needed_s = settings.observed_span_s + settings.future_span_s
         raise PlanError(
-            f"too short: {info.times_s[-1]:.2f} s, a clip needs {needed_s + 1 / settings.dense_fps:.2f} s "
+            f"too short: {info.times_s[-1]:.2f} s, a clip needs {needed_s + 1 / settings.fps:.2f} s "
             f"({settings.observed_frames} + {settings.future_windows * settings.future_frames} frames at "
-            f"{settings.dense_fps:g} fps); use fewer frames or a higher --dense-fps"
+            f"{settings.fps:g} fps); use fewer frames or a higher --dense-fps"
         )
     return rows
+
+
+def has_clip(times_s: Times, settings: ClipSettings) -> bool:
+    """Whether a video with frames at these times gives a clip."""
+    return bool(_splits(times_s, settings))
 
 
 def _choose(times_s: Times, settings: ClipSettings) -> list[ClipFrames]:
@@ -101,12 +116,6 @@ def _choose(times_s: Times, settings: ClipSettings) -> list[ClipFrames]:
                 len(times_s), num_observed=settings.observed_frames, num_future=settings.future_frames
             )
         ]
-    splits = window_splits(
-        times_s,
-        observed_span_s=settings.observed_span_s,
-        future_span_s=settings.future_span_s,
-        stride_s=settings.stride_s,
-    )
     return [
         dual_clip(
             times_s,
@@ -115,10 +124,19 @@ def _choose(times_s: Times, settings: ClipSettings) -> list[ClipFrames]:
             num_observed=settings.observed_frames,
             num_future=settings.future_frames,
             num_windows=settings.future_windows,
-            fps=settings.dense_fps,
+            fps=settings.fps,
         )
-        for split in splits
+        for split in _splits(times_s, settings)
     ]
+
+
+def _splits(times_s: Times, settings: ClipSettings) -> list[int]:
+    return window_splits(
+        times_s,
+        observed_span_s=settings.observed_span_s,
+        future_span_s=settings.future_span_s,
+        stride_s=settings.stride_s,
+    )
 
 
 def _row(video: SourceVideo, times_s: Times, frames: ClipFrames, settings: ClipSettings) -> ClipRow:

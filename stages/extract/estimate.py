@@ -21,6 +21,7 @@ from thinkjepa.cache import ArraySpec, ClipRow, Failure
 from thinkjepa.stages.data.catalog import PlannedFolder, plan_folder, record
 from thinkjepa.stages.data.clips import ClipSettings
 from thinkjepa.stages.data.decode_process import DecodeError, VideoDecoder
+from thinkjepa.stages.data.repeated_frames import RepeatedFrames, describe_repeats
 from thinkjepa.stages.data.videos import find_videos
 from thinkjepa.stages.device import choose_device
 from thinkjepa.stages.errors import StageError
@@ -28,8 +29,9 @@ from thinkjepa.stages.extract.beside_models import decoder_beside
 from thinkjepa.stages.extract.clip_frames import RAW_BYTES, ClipDecoding, see, watch
 from thinkjepa.stages.extract.device import choose_dtype, quiet_transformers
 from thinkjepa.stages.extract.disk_space import stored_bytes
-from thinkjepa.stages.extract.encoder import VideoEncoder, encoder_arrays
+from thinkjepa.stages.extract.encoder import VideoEncoder
 from thinkjepa.stages.extract.encoders import open_encoder
+from thinkjepa.stages.extract.feature_sets import latent_arrays
 from thinkjepa.stages.extract.hooked_thinker import HookedThinker
 from thinkjepa.stages.extract.model_costs import EncoderCosts, ThinkerCosts, encoder_costs, thinker_costs
 from thinkjepa.stages.extract.prompt_sizes import PromptSizes, seen_size
@@ -132,6 +134,9 @@ class Estimate:
     decode_hours: float
     """Decoding and preprocessing, as measured here on `decode_clips` clips."""
     decode_clips: int
+    dense_fps: float | None
+    """Rate of the dense windows; None where the preset cuts by index."""
+    repeated_frames: RepeatedFrames
     warnings: list[str]
     assumptions: list[str]
 
@@ -143,7 +148,12 @@ class Estimate:
         return sum(parts) if on_cpu else max(parts)
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "memory": self.memory.to_json(), "hours": self.hours}
+        return {
+            **asdict(self),
+            "memory": self.memory.to_json(),
+            "repeated_frames": self.repeated_frames.to_json(),
+            "hours": self.hours,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,12 +181,6 @@ class DescribedModels:
         )
         thinker = HookedThinker(seeing, settings, dtype=dtype, device=place)
         encoder = open_encoder(dense, dtype=dtype, device=place)
-        latent_arrays = encoder_arrays(
-            encoder,
-            observed_frames=clips.observed_frames,
-            future_frames=clips.future_frames,
-            future_windows=clips.future_windows,
-        )
         thinker.load_processor()
         encoder.load_processor()
         return cls(
@@ -185,7 +189,7 @@ class DescribedModels:
             thinker_costs=thinker_costs(thinker),
             encoder_costs=encoder_costs(encoder),
             thinker_arrays=thinker_arrays(thinker.layers, width=thinker.width, dtype=dtype),
-            encoder_arrays=latent_arrays,
+            encoder_arrays=latent_arrays(encoder, clips),
             window_frames=(clips.observed_frames, *[clips.future_frames] * clips.future_windows),
         )
 
@@ -228,6 +232,7 @@ def estimate(
         planned = plan_folder(files, videos, clips, decoder=decoder, progress=progress)
         prompts = PromptSizes.count(planned.clips, planned.frame_sizes, described.thinker)
         decode_times_s = _measured_decoding(planned, described, prompts, decoder, progress)
+    repeated = planned.repeated_frames
     batch_size = execution.clips_per_batch("cuda" if tflops else device)
     peak = tflops or measured_tflops(described.thinker.device, described.torch_dtype)
     thinker = thinker_figures(planned.clips, described, prompts)
@@ -255,7 +260,13 @@ def estimate(
         model_hours=model_s / 3600,
         decode_hours=decode_s / 3600,
         decode_clips=len(decode_times_s),
-        warnings=[*prompts.problems(planned.clips), *_precision_warning(models, described, tflops)],
+        dense_fps=planned.fps,
+        repeated_frames=repeated,
+        warnings=[
+            *filter(None, [describe_repeats(repeated, fps=planned.fps)]),
+            *prompts.problems(planned.clips),
+            *_precision_warning(models, described, tflops),
+        ],
         assumptions=_assumptions(described, tflops),
     )
 

@@ -18,10 +18,11 @@ from thinkjepa.stages.data.catalog import PlannedFolder, plan_folder
 from thinkjepa.stages.data.clips import ClipSettings
 from thinkjepa.stages.data.decode_process import VideoDecoder
 from thinkjepa.stages.data.labels.storing import LabelReport, store_labels
+from thinkjepa.stages.data.repeated_frames import RepeatedFrames, describe_repeats
 from thinkjepa.stages.data.videos import find_videos
 from thinkjepa.stages.extract.batches import with_video
 from thinkjepa.stages.extract.disk_space import require_space
-from thinkjepa.stages.extract.feature_sets import Storing
+from thinkjepa.stages.extract.feature_sets import Storing, latent_arrays
 from thinkjepa.stages.extract.filling import BatchDone, Job, Target, UnitFiller
 from thinkjepa.stages.extract.frozen_models import TRANSFORMERS, FrozenModels
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
@@ -55,6 +56,9 @@ class ExtractReport:
     seconds: float = 0.0
     failures: list[Failure] = field(default_factory=list)
     repeats: list[tuple[str, str]] = field(default_factory=list)
+    dense_fps: float | None = None
+    """Rate of the dense windows; None where the preset cuts by index."""
+    repeated_frames: RepeatedFrames = field(default_factory=RepeatedFrames)
     clip_ids: list[str] = field(default_factory=list)
     """Clips of this folder that have features in both sets."""
 
@@ -64,7 +68,12 @@ class ExtractReport:
 
     def to_json(self) -> dict[str, Any]:
         numbers = {name: value for name, value in asdict(self).items() if name != "clip_ids"}
-        return {**numbers, "seconds": round(self.seconds, 3), "too_many_failures": self.too_many_failures}
+        return {
+            **numbers,
+            "seconds": round(self.seconds, 3),
+            "too_many_failures": self.too_many_failures,
+            "repeated_frames": self.repeated_frames.to_json(),
+        }
 
 
 def extract(
@@ -88,12 +97,16 @@ def extract(
     frozen = FrozenModels.find(models, device=execution.device, vllm=vllm, batch_size=execution.batch_size)
     storing = Storing(execution.shard_mb, execution.codec, models.fp8)
     batch_size = execution.clips_per_batch(frozen.thinker.device.type)
-    wanted = frozen.sets(clips, storing, batch_size=batch_size)
+    latent_arrays(frozen.encoder, clips)  # windows that the encoder does not take are refused before planning
     with WriteSession(cache_dir, on_wait=progress.note if execution.wait else None) as session:
         with VideoDecoder(timeout_s=execution.decode_timeout) as decoder:
             planned = plan_folder(
                 files, videos, clips, decoder=decoder, progress=progress, failure_limit=limit
             )
+        repeated = planned.repeated_frames
+        if warning := describe_repeats(repeated, fps=planned.fps):
+            progress.note(warning)
+        wanted = frozen.sets(planned.settings, storing, batch_size=batch_size)
         session.add_clips(planned.clips)
         labels = _store_labels(session, planned, videos, progress)
         sets = {item.kind: session.resolve(item) for item in wanted}
@@ -106,7 +119,7 @@ def extract(
                 require_space(session, sets, pending)
             units = plan_units(session, sets, pending)
             target = Target(cache_dir.absolute(), session.token, sets)
-            _run(units, planned, session, Job(target, clips, models, execution, vllm), tally)
+            _run(units, planned, session, Job(target, planned.settings, models, execution, vllm), tally)
         if not tally.hopeless:
             for item in sets.values():
                 session.finish(item)
@@ -133,6 +146,8 @@ def extract(
         seconds=time.monotonic() - started,
         failures=[*failures, *labels.failures],
         repeats=planned.repeats,
+        dense_fps=planned.fps,
+        repeated_frames=repeated,
         clip_ids=clip_ids,
     )
 

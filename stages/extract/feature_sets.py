@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from thinkjepa.cache import Codec, FeatureSet, describe_set
+from thinkjepa.cache import ArraySpec, Codec, FeatureSet, describe_set
 from thinkjepa.stages.data.clips import ClipSettings
 from thinkjepa.stages.extract.encoder import VideoEncoder, encoder_arrays
 from thinkjepa.stages.extract.thinker import TOKEN_CAPACITY, TYPICAL_TOKENS, Thinker, thinker_arrays
@@ -41,14 +41,19 @@ def thinker_set(thinker: Thinker, clips: ClipSettings, *, dtype: str, storing: S
     )
 
 
-def encoder_set(encoder: VideoEncoder, clips: ClipSettings, *, storing: Storing) -> FeatureSet:
-    """Named by the model's origin and the way its frames are chosen."""
-    arrays = encoder_arrays(
+def latent_arrays(encoder: VideoEncoder, clips: ClipSettings) -> tuple[ArraySpec, ...]:
+    """The encoder's arrays. Raises StageError where it does not take windows of these lengths."""
+    return encoder_arrays(
         encoder,
         observed_frames=clips.observed_frames,
         future_frames=clips.future_frames,
         future_windows=clips.future_windows,
     )
+
+
+def encoder_set(encoder: VideoEncoder, clips: ClipSettings, *, storing: Storing) -> FeatureSet:
+    """Named by the model's origin and the way its frames are chosen."""
+    arrays = latent_arrays(encoder, clips)
     return describe_set(
         "encoder",
         origin={**encoder.origin, "sampling": clips.dense_sampling},

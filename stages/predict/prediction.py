@@ -27,7 +27,7 @@ from thinkjepa.stages.evaluate.trained_run import TrainedRun
 from thinkjepa.stages.extract.clip_frames import ClipDecoding, see, watch
 from thinkjepa.stages.extract.thinker import Thought, thought_features
 from thinkjepa.stages.predict.run_models import as_stored, load_encoder, load_thinker, version_differences
-from thinkjepa.stages.predict.splits import ChosenFrames, SplitChoice, choose_frames
+from thinkjepa.stages.predict.splits import ChosenFrames, SplitChoice, choose_frames, repeat_warnings
 from thinkjepa.stages.progress import Progress
 from thinkjepa.stages.train.features import Features, last_seen
 from thinkjepa.stages.train.thinker_states import TokenBatch, of_kinds, packed
@@ -122,7 +122,7 @@ def predict(
         true_m=true_m,
         true_confidence=true_confidence,
         camera_pose=None if labels is None else _pose(labels, frames),
-        warnings=tuple(dict.fromkeys(seen.warnings)),
+        warnings=(*repeat_warnings(watched.info.times_s, frames), *dict.fromkeys(seen.warnings)),
     )
 
 

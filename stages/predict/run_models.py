@@ -81,4 +81,8 @@ def version_differences(found: Mapping[str, Any], made: FeatureSet) -> list[str]
     """Libraries whose version is another than when the features were made."""
     then = made.origin["versions"]
     now = found["versions"]
-    return [f"{name} {now[name]}, then {then.get(name)}" for name in now if now[name] != then.get(name)]
+    return [
+        f"other versions than the features were made with: {name} {now[name]}, then {then.get(name)}"
+        for name in now
+        if now[name] != then.get(name)
+    ]

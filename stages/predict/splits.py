@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from thinkjepa.cache import FeatureSet
+from thinkjepa.stages.data.rates import measured_rate
 from thinkjepa.stages.data.sampling import (
     TOLERANCE_S,
     Times,
@@ -91,6 +92,24 @@ def choose_frames(
         future_times_s=(*known, *ahead[len(known) :]),
         fps=fps,
     )
+
+
+def repeat_warnings(times_s: Times, frames: ChosenFrames) -> list[str]:
+    """Where the run sees a frame more than once, because of the video's rate or its beginning."""
+    windows = (frames.observed, frames.future)
+    repeated = sum(int((np.diff(window) == 0).sum()) for window in windows)
+    if not repeated:
+        return []
+    found = f"{repeated} of {sum(map(len, windows))} frames repeat the frame before them"
+    begins_s = float(times_s[frames.split_frame - 1]) - (len(frames.observed) - 1) / frames.fps
+    if begins_s < times_s[0] - TOLERANCE_S:
+        return [f"{found}: the observed window begins before the video does; give a later --split-time"]
+    rate = measured_rate(times_s)
+    own = f"{rate.fps:g}" if rate else "fewer"
+    return [
+        f"{found}: the run reads {frames.fps:g} frames a second, the video has {own}; a run on features of "
+        "--dense-fps auto or of a lower rate fits it"
+    ]
 
 
 def _history(times_s: Times, split_frame: int, thinker: FeatureSet | None) -> tuple[int, ...]:

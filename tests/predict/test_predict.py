@@ -212,6 +212,31 @@ def test_a_video_without_labels_is_drawn_without_a_truth(
     assert pictures[0].shape[1] == PANEL_SHORT_SIDE_PX * SIZE[0] // SIZE[1]
 
 
+@pytest.mark.parametrize(
+    ("fps", "split_frame", "warning"),
+    [
+        (5, 30, "the run reads 10 frames a second, the video has 5;"),
+        (10, 3, "the observed window begins before the video does; give a later --split-time"),
+        (30, 60, ""),
+    ],
+)
+def test_frames_that_the_run_sees_twice_are_told(
+    run: Path,
+    predict: RunCommand,
+    make_video: MakeVideo,
+    tmp_path: Path,
+    fps: int,
+    split_frame: int,
+    warning: str,
+) -> None:
+    video = make_video(tmp_path / "other.mp4", num_frames=100, fps=fps, size=SIZE)
+    outcome = predict(run, video, tmp_path / "out.mp4", "--split-frame", split_frame)
+    assert outcome.status == 0, outcome.stderr
+    assert len(outcome.json["warnings"]) == bool(warning)
+    assert warning in "".join(outcome.json["warnings"])
+    assert warning in outcome.stderr
+
+
 def test_labels_beside_a_new_video_give_the_true_hand(run: Path, predict: RunCommand, tmp_path: Path) -> None:
     video = lossless_video(tmp_path / "new.mkv", change=None)
     rows = ["frame,joint,x,y,z,fx,fy,cx,cy"]

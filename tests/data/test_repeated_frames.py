@@ -1,0 +1,162 @@
+"""Planning videos of several rates: the rate that `auto` comes to, and frames that repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from thinkjepa.cache import Failure, FeatureCache, WriteSession
+from thinkjepa.stages.data.catalog import PlannedFolder, plan_folder
+from thinkjepa.stages.data.clips import ClipSettings
+from thinkjepa.stages.data.decode_process import VideoDecoder
+from thinkjepa.stages.data.repeated_frames import describe_repeats, planned_repeats, stored_repeats
+from thinkjepa.stages.data.videos import find_videos
+
+MakeVideo = Callable[..., Path]
+
+NTSC = Fraction(30000, 1001)
+AUTO = ClipSettings(thinker_frames=4, observed_frames=8, future_frames=8, stride_s=0.5)
+AT_30 = ClipSettings(thinker_frames=4, observed_frames=8, future_frames=8, stride_s=0.5, dense_fps=30)
+
+
+class Notes:
+    """Progress that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def begin(self, task: str, *, total: int, unit: str) -> None:
+        return
+
+    def advance(self, count: int) -> None:
+        return
+
+    def failed(self, failure: Failure) -> None:
+        self.notes.append(f"failed: {failure.reason}")
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def planned(folder: Path, settings: ClipSettings) -> tuple[PlannedFolder, list[str]]:
+    progress = Notes()
+    with VideoDecoder(timeout_s=120) as decoder:
+        return plan_folder(
+            find_videos(folder), folder, settings, decoder=decoder, progress=progress
+        ), progress.notes
+
+
+@pytest.mark.parametrize(
+    ("fps", "suffix", "found"),
+    [
+        (10, ".mp4", 10.0),
+        (25, ".mkv", 25.0),
+        (NTSC, ".mp4", 29.97),
+        (NTSC, ".mkv", 29.97),
+        (30, ".avi", 30.0),
+    ],
+)
+def test_auto_takes_every_frame_of_videos_of_one_rate(
+    tmp_path: Path, make_video: MakeVideo, fps: Fraction | int, suffix: str, found: float
+) -> None:
+    codec = "mpeg4" if suffix == ".avi" else "libx264"
+    for number in range(2):
+        make_video(tmp_path / f"{number}{suffix}", num_frames=70 + number, fps=fps, codec=codec)
+    folder, notes = planned(tmp_path, AUTO)
+    assert folder.settings.dense_fps == folder.fps == found
+    assert notes == [f"--dense-fps auto: {found:g} frames a second, the rate of the videos"]
+    for clip in folder.clips:
+        windows = (*clip.observed_frames, *clip.future_frames[0])
+        assert windows == tuple(range(windows[0], windows[0] + 16))
+    assert folder.repeated_frames.frames == 0
+
+
+def test_auto_takes_the_slowest_rate_and_says_whose_it_is(tmp_path: Path, make_video: MakeVideo) -> None:
+    make_video(tmp_path / "slow.mp4", num_frames=40, fps=10)
+    make_video(tmp_path / "quick.mp4", num_frames=150, fps=30)
+    make_video(tmp_path / "ntsc.mkv", num_frames=150, fps=NTSC)
+    make_video(tmp_path / "scrap.mp4", num_frames=3, fps=2)
+    folder, notes = planned(tmp_path, AUTO)
+    assert folder.fps == 10
+    assert notes[0].startswith(
+        "--dense-fps auto: 10 frames a second, the rate of 'slow.mp4'; 2 of 3 videos are faster, up to 30,"
+    )
+    assert {clip.video for clip in folder.clips} == {"slow.mp4", "quick.mp4", "ntsc.mkv"}
+    assert folder.repeated_frames.frames == 0
+
+
+def test_auto_takes_the_median_gap_of_a_variable_rate(tmp_path: Path, make_video: MakeVideo) -> None:
+    times_s = np.concatenate([[0.0], np.cumsum([0.02, 0.05, 0.04, 0.04, 0.1] * 16)])
+    make_video(tmp_path / "phone.mp4", num_frames=len(times_s), timestamps=times_s.tolist())
+    folder, notes = planned(tmp_path, AUTO)
+    assert folder.fps == 25
+    assert "25 frames a second, the rate of the videos, by the median gap of its uneven frames" in notes[0]
+    repeats = folder.repeated_frames
+    assert repeats.frames > 0
+    assert f"{repeats.slowest_fps:g} or less" in describe_repeats(repeats, fps=folder.fps)
+
+
+def test_ntsc_asked_at_30_repeats_nothing(tmp_path: Path, make_video: MakeVideo) -> None:
+    make_video(tmp_path / "ntsc.mp4", num_frames=320, fps=NTSC)
+    many = ClipSettings(
+        thinker_frames=4, observed_frames=32, future_frames=32, future_windows=8, dense_fps=30
+    )
+    folder, _ = planned(tmp_path, many)
+    assert folder.clips
+    assert folder.repeated_frames.frames == 0
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_a_slower_video_repeats_frames_and_the_line_says_how_many(
+    tmp_path: Path, make_video: MakeVideo, suffix: str
+) -> None:
+    make_video(tmp_path / f"slow{suffix}", num_frames=40, fps=10)
+    make_video(tmp_path / "quick.mp4", num_frames=60, fps=30)
+    folder, notes = planned(tmp_path, AT_30)
+    repeats = folder.repeated_frames
+    slow = [clip for clip in folder.clips if clip.video.startswith("slow")]
+    repeated = sum(
+        before == after
+        for clip in slow
+        for window in (clip.observed_frames, clip.future_frames[0])
+        for before, after in pairwise(window)
+    )
+    assert notes == []
+    assert (repeats.clips, repeats.of_clips) == (len(slow), len(folder.clips))
+    assert (repeats.frames, repeats.of_frames) == (repeated, 16 * len(folder.clips))
+    assert repeats.frames >= 9 * len(slow)  # eight frames at 30 a second are three or four pictures
+    assert (repeats.slowest_video, round(repeats.slowest_fps)) == (f"slow{suffix}", 10)
+    warning = describe_repeats(repeats, fps=folder.fps)
+    assert (
+        f"in {len(slow)} of {len(folder.clips)} clips: 'slow{suffix}' has 10 frames a second there" in warning
+    )
+    assert "--dense-fps asks for 30; give 10 or less (auto: the rate of the slowest video)" in warning
+
+
+def test_the_release_preset_repeats_frames_of_a_short_video(tmp_path: Path, make_video: MakeVideo) -> None:
+    make_video(tmp_path / "short.mp4", num_frames=20)
+    folder, _ = planned(tmp_path, ClipSettings(preset="release"))
+    assert folder.fps is None
+    assert folder.repeated_frames.frames == 2 * (32 - 10)
+    assert "give fewer --observed-frames" in describe_repeats(folder.repeated_frames, fps=None)
+
+
+def test_repeats_are_counted_from_a_stored_table_as_from_the_plan(
+    tmp_path: Path, make_video: MakeVideo
+) -> None:
+    make_video(tmp_path / "videos" / "slow.mp4", num_frames=60, fps=10)
+    make_video(tmp_path / "videos" / "quick.mp4", num_frames=60, fps=30)
+    settings = ClipSettings(
+        thinker_frames=4, observed_frames=4, future_frames=6, future_windows=2, dense_fps=25
+    )
+    folder, _ = planned(tmp_path / "videos", settings)
+    with WriteSession(tmp_path / "cache") as session:
+        session.add_clips(folder.clips)
+    stored = stored_repeats(FeatureCache.open(tmp_path / "cache").clips.all())
+    assert stored == planned_repeats(folder.clips) == folder.repeated_frames
+    assert stored.frames > 0
