@@ -3,6 +3,7 @@
 from thinkjepa.cache.batch import ArrayKey, BatchBuffers, FeatureBatch
 from thinkjepa.cache.catalog import describe_set
 from thinkjepa.cache.clips import ClipSelection
+from thinkjepa.cache.dataset import FeatureDataset
 from thinkjepa.cache.differences import differing, set_differences, shown
 from thinkjepa.cache.errors import CacheError, ThinkJepaError
 from thinkjepa.cache.fingerprint import VIDEO_ID_HEX, file_digest, fingerprint
@@ -46,6 +47,7 @@ __all__ = [
     "FailureStage",
     "FeatureBatch",
     "FeatureCache",
+    "FeatureDataset",
     "FeatureSet",
     "IndexRow",
     "Kind",

@@ -38,9 +38,9 @@ class FeatureCache:
         self._indexes: dict[str, SetIndex] = {}
 
     @classmethod
-    def open(cls, path: Path) -> FeatureCache:
+    def open(cls, path: str | Path) -> FeatureCache:
         """Raises CacheError where `path` is no cache or one of another schema."""
-        return cls(path, read_catalog(path))
+        return cls(Path(path), read_catalog(Path(path)))
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {"path": self.path, "feature_sets": self.feature_sets}
@@ -123,14 +123,16 @@ class FeatureCache:
         arrays: Sequence[ArrayKey],
         *,
         layers: Sequence[int] | None = None,
+        windows: int | None = None,
         out: BatchBuffers | None = None,
     ) -> FeatureBatch:
         """Several arrays, of one set or several, of the same clips: one copy from the map into the batch.
 
         `layers` are layer ids as in `FeatureSet.layers`: of arrays with a layer axis only these are read,
-        in that order. Ragged arrays are as long as the longest clip of the batch, zero behind each one's
-        end. With `out` the batch lies in its memory until the next one is read into it. Raises CacheError
-        as `read` does, and for a layer or an array that a set does not hold.
+        in that order; of arrays with a window axis the first `windows`. Ragged arrays are as long as the
+        longest clip of the batch, zero behind each one's end. With `out` the batch lies in its memory until
+        the next one is read into it. Raises CacheError as `read` does, and for a layer or an array that a
+        set does not hold.
         """
         buffers = out or BatchBuffers(pinned=False)
         rows = {name: self._rows(name, clip_ids) for name in dict.fromkeys(name for name, _ in arrays)}
@@ -143,6 +145,7 @@ class FeatureCache:
             part = Part(
                 layers=None if layers is None else self._layer_places(set_name, layers, spec),
                 tokens=int(lengths[set_name].max()) if "token" in spec.dims and len(clip_ids) else None,
+                windows=windows if "window" in spec.dims else None,
             )
             key = (set_name, array)
             values[key] = buffers.tensor(key, (len(clip_ids), *part.shape(spec)), spec.torch_dtype)
