@@ -26,6 +26,10 @@ METRIC_LABELS = {
 }
 
 
+VERDICT_LABELS = {"ade_m": "ADE", "l2": "latent L2"}
+"""What a verdict is about."""
+
+
 def metric_label(metric: str, *, last_frame_s: float | None = None) -> str:
     """What a table calls a metric. FDE says when its frame is, where `last_frame_s` is given."""
     if metric == "fde_m" and last_frame_s is not None:

@@ -14,6 +14,15 @@ from thinkjepa.pipeline.eval_labels import (
     is_main,
     metric_label,
 )
+from thinkjepa.pipeline.eval_verdict import (
+    FEWEST_SEEDS,
+    FEWEST_VIDEOS,
+    Evidence,
+    baseline_verdicts,
+    evidence_of,
+    model_verdicts,
+    outcome,
+)
 from thinkjepa.pipeline.ranking_table import ranking_lines, ranking_note
 from thinkjepa.stages.evaluate.comparison import BEST_OF_SEEDS
 from thinkjepa.stages.evaluate.latent_metrics import LATENT_METRICS
@@ -23,8 +32,7 @@ TABLES = {
     "Hand trajectories": (*TRAJECTORY_METRICS, BEST_OF_SEEDS),
     "Future latents": LATENT_METRICS,
 }
-FEWEST_VIDEOS = 10
-"""Below it intervals are drawn from too few different videos to mark a difference by them."""
+VERDICT_METRICS = {"Hand trajectories": "ade_m", "Future latents": "l2"}
 
 FRAMES_OF_REFERENCE = {
     "camera": "the camera frame of the last observed frame",
@@ -36,13 +44,16 @@ def comparison_markdown(comparison: Mapping[str, Any]) -> str:
     """The whole report."""
     parts = ["# Evaluation", what_was_measured(comparison), *ranking_section(comparison)]
     for title, metrics in TABLES.items():
-        parts += _titled(title, entry_table(comparison, metrics))
+        lines = baseline_verdicts(comparison, VERDICT_METRICS[title])
+        parts += _titled(title, entry_table(comparison, metrics), lines)
     for title, metrics in TABLES.items():
-        table = difference_table(comparison, metrics)
-        parts += _titled(f"Differences: {title.lower()}", table)
+        lines = model_verdicts(comparison, VERDICT_METRICS[title])
+        parts += _titled(f"Differences: {title.lower()}", difference_table(comparison, metrics), lines)
     if any(difference["metrics"] for difference in comparison["differences"]):
-        stars = " `*`: the interval does not contain 0." if _enough_videos(comparison) else ""
-        parts.append(f"a - b, clip by clip.{stars}")
+        parts.append(
+            f"a - b, clip by clip. `*`: the interval does not contain 0, with {FEWEST_VIDEOS} videos and "
+            f"{FEWEST_SEEDS} seeds or more."
+        )
     parts += _titled("Over the horizon", horizon_table(comparison))
     return "\n\n".join(parts) + "\n"
 
@@ -74,7 +85,7 @@ def what_was_measured(comparison: Mapping[str, Any]) -> str:
         f"- brackets: {100 * interval['level']:g} % intervals, {interval['method']}, {interval['draws']:,} "
         "draws; scores are averaged over seeds first, so the spread over seeds is not in them"
     )
-    if not _enough_videos(comparison):
+    if comparison["num_videos"] < FEWEST_VIDEOS:
         lines.append(
             f"- **fewer than {FEWEST_VIDEOS} videos: intervals are too narrow, nothing follows from them**"
         )
@@ -91,9 +102,11 @@ def entry_table(comparison: Mapping[str, Any], metrics: Sequence[str]) -> str:
 
 def difference_table(comparison: Mapping[str, Any], metrics: Sequence[str]) -> str:
     """A row per pair; empty where nothing has any of these metrics."""
-    rows = [(item["a"], item["b"], item["metrics"]) for item in comparison["differences"]]
-    text = starred_text if _enough_videos(comparison) else signed_text
-    return _figure_table(["a", "b"], rows, metrics, text, _last_frame_s(comparison))
+    rows = [
+        (item["a"], item["b"], _starred(item["metrics"], evidence_of(comparison, item)))
+        for item in comparison["differences"]
+    ]
+    return _figure_table(["a", "b"], rows, metrics, str, _last_frame_s(comparison))
 
 
 def horizon_table(comparison: Mapping[str, Any]) -> str:
@@ -126,19 +139,17 @@ def signed_text(figure: Figure) -> str:
     return f"{mean} [{figure['low']:+.{DECIMALS}f}, {figure['high']:+.{DECIMALS}f}]"
 
 
-def starred_text(figure: Figure) -> str:
-    """As `signed_text`, with a star where 0 lies outside."""
-    low, high = figure["low"], figure["high"]
-    outside = low is not None and high is not None and (low > 0 or high < 0)
-    return signed_text(figure) + (" *" if outside else "")
+def _starred(figures: Mapping[str, Figure], evidence: Evidence) -> dict[str, str]:
+    """`signed_text` of each metric, with a star where the difference is more than chance."""
+    return {
+        metric: signed_text(figure)
+        + (" *" if outcome(metric, figure, evidence) in ("better", "worse") else "")
+        for metric, figure in figures.items()
+    }
 
 
 def _last_frame_s(comparison: Mapping[str, Any]) -> float:
     return float(comparison["last_frame"]["seconds"])
-
-
-def _enough_videos(comparison: Mapping[str, Any]) -> bool:
-    return bool(comparison["num_videos"] >= FEWEST_VIDEOS)
 
 
 def _about_joints(comparison: Mapping[str, Any], frames: Mapping[str, int]) -> Iterable[str]:
@@ -158,7 +169,7 @@ def _figure_table(
     heads: Sequence[str],
     rows: Sequence[tuple[Any, Any, Mapping[str, Any]]],
     metrics: Sequence[str],
-    text: Callable[[Figure], str],
+    text: Callable[[Any], str],
     last_frame_s: float,
 ) -> str:
     shown = [metric for metric in metrics if any(metric in found for *_, found in rows)]
@@ -195,8 +206,10 @@ def _pad(cell: str, width: int, left: bool) -> str:
     return cell.ljust(width) if left else cell.rjust(width)
 
 
-def _titled(title: str, table: str) -> list[str]:
-    return [f"## {title}", table] if table else []
+def _titled(title: str, table: str, lines: Sequence[str] = ()) -> list[str]:
+    """A table under its title, with lines below it; nothing where the table is empty."""
+    below = ["\n".join(f"- {line}" for line in lines)] if lines else []
+    return [f"## {title}", table, *below] if table else []
 
 
 def _plain(figure: Figure | None) -> str:

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from thinkjepa.cache.disk import replace_file
 from thinkjepa.cache.holder import WAIT, WriteLock
 from thinkjepa.pipeline.eval_labels import METRIC_LABELS, better_arrow, figure_text
-from thinkjepa.pipeline.eval_markdown import FEWEST_VIDEOS
 from thinkjepa.pipeline.eval_plots import BASELINE_GREY, BASELINE_LINES, DPI, MARKERS, MODEL_COLOURS
+from thinkjepa.pipeline.eval_verdict import FEWEST_VIDEOS
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.rollout import evaluate_rollout
 from thinkjepa.stages.evaluate.trained_run import TrainedRun

@@ -218,4 +218,22 @@ def _difference(one: Entry, other: Entry, bootstrap: VideoBootstrap) -> dict[str
         "b": other.name,
         "num_seeds": num_seeds,
         "metrics": figures({name: one.scores[name] - other.scores[name] for name in both}, bootstrap),
+        "by_seed": _by_seed(one, other, [metric for metric in both if metric != BEST_OF_SEEDS]),
     }
+
+
+def _by_seed(one: Entry, other: Entry, metrics: Sequence[str]) -> dict[str, list[float]]:
+    """The mean difference of each seed of `one`, in the order of its group's seeds.
+
+    A method of no run is subtracted from every seed, a run of the same seed from its own. Groups of other
+    seeds have no pairs: empty.
+    """
+    if one.group is None or (other.group is not None and other.group.seeds != one.group.seeds):
+        return {}
+    found = {}
+    for metric in metrics:
+        theirs = other.scores[metric] if other.group is None else other.group.by_seed(other.method, metric)
+        differences = one.group.by_seed(one.method, metric) - theirs
+        if not np.isnan(differences).all():
+            found[metric] = [float(mean) for mean in np.nanmean(differences, axis=1)]
+    return found

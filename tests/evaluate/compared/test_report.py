@@ -50,21 +50,23 @@ def test_the_conditions_of_the_figures_stand_above_them(add_run: AddRun) -> None
     assert "fewer than" not in markdown
 
 
-@pytest.mark.parametrize(("num_videos", "starred"), [(21, True), (9, False)])
-def test_differences_are_marked_only_where_there_are_videos_enough(
-    add_run: AddRun, num_videos: int, starred: bool
+@pytest.mark.parametrize(
+    ("num_videos", "num_seeds", "starred"), [(21, 3, True), (9, 3, False), (21, 2, False)]
+)
+def test_differences_are_marked_only_where_there_are_videos_and_seeds_enough(
+    add_run: AddRun, num_videos: int, num_seeds: int, starred: bool
 ) -> None:
     scores = MANY[:num_videos]
     wave = 0.01 * np.cos(np.arange(num_videos))
     runs = [
-        add_run("thinkjepa", 0, scores - 0.05),
-        add_run("jepa", 0, scores),
-        add_run("vlm", 0, scores + wave),
+        add_run(variant, seed, ade_m)
+        for variant, ade_m in (("thinkjepa", scores - 0.05), ("jepa", scores), ("vlm", scores + wave))
+        for seed in range(num_seeds)
     ]
     markdown = comparison_markdown(compare(runs))
     assert row_of(markdown, "thinkjepa", "jepa")[2].endswith("*") == starred
     assert not row_of(markdown, "jepa", "vlm")[2].endswith("*")
-    assert ("fewer than 10 videos" in markdown) != starred
+    assert ("fewer than 10 videos" in markdown) == (num_videos < 10)
 
 
 def test_pictures_are_the_same_every_time_and_differ_with_the_scores(add_run: AddRun) -> None:

@@ -1,0 +1,131 @@
+"""What is said of a difference: as much as its interval, its videos and its seeds support."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from thinkjepa.pipeline.eval_markdown import comparison_markdown
+from thinkjepa.pipeline.eval_verdict import (
+    Evidence,
+    baseline_verdicts,
+    model_verdicts,
+    outcome,
+    verdict,
+)
+from thinkjepa.stages.evaluate import EvaluatedRun, compare
+
+AddRun = Callable[..., EvaluatedRun]
+ENOUGH = Evidence(num_videos=12, num_seeds=5)
+MANY = np.linspace(0.1, 0.3, 21)
+
+
+def figure(mean: float, low: float | None, high: float | None) -> dict[str, float | None]:
+    return {"mean": mean, "low": low, "high": high}
+
+
+def test_a_loss_says_by_how_much_and_in_how_many_seeds() -> None:
+    line = verdict(
+        "thinkjepa",
+        "constant pose",
+        "ade_m",
+        figure(0.012, 0.0091, 0.0153),
+        ENOUGH,
+        of_b=0.0667,
+        by_seed=[0.01, 0.014, 0.011, 0.012, 0.013],
+    )
+    assert line == "thinkjepa loses to constant pose by 12.0 mm [9.1, 15.3] (18 %), in 5 of 5 seeds"
+
+
+def test_a_win_is_told_as_a_positive_amount() -> None:
+    found = figure(-0.012, -0.0153, -0.0091)
+    line = verdict("jepa", "constant pose", "ade_m", found, ENOUGH, of_b=0.06, by_seed=[-0.02, 0.004, -0.02])
+    assert line == "jepa beats constant pose by 12.0 mm [9.1, 15.3] (20 %), in 2 of 3 seeds"
+    more_is_better = figure(0.05, 0.02, 0.08)
+    assert verdict("a", "b", "cosine", more_is_better, ENOUGH) == "a beats b by 0.0500 [0.0200, 0.0800]"
+
+
+@pytest.mark.parametrize("evidence", [ENOUGH, Evidence(num_videos=2, num_seeds=1)])
+def test_an_interval_that_holds_zero_is_no_difference(evidence: Evidence) -> None:
+    found = figure(0.0003, -0.001, 0.0016)
+    line = verdict("thinkjepa", "jepa", "ade_m", found, evidence, of_b=0.06, by_seed=[0.0003])
+    assert line == "no difference between thinkjepa and jepa: +0.3 mm [-1.0, +1.6] (0.5 %)"
+
+
+@pytest.mark.parametrize(
+    ("videos", "seeds", "reason"),
+    [(9, 5, "9 videos are"), (12, 2, "2 seeds are"), (12, 1, "1 seed is"), (9, 1, "9 videos are")],
+)
+def test_too_few_videos_or_seeds_decide_nothing(videos: int, seeds: int, reason: str) -> None:
+    found, evidence = figure(0.012, 0.0091, 0.0153), Evidence(videos, seeds)
+    line = verdict("thinkjepa", "constant pose", "ade_m", found, evidence, by_seed=[0.012] * seeds)
+    assert outcome("ade_m", found, evidence) == "open"
+    assert line.endswith(f"; {reason} too few to tell")
+    assert not {"beats", "loses"} & set(line.split())
+
+
+def test_small_amounts_keep_their_digits() -> None:
+    line = verdict("a", "b", "ade_m", figure(0.00004, 0.00001, 0.00007), ENOUGH, of_b=0.06)
+    assert line == "a loses to b by 0.040 mm [0.010, 0.070] (0.07 %)"
+
+
+def test_one_video_has_no_interval_and_decides_nothing() -> None:
+    line = verdict("a", "b", "l2", figure(0.5, None, None), Evidence(num_videos=1, num_seeds=3))
+    assert line == "a is worse than b by 0.5000; 1 video is too few to tell"
+
+
+def three_seeds(add_run: AddRun, variant: str, scores: Any, **settings: Any) -> list[EvaluatedRun]:
+    return [add_run(variant, seed, scores + 0.001 * seed, **settings) for seed in range(3)]
+
+
+def test_each_model_is_held_against_each_method_without_training(add_run: AddRun) -> None:
+    comparison = compare(
+        [
+            *three_seeds(add_run, "thinkjepa", MANY - 0.05),
+            *three_seeds(add_run, "jepa", MANY + 0.4),
+        ]
+    )
+    lines = baseline_verdicts(comparison, "ade_m")
+    assert [line.split(" by ")[0] for line in lines] == [
+        "ADE: thinkjepa beats constant pose",
+        "ADE: jepa loses to constant pose",
+    ]
+    assert all("in 3 of 3 seeds" in line for line in lines)
+    assert lines[0].startswith("ADE: thinkjepa beats constant pose by 349.0 mm [")
+    assert "(70 %)" in lines[0]
+    between = model_verdicts(comparison, "ade_m")
+    assert len(between) == 1
+    assert between[0].startswith("ADE: thinkjepa beats jepa by 450.0 mm [450.0, 450.0]")
+
+
+def test_seeds_are_counted_one_by_one(add_run: AddRun) -> None:
+    """One seed of three is worse than the baseline, so the group's mean alone would hide it."""
+    runs = [add_run("jepa", seed, MANY + shift) for seed, shift in enumerate((-0.08, -0.08, 0.35))]
+    comparison = compare(runs)
+    by_seed = comparison["differences"][0]["by_seed"]["ade_m"]
+    assert by_seed == pytest.approx([0.2 - 0.08 - 0.5, 0.2 - 0.08 - 0.5, 0.2 + 0.35 - 0.5])
+    assert "in 2 of 3 seeds" in baseline_verdicts(comparison, "ade_m")[0]
+
+
+def test_of_many_settings_the_first_is_told_and_the_rest_are_counted(add_run: AddRun) -> None:
+    runs = [
+        run for width in range(8) for run in three_seeds(add_run, "jepa", MANY + 0.06 * width, width=width)
+    ]
+    runs += three_seeds(add_run, "jepa", MANY + 0.06, width=9)
+    lines = baseline_verdicts(compare(runs), "ade_m")
+    assert len(lines) == 2
+    assert lines[0].startswith("ADE: jepa (width 0) beats constant pose by")
+    assert lines[1].startswith("of 9 settings ")
+    beat, lose = (int(lines[1].split(word)[0].split()[-1]) for word in (" beat constant", " lose to"))
+    assert beat == sum(shift < 0.28 for shift in [*(0.06 * width for width in range(8)), 0.06])
+    assert lose >= 1
+
+
+def test_verdicts_stand_under_their_tables(add_run: AddRun) -> None:
+    markdown = comparison_markdown(compare(three_seeds(add_run, "jepa", MANY)))
+    table, below = markdown.split("## Hand trajectories")[1].split("\n\n")[1:3]
+    assert table.startswith("| method")
+    assert below.startswith("- ADE: jepa beats constant pose by ")
