@@ -1,6 +1,7 @@
 """The decoder's side of the pipe: libav, in a process that may hang, abort or be killed.
 
-Imports nothing of the project but the reader, so that it starts in half a second and stays small.
+Imports the reader, and nothing of the project that is slow to import: it starts in half a second and stays
+small.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Counting decoded frames is not enough: a container may promise frames that do not decode, start in the
 middle of a group of pictures, or hide frames behind an edit list, and a reader that counts then answers
-with the wrong pictures and no error. Imports nothing of the project, like the process it lives in.
+with the wrong pictures and no error. Imports nothing of the project that is slow to import, like the process
+it lives in.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from fractions import Fraction
 import av
 import numpy as np
 import numpy.typing as npt
+
+from thinkjepa.stages.data.rates import measured_rate
 
 Image = npt.NDArray[np.uint8]
 
@@ -31,6 +34,10 @@ WORTH_A_SEEK = 16
 """Frames that a seek must save: it empties the decoder's pipeline, which holds about one frame a core."""
 
 QUARTER_TURN_DEG = 90
+
+SUSPECT_FRAMES = 128
+"""Decoded at most where a video may carry wrong times: B-frames come within the first dozen, or later in a
+video that begins with a still."""
 
 
 def missing_decoders(codecs: Sequence[str]) -> list[str]:
@@ -50,6 +57,8 @@ class FrameIndex:
 
     shown: list[int]
     keys: list[int]
+    is_suspect: bool
+    """Whether times rise in the order of the file although frames are reordered: they may be of decoding."""
 
 
 class ExactFrames:
@@ -68,6 +77,8 @@ class ExactFrames:
         self._image(self._index.shown[-1])  # a container that promises more than it holds is told here
         self.first = self._image(self._index.shown[0])
         """The first frame `(height, width, 3)`, RGB, upright."""
+        if self._index.is_suspect:
+            self._image(self._index.shown[:SUSPECT_FRAMES][-1])
 
     @property
     def times_s(self) -> npt.NDArray[np.float64]:
@@ -147,12 +158,17 @@ class ExactFrames:
         self._restart_decoding()
 
     def _advance(self, tick: int) -> Image | None:
-        """Decode up to the frame shown at `tick`; none where the decoder goes past it."""
+        """Decode up to the frame shown at `tick`; none where the decoder goes past it.
+
+        Raises ValueError where frames of a suspect video are not decoded in the order of their times.
+        """
         self._position, position = None, self._position  # unless a decoder's error ends this
         for frame in self._decoded:
             if frame.pts is None:
                 continue
-            position = frame.pts
+            before, position = position, frame.pts
+            if self._index.is_suspect and before is not None and position < before:
+                raise ValueError(self._times_of_decoding())
             self._landing = position if self._landing is None else self._landing
             self._damaged = frame.is_corrupt or (self._damaged and not frame.key_frame)
             if position >= tick:
@@ -170,6 +186,18 @@ class ExactFrames:
         image: Image = frame.to_ndarray(format="rgb24")
         return np.rot90(image, round(frame.rotation / QUARTER_TURN_DEG))
 
+    def _times_of_decoding(self) -> str:
+        """Why frames do not come in the order of their times, and what mends it: times by their number.
+
+        Re-encoding alone drops and doubles frames by the old times.
+        """
+        rate = measured_rate(self.times_s)
+        fps = f"{rate.fps:g}" if rate else "FPS"
+        return (
+            "its frames carry the times of decoding, not those of showing (B-frames whose pts are their "
+            f"dts): mend it by ffmpeg -i IN -vf setpts=N/{fps}/TB -r {fps} -c:v libx264 -crf 18 OUT.mp4"
+        )
+
     def _seconds(self, tick: int) -> float:
         return float((tick - self._index.shown[0]) * self._clock)
 
@@ -178,13 +206,14 @@ def _read_index(container: av.container.InputContainer, stream: av.VideoStream) 
     """Read every packet; nothing is decoded."""
     shown: list[int] = []
     keys: list[int] = []
-    num_packets, codec = 0, stream.codec_context.name
+    num_packets, codec, is_rising, last = 0, stream.codec_context.name, True, None
     for packet in container.demux(stream):
         if not packet.size:
             continue  # the end; or AVI's way to say that the last frame stays
         num_packets += 1
         if packet.pts is None:
             raise ValueError("the container gives no time for some of its frames: remux the video")
+        is_rising, last = is_rising and (last is None or packet.pts > last), packet.pts
         if packet.is_keyframe:
             keys.append(packet.pts)
         if keys and packet.pts >= keys[0] and not (packet.is_discard or _is_hidden(packet, codec)):
@@ -195,7 +224,7 @@ def _read_index(container: av.container.InputContainer, stream: av.VideoStream) 
         raise ValueError("the file holds no frame that can be shown")
     if container.format.name == "avi" and stream.codec_context.has_b_frames:
         raise ValueError("AVI gives no times for reordered frames (B-frames): re-encode the video")
-    return FrameIndex(sorted(shown), sorted(keys))
+    return FrameIndex(sorted(shown), sorted(keys), is_rising and stream.codec_context.has_b_frames)
 
 
 def _is_hidden(packet: av.Packet, codec: str) -> bool:

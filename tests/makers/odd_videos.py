@@ -120,6 +120,12 @@ def _write_bad_streams(odd: OddVideos, make_video: MakeVideo) -> None:
     long = make_video(folder.parent / "promise.avi", num_frames=NUM_FRAMES, codec="mpeg4", size=(208, 128))
     _remux(long, folder / "promises-more.mkv", lambda packets: [*packets[:40], *[b"\0" * 8] * 20])
     odd.bad["promises-more.mkv"] = ("open", "cannot be decoded")
+    _write_times_of_decoding(long, folder)
+    odd.bad["times-of-decoding.mp4"] = odd.bad["times-of-decoding.mkv"] = (
+        "open",
+        "carry the times of decoding, not those of showing (B-frames whose pts are their dts): mend it by "
+        "ffmpeg -i IN -vf setpts=N/30/TB -r 30",
+    )
     _transcode(long, folder / "reordered.avi", codec="libx264")
     odd.bad["reordered.avi"] = ("open", "AVI gives no times for reordered frames")
 
@@ -159,6 +165,21 @@ def _remux(
             copy.pts, copy.dts, copy.time_base = packet.pts, packet.dts, packet.time_base
             copy.is_keyframe, copy.stream = packet.is_keyframe, stream
             write.mux(copy)
+
+
+def _write_times_of_decoding(source: Path, folder: Path) -> None:
+    """H.264 with B-frames, each packet shown when it is decoded: what muxing a raw stream makes."""
+    right = folder.parent / "b-frames.mp4"
+    _transcode(source, right, codec="libx264", options={"bf": "3", "x264-params": "b-adapt=0:scenecut=0"})
+    for suffix in (".mp4", ".mkv"):
+        with av.open(right) as read, av.open(folder / f"times-of-decoding{suffix}", "w") as write:
+            stream = write.add_stream_from_template(read.streams.video[0])
+            packets = [packet for packet in read.demux(video=0) if packet.size]
+            start = packets[0].dts
+            for packet in packets:
+                packet.pts = packet.dts = packet.dts - start
+                packet.stream = stream
+                write.mux(packet)
 
 
 def _write_sound(path: Path) -> None:
