@@ -26,13 +26,16 @@ from thinkjepa.cache import verify as find_problems
 from thinkjepa.pipeline.console import (
     EXIT_DONE,
     EXIT_FAILURES,
+    JsonOption,
     confirmed,
     errors,
     new_app,
     print_json,
+    print_result,
     print_text,
     run_app,
 )
+from thinkjepa.pipeline.help_page import examples
 from thinkjepa.pipeline.options import with_settings
 from thinkjepa.pipeline.reporting import TerminalProgress
 from thinkjepa.stages.data.clips import ClipSettings
@@ -49,10 +52,16 @@ VideosOption = Annotated[
 ]
 CacheOption = Annotated[Path, typer.Option("--cache-dir", help="Folder of the cache; made if it is new.")]
 CacheArgument = Annotated[Path, typer.Argument(metavar="CACHE", help="Folder of the cache.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 
-@app.command("extract")
+@app.command(
+    "extract",
+    epilog=examples(
+        "thinkjepa-cache extract --videos videos --cache-dir features --dense-fps 10",
+        "thinkjepa-cache extract --videos more-videos --cache-dir features  # the cache knows its settings",
+        "thinkjepa-cache extract --params params.yaml --max-failures 5%",
+    ),
+)
 @with_settings(clips=ClipSettings, models=ModelSettings, execution=ExecutionSettings, vllm=VllmSettings)
 def extract_command(
     *,
@@ -78,14 +87,17 @@ def extract_command(
         report = extract(
             videos, cache_dir, clips=clips, models=models, execution=execution, progress=progress, vllm=vllm
         )
-    if json:
-        print_json(report.to_json())
-    else:
-        print_text(describe_report(report))
+    print_result(json, report.to_json(), lambda: describe_report(report))
     return EXIT_FAILURES if report.too_many_failures else EXIT_DONE
 
 
-@app.command("serve-thinker")
+@app.command(
+    "serve-thinker",
+    epilog=examples(
+        "thinkjepa-cache serve-thinker --states /shared/states --thinker Qwen/Qwen3-VL-8B-Thinking",
+        "thinkjepa-cache serve-thinker --states /shared/states --params params.yaml --print",
+    ),
+)
 @with_settings(models=ModelSettings, vllm=VllmSettings)
 def serve_thinker_command(
     *,
@@ -118,7 +130,13 @@ def serve_thinker_command(
         run_server(command)
 
 
-@app.command("info")
+@app.command(
+    "info",
+    epilog=examples(
+        "thinkjepa-cache info features",
+        "thinkjepa-cache info features --json",
+    ),
+)
 def info_command(
     *,
     cache: CacheArgument,
@@ -128,13 +146,16 @@ def info_command(
     from thinkjepa.pipeline.cache_info import cache_info, describe_info
 
     info = cache_info(cache)
-    if json:
-        print_json(info)
-    else:
-        print_text(describe_info(info))
+    print_result(json, info, lambda: describe_info(info))
 
 
-@app.command("doctor")
+@app.command(
+    "doctor",
+    epilog=examples(
+        "thinkjepa-cache doctor",
+        "thinkjepa-cache doctor --cache-dir /data/features --device cuda",
+    ),
+)
 def doctor_command(
     *,
     cache_dir: Annotated[Path, typer.Option("--cache-dir", help="Where the cache will lie.")] = Path(),
@@ -160,7 +181,13 @@ def doctor_command(
     return EXIT_DONE if healthy else EXIT_FAILURES
 
 
-@app.command("estimate")
+@app.command(
+    "estimate",
+    epilog=examples(
+        "thinkjepa-cache estimate --videos videos --dense-fps 10",
+        "thinkjepa-cache estimate --params params.yaml --tflops 300",
+    ),
+)
 @with_settings(clips=ClipSettings, models=ModelSettings, execution=ExecutionSettings)
 def estimate_command(
     *,
@@ -184,13 +211,16 @@ def estimate_command(
         figures = estimate(
             videos, clips=clips, models=models, execution=execution, tflops=tflops, progress=progress
         )
-    if json:
-        print_json(figures.to_json())
-    else:
-        print_text(describe_estimate(figures))
+    print_result(json, figures.to_json(), lambda: describe_estimate(figures))
 
 
-@app.command("ls")
+@app.command(
+    "ls",
+    epilog=examples(
+        "thinkjepa-cache ls features",
+        "thinkjepa-cache ls features --video 'pour/*' --sort tokens",
+    ),
+)
 def ls_command(
     *,
     cache: CacheArgument,
@@ -212,13 +242,19 @@ def ls_command(
     if limit is None and not json and sys.stdout.isatty():
         limit = TERMINAL_CLIPS
     page = page_of(clips, limit=limit, offset=offset)
-    if json:
-        print_json({"clips": page, "total": len(clips)})
-    else:
-        print_text(describe_clips(page, total=len(clips), offset=offset))
+    print_result(
+        json,
+        {"clips": page, "total": len(clips)},
+        lambda: describe_clips(page, total=len(clips), offset=offset),
+    )
 
 
-@app.command("show")
+@app.command(
+    "show",
+    epilog=examples(
+        "thinkjepa-cache show features 0123456789abcdef@60 --out clip.png --videos videos",
+    ),
+)
 def show_command(
     *,
     cache: CacheArgument,
@@ -244,25 +280,32 @@ def show_command(
     row, thinker, encoder = find_clip(opened, clip, feature_set or [])
     view = clip_view(opened, row, thinker_set=thinker, encoder_set=encoder, videos=videos)
     replace_file(out, draw(view))
-    if json:
-        print_json({**view.to_json(), "picture": str(out)})
-    else:
-        print_text(f"{out}: clip {row.clip_id} of {row.video!r}")
+    print_result(
+        json, {**view.to_json(), "picture": str(out)}, lambda: f"{out}: clip {row.clip_id} of {row.video!r}"
+    )
 
 
-@app.command("du")
+@app.command(
+    "du",
+    epilog=examples(
+        "thinkjepa-cache du features",
+    ),
+)
 def du_command(*, cache: CacheArgument, json: JsonOption = False) -> None:
     """Bytes on disk: of every array, of the indexes, and of what an interrupted run left."""
     from thinkjepa.pipeline.cache_list import describe_usage, disk_usage
 
     usage = disk_usage(cache)
-    if json:
-        print_json(usage)
-    else:
-        print_text(describe_usage(usage))
+    print_result(json, usage, lambda: describe_usage(usage))
 
 
-@app.command("rm")
+@app.command(
+    "rm",
+    epilog=examples(
+        "thinkjepa-cache rm features --set thinker-0123456789ab --dry-run",
+        "thinkjepa-cache rm features --video 'pour/*' --labels --yes",
+    ),
+)
 def rm_command(
     *,
     cache: CacheArgument,
@@ -290,13 +333,19 @@ def rm_command(
         if not yes and not confirmed(f"{describe_removal(removal)}: remove for good?"):
             raise CacheError("nothing was removed; --yes removes without asking")
         run_removal(cache, removal, labels=labels)
-    if json:
-        print_json({**asdict(removal), "removed": not dry_run})
-    else:
-        print_text(f"{'would remove' if dry_run else 'removed'} {describe_removal(removal)}")
+    print_result(
+        json,
+        {**asdict(removal), "removed": not dry_run},
+        lambda: f"{'would remove' if dry_run else 'removed'} {describe_removal(removal)}",
+    )
 
 
-@app.command("merge")
+@app.command(
+    "merge",
+    epilog=examples(
+        "thinkjepa-cache merge features-a features-b --out features",
+    ),
+)
 def merge_command(
     *,
     caches: Annotated[list[Path], typer.Argument(metavar="CACHE...", help="Caches to unite; only read.")],
@@ -320,7 +369,13 @@ def merge_command(
         )
 
 
-@app.command("verify")
+@app.command(
+    "verify",
+    epilog=examples(
+        "thinkjepa-cache verify features",
+        "thinkjepa-cache verify features --quick --repair",
+    ),
+)
 def verify_command(
     *,
     cache: CacheArgument,
@@ -349,7 +404,12 @@ def verify_command(
     return EXIT_FAILURES if len(problems) > dropped else EXIT_DONE
 
 
-@app.command("compare")
+@app.command(
+    "compare",
+    epilog=examples(
+        "thinkjepa-cache compare features thinker-0123 thinker-4567",
+    ),
+)
 def compare_command(
     *,
     cache: CacheArgument,
@@ -366,10 +426,7 @@ def compare_command(
 
     with TerminalProgress(errors) as progress:
         report = compare_sets(cache, set_a, set_b, progress=progress)
-    if json:
-        print_json(report)
-    else:
-        print_text(describe_comparison(report))
+    print_result(json, report, lambda: describe_comparison(report))
 
 
 def main() -> None:

@@ -1,17 +1,22 @@
-"""What all command lines share: exit statuses, one-line errors, and output for people or for scripts."""
+"""What all command lines share: exit statuses, errors of a line, --version, output for people or scripts."""
 
 from __future__ import annotations
 
-import json
+import json as json_format
+import platform
 import sys
-from typing import Any, NoReturn
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.prompt import Confirm
+from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import Abort, TyperException
 
 from thinkjepa.cache import ThinkJepaError
+from thinkjepa.pipeline.help_page import HelpCommand, HelpGroup
 
 EXIT_DONE = 0
 EXIT_WRONG_USE = 2
@@ -25,29 +30,79 @@ EXIT_BROKEN_PIPE = 141
 errors = Console(stderr=True, highlight=False)
 """Progress and messages go to standard error, so that standard output stays clean for --json."""
 
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
-def new_app(help_text: str) -> typer.Typer:
+
+class App(typer.Typer):
+    """A command line whose commands show our help page."""
+
+    def command(  # type: ignore[override]  # the other options are typer's own, passed on
+        self, name: str | None = None, *, cls: type[TyperCommand] | None = None, **options: Any
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        return super().command(name, cls=cls or HelpCommand, **options)
+
+
+def new_app(help_text: str) -> App:
     """An app of several commands, with plain tracebacks."""
-    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, no_args_is_help=True)
+    app = App(pretty_exceptions_enable=False, no_args_is_help=True, cls=HelpGroup)
     app.callback(help=help_text)(_keep_command_names)
     return app
 
 
-def new_single_app() -> typer.Typer:
+def new_single_app() -> App:
     """An app that is its one command, as `thinkjepa-train`, with plain tracebacks."""
-    return typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    return App(pretty_exceptions_enable=False)
 
 
 def _keep_command_names() -> None:
     """Typer drops the name of an app's only command unless the app has a callback."""
 
 
+def built_command(app: typer.Typer) -> TyperCommand | TyperGroup:
+    """The command line of an app, with --version."""
+    command = typer.main.get_command(app)
+    assert isinstance(command, TyperCommand | TyperGroup)
+    version_app = typer.Typer(add_completion=False)
+    version_app.command()(_version_only)
+    command.params.append(typer.main.get_command(version_app).params[0])
+    return command
+
+
+def _version_only(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            is_eager=True,
+            expose_value=False,
+            callback=lambda given: _print_versions() if given else None,
+            help="Print the versions of thinkjepa, torch, transformers and Python.",
+        ),
+    ] = False,
+) -> None:
+    """Carries the option that every command line has."""
+
+
+def _print_versions() -> None:
+    named = [f"{name} {_version(name)}" for name in ("thinkjepa", "torch", "transformers")]
+    print_text(", ".join([*named, f"Python {platform.python_version()}"]))
+    raise typer.Exit
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
 def run_app(app: typer.Typer) -> NoReturn:
     """Run a command line; user errors end in one line on standard error and status 2."""
     try:
-        status = app(standalone_mode=False)
+        status = built_command(app).main(standalone_mode=False)
     except TyperException as error:
-        _fail(error.format_message())
+        _fail(_explained(error))
     except ThinkJepaError as error:
         _fail(str(error))
     except (KeyboardInterrupt, Abort):
@@ -59,6 +114,18 @@ def run_app(app: typer.Typer) -> NoReturn:
     sys.exit(status if isinstance(status, int) else EXIT_DONE)
 
 
+def _explained(error: TyperException) -> str:
+    """What is wrong with a command line, the nearest right one, and where all of them are listed."""
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        sys.stderr.write(error.format_message())
+        sys.exit(EXIT_WRONG_USE)
+    message = error.format_message().replace("Value error, ", "").removesuffix(".")
+    if nearest := getattr(error, "possibilities", None):
+        message = f"{error.message}. Did you mean {' or '.join(nearest)}?"
+    return f"{message} (see {context.command_path} --help)" if context else message
+
+
 def confirmed(question: str) -> bool:
     """The answer to a question on standard error; no where there is nobody to answer."""
     try:
@@ -68,9 +135,17 @@ def confirmed(question: str) -> bool:
         return False
 
 
+def print_result(json: bool, value: Any, text: Callable[[], str]) -> None:
+    """What a command found: `value` as JSON for scripts, or `text` for people."""
+    if json:
+        print_json(value)
+    else:
+        print_text(text())
+
+
 def print_json(value: Any) -> None:
     """One JSON object on standard output."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.write(json_format.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def print_text(text: str) -> None:

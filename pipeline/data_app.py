@@ -11,22 +11,27 @@ import typer
 from thinkjepa.pipeline.console import (
     EXIT_DONE,
     EXIT_FAILURES,
+    JsonOption,
     errors,
     new_app,
-    print_json,
-    print_text,
+    print_result,
     run_app,
 )
+from thinkjepa.pipeline.help_page import examples
 from thinkjepa.pipeline.reporting import TerminalProgress
 
 app = new_app("Check the hand labels that lie beside videos, and put them into a cache.")
 
 DECODE_TIMEOUT_S = 60.0
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
-
-@app.command("check")
+@app.command(
+    "check",
+    epilog=examples(
+        "thinkjepa-data check videos --plot labels.png",
+        "thinkjepa-data check videos --cache-dir features",
+    ),
+)
 def check_command(
     *,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of videos with labels beside them.")],
@@ -57,14 +62,15 @@ def check_command(
         check = check_folder(files, folder, decoder=decoder, progress=progress, cached=cached)
         if plot:
             replace_file(plot, draw(label_views(check, folder, decoder=decoder), check))
-    if json:
-        print_json({**check.to_json(), "picture": str(plot) if plot else None})
-    else:
-        print_text(describe_check(check) + (f"\npicture: {plot}" if plot else ""))
+    print_result(
+        json,
+        {**check.to_json(), "picture": str(plot) if plot else None},
+        lambda: describe_check(check) + (f"\npicture: {plot}" if plot else ""),
+    )
     return EXIT_FAILURES if check.num_errors else EXIT_DONE
 
 
-@app.command("import")
+@app.command("import", epilog=examples("thinkjepa-data import --videos videos --cache-dir features"))
 def import_command(
     *,
     videos: Annotated[Path, typer.Option("--videos", help="Folder of videos with labels beside them.")],
@@ -81,10 +87,7 @@ def import_command(
 
     with TerminalProgress(errors) as progress, VideoDecoder(timeout_s=DECODE_TIMEOUT_S) as decoder:
         report = import_labels(videos, cache_dir, decoder=decoder, progress=progress)
-    if json:
-        print_json(asdict(report))
-    else:
-        print_text(describe_import(report, cache_dir))
+    print_result(json, asdict(report), lambda: describe_import(report, cache_dir))
     return EXIT_FAILURES if report.failures else EXIT_DONE
 
 

@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from thinkjepa.pipeline.console import errors, new_single_app, print_json, print_text, run_app
+from thinkjepa.pipeline.console import JsonOption, errors, new_single_app, print_result, run_app
+from thinkjepa.pipeline.help_page import examples
+from thinkjepa.pipeline.options import with_settings
 from thinkjepa.pipeline.reporting import TerminalProgress
 from thinkjepa.stages.device import DEVICES
 from thinkjepa.stages.errors import StageError
@@ -20,7 +22,14 @@ COMPARISON = "comparison"
 Split = Literal["train", "validation", "test"]
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "thinkjepa-eval --run runs/thinkjepa-0",
+        "thinkjepa-eval --runs runs --out comparison --sort ade_m",
+        "thinkjepa-eval --run runs/thinkjepa-0 --rollout 4,8,16",
+    )
+)
+@with_settings()
 def eval_command(
     *,
     run: Annotated[
@@ -64,7 +73,7 @@ def eval_command(
     again: Annotated[
         bool, typer.Option("--again", help="Evaluate runs anew that have an evaluation of their weights.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Distances of predicted latents and hand joints, beside methods without training on the same clips.
 
@@ -86,10 +95,7 @@ def eval_command(
             result, markdown = _several(
                 chosen, place, split, cache_dir, device, progress, again=again, sort_by=sort
             )
-    if json:
-        print_json(result)
-    else:
-        print_text(markdown.rstrip())
+    print_result(json, result, lambda: markdown.rstrip())
 
 
 def chosen_runs(named: list[Path], beneath: Path | None) -> list[Path]:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from thinkjepa.pipeline.options import SettingsError, parse_settings
+from thinkjepa.pipeline.options import SettingsError, nearest, parse_settings
 from thinkjepa.pipeline.project import model_place, project_folder
 from thinkjepa.stages.data.clips import ClipSettings
 from thinkjepa.stages.data.splits import SplitRule
@@ -28,7 +28,7 @@ MATRIX = ("variants", "seeds")
 
 @dataclass(frozen=True, slots=True)
 class Params:
-    """What params.yaml says. Paths are relative to the folder that the pipeline runs in, or absolute."""
+    """What params.yaml says. Its paths are relative to the folder that it is in, or absolute."""
 
     project: Path
     """The project's folder, of which the pipeline's may be a copy: see `project_folder`."""
@@ -56,7 +56,10 @@ def read_params(path: Path) -> Params:
     content = _read_mapping(path)
     known = (*PLACES, RUNS, *SECTIONS, *MATRIX)
     if unknown := sorted(set(content) - set(known)):
-        raise SettingsError(f"{path}: unknown key {unknown[0]!r}; known are {', '.join(known)}")
+        listed = ", ".join(known)
+        raise SettingsError(
+            f"{path}: unknown key {unknown[0]!r}{nearest(unknown[0], known)}; known are {listed}"
+        )
     if missing := [name for name in PLACES if not isinstance(content.get(name), str)]:
         raise SettingsError(f"{path}: {missing[0]} is missing: give a folder")
     if not isinstance(content.get(RUNS, ""), str):
@@ -64,7 +67,7 @@ def read_params(path: Path) -> Params:
     train = _section(content, "train", path)
     if fixed := sorted({"variant", "seed"} & set(train)):
         raise SettingsError(f"{path}: train.{fixed[0]} is set by the matrix: use the key {fixed[0]}s")
-    project, models = project_folder(Path()), _settings(ModelSettings, content, "models", path)
+    project, models = project_folder(path.parent), _settings(ModelSettings, content, "models", path)
     return Params(
         project=project,
         videos=project / content["videos"],
@@ -83,6 +86,15 @@ def read_params(path: Path) -> Params:
         variants=_matrix(content, "variants", str, path),
         seeds=_matrix(content, "seeds", int, path),
     )
+
+
+def read_given(path: Path) -> Mapping[str, Any]:
+    """The folders and sections that params.yaml itself names, without defaults; checked like all of it."""
+    params, content = read_params(path), _read_mapping(path)
+    sections = {name: dict(_section(content, name, path)) for name in SECTIONS}
+    places = {role: getattr(params.models, role) for role in ("thinker", "encoder")}
+    sections["models"] |= {role: place for role, place in places.items() if role in sections["models"]}
+    return {"videos": params.videos, "cache_dir": params.cache_dir, **sections}
 
 
 def _read_mapping(path: Path) -> Mapping[str, Any]:

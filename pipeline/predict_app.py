@@ -8,14 +8,22 @@ from typing import Annotated
 
 import typer
 
-from thinkjepa.pipeline.console import errors, new_single_app, print_json, print_text, run_app
+from thinkjepa.pipeline.console import JsonOption, errors, new_single_app, print_json, print_text, run_app
+from thinkjepa.pipeline.help_page import examples
+from thinkjepa.pipeline.options import with_settings
 from thinkjepa.pipeline.reporting import TerminalProgress
 from thinkjepa.stages.device import DEVICES
 
 app = new_single_app()
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "thinkjepa-predict --run runs/thinkjepa-0 --video pour.mp4 --out future.mp4",
+        "thinkjepa-predict --run runs/thinkjepa-0 --video pour.mp4 --out future.mp4 --split-time 1.5",
+    )
+)
+@with_settings(keys={"device": "execution.device", "decode_timeout": "execution.decode_timeout"})
 def predict_command(
     *,
     context: typer.Context,
@@ -50,7 +58,7 @@ def predict_command(
     decode_timeout: Annotated[
         float, typer.Option(help="Seconds without an answer after which the decoder is ended.")
     ] = 60.0,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Predict the hands' joints over the future of one video.
 

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from thinkjepa.pipeline.console import errors, new_app, print_json, print_text, run_app
+from thinkjepa.pipeline.console import JsonOption, errors, new_app, print_json, print_text, run_app
+from thinkjepa.pipeline.help_page import examples
 from thinkjepa.pipeline.reporting import TerminalProgress
 from thinkjepa.pipeline.sample.folder import claim_folder, mark_files
 
@@ -37,11 +38,10 @@ ConditionOption = Annotated[
     Literal["cue", "no-cue", "late-cue"],
     typer.Option(help="When a card tells object and place: before the split, never, or only after it."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
-@app.command()
-def models(out: Out, seed: Seed = 0, force: Force = False, as_json: AsJson = False) -> None:
+@app.command(epilog=examples("thinkjepa-sample models models"))
+def models(out: Out, seed: Seed = 0, force: Force = False, as_json: JsonOption = False) -> None:
     """Write tiny UNTRAINED models of the real classes: OUT/thinker (Qwen3-VL) and OUT/encoder (V-JEPA 2).
 
     Their weights are random: they show that everything runs, and nothing about the method.
@@ -63,7 +63,7 @@ def models(out: Out, seed: Seed = 0, force: Force = False, as_json: AsJson = Fal
         print_text(f"  {name:8} {folder}")
 
 
-@app.command()
+@app.command(epilog=examples("thinkjepa-sample videos videos --num-videos 6 --fps 10"))
 def videos(
     out: Out,
     num_videos: Annotated[int, typer.Option(min=1, help="Number of videos.")] = 12,
@@ -73,7 +73,7 @@ def videos(
     height: Annotated[int, typer.Option(help="Height in pixels: even, at least 32.")] = 120,
     seed: Seed = 0,
     force: Force = False,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Write synthetic H.264 videos of moving shapes, OUT/<motion>/<i>.mp4."""
     from thinkjepa.pipeline.sample.videos import check_encodable, write_videos
@@ -91,7 +91,7 @@ def videos(
     print_text(f"{len(paths)} videos of {seconds:g} s at {fps} frames/s, {width}x{height} px: {out}")
 
 
-@app.command()
+@app.command(epilog=examples("thinkjepa-sample expand hands"))
 def expand(
     out: Out,
     episodes: Annotated[
@@ -99,7 +99,7 @@ def expand(
         typer.Option(help="Folder that `render` wrote. [default: the episodes that come with the package]"),
     ] = None,
     force: Force = False,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Write episodes of a simulated hand as EgoDex does: OUT/<task>/<i>.mp4 and .hdf5, OUT/episodes.json."""
     from thinkjepa.pipeline.sample.episodes.expand import FACTS_FILE, expand, expand_shipped
@@ -114,7 +114,7 @@ def expand(
     print_text(f"{len(videos)} episodes with poses; what happens in each: {out / FACTS_FILE}")
 
 
-@app.command()
+@app.command(epilog=examples("thinkjepa-sample render episodes --episodes 24 --workers 2"))
 def render(
     out: Out,
     episodes: Annotated[int, typer.Option(min=1, help="Number of episodes.")] = 96,
@@ -123,7 +123,7 @@ def render(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes. [default: one per core]")] = None,
     seed: Seed = 0,
     force: Force = False,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Render episodes of a simulated hand: OUT/<task>/<i>.mp4 and OUT/poses.npz, for `expand`.
 
@@ -166,7 +166,7 @@ def render(
     )
 
 
-@app.command()
+@app.command(epilog=examples("thinkjepa-sample demo demo"))
 def demo(out: Out, seed: Seed = 0, force: Force = False) -> None:
     """Run the whole pipeline (dvc repro) on the hand sample with untrained models, in a folder OUT.
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from thinkjepa.cache import FeatureCache
-from thinkjepa.pipeline.console import errors, new_single_app, print_json, print_text, run_app
+from thinkjepa.pipeline.console import JsonOption, errors, new_single_app, print_result, run_app
+from thinkjepa.pipeline.help_page import examples
 from thinkjepa.pipeline.options import with_settings
 from thinkjepa.pipeline.reporting import TrainingBar
 from thinkjepa.pipeline.warm_start import find_warm_start
@@ -19,7 +20,13 @@ from thinkjepa.stages.train.settings import TrainSettings
 app = new_single_app()
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "thinkjepa-train --cache-dir features --out runs/thinkjepa-0",
+        "thinkjepa-train --cache-dir features --out runs/jepa-0 --variant jepa --epochs 50",
+        "thinkjepa-train --params params.yaml --out runs/big --width 768 --plan",
+    )
+)
 @with_settings(settings=TrainSettings, split=SplitRule)
 def train_command(
     *,
@@ -41,7 +48,7 @@ def train_command(
         bool,
         typer.Option("--plan", help="Print parameters, memory, FLOPs, bytes read per clip; train nothing."),
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
+    json: JsonOption = False,
     settings: TrainSettings,
     split: SplitRule,
 ) -> None:
@@ -58,10 +65,7 @@ def train_command(
         costs = plan_costs(
             cache_dir, settings, thinker_set=named.get("thinker"), encoder_set=named.get("encoder")
         ).to_json()
-        if json:
-            print_json(costs)
-        else:
-            print_text(describe_costs(costs))
+        print_result(json, costs, lambda: describe_costs(costs))
         return
     with TrainingBar(errors, epochs=settings.epochs) as bar:
         metrics = train(
@@ -75,10 +79,7 @@ def train_command(
             selection=read_selection(selection) if selection else None,
             warm_start=find_warm_start(settings),
         )
-    if json:
-        print_json({"run": str(out), **metrics})
-    else:
-        print_text(describe_metrics(out, metrics))
+    print_result(json, {"run": str(out), **metrics}, lambda: describe_metrics(out, metrics))
 
 
 def describe_costs(costs: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -18,14 +18,16 @@ class PlanError(StageError):
     """A video cannot give a clip with these settings."""
 
 
-def setting(default: Any, text: str) -> Any:
-    """A settings field: its default and the one sentence that is its help."""
-    return field(default=default, metadata={"help": text})
+def setting(default: Any, text: str, *, rare: bool = False) -> Any:
+    """A settings field: its default, the one sentence that is its help, and whether few need it."""
+    return field(default=default, metadata={"help": text, "rare": rare})
 
 
 @dataclass(frozen=True, slots=True)
 class ClipSettings:
     """How clips are cut from videos and which frames the two frozen models see."""
+
+    PANEL: ClassVar[str] = "Clips"
 
     preset: Literal["dual", "release"] = setting(
         "dual",

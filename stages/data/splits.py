@@ -9,7 +9,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from thinkjepa.stages.data.groups import FEWEST_GROUPS
 from thinkjepa.stages.errors import StageError
@@ -21,6 +21,8 @@ SIDES: tuple[Side, ...] = ("train", "validation", "test")
 @dataclass(frozen=True, slots=True)
 class SplitRule:
     """How videos are divided into training, validation and test."""
+
+    PANEL: ClassVar[str] = "Split"
 
     group_by: str = field(
         default="auto",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from thinkjepa.stages.data.clips import setting
 from thinkjepa.stages.device import DEVICES, check_device_name
@@ -19,10 +19,12 @@ PAPER_LEVELS = 8
 class ModelSettings:
     """The two frozen models and what is asked of them: all of it determines the features."""
 
+    PANEL: ClassVar[str] = "Models"
+
     thinker: str = setting(
         "Qwen/Qwen3-VL-2B-Thinking", "Vision-language model: a hub name or a local folder."
     )
-    revision: str = setting("main", "Branch, tag or commit of the thinker on the hub.")
+    revision: str = setting("main", "Branch, tag or commit of the thinker on the hub.", rare=True)
     layers: str = setting(
         "auto",
         "Thinker layers to keep, e.g. 1,5,9: k is the residual stream that enters decoder layer k "
@@ -31,18 +33,19 @@ class ModelSettings:
     prompt: str = setting("Describe this video.", "What the thinker is asked about the frames.")
     max_new_tokens: int = setting(16, "Tokens the thinker generates, greedily; N tokens give N - 1 states.")
     thinker_size: int = setting(
-        256, "Short side of the thinker's frames, pixels; larger ones are scaled down."
+        256, "Short side of the thinker's frames, pixels; larger ones are scaled down.", rare=True
     )
     frames_as: Literal["auto", "video", "images"] = setting(
         "auto",
         "How the thinker is shown its frames: as one video, as images with a line of time each, or auto: as "
         "a video where it takes one.",
+        rare=True,
     )
     encoder: str = setting(
         "facebook/vjepa2-vitl-fpc64-256",
         "Video encoder, V-JEPA 2 or DINOv2 (latents of single frames): a hub name or a local folder.",
     )
-    encoder_revision: str = setting("main", "Branch, tag or commit of the encoder on the hub.")
+    encoder_revision: str = setting("main", "Branch, tag or commit of the encoder on the hub.", rare=True)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto", "Precision of the models and of the stored features; auto: bfloat16 on a GPU, float32 on CPU."
     )
@@ -50,6 +53,7 @@ class ModelSettings:
         "none",
         "What is stored in 8 bits with a scale per token, which halves its disk and adds an error that "
         "thinkjepa-cache info shows: the thinker's tokens, the encoder's latents, all or none.",
+        rare=True,
     )
 
     def __post_init__(self) -> None:
@@ -65,11 +69,15 @@ class ModelSettings:
 class ExecutionSettings:
     """How the work is done; of what is computed it changes no more than rounding (device, batch size)."""
 
+    PANEL: ClassVar[str] = "Execution"
+
     device: str = setting("auto", f"Where the models run: {DEVICES}.")
     batch_size: int = setting(
         0, "Clips that go through the models together; a larger one is faster on a GPU; 0: 8 there, 1 on CPU."
     )
-    decode_timeout: float = setting(60.0, "Seconds without an answer after which the decoder is ended.")
+    decode_timeout: float = setting(
+        60.0, "Seconds without an answer after which the decoder is ended.", rare=True
+    )
     max_failures: str = setting(
         "",
         "Failed videos that are accepted, a number or a percentage such as 5%: one more ends the run early. "
@@ -79,24 +87,27 @@ class ExecutionSettings:
         False, "Try those clips again that failed in an earlier run, instead of listing them once more."
     )
     ignore_space: bool = setting(
-        False, "Start even where the features that are missing will not fit on the disk."
+        False, "Start even where the features that are missing will not fit on the disk.", rare=True
     )
     shard_mb: int = setting(
         512,
         "Megabytes of features per shard file, at most, or one batch; both sets fill theirs alike.",
+        rare=True,
     )
     workers: int = setting(
         1,
         "Processes that extract at once, each with a copy of the models, on a GPU of its own if there is.",
     )
     scheduler: str = setting(
-        "", "Address of a dask scheduler whose workers extract, e.g. tcp://host:8786; empty: --workers here."
+        "",
+        "Address of a dask scheduler whose workers extract, e.g. tcp://host:8786; empty: --workers here.",
+        rare=True,
     )
     worker_threads: int = setting(
-        0, "Threads of each worker's models on the CPU; 0: the cores divided by --workers."
+        0, "Threads of each worker's models on the CPU; 0: the cores divided by --workers.", rare=True
     )
     clip_retries: int = setting(
-        2, "How often a worker may die over the same clip before the clip is recorded as failed."
+        2, "How often a worker may die over the same clip before the clip is recorded as failed.", rare=True
     )
     wait: bool = setting(
         False, "Where another process writes this cache: wait until it ends, instead of saying who it is."
@@ -104,6 +115,7 @@ class ExecutionSettings:
     codec: Literal["none", "zstd", "blosc"] = setting(
         "none",
         "Compression of new sets; float features shrink by about a tenth and read many times slower.",
+        rare=True,
     )
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from thinkjepa.stages.data.clips import setting
 
@@ -17,35 +17,51 @@ PYTHON_VARIABLE = "THINKJEPA_VLLM_PYTHON"
 class VllmSettings:
     """How the thinker runs. Backend and quantisation change the features, the rest rounding at most."""
 
+    PANEL: ClassVar[str] = "vLLM"
+
     backend: Literal["transformers", "vllm"] = setting(
-        "transformers", "What runs the thinker: transformers, or vllm in a process of its own (docs/vllm.md)."
+        "transformers",
+        "What runs the thinker: transformers, or vllm in a process of its own (docs/vllm.md).",
+        rare=True,
     )
     quantization: str = setting(
-        "", "vllm: how weights are quantised on loading, e.g. fp8; empty: as the model's own files say."
+        "",
+        "How weights are quantised on loading, e.g. fp8; empty: as the model's own files say.",
+        rare=True,
     )
-    tensor_parallel: int = setting(1, "vllm: GPUs that share one copy of the thinker.")
+    tensor_parallel: int = setting(1, "GPUs that share one copy of the thinker.", rare=True)
     gpu_memory: float = setting(
         0.7,
-        "vllm: share of the GPU memory for its weights and states, 0 to 1; the encoder needs the rest.",
+        "Share of the GPU memory for its weights and states, 0 to 1; the encoder needs the rest.",
+        rare=True,
     )
     max_batched_tokens: int = setting(
-        0, "vllm: tokens of a forward pass; longer prompts go through in chunks; 0: vllm's default."
+        0,
+        "Tokens of a forward pass; longer prompts go through in chunks; 0: vllm's default.",
+        rare=True,
     )
     vllm_python: str = setting(
-        "", f"vllm: the Python that has it; default: ${PYTHON_VARIABLE}, or the one that runs this command."
+        "",
+        f"The Python that has it; default: ${PYTHON_VARIABLE}, or the one that runs this command.",
+        rare=True,
     )
     vllm_timeout: float = setting(
-        900.0, "vllm: seconds without an answer, to the start or to a batch, after which it is ended."
+        900.0,
+        "Seconds without an answer, to the start or to a batch, after which it is ended.",
+        rare=True,
     )
     vllm_restarts: int = setting(
-        2, "vllm: how often it is started again, or a server asked again, after it died or hung."
+        2, "How often it is started again, or a server asked again, after it died or hung.", rare=True
     )
     vllm_url: str = setting(
         "",
-        "vllm: a server of `thinkjepa-cache serve-thinker`, e.g. http://gpu7:8000; empty: a process here.",
+        "A server of `thinkjepa-cache serve-thinker`, e.g. http://gpu7:8000; empty: a process here.",
+        rare=True,
     )
     vllm_states: str = setting(
-        "", "vllm: the folder that the server of --vllm-url was given with --states, as seen from here."
+        "",
+        "The folder that the server of --vllm-url was given with --states, as seen from here.",
+        rare=True,
     )
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """Which of the thinker's states guide the predictor, and how."""
 
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import ClassVar, get_args
 
 from thinkjepa.stages.train.setting_checks import check_choice, check_positive, check_share
 from thinkjepa.stages.train.shapes import (
@@ -17,6 +17,8 @@ from thinkjepa.stages.train.shapes import (
 class GuidanceSettings:
     """The pyramid: from the thinker's layers and streams to the predictor's depths."""
 
+    PANEL: ClassVar[str] = "Guidance"
+
     guidance: GuidanceKind = field(
         default="film",
         metadata={
@@ -30,27 +32,31 @@ class GuidanceSettings:
         metadata={"help": "Thinker layer that guides a depth: fixed (early to late) or a learned mixture."},
     )
     use_levels: LevelChoice = field(
-        default="all", metadata={"help": "Stored thinker layers that are used: all, last or middle."}
+        default="all",
+        metadata={"rare": True, "help": "Stored thinker layers that are used: all, last or middle."},
     )
     use_streams: StreamChoice = field(
-        default="both", metadata={"help": "Thinker states that are used: of prompt, generated, or both."}
+        default="both",
+        metadata={"rare": True, "help": "Thinker states that are used: of prompt, generated, or both."},
     )
     cross_tokens: str = field(
         default="all",
         metadata={
+            "rare": True,
             "help": "Tokens that --guidance cross reads: all, or some of prompt (text and visual), text, "
-            "visual, generated, reasoning, with commas between."
+            "visual, generated, reasoning, with commas between.",
         },
     )
     drop_guidance: float = field(
         default=0.0,
         metadata={
+            "rare": True,
             "help": "Share of clips that train without guidance, drawn anew at every step, so that one "
-            "thinkjepa model forecasts with and without a thinker (ours)."
+            "thinkjepa model forecasts with and without a thinker (ours).",
         },
     )
     fusion_width: int = field(
-        default=512, metadata={"help": "Hidden channels of the pyramid's MLP at each depth."}
+        default=512, metadata={"rare": True, "help": "Hidden channels of the pyramid's MLP at each depth."}
     )
 
     def check_guidance(self) -> None:

@@ -64,6 +64,9 @@ ONLY_OF_CROSS = ("guidance", "levels", "cross_tokens", "gate_learning_rate")
 class TrainSettings(PredictorSettings, GuidanceSettings, LossSettings, OptimiserSettings):
     """Settings of one run. Numbers are the paper's (arXiv 2603.22281) unless a line says otherwise."""
 
+    PANEL: ClassVar[str] = "Run"
+    SECTION: ClassVar[str] = "train"
+
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {
             "default": {},
@@ -90,32 +93,38 @@ class TrainSettings(PredictorSettings, GuidanceSettings, LossSettings, Optimiser
             "them), or auto (trajectory where clips have labels)."
         },
     )
-    joints: str = field(default="auto", metadata={"help": JOINTS_HELP})
+    joints: str = field(default="auto", metadata={"rare": True, "help": JOINTS_HELP})
     anchor: Anchor = field(
         default="none",
         metadata={
+            "rare": True,
             "help": "Joints are predicted as they are (none, the paper's) or as displacements from the last "
-            "observed pose (last_pose), which prediction then needs."
+            "observed pose (last_pose), which prediction then needs.",
         },
     )
-    head_width: int = field(default=256, metadata={"help": "Channels of the trajectory head (ours)."})
+    head_width: int = field(
+        default=256, metadata={"rare": True, "help": "Channels of the trajectory head (ours)."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of initial weights and data order."})
     device: str = field(default="auto", metadata={"help": f"Where to train: {DEVICES}."})
     precision: Precision = field(
-        default="fp32", metadata={"help": "Arithmetic of forward and backward: fp32 or bf16 (autocast)."}
+        default="fp32",
+        metadata={"rare": True, "help": "Arithmetic of forward and backward: fp32 or bf16 (autocast)."},
     )
     tracker: str = field(
         default="tensorboard",
         metadata={
+            "rare": True,
             "help": "Where curves go while training: tensorboard (RUN/tensorboard), none, or a tracker by "
-            "accelerate's name (wandb, mlflow, ...) that is installed."
+            "accelerate's name (wandb, mlflow, ...) that is installed.",
         },
     )
     save_every_s: float = field(
         default=300.0,
         metadata={
+            "rare": True,
             "help": "Seconds of training between saves within an epoch, which a run that was killed goes on "
-            "from; each epoch's end is saved too."
+            "from; each epoch's end is saved too.",
         },
     )
 

@@ -147,10 +147,10 @@ def largest_file(folder: Path) -> int:
     [
         ({"video": "x"}, "unknown key 'video'"),
         ({"clips": {"thinker_frame": 8}}, "clips: unknown setting 'thinker_frame'"),
-        ({"models": {"max_new_tokens": "many"}}, "models: --max-new-tokens 'many'"),
+        ({"models": {"max_new_tokens": "many"}}, "models: max_new_tokens 'many'"),
         ({"train": {"seed": 1}}, "train.seed is set by the matrix: use the key seeds"),
         ({"videos": None}, "videos is missing"),
-        ({"execution": {"max_failures": "lots"}}, "--max-failures 'lots'"),
+        ({"execution": {"max_failures": "lots"}}, "execution: max_failures 'lots'"),
         ({"clips": 5}, "clips holds 5"),
         ({"runs_dir": ["runs"]}, "runs_dir holds ['runs']"),
     ],

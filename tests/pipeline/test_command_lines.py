@@ -1,0 +1,175 @@
+"""All command lines: help that fits a terminal, examples that parse, versions, completion, wrong use."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.metadata import entry_points, version
+from pathlib import Path
+
+import pytest
+import typer
+from typer.core import TyperCommand, TyperGroup, TyperOption
+
+from thinkjepa.pipeline.console import built_command
+from thinkjepa.pipeline.help_page import help_page
+
+PROGRAMS = sorted(
+    (script.name, script.value.removesuffix(":main"))
+    for script in entry_points(group="console_scripts")
+    if script.name.startswith("thinkjepa-")
+)
+
+
+def program(name: str) -> str:
+    return str(Path(sys.executable).parent / name)
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [program(arguments[0]), *arguments[1:]]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+
+
+def commands() -> Iterator[tuple[str, TyperCommand | TyperGroup, typer.Context]]:
+    """Every command of every program, by the words that call it."""
+    for name, module in PROGRAMS:
+        whole = built_command(import_module(module).app)
+        context = typer.Context(whole, info_name=name)
+        yield name, whole, context
+        if isinstance(whole, TyperGroup):
+            for word, part in whole.commands.items():
+                assert isinstance(part, TyperCommand)
+                yield f"{name} {word}", part, typer.Context(part, info_name=word, parent=context)
+
+
+COMMANDS = {words: (command, context) for words, command, context in commands()}
+EXAMPLES = [
+    (words, line)
+    for words, (command, _) in COMMANDS.items()
+    for line in (command.epilog or "").splitlines()
+    if line.strip()
+]
+
+
+def test_all_programs_are_found() -> None:
+    assert {"thinkjepa-cache", "thinkjepa-train", "thinkjepa-eval"} <= {name for name, _ in PROGRAMS}
+    assert "thinkjepa-cache extract" in COMMANDS
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+@pytest.mark.parametrize("words", COMMANDS)
+def test_help_fits_the_terminal_and_names_every_option(
+    words: str, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    command, context = COMMANDS[words]
+    page = help_page(command, context)
+    body, _, shown = page.partition("\nExamples\n")
+    assert max(map(len, body.splitlines())) <= width
+    for item in command.get_params(context):
+        if isinstance(item, TyperOption) and not item.hidden:
+            longest = max(item.opts, key=len).removeprefix("--")
+            assert f"--{longest}" in body or f"--[no-]{longest}" in body
+    assert all(line in shown for line in (command.epilog or "").splitlines())
+    assert not {"<bool>", "<str>"} & set(page.split())
+
+
+def test_help_of_extraction_takes_about_two_screens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    page = help_page(*COMMANDS["thinkjepa-cache extract"])
+    assert len(page.splitlines()) <= 120
+    assert page.index("\nClips\n") < page.index("\nModels\n") < page.index("\nAdvanced: Models\n")
+
+
+@pytest.mark.parametrize(
+    "words", [words for words, (item, _) in COMMANDS.items() if not isinstance(item, TyperGroup)]
+)
+def test_every_command_has_an_example(words: str) -> None:
+    if not words.startswith("thinkjepa-stage "):  # its steps are called by dvc.yaml
+        assert words in {command for command, _ in EXAMPLES}
+
+
+@pytest.mark.parametrize(("words", "line"), EXAMPLES)
+def test_an_example_parses(words: str, line: str) -> None:
+    arguments = shlex.split(line, comments=True)
+    assert arguments[: len(words.split())] == words.split()
+    command, context = COMMANDS[words]
+    rest = arguments[len(words.split()) :]
+    parsed = command.make_context(words.split()[-1], list(rest), parent=context.parent)
+    assert [name for name, value in parsed.params.items() if value is not None]
+
+
+@pytest.mark.parametrize("name", [name for name, _ in PROGRAMS])
+def test_version_is_one_line_on_every_program(name: str) -> None:
+    done = run(name, "--version")
+    assert done.returncode == 0, done.stderr
+    python = ".".join(map(str, sys.version_info[:3]))
+    assert done.stdout == (
+        f"thinkjepa {version('thinkjepa')}, torch {version('torch')}, "
+        f"transformers {version('transformers')}, Python {python}\n"
+    )
+
+
+def test_help_of_an_installed_command_comes_with_status_0() -> None:
+    done = run("thinkjepa-cache", "extract", "--help", COLUMNS="80")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\nAdvanced: vLLM\n" in done.stdout
+
+
+def test_no_command_at_all_shows_the_commands() -> None:
+    done = run("thinkjepa-cache")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "\nCommands\n  extract" in done.stderr
+    assert "error" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (("extrac", "--videos", "a"), "Did you mean 'extract'?"),
+        (("extract", "--video", "a"), "Did you mean --videos?"),
+        (("extract", "--fps", "3"), "Did you mean --fp8 or --dense-fps"),
+        (("extract", "--nothing-like-it"), "see thinkjepa-cache extract --help"),
+        (("extract", "--preset", "duel"), "'duel' is not one of 'dual', 'release'"),
+        (("extract", "--cache-dir", "c"), "'--videos': give it, or a file that names videos with --params"),
+    ],
+)
+def test_a_mistyped_command_line_is_answered_by_the_nearest_right_one(
+    arguments: tuple[str, ...], meant: str
+) -> None:
+    done = run("thinkjepa-cache", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert meant in done.stderr
+
+
+def completed(words: str, index: int, directory: Path) -> list[str]:
+    name = words.split()[0]
+    variable = f"_{name.replace('-', '_').upper()}_COMPLETE"
+    done = subprocess.run(
+        [program(name)],
+        capture_output=True,
+        text=True,
+        cwd=directory,
+        env={**os.environ, variable: "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(index)},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_the_shell_completes_commands_flags_and_choices(tmp_path: Path) -> None:
+    assert completed("thinkjepa-cache ex", 1, tmp_path) == ["extract"]
+    assert "--dense-fps" in completed("thinkjepa-cache extract --d", 2, tmp_path)
+    assert completed("thinkjepa-cache extract --preset ", 3, tmp_path) == ["dual", "release"]
+
+
+def test_a_completion_script_is_shown_for_the_shell() -> None:
+    bash = ["bash", "-c", f"{program('thinkjepa-train')} --show-completion bash"]
+    done = subprocess.run(bash, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "thinkjepa_train_completion" in done.stdout
