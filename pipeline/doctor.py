@@ -31,6 +31,7 @@ from thinkjepa.stages.device import choose_device
 from thinkjepa.stages.extract.extraction import extract
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
 from thinkjepa.stages.progress import NoProgress
+from thinkjepa.stages.threads import chosen_threads, usable_cores
 
 State = Literal["ok", "warning", "broken"]
 
@@ -114,8 +115,8 @@ def check_devices(device: str) -> Iterator[Finding]:
     yield Finding(
         "cpu",
         "ok",
-        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {human_bytes(memory.available)} of "
-        f"{human_bytes(memory.total)} memory free",
+        f"{usable_cores()} usable of {os.cpu_count()} cores, {chosen_threads(0)} threads, "
+        f"{human_bytes(memory.available)} of {human_bytes(memory.total)} memory free",
     )
     for number in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(number)

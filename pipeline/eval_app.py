@@ -14,6 +14,7 @@ from thinkjepa.pipeline.reporting import TerminalProgress
 from thinkjepa.stages.device import DEVICES
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.progress import Progress
+from thinkjepa.stages.threads import THREADS_HELP, torch_threads
 
 app = new_single_app()
 
@@ -32,6 +33,7 @@ Split = Literal["train", "validation", "test"]
 @with_settings()
 def eval_command(
     *,
+    context: typer.Context,
     run: Annotated[
         list[Path] | None,
         typer.Option("--run", help="Folder of a finished training run; several are compared."),
@@ -70,6 +72,7 @@ def eval_command(
         ),
     ] = None,
     device: Annotated[str, typer.Option(help=f"Where to compute: {DEVICES}.")] = "auto",
+    threads: Annotated[int, typer.Option(min=0, help=THREADS_HELP)] = 0,
     again: Annotated[
         bool, typer.Option("--again", help="Evaluate runs anew that have an evaluation of their weights.")
     ] = False,
@@ -84,6 +87,7 @@ def eval_command(
     Brackets are 95 % intervals, from drawing videos 2,000 times.
     """
     chosen = chosen_runs(run or [], runs)
+    context.with_resource(torch_threads(threads))
     with TerminalProgress(errors) as progress:
         if rollout is not None:
             place = out or (runs / COMPARISON if runs else None)

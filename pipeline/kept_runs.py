@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-
-import torch
 
 from thinkjepa.cache import fingerprint
 from thinkjepa.cache.disk import replace_file
@@ -20,6 +18,7 @@ from thinkjepa.stages.data.selection import Selection
 from thinkjepa.stages.data.splits import SplitRule
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.trained_run import TrainedRun
+from thinkjepa.stages.threads import chosen_threads
 from thinkjepa.stages.train.plan import library_versions, same_run
 from thinkjepa.stages.train.settings import TrainSettings
 from thinkjepa.stages.train.warm_start import WarmStart
@@ -33,11 +32,11 @@ def kept_name(
 ) -> str:
     """The folder of a run in `runs_dir`."""
     determines = {
-        "settings": asdict(settings),
+        "settings": asdict(replace(settings, threads=0)),
         "split": asdict(split),
         "selection": asdict(selection),
         "init_from": warm_start.digest if warm_start else "",
-        "threads": torch.get_num_threads(),
+        "threads": chosen_threads(settings.threads),
         "versions": library_versions(),
     }
     return f"{settings.variant}-{settings.seed}-{fingerprint(determines)[:DIGEST_HEX]}"

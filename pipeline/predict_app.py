@@ -13,6 +13,7 @@ from thinkjepa.pipeline.help_page import examples
 from thinkjepa.pipeline.options import with_settings
 from thinkjepa.pipeline.reporting import TerminalProgress
 from thinkjepa.stages.device import DEVICES
+from thinkjepa.stages.threads import THREADS_HELP, torch_threads
 
 app = new_single_app()
 
@@ -55,6 +56,7 @@ def predict_command(
         str | None, typer.Option(help="The encoder's folder or hub name, where it has moved.")
     ] = None,
     device: Annotated[str, typer.Option(help=f"Where to compute: {DEVICES}.")] = "auto",
+    threads: Annotated[int, typer.Option(min=0, help=THREADS_HELP)] = 0,
     decode_timeout: Annotated[
         float, typer.Option(help="Seconds without an answer after which the decoder is ended.")
     ] = 60.0,
@@ -73,6 +75,7 @@ def predict_command(
     from thinkjepa.stages.predict import SplitChoice, predict
 
     context.with_resource(WriteLock(out.parent, file=out.name, remedy=f"{WAIT}, or choose another --out"))
+    context.with_resource(torch_threads(threads))
     with TerminalProgress(errors) as progress:
         prediction = predict(
             run,

@@ -8,7 +8,6 @@ one. A clip over which workers die again and again is recorded as failed, with w
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import re
 import time
@@ -29,6 +28,7 @@ from thinkjepa.stages.extract.filling import BatchDone, Job, OnBatch
 from thinkjepa.stages.extract.settings import ExecutionSettings
 from thinkjepa.stages.extract.stopping import Stopping
 from thinkjepa.stages.extract.units import Unit, undecided
+from thinkjepa.stages.threads import usable_cores
 
 POLL_S = 0.05
 CONNECT_S = 30
@@ -84,7 +84,7 @@ def run_on_cluster(
 
 def _share_of_cores(execution: ExecutionSettings) -> int:
     """Threads of a local worker; 0, torch's own choice, on a cluster."""
-    return 0 if execution.scheduler else max(1, (os.cpu_count() or 1) // execution.workers)
+    return 0 if execution.scheduler else max(1, usable_cores() // execution.workers)
 
 
 def _tasks(units: Sequence[Unit], planned: PlannedFolder, *, workers: int) -> list[Task]:

@@ -30,6 +30,7 @@ from thinkjepa.stages.extract.stopping import noted_signals
 from thinkjepa.stages.extract.units import Unit, plan_units, undecided
 from thinkjepa.stages.extract.vllm_settings import VllmSettings
 from thinkjepa.stages.progress import Progress
+from thinkjepa.stages.threads import torch_threads
 
 
 @dataclass(slots=True)
@@ -98,7 +99,10 @@ def extract(
     storing = Storing(execution.shard_mb, execution.codec, models.fp8)
     batch_size = execution.clips_per_batch(frozen.thinker.device.type)
     latent_arrays(frozen.encoder, clips)  # windows that the encoder does not take are refused before planning
-    with WriteSession(cache_dir, on_wait=progress.note if execution.wait else None) as session:
+    with (
+        torch_threads(execution.worker_threads),
+        WriteSession(cache_dir, on_wait=progress.note if execution.wait else None) as session,
+    ):
         with VideoDecoder(timeout_s=execution.decode_timeout) as decoder:
             planned = plan_folder(
                 files, videos, clips, decoder=decoder, progress=progress, failure_limit=limit

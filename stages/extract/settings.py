@@ -104,7 +104,10 @@ class ExecutionSettings:
         rare=True,
     )
     worker_threads: int = setting(
-        0, "Threads of each worker's models on the CPU; 0: the cores divided by --workers.", rare=True
+        0,
+        "Threads of each worker's models on the CPU; 0: the cores that this process may use (its affinity, "
+        "its container's quota, OMP_NUM_THREADS), divided by --workers.",
+        rare=True,
     )
     clip_retries: int = setting(
         2, "How often a worker may die over the same clip before the clip is recorded as failed.", rare=True

@@ -139,7 +139,7 @@ def plan_run(
     record = {
         "schema": RUN_SCHEMA,
         "cache": str(cache_dir),
-        "settings": asdict(settings),
+        "settings": {name: value for name, value in asdict(settings).items() if name != "threads"},
         "feature_sets": {
             "encoder": _set_record(features.encoder),
             "thinker": _set_record(features.thinker),

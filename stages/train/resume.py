@@ -33,6 +33,7 @@ class ResumeFile:
         tensors |= _prefixed(OPTIMIZER, _flat_optimizer_state(optimizer))
         header = {"key": self.key, "curve": json.dumps([asdict(losses) for losses in state.curve])}
         header["partial"] = json.dumps(state.partial)
+        header["threads"] = str(torch.get_num_threads())
         replace_file(self.path, safetensors.torch.save(tensors, metadata=header))
 
     def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> FitState:
@@ -46,6 +47,10 @@ class ResumeFile:
         curve = tuple(EpochLosses(**losses) for losses in json.loads(header["curve"]))
         partial = PartialEpoch(*json.loads(header["partial"]))
         return FitState(curve=curve, best_weights=_with_prefix(BEST, tensors), partial=partial)
+
+    def threads(self) -> int:
+        """Threads of the fit that is kept here, of whatever key; 0 where there is none."""
+        return int(self._header().get("threads", "0"))
 
     def remove(self) -> None:
         """Called once the run is written: nothing is left to continue, nor of any file in it that was

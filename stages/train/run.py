@@ -26,6 +26,7 @@ from thinkjepa.stages.data.splits import SplitRule
 from thinkjepa.stages.device import choose_device
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.json_files import read_json, write_json
+from thinkjepa.stages.threads import chosen_threads, local_processes, torch_threads
 from thinkjepa.stages.train.attention_kernel import check_kernel, use_kernel
 from thinkjepa.stages.train.batches import batches_in_order
 from thinkjepa.stages.train.checkpoint import save_weights
@@ -49,6 +50,7 @@ from thinkjepa.stages.train.statistics import (
 from thinkjepa.stages.train.tracking import chosen_tracker, tracked
 from thinkjepa.stages.train.warm_start import WarmStart, start_from
 
+RESUME = "resume.safetensors"
 STATISTICS_CLIPS = 4096  # enough for a mean and spread per dim; reading more takes time and adds nothing
 STATISTICS_BATCH = 256
 TOKEN_STATISTICS_CLIPS = 64  # a thousand tokens each
@@ -76,23 +78,35 @@ def train(
     Raises StageError or CacheError for what its user can put right.
     """
     accelerator = make_accelerator(settings, out_dir)
-    settings = replace(settings, device=settings.device.partition(":")[0])  # a run is the same on any GPU
-    features = choose_features(
-        FeatureCache.open(cache_dir),
-        variant=settings.variant,
-        thinker_set=selection.thinker or None if selection else thinker_set,
-        encoder_set=selection.encoder if selection else encoder_set,
-    )
-    if selection:
-        features = replace(features, only=frozenset(selected_clip_ids(cache_dir, selection)))
-    features = supervised(features, settings)
-    settings = replace(settings, task="trajectory" if features.supervision else "latent")
-    with accelerator.main_process_first():  # one process makes the split, the others read it
-        clips = divide_clips(features, cache_dir, split)
-    processes = accelerator.num_processes
-    plan = plan_run(cache_dir, settings, features, clips, num_processes=processes, warm_start=warm_start)
-    with only_writer(accelerator, out_dir, on_wait=on_wait):
-        return finished_metrics(out_dir, plan) or carry_out(plan, out_dir, accelerator, progress)
+    threads = settings.threads or recorded_threads(out_dir)
+    with torch_threads(chosen_threads(threads, processes=local_processes())):
+        features = choose_features(
+            FeatureCache.open(cache_dir),
+            variant=settings.variant,
+            thinker_set=selection.thinker or None if selection else thinker_set,
+            encoder_set=selection.encoder if selection else encoder_set,
+        )
+        if selection:
+            features = replace(features, only=frozenset(selected_clip_ids(cache_dir, selection)))
+        features = supervised(features, settings)
+        settings = replace(
+            settings,
+            task="trajectory" if features.supervision else "latent",
+            device=settings.device.partition(":")[0],  # a run is the same on any GPU
+        )
+        with accelerator.main_process_first():  # one process makes the split, the others read it
+            clips = divide_clips(features, cache_dir, split)
+        processes = accelerator.num_processes
+        plan = plan_run(cache_dir, settings, features, clips, num_processes=processes, warm_start=warm_start)
+        with only_writer(accelerator, out_dir, on_wait=on_wait):
+            return finished_metrics(out_dir, plan) or carry_out(plan, out_dir, accelerator, progress)
+
+
+def recorded_threads(out_dir: Path) -> int:
+    """Threads that the run in this folder was begun with, on which its bits depend; 0 where there is none."""
+    if (out_dir / "run.json").is_file():
+        return int(read_json(out_dir / "run.json").get("threads", 0))
+    return ResumeFile(out_dir / RESUME, key="").threads()
 
 
 @contextmanager
@@ -119,7 +133,7 @@ def carry_out(
 ) -> dict[str, Any]:
     """Train as planned, from where an earlier process stopped, write the run and return its metrics."""
     settings, clips = plan.settings, plan.clips
-    resume = ResumeFile(out_dir / "resume.safetensors", plan.key)
+    resume = ResumeFile(out_dir / RESUME, plan.key)
     with repeatable_kernels(accelerator.device), tracked(accelerator, settings, out_dir):
         model = untrained_model(plan)
         before = warm_started(model, plan, accelerator)

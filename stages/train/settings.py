@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from thinkjepa.stages.data.joints import JOINTS_HELP
 from thinkjepa.stages.device import DEVICES, check_device_name
+from thinkjepa.stages.threads import THREADS_HELP, check_threads
 from thinkjepa.stages.train.guidance_settings import GuidanceSettings
 from thinkjepa.stages.train.loss_settings import LossSettings
 from thinkjepa.stages.train.optimiser_settings import OptimiserSettings
@@ -106,6 +107,7 @@ class TrainSettings(PredictorSettings, GuidanceSettings, LossSettings, Optimiser
         default=256, metadata={"rare": True, "help": "Channels of the trajectory head (ours)."}
     )
     seed: int = field(default=0, metadata={"help": "Seed of initial weights and data order."})
+    threads: int = field(default=0, metadata={"help": THREADS_HELP})
     device: str = field(default="auto", metadata={"help": f"Where to train: {DEVICES}."})
     precision: Precision = field(
         default="fp32",
@@ -138,6 +140,7 @@ class TrainSettings(PredictorSettings, GuidanceSettings, LossSettings, Optimiser
         check_choice(self, "task", get_args(Task))
         check_choice(self, "anchor", get_args(Anchor))
         check_device_name(self.device)
+        check_threads(self.threads)
         check_choice(self, "precision", get_args(Precision))
         check_positive(self, "head_width")
         check_not_negative(self, "save_every_s")

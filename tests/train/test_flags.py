@@ -61,6 +61,7 @@ CASES: dict[str, tuple[object, ...]] = {
     "anchor": ("last_pose",),
     "head_width": (32,),
     "seed": (1,),
+    "threads": (2,),
     "device": ("auto",),
     "precision": ("bf16",),
     "save_every_s": (0.0,),
@@ -109,7 +110,7 @@ BESIDE: dict[str, dict[str, object]] = {
 }
 """What a setting needs beside it to do anything."""
 
-CHANGES_NO_NUMBER = ("attention_kernel", "clips_per_forward", "device", "save_every_s", "tracker")
+CHANGES_NO_NUMBER = ("attention_kernel", "clips_per_forward", "device", "save_every_s", "threads", "tracker")
 """Settings that say how, not what: the same validation loss, up to the order of sums."""
 
 AS_THE_DEFAULT = (("task", "trajectory"), ("joints", "all"))

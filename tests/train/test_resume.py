@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
@@ -16,6 +17,7 @@ from typing import Any
 
 import killed_training
 import pytest
+import torch
 
 from thinkjepa.stages.train import SplitRule, TrainSettings, train
 
@@ -123,3 +125,21 @@ def test_a_killed_command_goes_on_to_the_same_files(
     assert not (out / "cut" / "run.json").exists()
     subprocess.run([*command, "--out", str(out / "cut")], check=True, capture_output=True)
     assert files_of(out / "cut") == files_of(out / "whole")
+
+
+def test_a_run_goes_on_with_the_threads_that_it_began_with(latent_cache: BuildCache, tmp_path: Path) -> None:
+    """The default here is one thread, as `one_thread` has it; the run was begun with two."""
+    cache = latent_cache()
+    run(cache, tmp_path / "whole", threads=2)
+
+    def stop(*, epoch: int, step: int, total_steps: int, loss: float) -> None:
+        if epoch == 2:
+            raise StopError
+
+    with pytest.raises(StopError):
+        run(cache, tmp_path / "cut", threads=2, progress=stop)
+    run(cache, tmp_path / "cut")
+    assert json.loads((tmp_path / "cut" / "run.json").read_text())["threads"] == 2
+    assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
+    run(cache, tmp_path / "cut")  # is found finished
+    assert torch.get_num_threads() == 1
