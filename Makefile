@@ -29,15 +29,16 @@ check: environment ## Check style, format and types
 	$(bin)/ruff format --check .
 	$(bin)/mypy
 
-demo: environment ## Run the whole pipeline on sample videos with untrained models, into demo/
+demo: environment ## Run the whole pipeline on sample videos with untrained models, in demo/
 	$(bin)/thinkjepa-sample demo demo
 
 soak: environment ## Run the long tests
 	$(bin)/python -m pytest -m soak --timeout 3600 $(ARGS)
 
-clean: ## Remove what tests, checks and builds leave behind
-	rm -rf build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## Remove what tests, checks and builds leave behind; demo/ stays, it may hold sweeps
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -not -path './$(VENV)/*' -not -path './.venv*/*' -prune -exec rm -rf {} +
 
 distclean: clean ## Remove the environment too
 	rm -rf '$(VENV)' .venv-vllm
+	@if [ -e demo ]; then echo "demo/ is kept with its runs and sweeps: rm -rf demo removes it"; fi

@@ -7,18 +7,13 @@ that values within 2^-15 of it keep three bits of mantissa: they are off by at m
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from thinkjepa.cache.records import ArraySpec
+from thinkjepa.cache.records import ERROR, SCALE, ArraySpec
 
 LARGEST = torch.finfo(torch.float8_e4m3fn).max
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny
-
-SCALE, ERROR = "_scale", "_error"
-"""What the names of the two arrays beside an fp8 array end in."""
 
 
 def companions(spec: ArraySpec) -> tuple[ArraySpec, ArraySpec]:

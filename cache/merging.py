@@ -16,7 +16,7 @@ from thinkjepa.cache.layout import cache_json
 from thinkjepa.cache.reader import FeatureCache
 from thinkjepa.cache.records import ClipFeatures, ClipRow, Failure, FeatureSet
 from thinkjepa.cache.session import WriteSession
-from thinkjepa.cache.verify import stored_features
+from thinkjepa.cache.verification import stored_features
 from thinkjepa.cache.writer import SetWriter, done_clip_ids
 
 HELD_BYTES = 64 * 10**6

@@ -16,12 +16,12 @@ from thinkjepa.cache.batch import ArrayKey, BatchBuffers, FeatureBatch
 from thinkjepa.cache.catalog import choose_set, find_set, read_catalog
 from thinkjepa.cache.clips import ClipSelection, ClipTable
 from thinkjepa.cache.errors import CacheError
-from thinkjepa.cache.fp8 import SCALE, restored
+from thinkjepa.cache.fp8 import restored
 from thinkjepa.cache.gather import MappedArray, Part, Rows
 from thinkjepa.cache.index import SetIndex
 from thinkjepa.cache.labels import LabelTable
 from thinkjepa.cache.layout import failures_file
-from thinkjepa.cache.records import ArraySpec, Failure, FeatureSet, Kind
+from thinkjepa.cache.records import SCALE, ArraySpec, Failure, FeatureSet, Kind
 from thinkjepa.cache.shard import MappedShard
 from thinkjepa.cache.tables import FAILURES_SCHEMA, read_table
 from thinkjepa.cache.zarr_array import ZarrArray

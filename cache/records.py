@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
-from thinkjepa.cache.fp8 import ERROR, SCALE
 from thinkjepa.cache.links import ARRAY_NAME, SET_NAME
+
+if TYPE_CHECKING:  # torch takes seconds to import, and records are read without it
+    import torch
 
 Codec = Literal["none", "zstd", "blosc"]
 """Compression of inner chunks; `none` can be mapped into memory: float16 features shrink by 8 %."""
@@ -25,12 +25,11 @@ Encoding = Literal["plain", "fp8"]
 Kind = Literal["thinker", "encoder"]
 """A feature set comes from one frozen model: the vision-language model or the video encoder."""
 
-DTYPES: Mapping[str, torch.dtype] = {
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float32": torch.float32,
-    "uint8": torch.uint8,
-}
+DTYPES = ("float16", "bfloat16", "float32", "uint8")
+"""Names that torch has, too."""
+
+SCALE, ERROR = "_scale", "_error"
+"""What the names of the two arrays beside an fp8 array end in."""
 
 TOKEN_CHUNK = 64
 """Tokens per inner chunk: at the paper's sizes 64 x 2048 x 2 B = 256 KiB, and 1,166 tokens waste 4 %."""
@@ -70,11 +69,16 @@ class ArraySpec:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        return DTYPES[self.dtype]
+        import torch
+
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
 
     @property
     def stored_dtype(self) -> torch.dtype:
         """The dtype of the bytes on disk: fp8 is kept as its bits."""
+        import torch
+
         return torch.uint8 if self.encoding == "fp8" else self.torch_dtype
 
     @property

@@ -12,7 +12,7 @@ import torch
 
 from thinkjepa.cache import fp8
 from thinkjepa.cache.codecs import compressed
-from thinkjepa.cache.records import ArraySpec, ClipFeatures, FeatureSet
+from thinkjepa.cache.records import ERROR, SCALE, ArraySpec, ClipFeatures, FeatureSet
 from thinkjepa.cache.shard import Bytes
 
 
@@ -31,8 +31,8 @@ def prepared(features: ClipFeatures, feature_set: FeatureSet) -> StoredClip:
         if spec.encoding == "fp8":
             stored[name], scale = fp8.quantised(features.arrays[name])
             read[name] = fp8.restored(stored[name], scale, spec.torch_dtype)
-            stored[name + fp8.SCALE] = scale
-            stored[name + fp8.ERROR] = fp8.token_errors(features.arrays[name], read[name])
+            stored[name + SCALE] = scale
+            stored[name + ERROR] = fp8.token_errors(features.arrays[name], read[name])
     return StoredClip(stored, replace(features, arrays=read))
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from thinkjepa.cache import FeatureCache, FeatureSet
 from thinkjepa.cache.assignment import is_unfinished
-from thinkjepa.cache.fp8 import ERROR
 from thinkjepa.cache.layout import array_dir
+from thinkjepa.cache.records import ERROR
 from thinkjepa.pipeline.cache_list import allocated_bytes
 from thinkjepa.pipeline.units import human_bytes
 from thinkjepa.stages.data.repeated_frames import describe_repeats, stored_repeats

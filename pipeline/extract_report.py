@@ -8,8 +8,13 @@ from thinkjepa.stages.data.repeated_frames import describe_repeats
 from thinkjepa.stages.extract.extraction import ExtractReport
 
 
-def describe_report(report: ExtractReport) -> str:
-    """Some lines: what was done, what failed and why, what to do next."""
+def describe_report(
+    report: ExtractReport, *, accept_by: str = "--max-failures", retry_by: str = "--retry-failed"
+) -> str:
+    """Some lines: what was done, what failed and why, what to do next.
+
+    `accept_by` and `retry_by` are how the reader accepts failures, and has failed clips tried again.
+    """
     rate = report.extracted / report.seconds if report.seconds else 0.0
     rates = "cut by index" if report.dense_fps is None else f"dense windows at {report.dense_fps:g} fps"
     lines = [
@@ -29,18 +34,16 @@ def describe_report(report: ExtractReport) -> str:
         reasons = ", ".join(f"{number} at {stage}" for stage, number in sorted(stages.items()))
         lines.append(f"{report.failed_videos} videos failed ({reasons}): thinkjepa-cache info lists them")
     if report.failed_before:
-        lines.append(
-            f"{report.failed_before} clips failed in an earlier run: --retry-failed tries them again"
-        )
+        lines.append(f"{report.failed_before} clips failed in an earlier run: {retry_by} tries them again")
     if report.stopped_early:
         lines.append(
-            f"stopped early: more than the {report.allowed_failed_videos} that --max-failures accepts; what "
+            f"stopped early: more than the {report.allowed_failed_videos} that {accept_by} accepts; what "
             "was extracted is kept, the same command with a higher number goes on"
         )
     elif report.too_many_failures:
         lines.append(
             f"more than the {report.allowed_failed_videos} allowed: mend or remove them and run again, "
-            "or accept them with --max-failures"
+            f"or accept them with {accept_by}"
         )
     return "\n".join(lines)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ import yaml
 
 from thinkjepa.pipeline.options import SettingsError, nearest, parse_settings
 from thinkjepa.pipeline.project import model_place, project_folder
-from thinkjepa.stages.data.clips import ClipSettings
+from thinkjepa.stages.data.clips import ClipSettings, setting
 from thinkjepa.stages.data.splits import SplitRule
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
 from thinkjepa.stages.extract.vllm_settings import VllmSettings
@@ -20,10 +20,42 @@ from thinkjepa.stages.train.settings import TrainSettings
 Settings = TypeVar("Settings")
 Item = TypeVar("Item", str, int)
 
-PLACES = ("videos", "cache_dir")
-RUNS = "runs_dir"
-SECTIONS = ("clips", "models", "vllm", "execution", "split", "train")
-MATRIX = ("variants", "seeds")
+SECTIONS: Mapping[str, type[Any]] = {
+    "clips": ClipSettings,
+    "models": ModelSettings,
+    "vllm": VllmSettings,
+    "execution": ExecutionSettings,
+    "split": SplitRule,
+    "train": TrainSettings,
+}
+MATRIX_CELL = ("variant", "seed")
+"""Settings of a training run that the matrix sets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """The project's folders: keys of params.yaml without a section."""
+
+    videos: str = setting("videos", "Folder of the videos, searched recursively.")
+    cache_dir: str = setting("features", "Folder of the feature cache, which experiments share.")
+    runs_dir: str = setting(
+        "runs",
+        "Folder that keeps all finished runs with their weights, those of experiments too; empty: a run "
+        "stays in results/runs.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """The runs of a project: every variant with every seed."""
+
+    variants: tuple[str, ...] = setting(
+        ("thinkjepa", "jepa", "vlm"),
+        "Models to train: thinkjepa (guided), jepa (unguided), vlm (thinker features only).",
+    )
+    seeds: tuple[int, ...] = setting(
+        (0, 1, 2, 3, 4), "Seeds of initial weights and data order: each variant is trained with each."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,25 +86,22 @@ class Params:
 def read_params(path: Path) -> Params:
     """Raises SettingsError naming file, section and setting."""
     content = _read_mapping(path)
-    known = (*PLACES, RUNS, *SECTIONS, *MATRIX)
+    known = [*(item.name for item in (*fields(Folders), *fields(Matrix))), *SECTIONS]
     if unknown := sorted(set(content) - set(known)):
         listed = ", ".join(known)
         raise SettingsError(
             f"{path}: unknown key {unknown[0]!r}{nearest(unknown[0], known)}; known are {listed}"
         )
-    if missing := [name for name in PLACES if not isinstance(content.get(name), str)]:
-        raise SettingsError(f"{path}: {missing[0]} is missing: give a folder")
-    if not isinstance(content.get(RUNS, ""), str):
-        raise SettingsError(f"{path}: {RUNS} holds {content[RUNS]!r}, expected a folder")
+    folders = _folders(content, path)
     train = _section(content, "train", path)
-    if fixed := sorted({"variant", "seed"} & set(train)):
+    if fixed := sorted(set(MATRIX_CELL) & set(train)):
         raise SettingsError(f"{path}: train.{fixed[0]} is set by the matrix: use the key {fixed[0]}s")
     project, models = project_folder(path.parent), _settings(ModelSettings, content, "models", path)
     return Params(
         project=project,
-        videos=project / content["videos"],
-        cache_dir=project / content["cache_dir"],
-        runs_dir=project / content[RUNS] if content.get(RUNS) else None,
+        videos=project / folders.videos,
+        cache_dir=project / folders.cache_dir,
+        runs_dir=project / folders.runs_dir if folders.runs_dir else None,
         clips=_settings(ClipSettings, content, "clips", path),
         models=replace(
             models,
@@ -105,6 +134,15 @@ def _read_mapping(path: Path) -> Mapping[str, Any]:
     if not isinstance(content, dict):
         raise SettingsError(f"{path}: expected keys such as videos, cache_dir, clips")
     return content
+
+
+def _folders(content: Mapping[str, Any], path: Path) -> Folders:
+    """Videos and cache have to be named; where runs_dir is left out, runs stay in results/runs."""
+    if missing := [name for name in ("videos", "cache_dir") if not isinstance(content.get(name), str)]:
+        raise SettingsError(f"{path}: {missing[0]} is missing: give a folder")
+    if not isinstance(runs_dir := content.get("runs_dir", ""), str):
+        raise SettingsError(f"{path}: runs_dir holds {runs_dir!r}, expected a folder")
+    return Folders(videos=content["videos"], cache_dir=content["cache_dir"], runs_dir=runs_dir)
 
 
 def _matrix(content: Mapping[str, Any], name: str, kind: type[Item], path: Path) -> tuple[Item, ...]:

@@ -170,13 +170,16 @@ def render(
 def demo(out: Out, seed: Seed = 0, force: Force = False) -> None:
     """Run the whole pipeline (dvc repro) on the hand sample with untrained models, in a folder OUT.
 
-    Takes a few minutes on two cores. Run it again to see that nothing is done twice.
+    Takes a few minutes on two cores. OUT is a project as `thinkjepa-init OUT --sample` makes it: run it again
+    to see that nothing is done twice, also after editing OUT/params.yaml, which is kept.
     """
+    from thinkjepa.pipeline.init_app import describe_project
+    from thinkjepa.pipeline.project_setup import run_dvc
     from thinkjepa.pipeline.runs_table import describe_runs
-    from thinkjepa.pipeline.sample.demo import draw_pictures, run_dvc, write_project
+    from thinkjepa.pipeline.sample.demo import draw_pictures
+    from thinkjepa.pipeline.sample.project import set_up_sample_project
 
-    claim_folder(out, kind="demo", force=force)
-    mark_files(out, kind="demo", files=write_project(out, seed=seed))
+    errors.print(describe_project(set_up_sample_project(out, seed=seed, force=force)), markup=False)
     run_dvc(out, "repro")
     commands = draw_pictures(out)
     print_text(describe_runs(out / "results" / "runs"))

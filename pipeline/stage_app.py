@@ -15,7 +15,11 @@ from thinkjepa.stages.json_files import write_json
 app = new_app("The steps of dvc.yaml. For work by hand there are thinkjepa-cache, -train and -eval.")
 
 ParamsOption = Annotated[Path, typer.Option("--params", help="The pipeline's settings.")]
+ACCEPT_BY = "execution.max_failures in params.yaml"
+RETRY_BY = "execution.retry_failed: true in params.yaml, then `dvc repro -f extract`,"
 DEFAULT_PARAMS = Path("params.yaml")
+DIGESTS = Path(".dvc", "tmp", "thinkjepa-digests.json")
+"""In the project's own folder, so that experiments share it; nothing that git or DVC keeps."""
 
 
 @app.command("clips")
@@ -24,12 +28,18 @@ def clips_command(
     out: Annotated[Path, typer.Option(help="The manifest to write.")],
     params: ParamsOption = DEFAULT_PARAMS,
 ) -> None:
-    """List the videos with the digests of their contents, so that any change of the folder is seen."""
+    """List the videos with the digests of their contents, so that any change of the folder is seen.
+
+    Only files that changed since the last run are read: digests are remembered in .dvc/tmp of the project.
+    """
+    from thinkjepa.stages.data.digest_memory import DigestMemory
     from thinkjepa.stages.data.manifest import folder_manifest
 
     settings = read_params(params)
+    memory = DigestMemory(settings.project / DIGESTS)
     with TerminalProgress(errors) as progress:
-        manifest = folder_manifest(settings.videos, progress=progress)
+        manifest = folder_manifest(settings.videos, progress=progress, memory=memory)
+    memory.save()
     write_json(out, manifest)
 
 
@@ -59,7 +69,7 @@ def extract_command(
             progress=progress,
             vllm=settings.vllm,
         )
-    print_text(describe_report(report))
+    print_text(describe_report(report, accept_by=ACCEPT_BY, retry_by=RETRY_BY))
     if report.too_many_failures:
         return EXIT_FAILURES
     selection = make_selection(

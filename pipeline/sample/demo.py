@@ -1,37 +1,19 @@
-"""The whole pipeline on the hand sample and tiny models, in a folder that a newcomer can look into."""
+"""Pictures of a sample project that has run, for a newcomer to look at."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from importlib.resources import files
 from pathlib import Path
 
 from thinkjepa.cache import FeatureCache, ThinkJepaError
-from thinkjepa.pipeline.sample.episodes.expand import expand_shipped
-from thinkjepa.pipeline.sample.models import write_tiny_models
 from thinkjepa.stages.json_files import read_json
 
 SHOWN_RUN = "results/runs/thinkjepa-0"
 
 
 class DemoError(ThinkJepaError):
-    """A step of the demo's pipeline failed; its own message stands above."""
-
-
-def write_project(out: Path, *, seed: int) -> list[Path]:
-    """Videos with labels, models, params.yaml, dvc.yaml and a DVC project without git. Returns the files."""
-    write_tiny_models(out / "models", seed=seed)
-    written = expand_shipped(out / "videos")
-    package = files("thinkjepa.pipeline")
-    for source, name in (("new_project/pipeline.yaml", "dvc.yaml"), ("sample/demo.yaml", "params.yaml")):
-        (out / name).write_text(package.joinpath(source).read_text(encoding="utf-8"), encoding="utf-8")
-        written.append(out / name)
-    if not (out / ".dvc").exists():
-        run_dvc(out, "init", "--no-scm", "--quiet")
-        run_dvc(out, "config", "core.analytics", "false")
-    return [*written, *(path for path in (out / "models").rglob("*") if path.is_file())]
+    """A command that draws the demo's pictures failed; its own message is above."""
 
 
 def draw_pictures(out: Path) -> list[str]:
@@ -75,18 +57,9 @@ def draw_pictures(out: Path) -> list[str]:
     return [" ".join(command) for command in commands]
 
 
-def run_dvc(folder: Path, *arguments: str) -> None:
-    """Run DVC in a folder. Raises DemoError if it fails."""
-    _run(folder, "dvc", *arguments)
-
-
 def _run(folder: Path, command: str, *arguments: str) -> None:
     """Run a command of this environment in a folder, what it prints on standard error."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    environment = {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1"}
     line = [str(Path(sys.executable).parent / command), *arguments]
-    done = subprocess.run(line, cwd=folder, env=environment, check=False, stdout=sys.stderr)
+    done = subprocess.run(line, cwd=folder, check=False, stdout=sys.stderr)
     if done.returncode:
-        raise DemoError(
-            f"{command} {' '.join(arguments)} failed in {str(folder)!r}: its message stands above"
-        )
+        raise DemoError(f"{command} {' '.join(arguments)} failed in {str(folder)!r}: its message is above")

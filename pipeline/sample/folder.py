@@ -9,7 +9,7 @@ from thinkjepa.cache import ThinkJepaError
 
 MARK = ".thinkjepa-sample.json"
 
-Kind = Literal["models", "videos", "demo", "episodes", "hands"]
+Kind = Literal["models", "videos", "episodes", "hands"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,18 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from thinkjepa.cache import file_digest
+from thinkjepa.stages.data.digest_memory import DigestMemory
 from thinkjepa.stages.data.labels.readers import is_readable_place, label_files
-from thinkjepa.stages.data.videos import display_name, find_videos, identify
+from thinkjepa.stages.data.videos import display_name, find_videos
 from thinkjepa.stages.progress import Progress
 
 UNREADABLE = "unreadable"
 """Stands for the digest of a file that cannot be read: extraction reports it."""
 
 
-def folder_manifest(folder: Path, *, progress: Progress) -> dict[str, Any]:
+def folder_manifest(folder: Path, *, progress: Progress, memory: DigestMemory) -> dict[str, Any]:
     """Relative name and content digest of every video, and of the label files beside them, if any.
 
-    Raises StageError where there is no video.
+    Files that `memory` knows are not read. Raises StageError where there is no video.
     """
     files = find_videos(folder)
     progress.begin("reading", total=len(files), unit="videos")
@@ -25,22 +26,15 @@ def folder_manifest(folder: Path, *, progress: Progress) -> dict[str, Any]:
     videos: dict[str, str] = {}
     labels: dict[str, str] = {}
     for path in files:
-        videos[display_name(path, folder)] = _digest(path, folder)
-        labels |= {display_name(found, folder): _label_digest(found, root) for found in label_files(path)}
+        videos[display_name(path, folder)] = _digest(path, root, memory)
+        labels |= {display_name(found, folder): _digest(found, root, memory) for found in label_files(path)}
         progress.advance(1)
     manifest = {"schema": "thinkjepa.clips.v1", "videos": videos}
     return {**manifest, "labels": labels} if labels else manifest
 
 
-def _digest(path: Path, folder: Path) -> str:
+def _digest(path: Path, root: Path, memory: DigestMemory) -> str:
     try:
-        return identify(path, folder=folder).digest
-    except OSError:
-        return UNREADABLE
-
-
-def _label_digest(path: Path, root: Path) -> str:
-    try:
-        return file_digest(path) if is_readable_place(path, root) else UNREADABLE
+        return memory.digest(path, file_digest) if is_readable_place(path, root) else UNREADABLE
     except OSError:
         return UNREADABLE

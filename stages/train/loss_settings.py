@@ -1,10 +1,12 @@
 """What a forecast is punished for."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, get_args
+from typing import ClassVar, Literal, get_args
 
-from thinkjepa.stages.train.losses import LatentLoss, TrajectoryUnits
 from thinkjepa.stages.train.setting_checks import check_choice, check_not_negative, check_positive
+
+LatentLoss = Literal["mse", "l1", "smooth_l1"]
+TrajectoryUnits = Literal["metres", "spread"]
 
 
 @dataclass(frozen=True)

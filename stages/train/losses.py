@@ -3,14 +3,11 @@
 Shape letters: B batch, T latent steps, K frames of a step, J joints.
 """
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LatentLoss = Literal["mse", "l1", "smooth_l1"]
-TrajectoryUnits = Literal["metres", "spread"]
+from thinkjepa.stages.train.loss_settings import LatentLoss
 
 
 def latent_error(predicted: Tensor, future: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from thinkjepa.cache import (
 )
 from thinkjepa.cache.layout import cache_json, shard_file
 from thinkjepa.cache.records import Codec
-from thinkjepa.cache.verify import clip_fault
+from thinkjepa.cache.verification import clip_fault
 
 Build = Callable[..., FeatureSet]
 Make = Callable[..., ClipFeatures]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from thinkjepa.cache import ArraySpec, ClipFeatures, FeatureCache, FeatureSet, WriteSession
 from thinkjepa.cache.catalog import describe_set
 from thinkjepa.cache.fp8 import quantised, restored, token_errors
-from thinkjepa.cache.verify import clip_fault
+from thinkjepa.cache.verification import clip_fault
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from thinkjepa.cache import FeatureCache
+from thinkjepa.stages.data.digest_memory import DigestMemory
 from thinkjepa.stages.data.manifest import folder_manifest
 from thinkjepa.stages.data.selection import make_selection, read_selection, write_selection
 from thinkjepa.stages.progress import NoProgress
@@ -201,7 +202,7 @@ def test_manifest_and_selection_change_with_labels_and_only_where_there_are_any(
     )
 
     def manifest() -> dict[str, Any]:
-        return folder_manifest(videos, progress=NoProgress())
+        return folder_manifest(videos, progress=NoProgress(), memory=DigestMemory(tmp_path / "digests"))
 
     def selection() -> dict[str, Any]:
         cache = FeatureCache.open(cache_dir)

@@ -19,7 +19,7 @@ import yaml
 from thinkjepa.cache import FeatureCache
 from thinkjepa.pipeline.options import SettingsError
 from thinkjepa.pipeline.params import SECTIONS, read_params
-from thinkjepa.pipeline.sample.demo import run_dvc
+from thinkjepa.pipeline.project_setup import run_dvc
 
 ROOT = Path(__file__).parents[2]
 SMALL: dict[str, Any] = {
@@ -138,6 +138,35 @@ def test_another_prompt_runs_nothing_of_a_variant_without_thinker(
     assert project.repro(models={"prompt": "What happens next?"}) == ["clips", "extract"]
 
 
+def test_a_step_that_fails_names_the_key_and_not_a_flag(
+    tmp_path: Path, tiny_models: Path, make_video: Callable[..., Path]
+) -> None:
+    for number in range(2):
+        make_video(tmp_path / "videos" / f"{number}.mp4", num_frames=30 + number)
+    (tmp_path / "videos" / "broken.mp4").write_bytes(b"no video")
+    (tmp_path / "models").symlink_to(tiny_models)
+
+    def extract(max_failures: str) -> subprocess.CompletedProcess[str]:
+        params = {**SMALL, "execution": {"device": "cpu", "max_failures": max_failures}}
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+        command = Path(sys.executable).with_name("thinkjepa-stage")
+        line = [command, "extract", "--out", "selections"]
+        return subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=200)
+
+    failed = extract("")
+    assert failed.returncode == 3, failed.stderr
+    assert "accept them with execution.max_failures in params.yaml" in failed.stdout
+    assert "--max-failures" not in failed.stdout + failed.stderr
+    assert not (tmp_path / "selections").exists()
+    done = extract("40%")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path.name for path in (tmp_path / "selections").iterdir()} == {
+        "thinkjepa.json",
+        "jepa.json",
+        "vlm.json",
+    }
+
+
 def largest_file(folder: Path) -> int:
     return max(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
@@ -173,14 +202,13 @@ def test_a_key_that_no_setting_has_is_refused_in_every_section(tmp_path: Path, s
 
 def test_the_projects_own_params_have_every_section() -> None:
     """What is swept stands there; so that `-S section.key=..` needs no plus where the key does."""
-    for path in (ROOT / "params.yaml", ROOT / "pipeline" / "sample" / "demo.yaml"):
-        content = yaml.safe_load(path.read_text())
-        guidance = {"guidance", "levels", "use_levels", "use_streams", "drop_guidance", "latent_loss"}
-        assert {"videos", "cache_dir", "runs_dir", "variants", "seeds"} <= set(content)
-        assert guidance <= set(content["train"])
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    guidance = {"guidance", "levels", "use_levels", "use_streams", "drop_guidance", "latent_loss"}
+    assert {"videos", "cache_dir", "runs_dir", "variants", "seeds"} <= set(content)
+    assert guidance <= set(content["train"])
     assert set(SECTIONS) <= set(yaml.safe_load((ROOT / "params.yaml").read_text()))
 
 
 def test_the_projects_own_params_are_valid() -> None:
     assert read_params(ROOT / "params.yaml").models.thinker == "Qwen/Qwen3-VL-2B-Thinking"
-    assert read_params(ROOT / "pipeline" / "sample" / "demo.yaml").training(variant="vlm", seed=3).seed == 3
+    assert read_params(ROOT / "params.yaml").training(variant="vlm", seed=3).seed == 3

@@ -16,7 +16,8 @@ from thinkjepa.cache import FeatureCache
 from thinkjepa.stages.train.features import Batch, Features, TrajectoryBatch, choose_features
 from thinkjepa.stages.train.latent_views import viewed
 from thinkjepa.stages.train.loop import Fitting, clip_terms, train_step
-from thinkjepa.stages.train.losses import LatentLoss, latent_loss, trajectory_error
+from thinkjepa.stages.train.loss_settings import LatentLoss
+from thinkjepa.stages.train.losses import latent_loss, trajectory_error
 from thinkjepa.stages.train.model import Forecast, build_model
 from thinkjepa.stages.train.optimiser import Moment, make_optimizer
 from thinkjepa.stages.train.plan import model_shape as shape_of

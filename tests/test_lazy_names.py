@@ -1,0 +1,40 @@
+"""Packages whose names are imported when they are asked for."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+
+from thinkjepa.cache.lazy_names import lazy_names
+
+PACKAGES = ("thinkjepa.cache", "thinkjepa.stages.train")
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_every_exported_name_is_there_and_no_module_hides_it(name: str) -> None:
+    code = (
+        f"import importlib, pkgutil, types; package = importlib.import_module({name!r});"
+        "[importlib.import_module(f'{package.__name__}.{found.name}') for found in"
+        " pkgutil.iter_modules(package.__path__)];"
+        "print([name for name in package.__all__ if isinstance(getattr(package, name), types.ModuleType)])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_name_that_no_module_has_is_an_attribute_error(name: str) -> None:
+    with pytest.raises(AttributeError, match=f"module '{name}' has no attribute 'nothing'"):
+        importlib.import_module(name).nothing  # noqa: B018
+
+
+def test_a_found_name_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = ModuleType("thinkjepa.cache")
+    monkeypatch.setitem(sys.modules, "thinkjepa.cache", package)
+    package.__dict__["__getattr__"] = lazy_names("thinkjepa.cache", {"errors": ("CacheError",)})
+    found = package.CacheError
+    assert vars(package)["CacheError"] is found
