@@ -8,7 +8,7 @@ JOBS ?= 2
 bin := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help environment test test-vllm check demo soak clean distclean
+.PHONY: help environment test test-vllm check demo soak lock clean distclean
 
 help: ## List the targets
 	@echo "make TARGET, where TARGET is one of"
@@ -34,6 +34,10 @@ demo: environment ## Run the whole pipeline on sample videos with untrained mode
 
 soak: environment ## Run the long tests
 	$(bin)/python -m pytest -m soak --timeout 3600 $(ARGS)
+
+lock: ## Write requirements.lock from pyproject.toml and constraints.txt (needs uv and a network)
+	uv pip compile pyproject.toml --universal --python-version 3.11 --extra dev --constraint constraints.txt \
+		--generate-hashes --no-annotate --quiet --custom-compile-command 'make lock' --output-file requirements.lock
 
 clean: ## Remove what tests, checks and builds leave behind; demo/ stays, it may hold sweeps
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

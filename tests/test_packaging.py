@@ -1,5 +1,6 @@
 """The wheel holds all the code, and type checkers find it where it is installed."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import thinkjepa
 
@@ -112,3 +115,53 @@ def test_every_command_is_installed_and_points_at_a_module():
         assert module.startswith("thinkjepa.")
         assert ROOT.joinpath(*module.split(".")[1:]).with_suffix(".py").is_file(), target
         assert function == "main"
+
+
+@pytest.fixture(scope="module")
+def locked() -> dict[str, list[Requirement]]:
+    """What requirements.lock pins, by name: more than one line where systems need different versions."""
+    pinned: dict[str, list[Requirement]] = {}
+    for line in (ROOT / "requirements.lock").read_text().splitlines():
+        if line and not line.startswith(("#", " ")):
+            requirement = Requirement(line.removesuffix("\\"))
+            pinned.setdefault(canonicalize_name(requirement.name), []).append(requirement)
+    return pinned
+
+
+def version_of(requirement: Requirement) -> str:
+    (pin,) = requirement.specifier
+    assert pin.operator == "==", requirement
+    return pin.version
+
+
+def test_the_lock_satisfies_what_is_declared(locked):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    assert len(declared) > 30
+    for wanted in map(Requirement, declared):
+        pins = locked[canonicalize_name(wanted.name)]
+        assert all(wanted.specifier.contains(version_of(pin)) for pin in pins), (wanted, pins)
+
+
+def test_the_lock_agrees_with_the_constraints(locked):
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    here = {
+        name for name, pins in locked.items() if any(not pin.marker or pin.marker.evaluate() for pin in pins)
+    }
+    assert {canonicalize_name(pin.name) for pin in pinned} >= here - {"pip", "setuptools"}
+    differing = {
+        str(other)
+        for pin in pinned
+        for other in locked.get(canonicalize_name(pin.name), ())
+        if version_of(other) != version_of(pin)
+    }
+    assert differing == set()
+
+
+def test_the_lock_has_a_hash_for_every_file_and_no_address():
+    text = (ROOT / "requirements.lock").read_text()
+    assert "://" not in text
+    assert "index-url" not in text
+    pins = [block for block in re.split(r"^(?=\w)", text, flags=re.MULTILINE) if not block.startswith("#")]
+    assert [pin.splitlines()[0] for pin in pins if "--hash=sha256:" not in pin] == []
