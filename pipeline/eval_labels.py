@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from thinkjepa.stages.evaluate.comparison import BEST_OF_SEEDS
+from thinkjepa.stages.evaluate.latent_metrics import LATENT_METRICS
 from thinkjepa.stages.evaluate.summary import BETTER_WHEN_LARGER
 
 DECIMALS = 4
@@ -26,6 +27,25 @@ METRIC_LABELS = {
 }
 
 
+AXIS_LABELS = {
+    "ade_m": "mean distance (m)",
+    "fde_m": "mean distance (m)",
+    "acc_5cm": "share of joints (0 to 1)",
+    "keypoint_m": "mean distance (m)",
+    "l2": "mean squared error (latent units²)",
+    "cosine": "cosine (1: equal)",
+}
+"""What the numbers on a picture's axis are, with their unit."""
+
+DIFFERENCE_LABELS = {
+    "ade_m": "difference (m)",
+    "fde_m": "difference (m)",
+    "acc_5cm": "difference of shares",
+    "keypoint_m": "difference (m)",
+    "l2": "difference (latent units²)",
+    "cosine": "difference of cosines",
+}
+
 VERDICT_LABELS = {"ade_m": "ADE", "l2": "latent L2"}
 """What a verdict is about."""
 
@@ -35,6 +55,12 @@ def metric_label(metric: str, *, last_frame_s: float | None = None) -> str:
     if metric == "fde_m" and last_frame_s is not None:
         return f"FDE at {last_frame_s:.2f} s (m)"
     return METRIC_LABELS[metric]
+
+
+def metric_title(metric: str, *, last_frame_s: float | None = None) -> str:
+    """What a panel of a picture is about; its axis has the unit."""
+    label = metric_label(metric, last_frame_s=last_frame_s).removesuffix(" (m)").removesuffix(" (squared)")
+    return f"latent {label}" if metric in LATENT_METRICS else label
 
 
 def better_arrow(metric: str) -> str:

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from thinkjepa.pipeline.eval_labels import METRIC_LABELS, better_arrow, is_main
+from thinkjepa.pipeline.eval_labels import AXIS_LABELS, DIFFERENCE_LABELS, better_arrow, is_main, metric_title
+from thinkjepa.pipeline.eval_verdict import evidence_of, outcome
 from thinkjepa.stages.evaluate.summary import BETTER_WHEN_LARGER
+from thinkjepa.stages.picture_style import (
+    BASELINES,
+    BLACK,
+    PANEL_IN,
+    SECONDS_AHEAD,
+    control_look,
+    legend_below,
+    new_figure,
+    picture_style,
+    png_bytes,
+    variant_look,
+)
 
-DPI = 120
-PANEL_IN = (3.3, 3.2)
-ROW_IN = 0.26
+LEGEND_IN = 0.9
+ROW_IN, DOT_PANEL_IN, AXIS_IN = 0.26, 1.9, 1.0
 CHARACTER_IN = 0.075
-
-MODEL_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Okabe and Ito's, told apart by the colour-blind."""
-MARKERS = "osD^vP"
-BASELINE_GREY = "#666666"
-BASELINE_LINES = ((0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (8, 3)), (0, (3, 1, 1, 1, 1, 1)))
+BAND_ALPHA = 0.12
+DOT_SIZE = 5.0
 
 HORIZON_METRICS = ("ade_m", "l2", "cosine")
 DISTANCE_METRICS = ("ade_m", "fde_m", "acc_5cm", "keypoint_m", "l2", "cosine")
@@ -35,145 +40,133 @@ NOT_KNOWN = {"mean": np.nan, "low": None, "high": None}
 
 Comparison = Mapping[str, Any]
 Record = Mapping[str, Any]
+Look = Mapping[str, Any]
 
 
 def horizon_picture(comparison: Comparison) -> bytes:
     """PNG: each method's means at every latent step, the models' with their intervals."""
     entries = [entry for entry in comparison["entries"] if is_main(entry)]
-    metrics = [metric for metric in HORIZON_METRICS if _any_has(entries, metric)]
-    with matplotlib.style.context("default", after_reset=True):
-        figure = Figure(figsize=(PANEL_IN[0] * len(metrics), PANEL_IN[1] + 0.9), layout="constrained")
-        panels = figure.subplots(1, len(metrics), squeeze=False)[0]
-        seconds = [step["seconds"] for step in comparison["horizon"]]
-        styles = _styles(comparison["entries"])
+    metrics = [metric for metric in HORIZON_METRICS if any(metric in entry["metrics"] for entry in entries)]
+    seconds = [step["seconds"] for step in comparison["horizon"]]
+    looks = entry_looks(comparison)
+    with picture_style():
+        figure = new_figure(PANEL_IN[0] * len(metrics), PANEL_IN[1] + LEGEND_IN)
+        panels = figure.subplots(1, len(metrics), sharex=True, squeeze=False)[0]
         for axes, metric in zip(panels, metrics, strict=True):
-            _draw_curves(axes, entries, metric, seconds, styles)
-        handles = {
-            str(label): handle
-            for axes in panels
-            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-        }
-        figure.legend(
-            list(handles.values()),
-            list(handles),
-            loc="outside lower center",
-            ncols=3,
-            frameon=False,
-            fontsize=8,
-        )
-        return _png(figure)
+            for entry in entries:
+                if metric in entry["metrics"]:
+                    points = [step.get(metric, NOT_KNOWN) for step in entry["horizon"]]
+                    band = entry["method"] == "model"
+                    draw_curve(
+                        axes, seconds, points, label=entry["name"], look=looks[entry["name"]], band=band
+                    )
+            name_curves(axes, metric)
+        legend_below(figure, panels)
+        return png_bytes(figure)
+
+
+def draw_curve(
+    axes: Axes, seconds: Sequence[float], points: Sequence[Record], *, label: str, look: Look, band: bool
+) -> None:
+    """Means over the horizon, with their intervals as a band."""
+    axes.plot(seconds, [point["mean"] for point in points], label=label, **look)
+    if band:
+        lows, highs = (np.array([point[end] for point in points], float) for end in ("low", "high"))
+        axes.fill_between(seconds, lows, highs, color=look["color"], alpha=BAND_ALPHA, linewidth=0)
+
+
+def name_curves(axes: Axes, metric: str) -> None:
+    """Title, units, and axes that begin at 0 where 0 is the best."""
+    axes.set_title(f"{metric_title(metric)} {better_arrow(metric)}")
+    axes.set(xlabel=SECONDS_AHEAD, ylabel=AXIS_LABELS[metric])
+    axes.set_xlim(left=0)
+    if metric not in BETTER_WHEN_LARGER:
+        axes.set_ylim(bottom=0)
 
 
 def distance_picture(comparison: Comparison) -> bytes:
     """PNG: a row per method, a panel per metric, dots with intervals."""
-    rows = [(entry["name"], entry["metrics"]) for entry in comparison["entries"]]
-    return _dot_picture(rows, styles=_styles(comparison["entries"]), zero_line=False)
+    looks = entry_looks(comparison)
+    rows = [
+        (entry["name"], entry["metrics"], dict.fromkeys(DISTANCE_METRICS, looks[entry["name"]]))
+        for entry in comparison["entries"]
+    ]
+    return _dot_picture(comparison, rows, note="")
 
 
 def difference_picture(comparison: Comparison) -> bytes:
     """PNG: a row per pair, a panel per metric, dots with intervals around a line at 0.
 
     Models against each other and against their own shuffled guidance; with one group, against all methods.
+    A dot is filled where a verdict is given, hollow where there is no difference or too little evidence.
     """
     kinds = {entry["name"]: entry["method"] for entry in comparison["entries"]}
     shown = {"model", "shuffled_guidance"} if len(comparison["groups"]) > 1 else set(kinds.values())
-    chosen = [item for item in comparison["differences"] if kinds[item["b"]] in shown]
-    names = {item["a"]: entry for item in chosen for entry in [_styles(comparison["entries"])[item["a"]]]}
-    rows = [(f"{item['a']} − {item['b']}", item["metrics"]) for item in chosen]  # noqa: RUF001
-    styles = {row[0]: names[item["a"]] for row, item in zip(rows, chosen, strict=True)}
-    return _dot_picture(rows, styles=styles, zero_line=True)
+    looks = entry_looks(comparison)
+    rows = []
+    for item in comparison["differences"]:
+        if kinds[item["b"]] in shown:
+            evidence = evidence_of(comparison, item)
+            filled = {
+                metric: {**looks[item["a"]], "markerfacecolor": looks[item["a"]]["color"]}
+                if outcome(metric, figure, evidence) in ("better", "worse")
+                else looks[item["a"]]
+                for metric, figure in item["metrics"].items()
+            }
+            rows.append((f"{item['a']} − {item['b']}", item["metrics"], filled))  # noqa: RUF001
+    return _dot_picture(comparison, rows, note="filled: a difference; hollow: none, or too little to tell")
 
 
-def _draw_curves(
-    axes: Axes, entries: Sequence[Record], metric: str, seconds: Sequence[float], styles: Mapping[str, Any]
-) -> None:
-    for entry in entries:
-        if metric not in entry["metrics"]:
-            continue
-        points = [step.get(metric, NOT_KNOWN) for step in entry["horizon"]]
-        style = styles[entry["name"]]
-        axes.plot(seconds, [point["mean"] for point in points], label=entry["name"], markersize=3, **style)
-        if entry["method"] == "model":
-            lows, highs = (np.array([point[end] for point in points], float) for end in ("low", "high"))
-            axes.fill_between(seconds, lows, highs, color=style["color"], alpha=0.15, linewidth=0)
-    axes.set(xlabel="seconds after the last observed frame", xlim=(0, None))
-    axes.set_title(_metric_title(metric), fontsize=9)
-    if metric not in BETTER_WHEN_LARGER:
-        axes.set_ylim(bottom=0)
-    _tidy(axes)
-
-
-def _dot_picture(rows: Sequence[tuple[str, Record]], *, styles: Mapping[str, Any], zero_line: bool) -> bytes:
-    metrics = [metric for metric in DISTANCE_METRICS if any(metric in found for _, found in rows)]
-    label_in = CHARACTER_IN * max((len(name) for name, _ in rows), default=0)
-    size = (label_in + 1.9 * max(len(metrics), 1), 0.9 + ROW_IN * max(len(rows), 1))
-    with matplotlib.style.context("default", after_reset=True):
-        figure = Figure(figsize=size, layout="constrained")
+def _dot_picture(
+    comparison: Comparison, rows: Sequence[tuple[str, Record, Mapping[str, Look]]], *, note: str
+) -> bytes:
+    """Rows are a name, its figures by metric and their looks. With a note they are differences around 0."""
+    metrics = [metric for metric in DISTANCE_METRICS if any(metric in found for _, found, _ in rows)]
+    label_in = CHARACTER_IN * max((len(name) for name, *_ in rows), default=0)
+    last_frame_s = comparison["last_frame"]["seconds"]
+    with picture_style():
+        figure = new_figure(
+            label_in + DOT_PANEL_IN * max(len(metrics), 1), AXIS_IN + ROW_IN * max(len(rows), 1)
+        )
         panels = figure.subplots(1, max(len(metrics), 1), sharey=True, squeeze=False)[0]
         for axes, metric in zip(panels, metrics, strict=False):
-            if zero_line:
-                axes.axvline(0, color="black", linewidth=0.8)
-            for place, (name, found) in enumerate(rows):
+            if note:
+                axes.axvline(0, color=BLACK, linewidth=0.8)
+            for place, (_, found, looks) in enumerate(rows):
                 if metric in found:
-                    _draw_dot(axes, place, found[metric], styles[name])
-            axes.set_title(_metric_title(metric), fontsize=9)
+                    _draw_dot(axes, place, found[metric], looks[metric])
+            axes.set_title(f"{metric_title(metric, last_frame_s=last_frame_s)} {better_arrow(metric)}")
+            axes.set_xlabel((DIFFERENCE_LABELS if note else AXIS_LABELS)[metric])
             axes.margins(x=0.08)
             axes.xaxis.set_major_locator(MaxNLocator(4))
-            _tidy(axes)
-        panels[0].set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8)
+        panels[0].set_yticks(range(len(rows)), [name for name, *_ in rows])
         panels[0].set_ylim(len(rows) - 0.5, -0.5)
-        return _png(figure)
+        if note:
+            figure.supxlabel(note, fontsize="small")
+        return png_bytes(figure)
 
 
-def _draw_dot(axes: Axes, place: int, figure: Record, style: Mapping[str, Any]) -> None:
-    colour, marker = style["color"], style.get("marker", "o")
+def _draw_dot(axes: Axes, place: int, figure: Record, look: Look) -> None:
     if figure["low"] is not None:
-        axes.plot([figure["low"], figure["high"]], [place, place], color=colour, linewidth=1.6)
-    axes.plot([figure["mean"]], [place], marker=marker, color=colour, markersize=4, linestyle="none")
+        axes.plot([figure["low"], figure["high"]], [place, place], color=look["color"], linewidth=1.6)
+    marker = {"marker": "o", "markerfacecolor": "white", **look, "linestyle": "none", "markersize": DOT_SIZE}
+    if marker["markerfacecolor"] == "none":
+        marker["markerfacecolor"] = "white"  # the interval's line ends at the marker
+    axes.plot([figure["mean"]], [place], **marker)
 
 
-def _styles(entries: Sequence[Record]) -> dict[str, dict[str, Any]]:
-    """A colour and marker for each model, shared with what its weights give otherwise; greys for the rest."""
-    colours: dict[str, tuple[str, str]] = {}
-    styles: dict[str, dict[str, Any]] = {}
-    num_grey = 0
-    for entry in entries:
+def entry_looks(comparison: Comparison) -> dict[str, dict[str, Any]]:
+    """How each entry is drawn: models by their variant, controls as their model's, the rest as baselines."""
+    variants = {group["name"]: group["variant"] for group in comparison["groups"]}
+    places: Counter[str] = Counter()
+    looks: dict[str, dict[str, Any]] = {}
+    for entry in comparison["entries"]:
+        variant = variants.get(entry["group"])
         if entry["method"] == "model":
-            place = len(colours) % len(MODEL_COLOURS)
-            colours[entry["name"]] = (MODEL_COLOURS[place], MARKERS[place])
-            styles[entry["name"]] = {"color": MODEL_COLOURS[place], "marker": MARKERS[place]}
-        elif entry["group"] in colours:
-            styles[entry["name"]] = {
-                "color": colours[entry["group"]][0],
-                "linestyle": (0, (1, 1.5)),
-                "marker": "x",
-            }
+            looks[entry["name"]] = variant_look(str(variant), place=places[str(variant)])
+            places[str(variant)] += 1
+        elif variant is not None:
+            looks[entry["name"]] = control_look(variant)
         else:
-            lines = BASELINE_LINES[num_grey % len(BASELINE_LINES)]
-            styles[entry["name"]] = {"color": BASELINE_GREY, "linestyle": lines}
-            num_grey += 1
-    return styles
-
-
-def _any_has(entries: Sequence[Record], metric: str) -> bool:
-    return any(metric in entry["metrics"] for entry in entries)
-
-
-def _metric_title(metric: str) -> str:
-    prefix = "latent " if metric in ("l1", "l2", "smooth_l1", "cosine") else ""
-    return f"{prefix}{METRIC_LABELS[metric]} {better_arrow(metric)}"
-
-
-def _tidy(axes: Axes) -> None:
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8)
-    axes.xaxis.label.set_fontsize(8)
-
-
-def _png(figure: Figure) -> bytes:
-    FigureCanvasAgg(figure)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=DPI, metadata={"Software": None})
-    return content.getvalue()
+            looks[entry["name"]] = dict(BASELINES[entry["method"]])
+    return looks

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.style
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from thinkjepa.cache.disk import replace_file
 from thinkjepa.cache.holder import WAIT, WriteLock
 from thinkjepa.pipeline.eval_labels import METRIC_LABELS, better_arrow, figure_text
-from thinkjepa.pipeline.eval_plots import BASELINE_GREY, BASELINE_LINES, DPI, MARKERS, MODEL_COLOURS
+from thinkjepa.pipeline.eval_plots import LEGEND_IN, draw_curve, name_curves
 from thinkjepa.pipeline.eval_verdict import FEWEST_VIDEOS
 from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.evaluate.comparison import OF_NO_RUN
 from thinkjepa.stages.evaluate.rollout import evaluate_rollout
 from thinkjepa.stages.evaluate.trained_run import TrainedRun
 from thinkjepa.stages.json_files import write_json
-from thinkjepa.stages.picture_style import SECONDS_AHEAD
+from thinkjepa.stages.picture_style import (
+    BASELINES,
+    PANEL_IN,
+    legend_below,
+    new_figure,
+    picture_style,
+    png_bytes,
+    variant_look,
+)
 from thinkjepa.stages.progress import Progress
 
 SHOWN = {"trajectory": ("ade_m", "fde_m"), "latent": ("l2", "cosine")}
-BASELINES = ("latent_persistence", "constant_pose", "constant_velocity", "mean_pose")
-"""Methods that are the same for all runs of one split; those of the first run are shown."""
+OF_A_RUN = {
+    "model": "",
+    "shuffled_guidance": ", another clip's thinker",
+    "latent_persistence": ", its head on the last latents",
+}
+"""Methods that use a run's weights, and what its name gets behind it."""
 
 Row = tuple[str, Sequence[Mapping[str, float | None]]]
 """A method's name, and its figure at each horizon."""
@@ -113,64 +122,49 @@ def _one_latent_space(rolled: Rolled) -> bool:
 
 
 def _rows(rolled: Rolled, kind: str, metric: str) -> list[Row]:
-    """A row per model, and one per baseline, of the first run."""
+    """A row per model, and one per baseline, which is the same for all runs: of the first."""
     rows: list[Row] = []
     for number, (name, result) in enumerate(rolled.items()):
         for method, figures in result["horizons"][0][kind].items():
-            if metric not in figures or (number and method in BASELINES):
+            of_no_run = metric in OF_NO_RUN.get(method, ())
+            if metric not in figures or (number and of_no_run):
                 continue
-            label = method if method in BASELINES else _label(name, result)
-            label = f"{label}, another clip's thinker" if method == "shuffled_guidance" else label
+            label = method.replace("_", " ") if of_no_run else _label(name, result) + OF_A_RUN[method]
             rows.append((label, [item[kind][method][metric] for item in result["horizons"]]))
     return rows
 
 
 def _label(name: str, result: Mapping[str, Any]) -> str:
-    return f"{name} ({result['variant']})"
+    variant = result["variant"]
+    return name if variant in name else f"{name} ({variant})"
 
 
 def rollout_picture(rolled: Rolled) -> bytes:
     """PNG: each metric over the horizons, models with their intervals."""
     seconds = [item["last_frame_s"] for item in next(iter(rolled.values()))["horizons"]]
-    tables, styles = _tables(rolled), _styles(rolled)
-    with matplotlib.style.context("default", after_reset=True):
-        figure = Figure(figsize=(3.3 * len(tables), 4.1), layout="constrained")
-        panels = figure.subplots(1, len(tables), squeeze=False)[0]
+    tables, looks = _tables(rolled), _looks(rolled)
+    with picture_style():
+        figure = new_figure(PANEL_IN[0] * len(tables), PANEL_IN[1] + LEGEND_IN)
+        panels = figure.subplots(1, len(tables), sharex=True, squeeze=False)[0]
         for axes, (metric, rows) in zip(panels, tables, strict=True):
             for label, found in rows:
-                if label not in styles:
-                    continue
-                if label not in BASELINES and all(item["low"] is not None for item in found):
-                    ends = [[item[end] for item in found] for end in ("low", "high")]
-                    colour = styles[label]["color"]
-                    axes.fill_between(seconds, *ends, color=colour, alpha=0.12, linewidth=0)
-                means = [item["mean"] for item in found]
-                axes.plot(seconds, means, label=label, linewidth=1.5, markersize=4, **styles[label])
-            axes.set_title(f"{METRIC_LABELS[metric]} {better_arrow(metric)}", fontsize=9)
-            axes.set_xlabel(SECONDS_AHEAD)
-            axes.set_ylim(bottom=0 if metric != "cosine" else None)
-            axes.grid(color="#dddddd", linewidth=0.6)
-        handles = {
-            str(label): handle
-            for axes in figure.axes
-            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-        }
-        figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=2, fontsize=8)
-        FigureCanvasAgg(figure)
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=DPI)
-    return picture.getvalue()
+                if label in looks:
+                    band = "marker" in looks[label]  # baselines have none
+                    draw_curve(axes, seconds, found, label=label, look=looks[label], band=band)
+            name_curves(axes, metric)
+        legend_below(figure, panels)
+        return png_bytes(figure)
 
 
-def _styles(rolled: Rolled) -> dict[str, dict[str, Any]]:
+def _looks(rolled: Rolled) -> dict[str, dict[str, Any]]:
     """How each line is drawn, the same in all panels; forecasts with another clip's thinker are not."""
-    baselines = zip(BASELINES, BASELINE_LINES, strict=False)
-    styles = {name: {"color": BASELINE_GREY, "linestyle": line} for name, line in baselines}
-    for number, (name, result) in enumerate(rolled.items()):
-        colour, marker = MODEL_COLOURS[number % len(MODEL_COLOURS)], MARKERS[number % len(MARKERS)]
-        line = "-" if number < len(MODEL_COLOURS) else ":"
-        styles[_label(name, result)] = {"color": colour, "marker": marker, "linestyle": line}
-    return styles
+    looks = {name.replace("_", " "): dict(look) for name, look in BASELINES.items()}
+    places: Counter[str] = Counter()
+    for name, result in rolled.items():
+        variant = result["variant"]
+        looks[_label(name, result)] = variant_look(variant, place=places[variant])
+        places[variant] += 1
+    return looks
 
 
 def _write(folder: Path, split: str, rolled: Rolled) -> None:

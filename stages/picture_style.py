@@ -38,10 +38,33 @@ _SOLID, _DASHED, _DOTTED = "-", (0, (5, 2)), (0, (1, 1.3))
 _DASH_DOTTED, _LONG, _DASH_DOT_DOT = (0, (6, 2, 1, 2)), (0, (9, 3)), (0, (3, 1, 1, 1, 1, 1))
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "thinkjepa": {"color": BLUE, "linestyle": _SOLID, "linewidth": 2.2, "marker": "o", "markersize": 7.0},
-    "jepa": {"color": VERMILION, "linestyle": _DASHED, "linewidth": 1.7, "marker": "s", "markersize": 5.0},
-    "vlm": {"color": GREEN, "linestyle": _DASH_DOTTED, "linewidth": 1.4, "marker": "D", "markersize": 3.5},
+    "thinkjepa": {
+        "color": BLUE,
+        "linestyle": _SOLID,
+        "linewidth": 2.2,
+        "marker": "o",
+        "markersize": 7.0,
+        "zorder": 2.1,
+    },
+    "jepa": {
+        "color": VERMILION,
+        "linestyle": _DASHED,
+        "linewidth": 1.7,
+        "marker": "s",
+        "markersize": 5.0,
+        "zorder": 2.2,
+    },
+    "vlm": {
+        "color": GREEN,
+        "linestyle": _DASH_DOTTED,
+        "linewidth": 1.4,
+        "marker": "D",
+        "markersize": 3.5,
+        "zorder": 2.3,
+    },
 }
+"""The wide solid line is below the others, in whatever order they are drawn."""
+
 BASELINES: dict[str, dict[str, Any]] = {
     "latent_persistence": {"color": GREY, "linestyle": _DOTTED, "linewidth": 1.3},
     "constant_pose": {"color": GREY, "linestyle": _DASHED, "linewidth": 1.3},
