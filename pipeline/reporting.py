@@ -25,10 +25,15 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from thinkjepa.cache import Failure
+from thinkjepa.pipeline.train_report import describe_epoch, describe_start
 from thinkjepa.pipeline.units import human_hours
+from thinkjepa.stages.train.events import RunStarts, TrainEvent
 
 LINE_EVERY_S = 60.0
 """Seconds between two lines of a task in a log, at least."""
+
+EXPECT_AFTER_S = 10.0
+"""Seconds of training after which its whole time is estimated; the end of the first epoch is enough, too."""
 
 RATE_OVER_S = 600.0
 """The last ten minutes make the rate: a batch of clips may take minutes. rich keeps 1,000 advances."""
@@ -137,9 +142,9 @@ class TerminalProgress(_Bars):
 
 
 class TrainingBar(_Bars):
-    """Shows a training run: steps done, steps a second, time left, the last loss; a context manager."""
+    """Shows a training: its head, steps done, time left, the epoch's mean loss so far; a context manager."""
 
-    def __init__(self, console: Console, *, epochs: int) -> None:
+    def __init__(self, console: Console, *, line_every_s: float = LINE_EVERY_S) -> None:
         super().__init__(
             console,
             TextColumn("{task.description:<14}"),
@@ -149,19 +154,55 @@ class TrainingBar(_Bars):
             TextColumn("left"),
             TimeRemainingColumn(),
             TextColumn("loss {task.fields[loss]:.5f}"),
+            line_every_s=line_every_s,
         )
-        self._epochs = epochs
+        self._start: RunStarts | None = None
         self._task: TaskID | None = None
+        self._first_step_s = self._losses = 0.0
+        self._steps = self._steps_of_epoch = 0
+        self._expected = False
 
-    def note(self, text: str) -> None:
-        self._console.print(escape(text), soft_wrap=True)
+    def report(self, event: TrainEvent) -> None:
+        """What the training says between its steps (`thinkjepa.stages.train.events`)."""
+        if isinstance(event, str):
+            self._print(event)
+        elif isinstance(event, RunStarts):
+            self._start = event
+            self._print(describe_start(event))
+            if event.split_warning:
+                self._print(event.split_warning, style="yellow")
+        else:
+            self._print(describe_epoch(event))
+            self._losses, self._steps_of_epoch = 0.0, 0
 
     def __call__(self, *, epoch: int, step: int, total_steps: int, loss: float) -> None:
-        """One optimiser step is done; epochs and steps count from 1."""
+        """One optimizer step is done; epochs and steps count from 1."""
+        epochs = self._start.epochs if self._start else epoch
+        done, total = (epoch - 1) * total_steps + step, epochs * total_steps
         if self._task is None:
-            self._task = self._bars.add_task("", total=self._epochs * total_steps, unit="steps", loss=loss)
-        done = (epoch - 1) * total_steps + step
-        self._bars.update(self._task, completed=done, loss=loss, description=f"epoch {epoch}/{self._epochs}")
-        self._log(self._task, f"loss {loss:.5f}")
-        if step == total_steps and not self._console.is_terminal:
-            self._console.print(f"epoch {epoch}/{self._epochs}: loss {loss:.5f}")
+            self._first_step_s = time.monotonic()
+            self._task = self._bars.add_task("", total=total, unit="steps", completed=done, loss=loss)
+        self._losses, self._steps_of_epoch = self._losses + loss, self._steps_of_epoch + 1
+        mean = self._losses / self._steps_of_epoch
+        self._bars.update(self._task, completed=done, loss=mean, description=f"epoch {epoch}/{epochs}")
+        self._log(self._task, f"mean loss {mean:.5f}")
+        self._steps += 1
+        self._expect(steps_left=total - done, ends_epoch=step == total_steps)
+
+    def _expect(self, *, steps_left: int, ends_epoch: bool) -> None:
+        """Say once how long it will take, when a few steps are measured. A validation step is a forward only,
+        a third of a training step."""
+        elapsed_s, measured = time.monotonic() - self._first_step_s, self._steps - 1
+        if self._expected or self._start is None or not measured:
+            return
+        if elapsed_s < EXPECT_AFTER_S and not ends_epoch:
+            return
+        sizes = self._start.sizes
+        with_validation = 1 + sizes["validation"].clips / sizes["train"].clips / 3
+        step_s = elapsed_s / measured
+        expected = human_hours(step_s * steps_left * with_validation / 3600)
+        self._print(f"time to expect   about {expected} more, {step_s:.3g} s a step")
+        self._expected = True
+
+    def _print(self, text: str, *, style: str | None = None) -> None:
+        self._console.print(escape(text), soft_wrap=True, style=style)

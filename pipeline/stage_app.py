@@ -95,7 +95,7 @@ def train_command(
 ) -> None:
     """Train one cell of the matrix of variants and seeds."""
     from thinkjepa.pipeline.kept_runs import kept_name, show_run
-    from thinkjepa.pipeline.train_app import describe_metrics
+    from thinkjepa.pipeline.train_report import describe_metrics
     from thinkjepa.pipeline.warm_start import find_warm_start
     from thinkjepa.stages.data.selection import read_selection
     from thinkjepa.stages.train import train
@@ -106,7 +106,7 @@ def train_command(
     run: Path = out
     if settings.runs_dir:
         run = settings.runs_dir / kept_name(training, settings.split, chosen, warm_start)
-    with TrainingBar(errors, epochs=training.epochs) as bar:
+    with TrainingBar(errors) as bar:
         metrics = train(
             settings.cache_dir,
             run,
@@ -117,7 +117,8 @@ def train_command(
             progress=bar,
             selection=chosen,
             warm_start=warm_start,
-            on_wait=bar.note,  # another experiment may train the same run: it is then found finished
+            report=bar.report,
+            on_wait=bar.report,  # another experiment may train the same run: it is then found finished
         )
     if run != out:
         show_run(run, out)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from thinkjepa.cache import FeatureCache
 from thinkjepa.pipeline.console import JsonOption, errors, new_single_app, print_result, run_app
 from thinkjepa.pipeline.help_page import examples
 from thinkjepa.pipeline.options import with_settings
 from thinkjepa.pipeline.reporting import TrainingBar
+from thinkjepa.pipeline.train_report import describe_costs, describe_metrics, describe_split
 from thinkjepa.pipeline.warm_start import find_warm_start
 from thinkjepa.stages.data.selection import read_selection
 from thinkjepa.stages.data.splits import SplitRule
@@ -46,7 +49,9 @@ def train_command(
     ] = None,
     plan: Annotated[
         bool,
-        typer.Option("--plan", help="Print parameters, memory, FLOPs, bytes read per clip; train nothing."),
+        typer.Option(
+            "--plan", help="Print parameters, memory, FLOPs, bytes read per clip, the split; train nothing."
+        ),
     ] = False,
     json: JsonOption = False,
     settings: TrainSettings,
@@ -62,12 +67,20 @@ def train_command(
     cache = FeatureCache.open(cache_dir)
     named = {cache.find_set(text).kind: text for text in feature_set or ()}
     if plan:
-        costs = plan_costs(
-            cache_dir, settings, thinker_set=named.get("thinker"), encoder_set=named.get("encoder")
-        ).to_json()
-        print_result(json, costs, lambda: describe_costs(costs))
+        costs, clips = plan_costs(
+            cache_dir,
+            settings,
+            thinker_set=named.get("thinker"),
+            encoder_set=named.get("encoder"),
+            split=split,
+        )
+        record = {**costs.to_json(), "split": clips.sizes_to_json()}
+        table = describe_split(clips.sizes, grouping=clips.stored.grouping)
+        print_result(json, record, lambda: f"{describe_costs(record)}\n{table}")
+        if clips.warning:
+            errors.print(escape(clips.warning), style="yellow", soft_wrap=True)
         return
-    with TrainingBar(errors, epochs=settings.epochs) as bar:
+    with TrainingBar(errors) as bar:
         metrics = train(
             cache_dir,
             out,
@@ -78,43 +91,10 @@ def train_command(
             progress=bar,
             selection=read_selection(selection) if selection else None,
             warm_start=find_warm_start(settings),
+            report=bar.report,
         )
-    print_result(json, {"run": str(out), **metrics}, lambda: describe_metrics(out, metrics))
-
-
-def describe_costs(costs: dict[str, Any]) -> str:
-    """What a run would take, in a few lines."""
-    parts = ", ".join(f"{number / 1e6:.2f} M {part}" for part, number in costs["parameters"].items())
-    return "\n".join(
-        [
-            f"parameters       {parts}",
-            f"memory           {costs['memory_bytes'] / 1e9:.2f} GB: weights, optimiser, clips of a forward",
-            f"arithmetic       {costs['flops_per_clip'] / 1e12:.4g} TFLOP a clip, forward and backward; "
-            f"{costs['tokens_per_clip']} tokens",
-            f"read             {costs['read_bytes_per_clip'] / 1e6:.4g} MB a clip",
-        ]
-    )
-
-
-def describe_metrics(out: Path, metrics: dict[str, Any]) -> str:
-    """A run in a few lines."""
-    clips = ", ".join(f"{number} {side}" for side, number in metrics["num_clips"].items())
-    latent_error = metrics["validation_latent_error"]
-    lines = [
-        f"{out}: best epoch {metrics['best_epoch']} of {metrics['epochs']} (clips: {clips})",
-        f"  validation latent MSE {latent_error:.5f}, "
-        f"latent persistence {metrics['persistence_validation_loss']:.5f}",
-    ]
-    if (distance_m := metrics.get("validation_distance_m")) is not None:
-        lines.append(f"  validation distance of {metrics['num_joints']} joints {1000 * distance_m:.1f} mm")
-        if unlabelled := metrics["unlabelled"]["clips"]:
-            lines.append(f"  left out {unlabelled} clips: {metrics['unlabelled']['first']}, for one")
-    if (initial := metrics.get("initial_validation_loss")) is not None:
-        lines.append(
-            f"  validation loss before training {initial:.5f}, from random weights "
-            f"{metrics['random_start_validation_loss']:.5f}"
-        )
-    return "\n".join([*lines, f"  next: thinkjepa-eval --run {out}"])
+    if os.environ.get("RANK", "0") == "0":  # of several processes that torchrun or accelerate starts
+        print_result(json, {"run": str(out), **metrics}, lambda: describe_metrics(out, metrics))
 
 
 def main() -> None:

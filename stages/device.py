@@ -21,6 +21,13 @@ def check_device_name(text: str) -> None:
         raise StageError(f"--device {text!r}: give one of {DEVICES}")
 
 
+def device_name(device: torch.device) -> str:
+    """A device as people know it: `cpu`, or a GPU with its name."""
+    import torch
+
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
 def choose_device(text: str) -> torch.device:
     """`auto` is CUDA where there is a GPU. Raises StageError for a device that is not available."""
     import torch

@@ -55,8 +55,8 @@ def torch_threads(threads: int) -> Iterator[int]:
         torch.set_num_threads(before)
 
 
-class CoreWait:
-    """How long the thread that made this has waited for a core while it had something to do.
+class BusyMachine:
+    """Notices that the thread that made this waits for a core while it has something to do.
 
     Linux counts that for each thread. Unlike CPU time against wall time, it does not take waiting for a disk
     or for other threads of the process for a busy machine.
@@ -64,13 +64,20 @@ class CoreWait:
 
     def __init__(self) -> None:
         self._began_s, self._waited_s = time.monotonic(), waited_s()
+        self._noted = False
 
-    def share(self) -> float | None:
-        """The share of the time since this was made, None until it is long enough or where nothing counts."""
-        now_s, total_s = time.monotonic(), waited_s()
-        if self._waited_s is None or total_s is None or now_s - self._began_s < MEASURED_S:
-            return None
-        return (total_s - self._waited_s) / (now_s - self._began_s)
+    def note(self, *, threads: int) -> str:
+        """What to say of a busy machine, once. Empty otherwise, and where nothing counts."""
+        now_s = time.monotonic()
+        if self._noted or self._waited_s is None or now_s - self._began_s < MEASURED_S:
+            return ""
+        total_s = waited_s() or 0.0
+        share = (total_s - self._waited_s) / (now_s - self._began_s)
+        self._began_s, self._waited_s = now_s, total_s
+        if share < BUSY_SHARE:
+            return ""
+        self._noted = True
+        return busy_note(share, threads=threads)
 
 
 def busy_note(share: float, *, threads: int) -> str:

@@ -43,18 +43,25 @@ def stored_split(cache_dir: Path, rule: SplitRule, videos: Collection[tuple[str,
     Made at the first call and written to the cache; later calls read it and write only to add what is new.
     """
     path = split_file(cache_dir, rule)
-    if path.exists() and _covers(current := _read(path, rule), videos):
-        return current
+    if path.exists() and _covers(_read(path, rule), videos):
+        return planned_split(cache_dir, rule, videos)
     with explained_os_errors("write the split", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_suffix(".lock"))
         lock.acquire()
     try:
-        extended = _extend(_read(path, rule) if path.exists() else None, rule, videos)
+        extended = planned_split(cache_dir, rule, videos)
         write_json(path, extended.to_json())
     finally:
         lock.release()
     return extended
+
+
+def planned_split(cache_dir: Path, rule: SplitRule, videos: Collection[tuple[str, str]]) -> StoredSplit:
+    """What `stored_split` gives; nothing is written."""
+    path = split_file(cache_dir, rule)
+    current = _read(path, rule) if path.exists() else None
+    return current if current and _covers(current, videos) else _extend(current, rule, videos)
 
 
 def _extend(current: StoredSplit | None, rule: SplitRule, videos: Collection[tuple[str, str]]) -> StoredSplit:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -19,7 +19,9 @@ from torch import Tensor
 
 from thinkjepa.cache import BatchBuffers
 from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.threads import BusyMachine
 from thinkjepa.stages.train.batches import Share, batches_in_order, shares_of, training_batches
+from thinkjepa.stages.train.events import EpochEnds, Report, report_nothing
 from thinkjepa.stages.train.features import Batch, Features
 from thinkjepa.stages.train.fit_state import EpochLosses, FitState, PartialEpoch
 from thinkjepa.stages.train.losses import (
@@ -143,6 +145,7 @@ def fit(
     accelerator: Accelerator,
     resume: ResumeFile,
     progress: TrainProgress,
+    report: Report = report_nothing,
 ) -> FitState:
     """Train `model` (whose weights change) and return the curve with the best epoch's weights.
 
@@ -158,16 +161,24 @@ def fit(
         if accelerator.is_main_process:
             resume.save(state, model, optimizer)
 
+    busy = BusyMachine() if accelerator.device.type == "cpu" else None
+
+    def after_step(**step: Any) -> None:
+        progress(**step)
+        if busy and (note := busy.note(threads=torch.get_num_threads())):
+            report(note)
+
     with noted_sigterm() as stop:
         for epoch in range(len(state.curve) + 1, settings.epochs + 1):
             batches = training_batches(
                 train_ids, batch_size=settings.batch_size, seed=settings.seed, epoch=epoch
             )
-            train_loss = train_epoch(fitting, batches, state, progress=progress, save=save, stop=stop)
+            train_loss = train_epoch(fitting, batches, state, progress=after_step, save=save, stop=stop)
             losses = epoch_losses(fitting, epoch, train_loss, validation_terms(fitting, validation_ids))
             log_epoch(accelerator, step=epoch * len(batches), losses=losses)
             state = state.after(losses, model)
             save(state)
+            report(EpochEnds(losses, settings.epochs, best=state.best is losses))
             if stop.is_set():
                 raise SystemExit(EXIT_TERMINATED)
     return state

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -12,8 +12,10 @@ from typing import Any
 import torch
 
 from thinkjepa.cache import ClipSelection, FeatureCache, FeatureSet, differing, shown
+from thinkjepa.stages.data.groups import group_of
 from thinkjepa.stages.data.selection import labels_digest
-from thinkjepa.stages.data.split_store import StoredSplit, stored_split
+from thinkjepa.stages.data.split_sizes import SideSize, side_sizes, split_warning
+from thinkjepa.stages.data.split_store import StoredSplit, planned_split, stored_split
 from thinkjepa.stages.data.splits import SIDES, Side, SplitRule
 from thinkjepa.stages.data.trajectories import Supervision
 from thinkjepa.stages.errors import StageError
@@ -32,13 +34,27 @@ PLACE: Mapping[str, Any] = {"cache": None, "checkpoint": None}
 MOST_CAUSES = 6
 """Differences that a refusal names; one changed preset changes a dozen settings."""
 
+SplitOf = Callable[[Path, SplitRule, Collection[tuple[str, str]]], StoredSplit]
+"""The split of a cache's videos by a rule."""
+
 
 @dataclass(frozen=True, slots=True)
 class DividedClips:
-    """A stored split, applied to the clips of a run: ids by side, each sorted."""
+    """A split, applied to the clips of a run: ids by side, each sorted, and the size of each side."""
 
     stored: StoredSplit
     ids: Mapping[Side, tuple[str, ...]]
+    sizes: Mapping[Side, SideSize]
+
+    def sizes_to_json(self) -> dict[str, Any]:
+        """What each side has of groups, videos and clips."""
+        sides: dict[str, Any] = {side: asdict(size) for side, size in self.sizes.items()}
+        return {"grouping": self.stored.grouping, **sides, "warning": self.warning}
+
+    @property
+    def warning(self) -> str:
+        """What to say of sides that are far from what was asked for, empty where none is."""
+        return split_warning(self.sizes, self.stored.rule, grouping=self.stored.grouping)
 
     def to_json(self) -> dict[str, Any]:
         return {**self.stored.to_json(), "clips": {side: list(ids) for side, ids in self.ids.items()}}
@@ -103,12 +119,17 @@ def any_labels(features: Features, clips: ClipSelection) -> bool:
     return any(features.cache.labels.label_digest(digest) for digest in set(clips.values("video_digest")))
 
 
-def divide_clips(features: Features, cache_dir: Path, rule: SplitRule) -> DividedClips:
-    """The run's clips by side of the cache's split, which is made or extended where needed."""
+def divide_clips(
+    features: Features, cache_dir: Path, rule: SplitRule, *, split_of: SplitOf = stored_split
+) -> DividedClips:
+    """The run's clips by side of the cache's split, which is made or extended where needed.
+
+    With `planned_split` nothing is written.
+    """
     clips = features.clips()
-    digests = clips.values("video_digest")
-    videos = sorted(set(zip(clips.values("video"), digests, strict=True)))
-    stored = stored_split(cache_dir, rule, videos)
+    names, digests = clips.values("video"), clips.values("video_digest")
+    videos = sorted(set(zip(names, digests, strict=True)))
+    stored = split_of(cache_dir, rule, videos)
     sides = [stored.split.videos[digest] for digest in digests]
     named = list(zip(clips.clip_ids.to_pylist(), sides, strict=True))
     ids: dict[Side, tuple[str, ...]] = {
@@ -119,7 +140,9 @@ def divide_clips(features: Features, cache_dir: Path, rule: SplitRule) -> Divide
             f"of {len(clips)} clips with features none is in {' or '.join(empty)}: this cache keeps its "
             "split, and its videos there have no features now; extract those, or use another split seed"
         )
-    return DividedClips(stored=stored, ids=ids)
+    groups = [group_of(name, stored.grouping) for name in names]
+    sizes = side_sizes(zip(sides, groups, digests, strict=True))
+    return DividedClips(stored=stored, ids=ids, sizes=sizes)
 
 
 def plan_run(
@@ -171,18 +194,24 @@ def model_shape(features: Features, settings: TrainSettings) -> ModelShape:
 
 
 def plan_costs(
-    cache_dir: Path, settings: TrainSettings, *, thinker_set: str | None, encoder_set: str | None
-) -> TrainingCosts:
-    """What `train` with these arguments would take; nothing is trained or written."""
+    cache_dir: Path,
+    settings: TrainSettings,
+    *,
+    thinker_set: str | None,
+    encoder_set: str | None,
+    split: SplitRule,
+) -> tuple[TrainingCosts, DividedClips]:
+    """What `train` with these arguments would take, and on which clips; nothing is trained or written."""
     features = choose_features(
         FeatureCache.open(cache_dir),
         variant=settings.variant,
         thinker_set=thinker_set,
         encoder_set=encoder_set,
     )
+    clips = divide_clips(supervised(features, settings), cache_dir, split, split_of=planned_split)
     shape = model_shape(supervised(features, settings), settings)
     features = features.needed_by(shape).reaching(windows=settings.rollout_windows)
-    return training_costs(features, shape, settings)
+    return training_costs(features, shape, settings), clips
 
 
 def used_labels(features: Features) -> str:

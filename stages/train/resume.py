@@ -6,7 +6,7 @@ key of the run in the header. Nothing else is needed, since data order is a func
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import safetensors.torch
@@ -38,15 +38,20 @@ class ResumeFile:
 
     def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> FitState:
         """Put a kept fit of the same key back into `model` and `optimizer`; else leave them, start at 0."""
-        header = self._header()
-        if header.get("key") != self.key:
+        if self._header().get("key") != self.key:
             return FitState()
         tensors = safetensors.torch.load_file(self.path)
         model.load_state_dict(_with_prefix(MODEL, tensors))
         _restore_optimizer_state(optimizer, _with_prefix(OPTIMIZER, tensors))
+        return replace(self.peek(), best_weights=_with_prefix(BEST, tensors))
+
+    def peek(self) -> FitState:
+        """How far a kept fit of the same key is, without weights."""
+        header = self._header()
+        if header.get("key") != self.key:
+            return FitState()
         curve = tuple(EpochLosses(**losses) for losses in json.loads(header["curve"]))
-        partial = PartialEpoch(*json.loads(header["partial"]))
-        return FitState(curve=curve, best_weights=_with_prefix(BEST, tensors), partial=partial)
+        return FitState(curve=curve, partial=PartialEpoch(*json.loads(header["partial"])))
 
     def threads(self) -> int:
         """Threads of the fit that is kept here, of whatever key; 0 where there is none."""

@@ -23,15 +23,17 @@ from thinkjepa.cache import CacheError, FeatureCache
 from thinkjepa.cache.holder import WAIT, WriteLock
 from thinkjepa.stages.data.selection import Selection, selected_clip_ids
 from thinkjepa.stages.data.splits import SplitRule
-from thinkjepa.stages.device import choose_device
+from thinkjepa.stages.device import choose_device, device_name
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.json_files import read_json, write_json
 from thinkjepa.stages.threads import chosen_threads, local_processes, torch_threads
 from thinkjepa.stages.train.attention_kernel import check_kernel, use_kernel
 from thinkjepa.stages.train.batches import batches_in_order
 from thinkjepa.stages.train.checkpoint import save_weights
+from thinkjepa.stages.train.costs import training_costs
 from thinkjepa.stages.train.curve import write_curve
 from thinkjepa.stages.train.determinism import repeatable_kernels
+from thinkjepa.stages.train.events import Report, RunStarts, report_nothing
 from thinkjepa.stages.train.features import choose_features
 from thinkjepa.stages.train.fit_state import FitState
 from thinkjepa.stages.train.loop import TrainProgress, fit, persistence_loss, untrained_loss
@@ -68,6 +70,7 @@ def train(
     selection: Selection | None = None,
     warm_start: WarmStart | None = None,
     on_wait: Callable[[str], None] | None = None,
+    report: Report = report_nothing,
 ) -> dict[str, Any]:
     """Train one model on a cache, write the run to `out_dir` and return its metrics.
 
@@ -75,10 +78,16 @@ def train(
     one there is. A `selection` names those that are read and limits the run to its clips; without one, all
     clips count. A run that was interrupted continues. `warm_start` is the checkpoint that settings.init_from
     names. One process at a time writes a folder: another is refused, or waits and is told so by `on_wait`.
-    Raises StageError or CacheError for what its user can put right.
+    Of several processes the main one reports. Raises StageError or CacheError for what its user can put
+    right.
     """
     accelerator = make_accelerator(settings, out_dir)
-    threads = settings.threads or recorded_threads(out_dir)
+    if not accelerator.is_main_process:
+        progress, report = ignore_steps, report_nothing
+    recorded = recorded_threads(out_dir)
+    threads = settings.threads or recorded
+    if not settings.threads and recorded not in (0, chosen_threads(0)):
+        report(f"threads          {recorded}, as this run was begun with: its results depend on them")
     with torch_threads(chosen_threads(threads, processes=local_processes())):
         features = choose_features(
             FeatureCache.open(cache_dir),
@@ -99,7 +108,7 @@ def train(
         processes = accelerator.num_processes
         plan = plan_run(cache_dir, settings, features, clips, num_processes=processes, warm_start=warm_start)
         with only_writer(accelerator, out_dir, on_wait=on_wait):
-            return finished_metrics(out_dir, plan) or carry_out(plan, out_dir, accelerator, progress)
+            return finished_metrics(out_dir, plan) or carry_out(plan, out_dir, accelerator, progress, report)
 
 
 def recorded_threads(out_dir: Path) -> int:
@@ -129,11 +138,12 @@ def only_writer(
 
 
 def carry_out(
-    plan: RunPlan, out_dir: Path, accelerator: Accelerator, progress: TrainProgress
+    plan: RunPlan, out_dir: Path, accelerator: Accelerator, progress: TrainProgress, report: Report
 ) -> dict[str, Any]:
     """Train as planned, from where an earlier process stopped, write the run and return its metrics."""
     settings, clips = plan.settings, plan.clips
     resume = ResumeFile(out_dir / RESUME, plan.key)
+    report(start_of(plan, resume.peek(), accelerator))
     with repeatable_kernels(accelerator.device), tracked(accelerator, settings, out_dir):
         model = untrained_model(plan)
         before = warm_started(model, plan, accelerator)
@@ -146,6 +156,7 @@ def carry_out(
             accelerator=accelerator,
             resume=resume,
             progress=progress,
+            report=report,
         )
     metrics = run_metrics(plan, state) | before
     if accelerator.is_main_process:
@@ -153,6 +164,32 @@ def carry_out(
         resume.remove()
     accelerator.wait_for_everyone()
     return metrics
+
+
+def start_of(plan: RunPlan, done: FitState, accelerator: Accelerator) -> RunStarts:
+    """What is said before the first step of a run of which `done` is done."""
+    costs = training_costs(plan.features, plan.shape, plan.settings)
+    train_ids, batch_size = plan.clips.ids["train"], plan.settings.batch_size
+    return RunStarts(
+        variant=plan.settings.variant,
+        num_joints=len(plan.features.supervision.joints) if plan.features.supervision else 0,
+        device=device_name(accelerator.device),
+        processes=accelerator.num_processes,
+        threads=torch.get_num_threads(),
+        parameters=costs.parameters["total"],
+        memory_bytes=costs.memory_bytes,
+        sizes=plan.clips.sizes,
+        grouping=plan.clips.stored.grouping,
+        split_warning=plan.clips.warning,
+        epochs=plan.settings.epochs,
+        epochs_done=len(done.curve),
+        steps_done=done.partial.steps_done,
+        steps_per_epoch=-(-len(train_ids) // batch_size),
+    )
+
+
+def ignore_steps(*, epoch: int, step: int, total_steps: int, loss: float) -> None:
+    """The progress of a process that says nothing."""
 
 
 def finished_metrics(out_dir: Path, plan: RunPlan) -> dict[str, Any] | None:

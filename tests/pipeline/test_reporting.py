@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import io
 import time
+from dataclasses import replace
+from types import SimpleNamespace
 
+import pytest
 from rich.console import Console
 
+from thinkjepa.pipeline import reporting
 from thinkjepa.pipeline.reporting import TerminalProgress, TrainingBar, rate_text
+from thinkjepa.stages.data.split_sizes import SideSize
+from thinkjepa.stages.data.splits import Side
+from thinkjepa.stages.train.events import EpochEnds, RunStarts
+from thinkjepa.stages.train.fit_state import EpochLosses
 
 
 def in_a_log() -> tuple[Console, io.StringIO]:
@@ -41,14 +49,92 @@ def test_a_log_is_silent_within_the_interval() -> None:
 
 def test_a_training_log_tells_the_loss_between_epochs() -> None:
     console, written = in_a_log()
-    with TrainingBar(console, epochs=1) as bar:
-        bar._line_every_s = 0.0
+    with TrainingBar(console, line_every_s=0.0) as bar:
         bar(epoch=1, step=1, total_steps=4, loss=0.5)
         bar(epoch=1, step=2, total_steps=4, loss=0.25)
     first, second = written.getvalue().splitlines()
-    assert first == "epoch 1/1: 1 of 4 steps, loss 0.50000"
+    assert first == "epoch 1/1: 1 of 4 steps, mean loss 0.50000"
     assert second.startswith("epoch 1/1: 2 of 4 steps, ")
-    assert second.endswith(", loss 0.25000")
+    assert second.endswith(", mean loss 0.37500")
+
+
+SIZES: dict[Side, SideSize] = {
+    "train": SideSize(groups=2, videos=6, clips=12, share=0.5),
+    "validation": SideSize(groups=1, videos=3, clips=6, share=0.25),
+    "test": SideSize(groups=1, videos=3, clips=6, share=0.25),
+}
+START = RunStarts(
+    variant="jepa",
+    num_joints=12,
+    device="cpu",
+    processes=1,
+    threads=2,
+    parameters=21_330_000,
+    memory_bytes=1_140_000_000,
+    sizes=SIZES,
+    grouping="folder",
+    split_warning="warning: [far] off",
+    epochs=10,
+    epochs_done=0,
+    steps_done=0,
+    steps_per_epoch=2,
+)
+
+
+def test_a_training_begins_with_what_it_is_about() -> None:
+    console, written = in_a_log()
+    with TrainingBar(console) as bar:
+        bar.report(replace(START, epochs_done=3, steps_done=1))
+    assert written.getvalue().splitlines() == [
+        "model            jepa, 21.33 M parameters, predicts latents and 12 joints",
+        "device           cpu, 2 threads, about 1.1 GB",
+        "split            clips   share  videos  groups (by folder)",
+        "  train             12    50 %       6       2",
+        "  validation         6    25 %       3       1",
+        "  test               6    25 %       3       1",
+        "training         10 epochs of 2 steps",
+        "continues        after epoch 3, step 1 of the next",
+        "warning: [far] off",
+    ]
+
+
+def test_an_epoch_is_a_line_of_mean_losses() -> None:
+    console, written = in_a_log()
+    with TrainingBar(console) as bar:
+        bar.report(EpochEnds(EpochLosses(7, 0.5, 0.25, 0.25, 0.0613), epochs=10, best=True))
+        bar.report(EpochEnds(EpochLosses(8, 0.5, 0.75, 0.75), epochs=10, best=False))
+    assert written.getvalue().splitlines() == [
+        "epoch  7/10: loss 0.50000 training, 0.25000 validation, joints 61.3 mm (best so far)",
+        "epoch  8/10: loss 0.50000 training, 0.75000 validation",
+    ]
+
+
+def test_the_mean_loss_is_that_of_the_epoch() -> None:
+    console, written = in_a_log()
+    with TrainingBar(console, line_every_s=0.0) as bar:
+        bar.report(replace(START, split_warning=""))
+        for epoch, losses in ((1, (4.0, 2.0)), (2, (1.0, 0.5))):
+            for step, loss in enumerate(losses, start=1):
+                bar(epoch=epoch, step=step, total_steps=2, loss=loss)
+            bar.report(EpochEnds(EpochLosses(epoch, 1.0, 1.0, 1.0), epochs=10, best=False))
+    lines = written.getvalue().splitlines()
+    means = [line.rsplit("mean loss ", 1)[1] for line in lines if "mean loss" in line]
+    assert means == ["4.00000", "3.00000", "1.00000", "0.75000"]
+    assert [line.split(" steps")[0] for line in lines if "mean loss" in line][-1] == "epoch 2/10: 4 of 20"
+
+
+def test_the_time_to_expect_is_said_once_and_counts_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2 s a step, 18 steps to come, and validations of half as many clips, each a third of a step."""
+    console, written = in_a_log()
+    now = iter([0.0, 0.0, 0.0] + [2.0] * 30)
+    monkeypatch.setattr(reporting, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    with TrainingBar(console) as bar:
+        bar.report(START)
+        for step in (1, 2):
+            bar(epoch=1, step=step, total_steps=2, loss=1.0)
+        bar(epoch=2, step=1, total_steps=2, loss=1.0)
+    expected = [line for line in written.getvalue().splitlines() if line.startswith("time to expect")]
+    assert expected == ["time to expect   about 42 s more, 2 s a step"]
 
 
 def test_slow_work_is_told_by_the_minute() -> None:

@@ -18,6 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from thinkjepa.cache import BatchBuffers, FeatureCache
+from thinkjepa.stages.data.splits import SIDES
 from thinkjepa.stages.evaluate.trained_run import TrainedRun
 from thinkjepa.stages.train import SplitRule, TrainSettings, plan_costs, train
 from thinkjepa.stages.train.costs import STEP_TO_FORWARD, forward_flops, memory_bytes
@@ -152,7 +153,7 @@ def test_bytes_and_parameters_are_those_of_a_run(
 ) -> None:
     cache = latent_cache(with_tokens=True, labelled=16, windows=3)
     settings = replace(TINY, variant=variant, guidance=kind, rollout_windows=2)  # type: ignore[arg-type]
-    costs = plan_costs(cache, settings, thinker_set=None, encoder_set=None)
+    costs, _ = plan_costs(cache, settings, thinker_set=None, encoder_set=None, split=SplitRule())
     train(
         cache,
         tmp_path / "run",
@@ -186,10 +187,13 @@ def test_the_command_prints_a_plan_and_trains_nothing(latent_cache: BuildCache, 
     )
     costs: dict[str, Any] = json.loads(done.stdout)
     settings = TrainSettings(depth=2, width=24, heads=2, guidance="cross")
-    assert costs == plan_costs(cache, settings, thinker_set=None, encoder_set=None).to_json()
+    names = {"thinker_set": None, "encoder_set": None, "split": SplitRule()}
+    planned, clips = plan_costs(cache, settings, **names)  # type: ignore[arg-type]
+    assert costs == {**planned.to_json(), "split": clips.sizes_to_json()}
+    assert sum(costs["split"][side]["clips"] for side in SIDES) == len(FeatureCache.open(cache).clips.all())
     total = costs["parameters"].pop("total")
     assert total == sum(costs["parameters"].values())
-    film = plan_costs(cache, replace(settings, guidance="film"), thinker_set=None, encoder_set=None)
+    film, _ = plan_costs(cache, replace(settings, guidance="film"), **names)  # type: ignore[arg-type]
     sets = FeatureCache.open(cache).feature_sets.values()
     arrays = [spec for item in sets for spec in item.arrays.values()]
     read = sum(spec.clip_bytes for spec in arrays if spec.name in ("observed", "future", "pooled"))

@@ -1,0 +1,54 @@
+"""What a training reports: its beginning, the end of each epoch, and notes. Command lines render them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from thinkjepa.stages.data.split_sizes import SideSize
+from thinkjepa.stages.data.splits import Side
+
+if TYPE_CHECKING:  # command lines start without torch
+    from thinkjepa.stages.train.fit_state import EpochLosses
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarts:
+    """A training begins, or continues after `epochs_done` whole epochs and `steps_done` steps of the next."""
+
+    variant: str
+    num_joints: int
+    device: str
+    processes: int
+    threads: int
+    parameters: int
+    memory_bytes: int
+    """Weights, optimizer and the clips of a forward, on each device; an estimate."""
+    sizes: Mapping[Side, SideSize]
+    grouping: str
+    split_warning: str
+    """What to say of sides that are far from what was asked for; empty where none is."""
+    epochs: int
+    epochs_done: int
+    steps_done: int
+    steps_per_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class EpochEnds:
+    """An epoch is trained and validated. `best`: of lowest validation loss so far."""
+
+    losses: EpochLosses
+    epochs: int
+    best: bool
+
+
+TrainEvent = RunStarts | EpochEnds | str
+"""A string is a note: one line worth reading."""
+
+Report = Callable[[TrainEvent], None]
+
+
+def report_nothing(event: TrainEvent) -> None:
+    """For scripts and tests."""
