@@ -25,6 +25,7 @@ from thinkjepa.stages.extract.disk_space import require_space
 from thinkjepa.stages.extract.feature_sets import Storing, latent_arrays
 from thinkjepa.stages.extract.filling import BatchDone, Job, Target, UnitFiller
 from thinkjepa.stages.extract.frozen_models import TRANSFORMERS, FrozenModels
+from thinkjepa.stages.extract.prompt_sizes import PromptSizes
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
 from thinkjepa.stages.extract.stopping import noted_signals
 from thinkjepa.stages.extract.units import Unit, plan_units, undecided
@@ -98,6 +99,8 @@ def extract(
     frozen = FrozenModels.find(models, device=execution.device, vllm=vllm, batch_size=execution.batch_size)
     storing = Storing(execution.shard_mb, execution.codec, models.fp8)
     batch_size = execution.clips_per_batch(frozen.thinker.device.type)
+    for model in frozen.unidentified():
+        progress.note(f"reading the weights of {model.described} to identify them, once")
     latent_arrays(frozen.encoder, clips)  # windows that the encoder does not take are refused before planning
     with (
         torch_threads(execution.worker_threads),
@@ -109,7 +112,7 @@ def extract(
             )
         repeated = planned.repeated_frames
         if warning := describe_repeats(repeated, fps=planned.fps):
-            progress.note(warning)
+            progress.note(f"warning: {warning}")
         wanted = frozen.sets(planned.settings, storing, batch_size=batch_size)
         session.add_clips(planned.clips)
         labels = _store_labels(session, planned, videos, progress)
@@ -123,6 +126,8 @@ def extract(
                 require_space(session, sets, pending)
             units = plan_units(session, sets, pending)
             target = Target(cache_dir.absolute(), session.token, sets)
+            if units:
+                _announce(units, planned, frozen, workers=execution.workers, progress=progress)
             _run(units, planned, session, Job(target, planned.settings, models, execution, vllm), tally)
         if not tally.hopeless:
             for item in sets.values():
@@ -245,6 +250,21 @@ def _run(
             with UnitFiller.ready(job) as filler:
                 filler.fill(units, planned, on_batch=on_batch)
         stopping.end()
+
+
+def _announce(
+    units: Sequence[Unit], planned: PlannedFolder, frozen: FrozenModels, *, workers: int, progress: Progress
+) -> None:
+    """Say what the loaded models will refuse, as far as the thinker's processor knows, and what is loaded."""
+    kinds = {kind for unit in units for kind in unit.shards}
+    asked = [clip for unit in units if "thinker" in unit.shards for clip in unit.clips]
+    if asked:
+        frozen.thinker.load_processor()
+        prompts = PromptSizes.count(asked, planned.frame_sizes, frozen.thinker)
+        for problem in prompts.problems(asked):
+            progress.note(f"warning: {problem}")
+    copies = f", {workers} copies" if workers > 1 else ""
+    progress.note(f"loading {', '.join(model.described for model in frozen.folders(kinds))}{copies} ...")
 
 
 def _record_new(found: Sequence[Failure], failures: list[Failure], progress: Progress) -> None:

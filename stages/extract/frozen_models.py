@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from types import TracebackType
 
@@ -19,7 +19,7 @@ from thinkjepa.stages.extract.hooked_thinker import HookedThinker
 from thinkjepa.stages.extract.settings import GPU_BATCH, ModelSettings
 from thinkjepa.stages.extract.vllm_settings import VllmSettings
 from thinkjepa.stages.extract.vllm_thinker import VllmThinker
-from thinkjepa.stages.extract.weights import ModelFolder, find_model
+from thinkjepa.stages.extract.weights import ModelFolder, find_model, is_identified
 
 TRANSFORMERS = VllmSettings()
 
@@ -53,6 +53,15 @@ class FrozenModels:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.thinker.close()
+
+    def folders(self, kinds: Collection[Kind]) -> list[ModelFolder]:
+        """Where the named models lie, the thinker first."""
+        models = {"thinker": self.thinker.folder, "encoder": self.encoder.folder}
+        return [folder for kind, folder in models.items() if kind in kinds]
+
+    def unidentified(self) -> list[ModelFolder]:
+        """Models whose weights have to be read whole to know which they are."""
+        return [folder for folder in self.folders(("thinker", "encoder")) if not is_identified(folder)]
 
     def load(self, kinds: Iterable[Kind]) -> None:
         """Bring the weights of the named models into memory."""

@@ -8,6 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from rich.filesize import decimal
 
 from thinkjepa.cache import file_digest, fingerprint
 from thinkjepa.stages.errors import StageError
@@ -36,6 +39,11 @@ class ModelFolder:
     def weight_files(self) -> Sequence[Path]:
         return sorted(self.path.glob("*.safetensors"))
 
+    @property
+    def described(self) -> str:
+        """Its name and the size of its weights, for messages."""
+        return f"{self.name} ({decimal(sum(path.stat().st_size for path in self.weight_files))})"
+
 
 def find_model(name: str, *, revision: str, role: str, need_weights: bool = True) -> ModelFolder:
     """The local folder, or the hub's snapshot (downloaded if need be). Raises StageError with the remedy.
@@ -60,17 +68,20 @@ def find_model(name: str, *, revision: str, role: str, need_weights: bool = True
 
 def weights_digest(model: ModelFolder) -> str:
     """sha256 over the names and contents of the weight files and config.json."""
-    files = [model.path / "config.json", *model.weight_files]
-    state = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-    memory = model.path / MEMORY_FILE
-    if (known := _remembered(memory, state)) is not None:
+    if (known := _remembered(model)) is not None:
         return known
-    digest = fingerprint([[path.name, file_digest(path)] for path in files])
+    digest = fingerprint([[path.name, file_digest(path)] for path in _identifying(model)])
     try:
-        memory.write_text(json.dumps({"files": state, "digest": digest}), encoding="utf-8")
+        memory = {"files": _state(model), "digest": digest}
+        (model.path / MEMORY_FILE).write_text(json.dumps(memory), encoding="utf-8")
     except OSError:
         return digest  # a read-only model folder: computed again next time
     return digest
+
+
+def is_identified(model: ModelFolder) -> bool:
+    """Whether the digest of a model's weights is known without reading them."""
+    return _remembered(model) is not None
 
 
 def preprocessing_digest(model: ModelFolder) -> str:
@@ -101,10 +112,19 @@ def explained_load_errors(model: ModelFolder, role: str) -> Iterator[None]:
         ) from error
 
 
-def _remembered(memory: Path, state: object) -> str | None:
+def _identifying(model: ModelFolder) -> list[Path]:
+    return [model.path / "config.json", *model.weight_files]
+
+
+def _state(model: ModelFolder) -> list[list[Any]]:
+    """What tells that the identifying files are those that were read."""
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in _identifying(model)]
+
+
+def _remembered(model: ModelFolder) -> str | None:
     try:
-        known = json.loads(memory.read_text(encoding="utf-8"))
-        return str(known["digest"]) if known["files"] == state else None
+        known = json.loads((model.path / MEMORY_FILE).read_text(encoding="utf-8"))
+        return str(known["digest"]) if known["files"] == _state(model) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -166,6 +166,7 @@ class _Watched:
 
     def through(self, features: Features, places: Mapping[str, str | None], progress: Progress) -> _Seen:
         """Run both frozen models, or the encoder alone where the run reads no thinker."""
+        progress.note(f"loading {places.get('encoder') or features.encoder.source['model']} ...")
         progress.begin("encoding", total=1, unit="windows")
         encoder = load_encoder(features.encoder, place=places.get("encoder"), device=self.device)
         windows = watch(self._clip, encoder, self._decoding)
@@ -175,6 +176,7 @@ class _Watched:
         progress.advance(1)
         if self.thinker_set is None:
             return _Seen(observed, None, None, warnings)
+        progress.note(f"loading {places.get('thinker') or self.thinker_set.source['model']} ...")
         progress.begin("thinking", total=1, unit="clips")
         thinker = load_thinker(self.thinker_set, place=places.get("thinker"), device=self.device)
         thought = thinker.think([see(self._clip, thinker, self._decoding)])[0]

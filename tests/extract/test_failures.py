@@ -167,3 +167,29 @@ def test_too_little_space_is_told_before_anything_is_computed(
     done = run(ignore_space=True)
     assert done.extracted == done.clips
     assert run().already_there == done.clips, "nothing is missing, so nothing is needed"
+
+
+def test_what_the_thinker_will_refuse_is_told_before_the_models_are_loaded(
+    run: Run, tmp_path: Path, make_video: Callable[..., Path]
+) -> None:
+    make_video(tmp_path / "wide" / "wide.mp4", num_frames=40, size=(3232, 16))
+    order: list[str] = []
+
+    class Noting(NoProgress):
+        def begin(self, task: str, *, total: int, unit: str) -> None:
+            order.append(task)
+
+        def note(self, text: str) -> None:
+            order.append(text)
+
+    report = run(tmp_path / "wide", Noting())
+    planning, warning, loading, extracting = order
+    assert (planning, extracting) == ("planning", "extracting")
+    assert warning.startswith(f"warning: {report.clips} clips of 3232x16 px will fail")
+    assert "aspect ratio" in warning
+    assert loading.startswith("loading ")
+    assert loading.count("thinker (") == loading.count("encoder (") == 1
+    assert [failure.stage for failure in report.failures] == ["thinker"] * report.clips
+    order.clear()
+    assert run(tmp_path / "wide", Noting()).failed_before == report.clips
+    assert order == ["planning"]  # nothing is left to do, so nothing is loaded
