@@ -8,13 +8,19 @@ from typing import Annotated
 
 import typer
 
-from thinkjepa.pipeline.console import new_single_app, print_json, print_text, run_app
+from thinkjepa.pipeline.console import JsonOption, new_single_app, print_result, run_app
+from thinkjepa.pipeline.help_page import examples
 from thinkjepa.pipeline.project_setup import NewProject, ProjectError, set_up_project
 
 app = new_single_app()
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "thinkjepa-init project --videos ~/clips",
+        "thinkjepa-init first --sample",
+    )
+)
 def init_command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The project's folder; made where missing.")],
     *,
@@ -27,7 +33,7 @@ def init_command(
             "--sample", help="Write sample videos and tiny UNTRAINED models, for a first run on a laptop."
         ),
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Make a project: params.yaml with every setting, dvc.yaml, a git and a DVC repository.
 
@@ -42,20 +48,15 @@ def init_command(
     else:
         project = set_up_project(folder, videos=videos)
     commands = next_commands(project)
-    if json:
-        print_json(
-            {
-                "folder": str(folder),
-                "written": project.written,
-                "kept": project.kept,
-                "started": project.started,
-                "notes": project.notes,
-                "next": commands,
-            }
-        )
-        return
-    print_text(describe_project(project))
-    print_text("next: " + " && ".join(commands))
+    record = {
+        "folder": str(folder),
+        "written": project.written,
+        "kept": project.kept,
+        "started": project.started,
+        "notes": project.notes,
+        "next": commands,
+    }
+    print_result(json, record, lambda: f"{describe_project(project)}\nnext: {' && '.join(commands)}")
 
 
 def describe_project(project: NewProject) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import yaml
 from thinkjepa.cache import FeatureCache
 from thinkjepa.pipeline.options import SettingsError
 from thinkjepa.pipeline.params import SECTIONS, read_params
-from thinkjepa.pipeline.project_setup import run_dvc
+from thinkjepa.pipeline.project_setup import set_up_project
 
 ROOT = Path(__file__).parents[2]
 SMALL: dict[str, Any] = {
@@ -38,36 +39,34 @@ RUN = Path("results/runs/thinkjepa-0")
 
 
 class Project:
-    """A DVC project in a folder, without git."""
+    """A project as `thinkjepa-init` makes it, with small settings."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        shutil.copy(ROOT / "dvc.yaml", path)
+        set_up_project(path)
         self.params = json.loads(json.dumps(SMALL))
-        run_dvc(path, "init", "--no-scm", "--quiet")
 
     def repro(self, **changes: dict[str, Any]) -> list[str]:
         """Change sections of params.yaml, run the pipeline, return the stages whose commands were run."""
         for section, values in changes.items():
             self.params[section] |= values
         (self.path / "params.yaml").write_text(yaml.safe_dump(self.params))
-        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-        done = subprocess.run(
-            [sys.executable, "-m", "dvc", "repro"],
-            cwd=self.path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=280,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        lines = done.stdout.splitlines()
+        lines = self.dvc("repro").splitlines()
         return [
             line.split("'")[1]
             for line, following in pairwise(lines)
             if line.startswith("Running stage") and following.startswith(">")
         ]
+
+    def dvc(self, *arguments: str) -> str:
+        """Standard output of a DVC command, which must succeed."""
+        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        command = [sys.executable, "-m", "dvc", *arguments]
+        done = subprocess.run(
+            command, cwd=self.path, env=environment, capture_output=True, text=True, check=False, timeout=280
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
     def metrics(self) -> dict[str, Any]:
         return {
@@ -136,6 +135,18 @@ def test_another_prompt_runs_nothing_of_a_variant_without_thinker(
     project.params |= {"variants": ["jepa"]}
     assert project.repro() == ["clips", "extract", "train@jepa-0", "evaluate@jepa-0", "report"]
     assert project.repro(models={"prompt": "What happens next?"}) == ["clips", "extract"]
+
+    status = json.loads(project.dvc("status", "--json"))
+    assert status == {"clips": ["always changed"]}, "all that DVC knows is up to date"
+    table = project.dvc("metrics", "show")
+    assert "results/runs/jepa-0/test.json" in table
+    assert max(map(len, table.splitlines())) <= 100
+    project.dvc("plots", "show")
+    page = (folder / "dvc_plots" / "index.html").read_text()
+    assert "http" not in page.replace("http-equiv", "")
+    pictures = re.findall(r'src="([^"]+)"', page)
+    assert len(pictures) == 5
+    assert all((folder / "dvc_plots" / picture).is_file() for picture in pictures)
 
 
 def test_a_step_that_fails_names_the_key_and_not_a_flag(

@@ -17,8 +17,9 @@ import yaml
 from thinkjepa.cache import FeatureCache
 from thinkjepa.pipeline.params import read_params
 from thinkjepa.pipeline.project import model_place, project_folder
+from thinkjepa.pipeline.project_setup import set_up_project
+from thinkjepa.pipeline.stage_app import DIGESTS
 
-ROOT = Path(__file__).parents[2]
 PARAMS: dict[str, Any] = {
     "videos": "videos",
     "cache_dir": "features",
@@ -52,21 +53,16 @@ def command(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def project(tmp_path: Path, tiny_models: Path, make_video: Callable[..., Path]) -> Path:
-    """A project under git: five videos, models and relative paths, all of it out of git."""
+    """A project as `thinkjepa-init` makes it: five videos and models in it, out of git."""
     folder = tmp_path / "project"
     for number in range(5):
         make_video(folder / "videos" / f"{number}.mp4", num_frames=30 + number, size=(160, 128))
     shutil.copytree(tiny_models, folder / "models")
-    shutil.copy(ROOT / "dvc.yaml", folder)
-    (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS))
-    (folder / ".gitignore").write_text("/videos\n/models\n/features\n/runs\n")
-    git = ("git", "-c", "user.name=t", "-c", "user.email=t@localhost")
-    command(folder, "git", "init", "--quiet")
-    command(folder, "dvc", "init", "--quiet")
-    command(folder, *git, "add", ".")
-    command(folder, *git, "commit", "--quiet", "--message", "start")
+    set_up_project(folder, changes=PARAMS)
     command(folder, "git", "config", "user.name", "t")
     command(folder, "git", "config", "user.email", "t@localhost")
+    command(folder, "git", "add", ".")
+    command(folder, "git", "commit", "--quiet", "--message", "start")
     return folder
 
 
@@ -89,6 +85,7 @@ def test_an_experiment_in_a_temporary_workspace_uses_the_projects_folders(projec
     command(project, "dvc", "exp", "run", "--temp", "-S", "train.guidance=adaln", "train")
     check_kept_runs(project, {"adaln"})
     assert not (project / "results").exists(), "the workspace was another one, and is gone"
+    assert (project / DIGESTS).is_file(), "and the project's videos are known to the next one"
 
 
 @pytest.mark.soak
