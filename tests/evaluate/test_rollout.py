@@ -208,7 +208,7 @@ def test_the_command_rolls_every_variant_out(
         result = json.loads((tmp_path / "runs" / name / "rollout-test.json").read_text())
         assert [item["steps"] for item in result["horizons"]] == [4, 8, 16, 32]
         mean = result["horizons"][3]["trajectory"]["model"]["ade_m"]["mean"]
-        label = name if name == result["variant"] else f"{name} ({result['variant']})"
+        label = name if result["variant"] in name else f"{name} ({result['variant']})"
         row = next(line for line in text.splitlines() if line.startswith(f"| {label} |"))
         assert f" {mean:.4f} [" in row
         assert row.count("[") == 4
