@@ -91,15 +91,15 @@ def eval_command(
     with TerminalProgress(errors) as progress:
         if rollout is not None:
             place = out or (runs / COMPARISON if runs else None)
-            result, markdown = _rolled_out(chosen, rollout, place, split, cache_dir, device, progress)
+            result, page = _rolled_out(chosen, rollout, place, split, cache_dir, device, progress)
         elif len(chosen) == 1 and out is None:
-            result, markdown = _one(chosen[0], split, cache_dir, device, progress)
+            result, page = _one(chosen[0], split, cache_dir, device, progress)
         else:
             place = out or (runs / COMPARISON if runs else None)
-            result, markdown = _several(
+            result, page = _several(
                 chosen, place, split, cache_dir, device, progress, again=again, sort_by=sort
             )
-    print_result(json, result, lambda: markdown.rstrip())
+    print_result(json, result, lambda: page)
 
 
 def chosen_runs(named: list[Path], beneath: Path | None) -> list[Path]:
@@ -161,8 +161,8 @@ def _several(
     for path in chosen:
         if again or not is_evaluated(path, split, cache_dir=cache_dir):
             _one(path, split, cache_dir, device, progress)
-    comparison, markdown = write_comparison(out, read_evaluations(chosen, split), sort_by=sort_by)
-    return dict(comparison), markdown
+    comparison, page = write_comparison(out, read_evaluations(chosen, split), sort_by=sort_by)
+    return dict(comparison), page
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from thinkjepa.cache.disk import replace_file
 from thinkjepa.cache.holder import WAIT, WriteLock
 from thinkjepa.pipeline.eval_markdown import comparison_markdown
+from thinkjepa.pipeline.eval_page import comparison_files, comparison_page, run_files
 from thinkjepa.pipeline.eval_plots import difference_picture, distance_picture, horizon_picture
 from thinkjepa.stages.evaluate import EvaluatedRun, compare, evaluate
 from thinkjepa.stages.evaluate.clip_table import table_path
@@ -30,16 +31,15 @@ def evaluate_run(
 ) -> tuple[dict[str, Any], str]:
     """Evaluate one run and write eval-<split>.json, .parquet, .md and .png into it.
 
-    Returns the figures and the Markdown. `on_wait` as in `WriteLock`.
+    Returns the figures and a page for the terminal. `on_wait` as in `WriteLock`.
     """
     TrainedRun.open(run_dir)  # refused before anything is written there
     with WriteLock(run_dir, remedy=WAIT, on_wait=on_wait):
         result = evaluate(run_dir, split=split, cache_dir=cache_dir, device=device, progress=progress)
         comparison = compare(read_evaluations([run_dir], split))
-        markdown = comparison_markdown(comparison)
-        replace_file(run_dir / f"eval-{split}.md", markdown.encode())
+        replace_file(run_dir / f"eval-{split}.md", comparison_markdown(comparison).encode())
         replace_file(run_dir / f"eval-{split}.png", horizon_picture(comparison))
-    return result, markdown
+    return result, comparison_page(comparison, run_files(run_dir, split))
 
 
 def evaluation_digests(run_dir: Path, *, split: str) -> dict[str, str]:
@@ -51,13 +51,15 @@ def evaluation_digests(run_dir: Path, *, split: str) -> dict[str, str]:
 def write_comparison(
     out: Path, runs: Sequence[EvaluatedRun], *, sort_by: str | None = None
 ) -> tuple[Mapping[str, Any], str]:
-    """Compare runs and write comparison.json, comparison.md and three pictures into `out`."""
+    """Compare runs and write comparison.json, comparison.md and three pictures into `out`.
+
+    Returns the comparison and a page for the terminal.
+    """
     comparison = compare(runs, sort_by=sort_by)
-    markdown = comparison_markdown(comparison)
     with WriteLock(out, remedy=WAIT):
         write_json(out / "comparison.json", comparison)
-        replace_file(out / "comparison.md", markdown.encode())
+        replace_file(out / "comparison.md", comparison_markdown(comparison).encode())
         replace_file(out / "horizon.png", horizon_picture(comparison))
         replace_file(out / "distances.png", distance_picture(comparison))
         replace_file(out / "differences.png", difference_picture(comparison))
-    return comparison, markdown
+    return comparison, comparison_page(comparison, comparison_files(out))

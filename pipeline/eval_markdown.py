@@ -64,23 +64,30 @@ def ranking_section(comparison: Mapping[str, Any]) -> list[str]:
     if not rows:
         return []
     varied = len(comparison["ranking"]["varied"])
-    return ["## Runs, the best first", _table(header, rows, left=2 + varied), ranking_note(comparison)]
+    return [
+        "## Runs, the best first",
+        markdown_table(header, rows, left=2 + varied),
+        ranking_note(comparison),
+    ]
 
 
 def what_was_measured(comparison: Mapping[str, Any]) -> str:
     """The conditions that figures without them mean little."""
     interval, frames = comparison["interval"], comparison["joint_frames"]
-    clips = f"{_count(comparison['num_clips'], comparison['split'] + ' clip')} of"
+    clips = f"{count_of(comparison['num_clips'], comparison['split'] + ' clip')} of"
     lines = [
-        f"- {clips} {_count(comparison['num_videos'], 'video')}; weights were chosen on validation clips"
+        f"- {clips} {count_of(comparison['num_videos'], 'video')}; weights were chosen on validation clips"
     ]
     if left_out := comparison["num_clips_left_out"]:
-        lines.append(f"- {_count(left_out, 'clip')} not evaluated in all runs left out")
+        lines.append(f"- {count_of(left_out, 'clip')} not evaluated in all runs left out")
     if not comparison["latents_compared"]:
         lines.append("- latent distances left out: the runs' latents are not in one space")
     for group in comparison["groups"]:
         seeds = ", ".join(map(str, group["seeds"]))
-        lines.append(f"- {group['name']}: {_count(len(group['seeds']), 'seed')} ({seeds})")
+        lines.append(f"- {group['name']}: {count_of(len(group['seeds']), 'seed')} ({seeds})")
+    if varied := comparison["varied"]:
+        named = (f"{name} ({', '.join(map(str, values))})" for name, values in varied.items())
+        lines.append(f"- settings in which these runs differ: {'; '.join(named)}")
     lines.append(
         f"- brackets: {100 * interval['level']:g} % intervals, {interval['method']}, {interval['draws']:,} "
         "draws; scores are averaged over seeds first, so the spread over seeds is not in them"
@@ -128,7 +135,7 @@ def horizon_table(comparison: Mapping[str, Any]) -> str:
         f"{METRIC_LABELS[metric]} of each latent step. Seconds run from the last observed frame to the "
         "middle of the step's frames."
     )
-    return f"{note}\n\n{_table(header, rows)}"
+    return f"{note}\n\n{markdown_table(header, rows)}"
 
 
 def signed_text(figure: Figure) -> str:
@@ -155,13 +162,13 @@ def _last_frame_s(comparison: Mapping[str, Any]) -> float:
 def _about_joints(comparison: Mapping[str, Any], frames: Mapping[str, int]) -> Iterable[str]:
     where = " or ".join(FRAMES_OF_REFERENCE[frame] for frame in comparison["reference_frames"])
     yield (
-        f"- {_count(len(comparison['joints']), 'joint')} in metres, in {where}; keypoints are "
+        f"- {count_of(len(comparison['joints']), 'joint')} in metres, in {where}; keypoints are "
         f"{len(comparison['keypoints'])} of EgoDex's 12"
     )
     share = 100 * frames["counted"] / frames["labelled"] if frames["labelled"] else 0.0
     yield (
         f"- {frames['counted']:,} of {frames['labelled']:,} labelled joint-frames count ({share:.1f} %), in "
-        f"{_count(frames['clips'], 'clip')}: the rest are of joints that were not seen before the split"
+        f"{count_of(frames['clips'], 'clip')}: the rest are of joints that were not seen before the split"
     )
 
 
@@ -183,10 +190,11 @@ def _figure_table(
         *heads,
         *(f"{label} {better_arrow(metric)}" for label, metric in zip(labels, shown, strict=True)),
     ]
-    return _table(header, lines, left=len(heads)) if lines else ""
+    return markdown_table(header, lines, left=len(heads)) if lines else ""
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, left: int = 1) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, left: int = 1) -> str:
+    """A table whose columns are aligned in plain text, too; the first `left` ones to the left."""
     cells = [[str(cell) for cell in row] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     rule = ["-" * width if place < left else "-" * (width - 1) + ":" for place, width in enumerate(widths)]
@@ -216,5 +224,6 @@ def _plain(figure: Figure | None) -> str:
     return "" if figure is None else f"{figure['mean']:.{DECIMALS}f}"
 
 
-def _count(number: int, noun: str) -> str:
+def count_of(number: int, noun: str) -> str:
+    """`1 clip`, `1,200 clips`."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")

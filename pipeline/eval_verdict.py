@@ -109,13 +109,15 @@ def baseline_verdicts(comparison: Mapping[str, Any], metric: str) -> list[str]:
     return lines
 
 
-def model_verdicts(comparison: Mapping[str, Any], metric: str) -> list[str]:
-    """A line for each two models, and for each model and its own shuffled guidance."""
+def model_verdicts(comparison: Mapping[str, Any], metric: str, *, of: str | None = None) -> list[str]:
+    """A line for each two models, and for each model and its own shuffled guidance; all, or `of` one."""
     methods = _methods(comparison)
     return [
         _line(comparison, item, metric)
         for item in comparison["differences"]
-        if metric in item["metrics"] and methods[item["b"]] in ("model", "shuffled_guidance")
+        if metric in item["metrics"]
+        and methods[item["b"]] in ("model", "shuffled_guidance")
+        and (of is None or of in (item["a"], item["b"]))
     ]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from thinkjepa.cache.disk import replace_file
 from thinkjepa.cache.holder import WAIT, WriteLock
 from thinkjepa.pipeline.eval_labels import METRIC_LABELS, better_arrow, figure_text
+from thinkjepa.pipeline.eval_markdown import markdown_table
 from thinkjepa.pipeline.eval_plots import LEGEND_IN, draw_curve, name_curves
 from thinkjepa.pipeline.eval_verdict import FEWEST_VIDEOS
 from thinkjepa.stages.errors import StageError
@@ -53,7 +54,10 @@ def roll_out_runs(
     out: Path | None,
     progress: Progress,
 ) -> tuple[dict[str, Any], str]:
-    """Roll runs out and write rollout-<split>.json, .md and .png into each, or of all of them to `out`."""
+    """Roll runs out and write rollout-<split>.json, .md and .png into each, or of all of them to `out`.
+
+    Returns the figures and a page for the terminal.
+    """
     rolled: dict[str, Mapping[str, Any]] = {}
     for path in run_dirs:
         name = path.name if path.name not in rolled else str(path)
@@ -70,7 +74,7 @@ def roll_out_runs(
     elif len(rolled) > 1:
         raise StageError(f"{len(rolled)} runs to roll out: name a folder for their table with --out")
     result = dict(next(iter(rolled.values()))) if len(rolled) == 1 else {"runs": rolled}
-    return result, rollout_markdown(rolled)
+    return result, rollout_page(rolled, out or run_dirs[0], split)
 
 
 def parse_horizons(text: str) -> list[int]:
@@ -79,6 +83,25 @@ def parse_horizons(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise StageError(f"--rollout {text!r}: give horizons in latent steps, such as 4,8,16,32") from error
+
+
+def rollout_page(rolled: Rolled, folder: Path, split: str) -> str:
+    """What a terminal shows: the first metric's table, and where the others are."""
+    first = next(iter(rolled.values()))
+    metric, rows = _tables(rolled)[0]
+    shown = [(label, found) for label, found in rows if label in _looks(rolled)]
+    name = folder / f"rollout-{split}"
+    return "\n".join(
+        [
+            f"{first['num_clips']} {first['split']} clips of {first['num_videos']} videos. "
+            f"{METRIC_LABELS[metric]} {better_arrow(metric)} up to each horizon, with the seconds from the "
+            "last observed frame to its end.",
+            "",
+            _table(first["horizons"], shown),
+            "",
+            f"all tables: {name}.md; picture: {name}.png; numbers: {name}.json",
+        ]
+    )
 
 
 def rollout_markdown(rolled: Rolled) -> str:
@@ -102,11 +125,14 @@ def rollout_markdown(rolled: Rolled) -> str:
     if not _one_latent_space(rolled):
         lines.append("- latent distances left out: the runs' latents are not in one space")
     for metric, rows in _tables(rolled):
-        heads = [f"{item['steps']} steps, {item['last_frame_s']:.2f} s" for item in first["horizons"]]
         lines += ["", f"## {METRIC_LABELS[metric]} {better_arrow(metric)}", ""]
-        lines += [f"| method | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(heads)}"]
-        lines += [f"| {label} | {' | '.join(map(figure_text, found))} |" for label, found in rows]
+        lines.append(_table(first["horizons"], rows))
     return "\n".join(lines) + "\n"
+
+
+def _table(horizons: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> str:
+    heads = [f"{item['steps']} steps, {item['last_frame_s']:.2f} s" for item in horizons]
+    return markdown_table(["method", *heads], [[label, *map(figure_text, found)] for label, found in rows])
 
 
 def _tables(rolled: Rolled) -> list[tuple[str, list[Row]]]:

@@ -182,7 +182,7 @@ def demo(out: Out, seed: Seed = 0, force: Force = False) -> None:
     errors.print(describe_project(set_up_sample_project(out, seed=seed, force=force)), markup=False)
     run_dvc(out, "repro")
     commands = draw_pictures(out)
-    print_text(describe_runs(out / "results" / "runs"))
+    print_text(describe_runs(out / "results" / "runs", report=out / "results" / "report"))
     print_text(f"\nThe pictures were drawn, in {out}, by\n  " + "\n  ".join(commands))
     print_text(WHAT_THE_DEMO_SHOWS.format(out=out))
 

@@ -139,7 +139,7 @@ def evaluate_command(
     settings = read_params(params)
     kept = find_kept(settings.runs_dir, run) if settings.runs_dir else run
     with TerminalProgress(errors) as progress:
-        _, markdown = evaluate_run(
+        _, page = evaluate_run(
             kept,
             split="test",
             cache_dir=settings.cache_dir,
@@ -150,7 +150,7 @@ def evaluate_command(
     if kept != run:
         show_run(kept, run)
     write_json(mark, evaluation_digests(run, split="test"))
-    print_text(markdown.rstrip())
+    print_text(page)
 
 
 @app.command("report")

@@ -22,6 +22,7 @@ from thinkjepa.stages.evaluate.run_groups import (
     group_runs,
     on_shared_clips,
     one_latent_space,
+    varied_settings,
 )
 from thinkjepa.stages.evaluate.summary import CURVES, figures, interval_method, joint_frames
 from thinkjepa.stages.evaluate.trajectory_metrics import TRAJECTORY_METRICS
@@ -85,6 +86,7 @@ def compare(runs: Sequence[EvaluatedRun], *, sort_by: str | None = None) -> dict
         "joint_frames": joint_frames(first),
         "interval": interval_method(),
         "groups": [_group_record(group) for group in groups],
+        "varied": varied_settings(groups),
         "ranking": ranking,
         "entries": records,
         "differences": [

@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.evaluate.run_groups import EvaluatedRun, RunGroup, differing, one_latent_space
+from thinkjepa.stages.evaluate.run_groups import (
+    EvaluatedRun,
+    RunGroup,
+    differing,
+    one_latent_space,
+    varied_settings,
+)
 from thinkjepa.stages.evaluate.summary import BETTER_WHEN_LARGER
 
 VALIDATION_DISTANCE, VALIDATION_LATENT, VALIDATION_LOSS = VALIDATION_METRICS = (
@@ -47,7 +53,7 @@ def rank(
         _check_comparable(runs, chosen)
     values = {group.name: _value(group, chosen, test_scores[group.name]) for group in groups}
     sign = -1 if chosen in BETTER_WHEN_LARGER else 1
-    varied = differing([group.runs[0].description for group in groups])
+    varied = list(varied_settings(groups))
     return {
         "sorted_by": chosen,
         "clips": "validation" if chosen in VALIDATION_METRICS else "test",

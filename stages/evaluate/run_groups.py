@@ -138,6 +138,23 @@ def one_latent_space(runs: Sequence[EvaluatedRun]) -> bool:
     return all(space == spaces[0] for space in spaces)
 
 
+def varied_settings(groups: Sequence[RunGroup]) -> dict[str, list[Any]]:
+    """Settings in which groups differ, with their values; variant and seed are named by themselves.
+
+    A run that reads no thinker differs in its variant, so that None is no value of `thinker`.
+    """
+    descriptions = [group.runs[0].description for group in groups]
+    found = {}
+    for name in differing(descriptions):
+        values = [item.get(name) for item in descriptions]
+        own = list(
+            {json_bytes(value): value for value in values if value is not None or name != "thinker"}.values()
+        )
+        if len(own) > 1:
+            found[name] = own
+    return found
+
+
 def _names(first_runs: Sequence[EvaluatedRun]) -> list[str]:
     """A name for each group, from one of its runs: its variant, with what differs within the variant."""
     names = []

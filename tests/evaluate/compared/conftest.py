@@ -19,6 +19,7 @@ from thinkjepa.stages.evaluate.clip_table import (
     numbers,
 )
 
+SETS = {"encoder": {"name": "encoder-1"}, "thinker": None}
 DIVISION = {"rule": {"group_by": "auto", "split_seed": 0}, "grouping": "video"}
 
 
@@ -43,6 +44,7 @@ def add_run(tmp_path: Path) -> Callable[..., EvaluatedRun]:
         last_step: float = 1.5,
         last_frame_s: float = 0.35,
         fde_m: Sequence[float] | None = None,
+        feature_sets: dict[str, Any] = SETS,
         **settings: Any,
     ) -> EvaluatedRun:
         name = "-".join([variant, str(seed), *map(str, settings.values())])
@@ -54,7 +56,7 @@ def add_run(tmp_path: Path) -> Callable[..., EvaluatedRun]:
             "variant": variant,
             "seed": seed,
             "settings": {"variant": variant, "seed": seed, "device": "cpu", "epochs": 3, **settings},
-            "feature_sets": {"encoder": {"name": "encoder-1"}, "thinker": None},
+            "feature_sets": feature_sets,
             "division": division,
             "joints": list(joints),
             "keypoints": list(joints),

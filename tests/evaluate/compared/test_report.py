@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from thinkjepa.pipeline.eval_markdown import comparison_markdown
+from thinkjepa.pipeline.eval_page import comparison_page
 from thinkjepa.pipeline.eval_plots import difference_picture, distance_picture, horizon_picture
 from thinkjepa.stages.evaluate import EvaluatedRun, compare
 
@@ -90,6 +91,32 @@ def test_a_step_that_no_clip_has_a_score_at_leaves_a_gap(add_run: AddRun) -> Non
     found = compare([add_run("jepa", 0, MANY, last_step=np.nan)])
     assert horizon_picture(found).startswith(b"\x89PNG")
     assert row_of(comparison_markdown(found), "0.30")[1] != row_of(comparison_markdown(found), "0.10")[1]
+
+
+def test_settings_are_named_only_where_they_differ(add_run: AddRun) -> None:
+    same = [add_run("jepa", 0, MANY), add_run("vlm", 0, MANY + 0.1)]
+    assert "differ" not in comparison_markdown(compare(same)).split("## ")[0]
+    markdown = comparison_markdown(compare([*same, add_run("jepa", 0, MANY, width=48)]))
+    assert "- settings in which these runs differ: width (None, 48)" in markdown
+
+
+def test_a_run_without_a_thinker_does_not_differ_by_it(add_run: AddRun) -> None:
+    sets = {"encoder": {"name": "encoder-1"}, "thinker": {"name": "thinker-1"}}
+    with_thinker = add_run("thinkjepa", 0, MANY, feature_sets=sets)
+    assert compare([with_thinker, add_run("jepa", 0, MANY)])["varied"] == {}
+    other = add_run("thinkjepa", 1, MANY, feature_sets={**sets, "thinker": {"name": "thinker-2"}})
+    assert compare([with_thinker, other])["varied"] == {"thinker": ["thinker-1", "thinker-2"]}
+
+
+def test_a_page_has_one_table_and_the_verdicts_of_the_first_model(add_run: AddRun) -> None:
+    runs = [
+        add_run(name, seed, MANY + shift) for name, shift in (("jepa", 0), ("vlm", 0.1)) for seed in (0, 1)
+    ]
+    page = comparison_page(compare(runs), ["all tables: here"])
+    assert page.count("| method") == 1
+    assert row_of(page, "jepa", "2")[2].startswith("0.2000 [")
+    assert "ADE: jepa is better than vlm by 100.0 mm" in page
+    assert page.endswith("all tables: here")
 
 
 def test_left_out_latents_are_said_to_be(add_run: AddRun) -> None:
