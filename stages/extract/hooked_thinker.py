@@ -88,6 +88,7 @@ class HookedThinker:
         """Bring what `prepare` needs into memory. Raises StageError for what transformers cannot load."""
         with explained_load_errors(self.folder, "thinker"):
             self._processor = AutoProcessor.from_pretrained(self.folder.path)
+            require_chat_template(self._processor, self.folder)
             self.prompting = choose_prompting(
                 self._processor,
                 self.settings.prompt,
@@ -185,6 +186,16 @@ class HookedThinker:
             token_ids=(*prompt_ids, *generated_ids),
             prompt_token_count=len(prompt_ids),
             text=self._processor.tokenizer.decode(generated_ids, skip_special_tokens=True),
+        )
+
+
+def require_chat_template(processor: Any, folder: ModelFolder) -> None:
+    """Raise StageError where nothing says how this model's prompts are written."""
+    tokenizer = getattr(processor, "tokenizer", None)
+    if not (getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)):
+        raise StageError(
+            f"--thinker {folder.name!r} has no chat template (chat_template.jinja, or in the tokenizer's "
+            "config): copy the whole folder of the model, or choose one that was trained on instructions"
         )
 
 

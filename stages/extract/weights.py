@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from rich.filesize import decimal
 
 from thinkjepa.cache import file_digest, fingerprint
 from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.extract.hub import hub_snapshot
 
 DESCRIPTION = ("*.json", "*.jinja", "*.txt", "*.model")
 """The small files of a model: configuration, tokenizer, processor, chat template; no code."""
@@ -23,6 +25,14 @@ NEEDED = (*DESCRIPTION, "*.safetensors")
 
 MEMORY_FILE = ".thinkjepa-digest.json"
 """Remembers a weights digest beside the weights, for as long as their sizes and change times stay."""
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+"""One of them is a thinker's: without any, transformers makes an empty one of the rest, silently."""
+
+LACKING = r"a directory containing an? (?:file named )?([\w.-]+\.\w+)"
+"""How transformers says that a file is missing, behind much about its hub."""
+
+UNFINISHED = "where its download into {path} never ended, run again with network and without HF_HUB_OFFLINE"
 
 INFORMATIVE = ("README.md", MEMORY_FILE, ".gitattributes")
 
@@ -37,7 +47,7 @@ class ModelFolder:
 
     @property
     def weight_files(self) -> Sequence[Path]:
-        return sorted(self.path.glob("*.safetensors"))
+        return sorted(path for path in self.path.glob("*.safetensors") if path.is_file())
 
     @property
     def described(self) -> str:
@@ -54,16 +64,36 @@ def find_model(name: str, *, revision: str, role: str, need_weights: bool = True
     if folder.is_dir():
         found = ModelFolder(name, folder, revision="local")
     else:
-        found = _from_hub(name, revision, role, files=NEEDED if need_weights else DESCRIPTION)
-    if not (found.path / "config.json").is_file():
-        raise StageError(
-            f"--{role} {name!r}: the folder has no config.json, so it is not a transformers model"
-        )
-    if need_weights and not found.weight_files:
-        raise StageError(
-            f"--{role} {name!r}: no .safetensors weights; convert them first, other formats are never loaded"
-        )
+        files = NEEDED if need_weights else DESCRIPTION
+        path = hub_snapshot(name, revision=revision, role=role, files=files)
+        found = ModelFolder(name, path, revision=path.name)
+    if problem := _missing_files(found, role, need_weights=need_weights):
+        remedy = "copy the whole folder" if found.revision == "local" else UNFINISHED.format(path=found.path)
+        raise StageError(f"--{role} {name!r}: {problem}; {remedy}")
     return found
+
+
+def _missing_files(model: ModelFolder, role: str, *, need_weights: bool) -> str:
+    """What a model's folder lacks, empty where it is complete."""
+    if not (model.path / "config.json").is_file():
+        return "the folder has no config.json, so it is not a transformers model"
+    if need_weights and not model.weight_files:
+        return "no .safetensors weights, and other formats are never loaded: convert them first"
+    listed = {shard for index in model.path.glob("*.safetensors.index.json") for shard in _shards(index)}
+    missing = sorted(listed - {path.name for path in model.weight_files})
+    if need_weights and missing:
+        return f"{len(missing)} of {len(listed)} weight files are missing, e.g. {missing[0]}"
+    if role == "thinker" and not any((model.path / name).is_file() for name in TOKENIZERS):
+        return f"the folder has no tokenizer ({', '.join(TOKENIZERS)})"
+    return ""
+
+
+def _shards(index: Path) -> set[str]:
+    """The weight files that an index names. Raises StageError where it cannot be read."""
+    try:
+        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StageError(f"{str(index)!r} cannot be read ({error}): copy the model again") from error
 
 
 def weights_digest(model: ModelFolder) -> str:
@@ -106,9 +136,13 @@ def explained_load_errors(model: ModelFolder, role: str) -> Iterator[None]:
     except StageError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())
+        if lacking := re.search(LACKING, reason):
+            raise StageError(
+                f"--{role} {model.name!r} has no {lacking[1]}: copy the whole folder of the model"
+            ) from error
         raise StageError(
-            f"--{role} {model.name!r} cannot be loaded: {type(error).__name__}: {reason}"
+            f"--{role} {model.name!r} cannot be loaded: {type(error).__name__}: {reason[:300]}"
         ) from error
 
 
@@ -127,22 +161,3 @@ def _remembered(model: ModelFolder) -> str | None:
         return str(known["digest"]) if known["files"] == _state(model) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _from_hub(name: str, revision: str, role: str, *, files: Sequence[str]) -> ModelFolder:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        path = Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
-    except HFValidationError as error:
-        raise StageError(
-            f"--{role} {name!r} is neither a folder nor a hub name such as 'Qwen/Qwen3-VL-2B'"
-        ) from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise StageError(
-            f"--{role} {name!r} (revision {revision!r}) is no local folder and was not found on the hub: "
-            f"{reason}; check the name, log in for gated models, or give a folder that holds the model"
-        ) from error
-    return ModelFolder(name, path, revision=path.name)

@@ -251,7 +251,7 @@ def test_bad_videos_are_recorded_and_the_others_extracted(
     ("flags", "message"),
     [
         (("--layers", "1,9"), "layer 9 is out of range, the thinker has 6 layers"),
-        (("--thinker", "no/such-model"), "no local folder and was not found on the hub"),
+        (("--thinker", "no/such-model"), "is no local folder, and HF_HOME"),
         (("--thinker", "./nowhere/at/all"), "neither a folder nor a hub name"),
         (("--device", "cuda:7"), "--device 'cuda:7' cannot be used here"),
         (("--observed-frames", "7"), "--observed-frames 7: give an even number"),
