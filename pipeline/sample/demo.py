@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
-from thinkjepa.cache import FeatureCache, ThinkJepaError
+from thinkjepa.cache import ClipRow, FeatureCache, ThinkJepaError
+from thinkjepa.pipeline.params import read_params
 from thinkjepa.stages.json_files import read_json
-
-SHOWN_RUN = "results/runs/thinkjepa-0"
 
 
 class DemoError(ThinkJepaError):
@@ -19,42 +20,30 @@ class DemoError(ThinkJepaError):
 def draw_pictures(out: Path) -> list[str]:
     """Hands over the frames, features of a test clip, and its predicted future; in `results/pictures`.
 
-    The clip is the last one of the first test video: there the hand is on its way. Returns the commands
-    that drew them, as run in `out`.
+    The run is the first of the matrix in `out`/params.yaml. The clip is the last one of the first test video:
+    there the hand is on its way. Returns the commands that drew them, as run in `out`.
     """
-    test_ids = set(read_json(out / SHOWN_RUN / "split.json")["clips"]["test"])
-    test_clips = [
-        clip for clip in FeatureCache.open(out / "features").clips.all() if clip.clip_id in test_ids
-    ]
-    clip = min(test_clips, key=lambda clip: (clip.video, -clip.split_frame))
+    params = read_params(out / "params.yaml")
+    videos, features = (os.path.relpath(place, out) for place in (params.videos, params.cache_dir))
     pictures = "results/pictures"
-    commands = [
-        ["thinkjepa-data", "check", "videos", "--plot", f"{pictures}/hands.png"],
-        [
-            "thinkjepa-cache",
-            "show",
-            "features",
-            clip.clip_id,
-            "-o",
-            f"{pictures}/features.png",
-            "--videos",
-            "videos",
-        ],
-        [
-            "thinkjepa-predict",
-            "--run",
-            SHOWN_RUN,
-            "--cache-dir",
-            "features",
-            "--video",
-            f"videos/{clip.video}",
-        ],
-    ]
-    commands[-1] += ["--split-frame", str(clip.split_frame), "-o", f"{pictures}/future.mp4"]
+    commands = [["thinkjepa-data", "check", videos, "--plot", f"{pictures}/hands.png"]]
+    if params.variants and params.seeds:
+        run = f"results/runs/{params.variants[0]}-{params.seeds[0]}"
+        clip = _shown_clip(out / run, params.cache_dir)
+        show = ["thinkjepa-cache", "show", features, clip.clip_id, "-o", f"{pictures}/features.png"]
+        predict = ["thinkjepa-predict", "--run", run, "--cache-dir", features]
+        predict += ["--video", f"{videos}/{clip.video}", "--split-frame", str(clip.split_frame)]
+        commands += [[*show, "--videos", videos], [*predict, "-o", f"{pictures}/future.mp4"]]
     (out / pictures).mkdir(parents=True, exist_ok=True)
     for command in commands:
         _run(out, *command)
-    return [" ".join(command) for command in commands]
+    return [shlex.join(command) for command in commands]
+
+
+def _shown_clip(run: Path, cache_dir: Path) -> ClipRow:
+    test_ids = set(read_json(run / "split.json")["clips"]["test"])
+    clips = [clip for clip in FeatureCache.open(cache_dir).clips.all() if clip.clip_id in test_ids]
+    return min(clips, key=lambda clip: (clip.video, -clip.split_frame))
 
 
 def _run(folder: Path, command: str, *arguments: str) -> None:
