@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from thinkjepa.cache import ArraySpec
 from thinkjepa.stages.data.decode_process import FrameStack
+from thinkjepa.stages.data.framing import Framing, processor_framing
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.device import library_versions, run_source
 from thinkjepa.stages.extract.weights import (
@@ -67,7 +68,14 @@ class VideoEncoder(ABC):
 
     @property
     def source(self) -> Mapping[str, Any]:
-        return run_source(self.folder, self.device)
+        return {**run_source(self.folder, self.device), "framing": self.framing}
+
+    @property
+    def framing(self) -> Framing:
+        """How a frame becomes what the encoder sees; in `source`, since `origin` has the files' digest."""
+        if self._processor is None:
+            self.load_processor()
+        return processor_framing(self._processor)
 
     @abstractmethod
     def load_processor(self) -> None:
