@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -29,6 +28,7 @@ from thinkjepa.cache import (
     set_differences,
 )
 from thinkjepa.cache.clip_names import find_clip_id
+from thinkjepa.pipeline.latent_colors import NUM_COLORS, Colors, LatentColors
 from thinkjepa.stages.data.decode_process import DecodeError, FrameStack, VideoDecoder
 from thinkjepa.stages.errors import StageError
 
@@ -42,12 +42,6 @@ FRAMES_AT_ONCE = 8
 """Eight decoded frames of 4K are 200 MB; they are made small before the next eight are asked for."""
 
 DECODE_TIMEOUT_S = 60.0
-NUM_COLORS = 3
-CLIPPED_PERCENT = 1.0
-"""Per side of each component, so that a single outlying patch does not grey out the rest."""
-
-Colors = npt.NDArray[np.float32]
-"""Latents as RGB `(step, height, width, 3)`, 0-1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,8 +256,9 @@ def _encoder_view(cache: FeatureCache, feature_set: FeatureSet, clip: ClipRow) -
         raise StageError(
             f"feature set {feature_set.name}: grid {height} x {width} is not its {patches} patches"
         )
-    colors, explained = pca_colors(torch.cat([observed_TPD, windows[FIRST_WINDOW]]))
-    colors = colors.reshape(-1, height, width, NUM_COLORS)
+    both_TPD = torch.cat([observed_TPD, windows[FIRST_WINDOW]])
+    axes = LatentColors.fit(both_TPD)
+    colors = axes.paint(both_TPD).reshape(-1, height, width, NUM_COLORS)
     num_observed = len(observed_TPD)
     future_frames, future_times_s = clip.future_frames[FIRST_WINDOW], clip.future_times_s[FIRST_WINDOW]
     return EncoderView(
@@ -271,7 +266,7 @@ def _encoder_view(cache: FeatureCache, feature_set: FeatureSet, clip: ClipRow) -
         model=str(feature_set.source.get("model", "")),
         grid=(height, width),
         num_windows=len(windows),
-        explained=explained,
+        explained=axes.explained,
         observed=_window_view(clip.observed_frames, clip.observed_times_s, colors[:num_observed]),
         future=_window_view(future_frames, future_times_s, colors[num_observed:]),
     )
@@ -295,35 +290,6 @@ def _window_view(frames: Sequence[int], times_s: Sequence[float], colors: Colors
 def evenly(count: int, *, most: int) -> tuple[int, ...]:
     """At most `most` of the places 0 to `count - 1`, spread evenly; of two or more, both ends."""
     return tuple(np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist())
-
-
-def pca_colors(latents_TPD: Tensor) -> tuple[Colors, tuple[float, ...]]:
-    """RGB `(T, P, 3)` of the first three principal components of all patches, and their shares of variance.
-
-    Signs are fixed by the largest loading, so that equal latents give equal colours. A component without
-    variance is grey.
-    """
-    steps, patches, width = latents_TPD.shape
-    centred = latents_TPD.reshape(-1, width).double()
-    centred = centred - centred.mean(dim=0)
-    variances, axes = torch.linalg.eigh(centred.T @ centred / len(centred))  # ascending
-    variances, axes = variances.flip(0).clamp(min=0), axes.flip(1)
-    total = float(variances.sum())
-    shares = [float(share) / total if total > 0 else 0.0 for share in variances[:NUM_COLORS]]
-    shares += [0.0] * (NUM_COLORS - len(shares))
-    colors = np.full((steps * patches, NUM_COLORS), 0.5, dtype=np.float32)
-    for place, share in enumerate(shares):
-        if share > torch.finfo(torch.float32).eps:
-            axis = axes[:, place] * axes[axes[:, place].abs().argmax(), place].sign()
-            colors[:, place] = _stretched((centred @ axis).numpy())
-    return colors.reshape(steps, patches, NUM_COLORS), tuple(shares)
-
-
-def _stretched(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Values as 0-1 between their low and high percentile."""
-    low, high = np.percentile(values, [CLIPPED_PERCENT, 100 - CLIPPED_PERCENT])
-    stretched: npt.NDArray[np.float64] = ((values - low) / max(high - low, 1e-12)).clip(0, 1)
-    return stretched
 
 
 def _thumbnails(

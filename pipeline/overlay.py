@@ -21,7 +21,7 @@ from thinkjepa.stages.data.clock import clock_text, seconds_ahead
 from thinkjepa.stages.data.decode_process import VideoDecoder
 from thinkjepa.stages.data.joints import Bone, hand_bones
 from thinkjepa.stages.data.trajectories import Poses, Positions, project, to_camera, to_world
-from thinkjepa.stages.predict import Prediction
+from thinkjepa.stages.predict import ChosenFrames, PredictedHands, Prediction
 
 PANEL_SHORT_SIDE_PX = 480
 CAPTION_PX = 56
@@ -45,26 +45,28 @@ class Moment:
     caption: str
 
 
-def overlay_video(prediction: Prediction, *, decode_timeout_s: float) -> bytes:
-    """An H.264 MP4: observed frames, then the future ones with the predicted hand (and the true one)."""
-    moments = list(_moments(prediction))
+def overlay_video(prediction: Prediction, hands: PredictedHands, *, decode_timeout_s: float) -> bytes:
+    """An H.264 MP4: observed frames, then the future ones with the predicted hand (and the true one).
+
+    `hands` are those of `prediction`.
+    """
+    moments = list(_moments(prediction.frames, hands))
     with VideoDecoder(timeout_s=decode_timeout_s) as decoder:
         frames = (
             frame
             for index, shown in groupby(moments, key=lambda moment: moment.frame)
             for frame in repeat(decoder.frames(prediction.video, [index])[0], len(list(shown)))
         )
-        bones = hand_bones(prediction.joints)
+        bones, note = hand_bones(hands.joints), _note(prediction.frames, hands)
         pictures = (
-            _picture(frame, moment, bones, two_panels=prediction.true_m is not None, note=_note(prediction))
+            _picture(frame, moment, bones, two_panels=hands.true_m is not None, note=note)
             for frame, moment in zip(frames, moments, strict=True)
         )
-        return _encoded(pictures, fps=_playback_fps(prediction, len(moments)))
+        return encoded_mp4(pictures, fps=playback_fps(prediction.frames, len(moments)))
 
 
-def _moments(prediction: Prediction) -> Iterator[Moment]:
+def _moments(frames: ChosenFrames, hands: PredictedHands) -> Iterator[Moment]:
     """What is shown, in order. Past the video's end its last frame stays."""
-    frames = prediction.frames
     observed_s = seconds_ahead(frames.observed_times_s, observed_times_s=frames.observed_times_s)
     ahead_s = seconds_ahead(frames.future_times_s, observed_times_s=frames.observed_times_s)
     for index, seconds in zip(frames.observed, observed_s, strict=True):
@@ -72,50 +74,50 @@ def _moments(prediction: Prediction) -> Iterator[Moment]:
     for step, seconds in enumerate(ahead_s):
         shown = frames.future[step] if step < len(frames.future) else frames.split_frame - 1
         true, distance = None, ""
-        if prediction.true_m is not None and step < len(prediction.true_m):
-            true = _pixels(prediction, prediction.true_m[step], shown)
-            assert prediction.true_confidence is not None, "comes with the true joints"
-            known = prediction.true_confidence[step] > 0
+        if hands.true_m is not None and step < len(hands.true_m):
+            true = _pixels(hands, hands.true_m[step], shown)
+            assert hands.true_confidence is not None, "comes with the true joints"
+            known = hands.true_confidence[step] > 0
             true[~known] = np.nan
             if not known.any():
                 true = None
             else:
-                apart_m = np.linalg.norm(prediction.positions_m[step] - prediction.true_m[step], axis=-1)
+                apart_m = np.linalg.norm(hands.positions_m[step] - hands.true_m[step], axis=-1)
                 distance = f"   {1000 * apart_m[known].mean():.0f} mm apart"
-        predicted = _pixels(prediction, prediction.positions_m[step], shown)
+        predicted = _pixels(hands, hands.positions_m[step], shown)
         yield Moment(shown, predicted, true, False, f"future  {clock_text(seconds)}{distance}")
 
 
-def _pixels(prediction: Prediction, positions_m: Positions, frame: int) -> Pixels:
+def _pixels(hands: PredictedHands, positions_m: Positions, frame: int) -> Pixels:
     """Where joints appear in a frame, `(joint, 2)`; NaN behind the camera.
 
     Without intrinsics there is no picture to draw over: x and y, one metre to the picture's width.
     """
-    intrinsics = _intrinsics(prediction)
+    intrinsics = _intrinsics(hands)
     if intrinsics is None:
         return np.asarray(positions_m[:, :2], dtype=np.float64)
-    labels, then = prediction.labels, prediction.camera_pose
+    labels, then = hands.labels, hands.camera_pose
     if then is not None and labels is not None and labels.camera_poses is not None:
         now = labels.camera_poses[min(frame, labels.num_frames - 1)]
         positions_m = to_camera(to_world(positions_m, then), now)
     return project(positions_m, intrinsics)
 
 
-def _intrinsics(prediction: Prediction) -> Poses | None:
+def _intrinsics(hands: PredictedHands) -> Poses | None:
     """Of the camera in whose frame the joints are; None where they cannot be placed in a picture."""
-    if prediction.labels is None or prediction.reference_frame != "camera":
+    if hands.labels is None or hands.reference_frame != "camera":
         return None
-    return prediction.labels.intrinsics
+    return hands.labels.intrinsics
 
 
-def _note(prediction: Prediction) -> str:
+def _note(frames: ChosenFrames, hands: PredictedHands) -> str:
     """What a viewer has to know of how the joints were placed."""
-    labels = prediction.labels
-    if labels is None or _intrinsics(prediction) is None:
+    labels = hands.labels
+    if labels is None or _intrinsics(hands) is None:
         return "camera unknown: joints from the front, not placed in the picture"
-    if prediction.camera_pose is None:
+    if hands.camera_pose is None:
         return "camera taken as still"
-    if max(prediction.frames.future, default=0) >= labels.num_frames:
+    if max(frames.future, default=0) >= labels.num_frames:
         return f"camera known up to frame {labels.num_frames - 1}, then taken as still"
     return ""
 
@@ -193,13 +195,14 @@ def _unplaced(positions_m: Pixels, size: tuple[int, int]) -> Pixels:
     return points
 
 
-def _playback_fps(prediction: Prediction, num_frames: int) -> Fraction:
-    real = Fraction(prediction.frames.fps).limit_denominator(1000)
+def playback_fps(frames: ChosenFrames, num_frames: int) -> Fraction:
+    """Real time, or slower where there are few frames."""
+    real = Fraction(frames.fps).limit_denominator(1000)
     slow = Fraction(num_frames) / Fraction(SHORTEST_S)
     return min(real, max(slow, Fraction(SLOWEST_FPS)))
 
 
-def _encoded(pictures: Iterator[Image.Image], *, fps: Fraction) -> bytes:
+def encoded_mp4(pictures: Iterator[Image.Image], *, fps: Fraction) -> bytes:
     """The pictures as an H.264 MP4."""
     sink = io.BytesIO()
     with av.open(sink, "w", format="mp4") as container:

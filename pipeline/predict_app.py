@@ -1,10 +1,10 @@
-"""thinkjepa-predict: read the hands' future off a new video, and draw it."""
+"""thinkjepa-predict: predict the future of a new video, and draw it."""
 
 from __future__ import annotations
 
 import json as json_format
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,8 +12,13 @@ from thinkjepa.pipeline.console import JsonOption, errors, new_single_app, print
 from thinkjepa.pipeline.help_page import examples
 from thinkjepa.pipeline.options import with_settings
 from thinkjepa.pipeline.reporting import TerminalProgress
+from thinkjepa.stages.data.joints import HANDS_NEED_LABELS
 from thinkjepa.stages.device import DEVICES
+from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.threads import THREADS_HELP, torch_threads
+
+if TYPE_CHECKING:
+    from thinkjepa.stages.predict import Prediction
 
 app = new_single_app()
 
@@ -22,6 +27,7 @@ app = new_single_app()
     epilog=examples(
         "thinkjepa-predict --run runs/thinkjepa-0 --video pour.mp4 --out future.mp4",
         "thinkjepa-predict --run runs/thinkjepa-0 --video pour.mp4 --out future.mp4 --split-time 1.5",
+        "thinkjepa-predict --run runs/latents-0 --video pour.mp4 --out future.png",
     )
 )
 @with_settings(keys={"device": "execution.device", "decode_timeout": "execution.decode_timeout"})
@@ -31,12 +37,19 @@ def predict_command(
     run: Annotated[Path, typer.Option("--run", help="Folder of a finished training run.")],
     video: Annotated[Path, typer.Option("--video", help="The video file.")],
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="MP4", help="The overlay to write: H.264 in MP4.")
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="What to write: a video (.mp4; hands where the run predicts them, else latents) or a "
+            "picture of the latents (.png).",
+        ),
     ],
     joints_out: Annotated[
         Path | None,
         typer.Option(
-            "--joints-out", metavar="JSON", help="The joints to write; default: beside the overlay."
+            "--joints-out", metavar="JSON", help="The figures to write, joints too; default: FILE with .json."
         ),
     ] = None,
     split_frame: Annotated[
@@ -62,7 +75,7 @@ def predict_command(
     ] = 60.0,
     json: JsonOption = False,
 ) -> None:
-    """Predict the hands' joints over the future of one video.
+    """Predict the future of one video: latents, and the hands' joints where the run was trained with labels.
 
     The models see frames before the split only. By default the split lies as late as the video still shows
     the whole future; in a shorter video it lies at the end. Where the run's cache has labels of the video, or
@@ -70,10 +83,10 @@ def predict_command(
     """
     from thinkjepa.cache.disk import replace_file
     from thinkjepa.cache.holder import WAIT, WriteLock
-    from thinkjepa.pipeline.overlay import overlay_video
-    from thinkjepa.stages.data.clock import clock_text, seconds_ahead
     from thinkjepa.stages.predict import SplitChoice, predict
 
+    if out.suffix not in (".mp4", ".png"):
+        raise StageError(f"--out {str(out)!r}: give a name that ends in .mp4 or .png")
     context.with_resource(WriteLock(out.parent, file=out.name, remedy=f"{WAIT}, or choose another --out"))
     context.with_resource(torch_threads(threads))
     with TerminalProgress(errors) as progress:
@@ -92,21 +105,38 @@ def predict_command(
     record = prediction.to_json()
     joints_file = joints_out or out.with_suffix(".json")
     with errors.status("drawing"):
-        replace_file(out, overlay_video(prediction, decode_timeout_s=decode_timeout))
+        replace_file(out, _drawn(prediction, out.suffix, decode_timeout_s=decode_timeout))
     replace_file(joints_file, json_format.dumps(record, allow_nan=False).encode() + b"\n")
     if json:
         print_json({**record, "overlay": str(out)})
-        return
-    frames = prediction.frames
-    ahead_s = seconds_ahead(frames.future_times_s, observed_times_s=frames.observed_times_s)
-    apart = (
-        "" if prediction.distance_m is None else f", {1000 * prediction.distance_m:.1f} mm from the true one"
-    )
-    print_text(
-        f"{out}: {len(prediction.joints)} joints over {len(frames.future_times_s)} frames, "
-        f"up to {clock_text(ahead_s[-1])} after the last observed one{apart}\n"
-        f"{joints_file}: the joints, metres"
-    )
+    else:
+        print_text(_described(prediction, out, joints_file))
+
+
+def _drawn(prediction: Prediction, suffix: str, *, decode_timeout_s: float) -> bytes:
+    from thinkjepa.pipeline.latent_panels import LatentPanels
+    from thinkjepa.pipeline.latent_picture import latent_picture
+    from thinkjepa.pipeline.latent_video import latent_video
+    from thinkjepa.pipeline.overlay import overlay_video
+
+    if suffix == ".mp4" and prediction.hands:
+        return overlay_video(prediction, prediction.hands, decode_timeout_s=decode_timeout_s)
+    panels = LatentPanels(prediction, decode_timeout_s=decode_timeout_s)
+    draw = latent_video if suffix == ".mp4" else latent_picture
+    return draw(prediction, panels)
+
+
+def _described(prediction: Prediction, out: Path, figures: Path) -> str:
+    from thinkjepa.pipeline.latent_picture import summary
+
+    frames, hands = prediction.frames, prediction.hands
+    lines = [f"{out}: {summary(prediction)}"]
+    if hands is None:
+        why = f"no hands: the run was trained without them; {HANDS_NEED_LABELS}"
+        return "\n".join([*lines, f"{figures}: the figures", why])
+    apart = "" if hands.distance_m is None else f", {1000 * hands.distance_m:.1f} mm from the true one"
+    lines.append(f"{len(hands.joints)} joints over {len(frames.future_times_s)} frames{apart}")
+    return "\n".join([*lines, f"{figures}: the joints, metres, and the figures"])
 
 
 def main() -> None:

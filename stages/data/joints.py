@@ -54,6 +54,12 @@ JOINTS_HELP = (
     "or names separated by commas."
 )
 
+HANDS_NEED_LABELS = (
+    "hands are predicted only where videos have labels: docs/labels.md tells how to get some, "
+    "`thinkjepa-data import` stores them without running a model"
+)
+"""Said wherever there are no labels: after an extraction, before a training, with a prediction."""
+
 
 @dataclass(frozen=True, slots=True)
 class Bone:

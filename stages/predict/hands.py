@@ -1,4 +1,4 @@
-"""Joints of a predicted video: where they start, what was predicted of them, and the truth where it is known."""
+"""Joints of a predicted video: where they start, the prediction, and the truth where it is known."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ class LabelledClip:
             return torch.zeros(1, len(self.joints), 3)
         if self.labels is None or self.labels.num_frames <= self.frames.observed[-1]:
             raise StageError(
-                "the run predicts displacements from the last observed pose (anchor last_pose), and the run's "
-                "cache has no labels of this video up to the split, nor is there a label file beside it"
+                "the run predicts displacements from the last observed pose (anchor last_pose), and the "
+                "run's cache has no labels of this video up to the split, nor is there a label file beside it"
             )
         observed = self.frames.observed
         seen = clip_trajectory(self.labels, self.joints, observed_frames=observed, future_frames=[[]])

@@ -63,6 +63,7 @@ class Watched:
         progress.advance(1)
         if self.thinker_set is None:
             return Seen(observed, None, None, warnings)
+        progress.note(f"loading {places.get('thinker') or self.thinker_set.source['model']} ...")
         progress.begin("thinking", total=1, unit="clips")
         thinker = load_thinker(self.thinker_set, place=places.get("thinker"), device=self.device)
         thought = thinker.think([see(self._clip, thinker, self._decoding)])[0]

@@ -29,7 +29,8 @@ from thinkjepa.cache import (
     file_digest,
 )
 from thinkjepa.pipeline.clip_picture import MONO, draw, printable, wrapped
-from thinkjepa.pipeline.clip_view import ClipView, clip_view, evenly, pca_colors
+from thinkjepa.pipeline.clip_view import ClipView, clip_view, evenly
+from thinkjepa.pipeline.latent_colors import LatentColors
 from thinkjepa.stages.errors import StageError
 
 FPS, SPLIT, WINDOWS, TUBELET = 10.0, 24, 2, 2
@@ -200,9 +201,14 @@ def test_evenly_gives_distinct_places_with_both_ends(count):
     assert (places[0], places[-1]) == (0, count - 1)
 
 
+def painted(latents):
+    colors = LatentColors.fit(latents)
+    return colors.paint(latents), colors.explained
+
+
 def test_of_several_future_windows_the_first_is_shown(view, latents):
     observed, future = (values.bfloat16().float() for values in latents)
-    colors, explained = pca_colors(torch.cat([observed, future[0]]))
+    colors, explained = painted(torch.cat([observed, future[0]]))
     colors = colors.reshape(-1, *GRID, 3)
     assert view.encoder.num_windows == WINDOWS
     assert view.encoder.future.frames == (SPLIT, SPLIT + 2, SPLIT + 4)
@@ -304,7 +310,7 @@ def test_colors_separate_what_differs_most():
     generator = torch.Generator().manual_seed(2)
     axes = torch.linalg.qr(torch.randn(12, 3, generator=generator)).Q.T
     weights = torch.rand(4, 50, 3, generator=generator) * torch.tensor([9.0, 5.0, 2.0])
-    colors, explained = pca_colors(weights @ axes + 100.0)
+    colors, explained = painted(weights @ axes + 100.0)
     assert sum(explained) == pytest.approx(1.0)
     assert list(explained) == sorted(explained, reverse=True)
     for place in range(3):
@@ -314,10 +320,10 @@ def test_colors_separate_what_differs_most():
 
 
 def test_equal_latents_have_equal_colors_and_missing_components_are_grey():
-    constant, explained = pca_colors(torch.full((2, 4, 6), 3.0))
+    constant, explained = painted(torch.full((2, 4, 6), 3.0))
     np.testing.assert_array_equal(constant, 0.5)
     assert explained == (0.0, 0.0, 0.0)
-    line, explained = pca_colors(torch.arange(8.0).reshape(2, 4, 1))
+    line, explained = painted(torch.arange(8.0).reshape(2, 4, 1))
     assert explained == (1.0, 0.0, 0.0)
     assert len(np.unique(line[..., 0])) == 8
     np.testing.assert_array_equal(line[..., 1:], 0.5)

@@ -4,36 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 import torch
+from new_videos import FPS, NUM_FRAMES, SIZE, frames_of, lossless_video, train_run
 
 from thinkjepa.cache import FeatureCache, VideoLabels, WriteSession, file_digest
 from thinkjepa.pipeline.overlay import PANEL_SHORT_SIDE_PX
-from thinkjepa.stages.data.splits import SplitRule
 from thinkjepa.stages.data.trajectories import project, to_camera
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.trained_run import TrainedRun
 from thinkjepa.stages.predict import SplitChoice
 from thinkjepa.stages.predict import predict as predict_in_process
 from thinkjepa.stages.progress import NoProgress
-from thinkjepa.stages.train import TrainSettings, train
 
 RunCommand = Callable[..., Any]
 MakeVideo = Callable[..., Path]
 
 JOINTS = ("rightIndexFingerKnuckle", "rightIndexFingerTip", "rightThumbTip", "rightHand")
-SIZE = (160, 128)
-FPS, NUM_FRAMES = 10, 40
 INTRINSICS = np.array([[160.0, 0, 80], [0, 160, 64], [0, 0, 1]])
-TINY = TrainSettings(
-    epochs=1, batch_size=4, depth=2, width=24, heads=2, fusion_width=16, head_width=32, device="cpu"
-)
 
 
 def labels_of(path: Path, number: int) -> VideoLabels:
@@ -55,22 +47,6 @@ def labels_of(path: Path, number: int) -> VideoLabels:
         camera_poses=camera_poses,
         intrinsics=INTRINSICS,
     )
-
-
-def train_run(cache: Path, out: Path, **settings: Any) -> Path:
-    def silent(*, epoch: int, step: int, total_steps: int, loss: float) -> None:
-        pass
-
-    train(
-        cache,
-        out,
-        replace(TINY, **settings),
-        thinker_set=None,
-        encoder_set=None,
-        split=SplitRule(group_by="video"),
-        progress=silent,
-    )
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -105,11 +81,6 @@ def predict(run_command: RunCommand) -> RunCommand:
     return run_it
 
 
-def frames_of(path: Path) -> list[np.ndarray]:
-    with av.open(path) as container:
-        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-
-
 def test_a_cached_clip_is_predicted_as_from_the_cache(
     run: Path, cache: Path, videos: list[Path], predict: RunCommand, tmp_path: Path
 ) -> None:
@@ -136,23 +107,6 @@ def test_a_cached_clip_is_predicted_as_from_the_cache(
     distance = np.linalg.norm(found - true_m, axis=-1).mean()
     assert outcome.json["mean_distance_m"] == pytest.approx(distance, abs=2e-5)
     assert json.loads((tmp_path / "out.json").read_text())["positions_m"] == outcome.json["positions_m"]
-
-
-def lossless_video(path: Path, *, change: slice | None) -> Path:
-    """Noise in a codec that keeps every bit and every frame by itself; frames of `change` are inverted."""
-    rng = np.random.default_rng(0)
-    with av.open(path, "w") as container:
-        stream = container.add_stream("ffv1", rate=FPS)
-        stream.width, stream.height = SIZE
-        stream.pix_fmt = "yuv420p"
-        for number in range(NUM_FRAMES):
-            pixels = rng.integers(0, 256, (SIZE[1] * 3 // 2, SIZE[0]), dtype=np.uint8)
-            if change is not None and number in range(NUM_FRAMES)[change]:
-                pixels = 255 - pixels
-            frame = av.VideoFrame.from_ndarray(pixels, format="yuv420p")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
 
 
 def test_what_is_predicted_depends_on_the_past_and_not_on_the_future(
@@ -252,7 +206,6 @@ def test_labels_beside_a_new_video_give_the_true_hand(run: Path, predict: RunCom
 def test_wrong_use_is_refused_in_one_clear_line(
     run: Path, cache: Path, videos: list[Path], tiny_models: Path, tmp_path: Path
 ) -> None:
-    latents = train_run(cache, tmp_path / "latents", task="latent")
     anchored = train_run(cache, tmp_path / "anchored", anchor="last_pose")
     unlabelled = lossless_video(tmp_path / "new.mkv", change=None)
     changed = tmp_path / "changed"
@@ -261,7 +214,6 @@ def test_wrong_use_is_refused_in_one_clear_line(
         content = file.read_bytes()
         changed.joinpath(file.name).write_bytes(content.replace(b'"crop_size": 64', b'"crop_size":  64'))
     cases: list[tuple[Path, Path, SplitChoice, dict[str, str], str]] = [
-        (latents, videos[0], SplitChoice(), {}, "predicts latents only: train with --task trajectory"),
         (anchored, unlabelled, SplitChoice(), {}, "no labels of this video"),
         (run, videos[0], SplitChoice(frame=1), {}, "give one from 2 to 40"),
         (run, tmp_path / "none.mp4", SplitChoice(), {}, "cannot be read"),

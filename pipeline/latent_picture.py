@@ -1,0 +1,186 @@
+"""Predicted latents as one figure: a column for each step, the video, both latents and the errors below."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.colors import Normalize
+
+from thinkjepa.pipeline.clip_picture import shortened
+from thinkjepa.pipeline.clip_view import evenly
+from thinkjepa.pipeline.encoder_box import BOX_WORDS, draw_box
+from thinkjepa.pipeline.latent_panels import ERROR_MAP, LatentPanels, Panel, StepPanels
+from thinkjepa.stages.data.clock import clock_text
+from thinkjepa.stages.data.framing import Box
+from thinkjepa.stages.picture_style import (
+    GREEN,
+    GREY,
+    OBSERVED,
+    PREDICTED,
+    SMALL_PT,
+    TEXT_PT,
+    TITLE_PT,
+    TRUE,
+    VERMILION,
+    new_figure,
+    picture_style,
+    png_bytes,
+)
+from thinkjepa.stages.predict import Prediction
+
+MAX_STEPS = 8
+"""More columns are too small to look at."""
+
+WIDTH_IN = 11.0
+LABEL_IN = 1.25
+HEAD_IN, FOOT_IN, CAPTION_IN = 0.75, 0.85, 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One image with the line below it; nothing is drawn where there is no image."""
+
+    panel: Panel | None
+    caption: str = ""
+    color: str = GREY
+    boxed: bool = False
+    """Whether it is a frame, on which the encoder's box is drawn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Images of all steps, the last observed one first."""
+
+    label: str
+    color: str
+    observed: Cell
+    steps: Sequence[Cell]
+
+
+def latent_picture(prediction: Prediction, panels: LatentPanels) -> bytes:
+    """The picture as PNG."""
+    steps = panels.steps()
+    shown = [steps[place] for place in evenly(len(steps), most=MAX_STEPS)]
+    rows = _rows(prediction, panels, shown)
+    with picture_style():
+        height, width = steps[0].predicted.shape[:2]
+        columns = 1 + len(shown)
+        cell_in = (WIDTH_IN - LABEL_IN) / columns
+        row_in = cell_in * height / width + CAPTION_IN
+        height_in = HEAD_IN + row_in * len(rows) + FOOT_IN
+        figure = new_figure(WIDTH_IN, height_in)
+        figure.set_layout_engine("none")
+        grid = figure.add_gridspec(
+            len(rows),
+            columns,
+            left=LABEL_IN / WIDTH_IN,
+            right=1 - 0.06 / WIDTH_IN,
+            top=1 - HEAD_IN / height_in,
+            bottom=FOOT_IN / height_in,
+            wspace=0.05,
+            hspace=CAPTION_IN / (row_in - CAPTION_IN),
+        )
+        for number, row in enumerate(rows):
+            for column, cell in enumerate([row.observed, *row.steps]):
+                axes = figure.add_subplot(grid[number, column])
+                _draw(axes, cell, panels.box)
+                if column == 0:
+                    axes.set_ylabel(
+                        row.label, size=TEXT_PT, rotation=0, ha="right", va="center", color=row.color
+                    )
+        _words(figure, prediction, panels, height_in)
+        return png_bytes(figure)
+
+
+def _rows(prediction: Prediction, panels: LatentPanels, shown: Sequence[StepPanels]) -> list[Row]:
+    frames, last = prediction.frames, panels.num_observed - 1
+    empty, compared = Cell(None), prediction.latents.true is not None
+    last_frame = Cell(panels.frame(frames.observed[-1]), "last observed", OBSERVED, boxed=True)
+    rows = [
+        Row("video", "black", last_frame, [_frame(step) for step in shown]),
+        Row(
+            "true\nlatents" if compared else "latents",
+            TRUE,
+            Cell(panels.observed(last)),
+            [Cell(step.true) for step in shown],
+        ),
+        Row("predicted\nlatents", PREDICTED, empty, [_predicted(step) for step in shown]),
+        Row("most\nsimilar\nstep", PREDICTED, empty, [_nearest(step) for step in shown]),
+    ]
+    if compared:
+        errors = [Cell(step.error, f"MSE {step.mse:.3f}") for step in shown]
+        still = [Cell(step.persistence_error, f"MSE {step.persistence_mse:.3f}") for step in shown]
+        rows += [
+            Row("error", PREDICTED, empty, errors),
+            Row("error of\npersistence", GREY, empty, still),
+        ]
+    return rows
+
+
+def _frame(step: StepPanels) -> Cell:
+    return Cell(step.frame, clock_text(step.time_s), boxed=True)
+
+
+def _predicted(step: StepPanels) -> Cell:
+    """With its time where no frame above has it."""
+    return Cell(step.predicted, clock_text(step.time_s) if step.frame is None else "")
+
+
+def _nearest(step: StepPanels) -> Cell:
+    wrong = GREY if step.true is None else VERMILION
+    color = GREEN if step.nearest_is_true else wrong
+    return Cell(step.nearest, clock_text(step.nearest_time_s), color, boxed=True)
+
+
+def _draw(axes: Any, cell: Cell, box: Box) -> None:
+    axes.set(xticks=[], yticks=[])
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    if cell.panel is None:
+        return
+    axes.imshow(cell.panel, aspect="equal")
+    if cell.boxed:
+        draw_box(axes, box)
+    axes.set_xlabel(cell.caption, size=SMALL_PT, color=cell.color, labelpad=2)
+
+
+def _words(figure: Any, prediction: Prediction, panels: LatentPanels, height_in: float) -> None:
+    """Title, how to read it, and the scale of the errors."""
+    frames = prediction.frames
+    name = shortened(prediction.video.name, most=80)
+    style: dict[str, Any] = {"va": "top", "parse_math": False, "linespacing": 1.35}
+    figure.text(0.01, 1 - 0.08 / height_in, f"Predicted latents: {name}", size=TITLE_PT + 2, **style)
+    figure.text(0.01, 1 - 0.33 / height_in, summary(prediction), size=TEXT_PT, color=GREY, **style)
+    shares = " + ".join(f"{share:.0%}" for share in panels.colors.explained)
+    text = (
+        f"Times are seconds after the last observed frame (frame {frames.split_frame - 1}). {BOX_WORDS}\n"
+        f"Colors: the first three principal components ({shares} of the variance) of this "
+        "video's own latents, observed and true.\nMost similar step: of all steps of both windows, the one "
+        "whose latents lie nearest to the predicted ones; green where it is the true one."
+    )
+    figure.text(0.01, (FOOT_IN - 0.12) / height_in, text, size=SMALL_PT, color=GREY, **style)
+    if prediction.latents.true is not None:
+        place = (0.76, (FOOT_IN - 0.3) / height_in, 0.22, 0.1 / height_in)
+        axes = figure.add_axes(place)
+        scale = mpl.cm.ScalarMappable(Normalize(0, panels.error_limit), ERROR_MAP)
+        bar = figure.colorbar(scale, cax=axes, orientation="horizontal")
+        bar.set_label("squared error of a patch, mean over dims", size=SMALL_PT)
+        bar.ax.tick_params(labelsize=SMALL_PT)
+
+
+def summary(prediction: Prediction) -> str:
+    """The figures of a prediction of latents in one line."""
+    latents, frames = prediction.latents, prediction.frames
+    number = len(latents.predicted)
+    seconds = frames.future_times_s[-1] - frames.observed_times_s[-1]
+    text = f"{number} latent steps, {len(frames.future_times_s)} frames, up to {seconds:.2f} s ahead"
+    if latents.errors is None or latents.persistence_errors is None:
+        return f"{text}; the video ends before that: nothing to compare with"
+    mse, still = float(latents.errors.mean()), float(latents.persistence_errors.mean())
+    return (
+        f"{text}: MSE {mse:.4f}, persistence {still:.4f} ({mse / max(still, 1e-12) - 1:+.0%}); the most "
+        f"similar step is the true one in {latents.num_found} of {number}"
+    )

@@ -1,0 +1,70 @@
+"""Predicted latents as a video: frames, true and predicted latents, errors, and the most similar step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from PIL import Image, ImageDraw, ImageFont
+
+from thinkjepa.pipeline.encoder_box import outlined
+from thinkjepa.pipeline.latent_panels import LatentPanels, Panel
+from thinkjepa.pipeline.overlay import encoded_mp4, playback_fps
+from thinkjepa.stages.data.clock import clock_text, seconds_ahead
+from thinkjepa.stages.predict import Prediction
+
+COLUMNS = 3
+HEADING_PX, GAP_PX = 26, 4
+BACKGROUND = (70, 70, 70)
+
+Titled = tuple[str, Panel | None]
+Moment = list[Titled]
+"""One frame of the video: panels with their headings, row by row."""
+
+
+def latent_video(prediction: Prediction, panels: LatentPanels) -> bytes:
+    """An H.264 MP4 of the observed and then of the future frames."""
+    moments = list(_moments(prediction, panels))
+    pictures = (_picture(moment) for moment in moments)
+    return encoded_mp4(pictures, fps=playback_fps(prediction.frames, len(moments)))
+
+
+def _moments(prediction: Prediction, panels: LatentPanels) -> Iterator[Moment]:
+    frames, tubelet = prediction.frames, prediction.latents.tubelet
+    observed_s = seconds_ahead(frames.observed_times_s, observed_times_s=frames.observed_times_s)
+    ahead_s = seconds_ahead(frames.future_times_s, observed_times_s=frames.observed_times_s)
+    empty: list[Titled] = [("", None)] * (2 * COLUMNS - 2)
+    for place, (index, seconds) in enumerate(zip(frames.observed, observed_s, strict=True)):
+        latents = panels.observed(place // tubelet)
+        first = (f"observed {clock_text(seconds)}", outlined(panels.frame(index), panels.box))
+        yield [first, ("latents", latents), *empty]
+    steps = panels.steps()
+    for place, seconds in enumerate(ahead_s):
+        step = steps[place // tubelet]
+        shown = (
+            outlined(panels.frame(frames.future[place]), panels.box) if place < len(frames.future) else None
+        )
+        errors: list[Titled] = [("", None), ("", None)]
+        if step.mse is not None:
+            errors[0] = (f"error {step.mse:.3f}", step.error)
+            errors[1] = (f"persistence {step.persistence_mse:.3f}", step.persistence_error)
+        yield [
+            (f"future {clock_text(seconds)}", shown),
+            ("true latents", step.true),
+            ("predicted latents", step.predicted),
+            (f"most similar: {clock_text(step.nearest_time_s)}", outlined(step.nearest, panels.box)),
+            *errors,
+        ]
+
+
+def _picture(moment: Moment) -> Image.Image:
+    height, width = next(panel for _, panel in moment if panel is not None).shape[:2]
+    cell = (width + GAP_PX, height + HEADING_PX + GAP_PX)
+    rows = -(-len(moment) // COLUMNS)
+    canvas = Image.new("RGB", (COLUMNS * cell[0], rows * cell[1]), BACKGROUND)
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=16)
+    for place, (title, panel) in enumerate(moment):
+        left, top = place % COLUMNS * cell[0], place // COLUMNS * cell[1]
+        draw.text((left + 6, top + 4), title, font=font, fill="white")
+        if panel is not None:
+            canvas.paste(Image.fromarray(panel), (left, top + HEADING_PX))
+    return canvas

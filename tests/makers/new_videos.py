@@ -1,0 +1,57 @@
+"""New videos for trained runs: their making, a tiny training, and the frames of what was drawn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from thinkjepa.stages.data.splits import SplitRule
+from thinkjepa.stages.train import TrainSettings, train
+
+SIZE = (160, 128)
+FPS, NUM_FRAMES = 10, 40
+TINY = TrainSettings(
+    epochs=1, batch_size=4, depth=2, width=24, heads=2, fusion_width=16, head_width=32, device="cpu"
+)
+
+
+def train_run(cache: Path, out: Path, **settings: Any) -> Path:
+    def silent(*, epoch: int, step: int, total_steps: int, loss: float) -> None:
+        pass
+
+    train(
+        cache,
+        out,
+        replace(TINY, **settings),
+        thinker_set=None,
+        encoder_set=None,
+        split=SplitRule(group_by="video"),
+        progress=silent,
+    )
+    return out
+
+
+def lossless_video(path: Path, *, change: slice | None) -> Path:
+    """Noise in a codec that keeps every bit and every frame by itself; frames of `change` are inverted."""
+    rng = np.random.default_rng(0)
+    with av.open(path, "w") as container:
+        stream = container.add_stream("ffv1", rate=FPS)
+        stream.width, stream.height = SIZE
+        stream.pix_fmt = "yuv420p"
+        for number in range(NUM_FRAMES):
+            pixels = rng.integers(0, 256, (SIZE[1] * 3 // 2, SIZE[0]), dtype=np.uint8)
+            if change is not None and number in range(NUM_FRAMES)[change]:
+                pixels = 255 - pixels
+            frame = av.VideoFrame.from_ndarray(pixels, format="yuv420p")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def frames_of(path: Path) -> list[np.ndarray]:
+    with av.open(path) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]

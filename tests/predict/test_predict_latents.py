@@ -1,0 +1,173 @@
+"""The installed `thinkjepa-predict` for a run without labels: latents, what they resemble, and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from new_videos import FPS, NUM_FRAMES, frames_of, lossless_video, train_run
+from PIL import Image
+
+from thinkjepa.cache import file_digest
+from thinkjepa.pipeline.latent_colors import LatentColors
+from thinkjepa.pipeline.latent_panels import PANEL_SHORT_SIDE_PX, LatentPanels
+from thinkjepa.stages.data.framing import VJEPA2_FRAMING
+from thinkjepa.stages.evaluate.latent_metrics import latent_metrics
+from thinkjepa.stages.evaluate.trained_run import TrainedRun
+from thinkjepa.stages.predict import Prediction, SplitChoice
+from thinkjepa.stages.predict import predict as predict_in_process
+from thinkjepa.stages.predict.latents import PredictedLatents
+from thinkjepa.stages.progress import NoProgress
+
+RunCommand = Callable[..., Any]
+WIDE = (320, 180)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., Path]) -> list[Path]:
+    folder = tmp_path_factory.mktemp("videos")
+    return [
+        make_video(folder / f"{number}.mp4", num_frames=NUM_FRAMES + number, fps=FPS, size=WIDE)
+        for number in range(4)
+    ]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, videos: list[Path], run_extract: RunCommand) -> Path:
+    folder = tmp_path_factory.mktemp("latents")
+    outcome = run_extract(videos[0].parent, folder / "cache", "--batch-size", 1)
+    assert outcome.status == 0, outcome.stderr
+    return train_run(folder / "cache", folder / "run")
+
+
+def predicted(run: Path, video: Path, **split: Any) -> Prediction:
+    return predict_in_process(
+        run,
+        video,
+        split=SplitChoice(**split),
+        places={},
+        cache_dir=None,
+        device="cpu",
+        decode_timeout_s=60,
+        progress=NoProgress(),
+    )
+
+
+def test_latents_of_a_cached_clip_are_those_of_the_cache(run: Path, videos: list[Path]) -> None:
+    trained = TrainedRun.open(run)
+    features = trained.features(None)
+    clip = next(clip for clip in features.clips() if clip.video_digest == file_digest(videos[2]))
+    batch = features.batch([clip.clip_id], torch.device("cpu"))
+    with torch.no_grad():
+        expected = trained.model()(batch.observed, batch.pooled, None).latents
+    prediction = predicted(run, videos[2], frame=clip.split_frame)
+    latents = prediction.latents
+    assert latents.true is not None
+    assert torch.equal(latents.predicted, expected[0])
+    assert torch.equal(latents.observed, batch.observed[0])
+    assert torch.equal(latents.true, batch.future[0])
+    record = prediction.to_json()["latents"]
+    assert record["mse"] == pytest.approx(latent_metrics(expected, batch.future)["l2"][0].tolist(), rel=1e-5)
+    assert "joints" not in prediction.to_json()
+
+
+def test_the_future_changes_the_comparison_and_not_the_prediction(run: Path, tmp_path: Path) -> None:
+    changes = {"plain": None, "future": slice(24, None), "past": slice(23, 24)}
+    found = {
+        name: predicted(run, lossless_video(tmp_path / f"{name}.mkv", change=change), frame=24).latents
+        for name, change in changes.items()
+    }
+    plain, future, past = found["plain"], found["future"], found["past"]
+    assert plain.true is not None
+    assert future.true is not None
+    assert torch.equal(future.predicted, plain.predicted)
+    assert torch.equal(future.observed, plain.observed)
+    assert not torch.equal(future.true, plain.true)
+    assert not torch.equal(past.predicted, plain.predicted)
+
+
+@pytest.mark.parametrize("split", [(), ("--split-time", 4.1)])
+def test_a_run_without_labels_writes_a_picture_and_a_video(
+    split: tuple[object, ...], run: Path, videos: list[Path], run_command: RunCommand, tmp_path: Path
+) -> None:
+    """By default the whole future is shown; at the video's end there is nothing to compare with."""
+    for name in ("out.png", "out.mp4"):
+        arguments = ("--run", run, "--video", videos[1], "-o", tmp_path / name)
+        outcome = run_command("thinkjepa-predict", *arguments, *split)
+        assert outcome.status == 0, outcome.stderr
+        assert "no hands: the run was trained without them" in outcome.stdout
+        assert "thinkjepa-data import" in outcome.stdout
+        assert ("nothing to compare with" in outcome.stdout) == bool(split)
+    frames = frames_of(tmp_path / "out.mp4")
+    assert len(frames) == 16
+    assert frames[0].shape[1] > 3 * PANEL_SHORT_SIDE_PX * WIDE[0] / WIDE[1]
+    with Image.open(tmp_path / "out.png") as picture:
+        assert picture.width > 1000
+    record = (tmp_path / "out.json").read_text()
+    assert ('"mse": null' in record) == bool(split)
+
+
+def test_another_ending_is_refused_before_anything_is_loaded(
+    run: Path, videos: list[Path], run_command: RunCommand, tmp_path: Path
+) -> None:
+    arguments = ("--run", run, "--video", videos[1], "-o", tmp_path / "out.gif")
+    outcome = run_command("thinkjepa-predict", *arguments)
+    assert outcome.status == 2
+    assert "ends in .mp4 or .png" in outcome.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def latents_of(observed: list[float], predicted: list[float], true: list[float] | None) -> PredictedLatents:
+    """Steps of 2 x 2 patches and 3 dims, each filled with one value."""
+
+    def steps(values: list[float]) -> torch.Tensor:
+        return torch.tensor(values)[:, None, None].expand(-1, 4, 3)
+
+    return PredictedLatents(
+        grid=(2, 2),
+        tubelet=2,
+        framing=VJEPA2_FRAMING,
+        observed=steps(observed),
+        predicted=steps(predicted),
+        true=None if true is None else steps(true),
+    )
+
+
+def test_the_nearest_step_is_sought_in_both_windows() -> None:
+    latents = latents_of([0.0, 1.0], [2.1, 0.9, 9.0], [2.0, 3.0, 4.0])
+    assert latents.nearest == (2, 1, 4)
+    assert latents.num_found == 2
+    assert latents.errors is not None
+    assert latents.persistence_errors is not None
+    np.testing.assert_allclose(latents.errors[:, 0], [0.01, 4.41, 25.0], rtol=1e-5)
+    np.testing.assert_allclose(latents.persistence_errors[:, 3], [1.0, 4.0, 9.0])
+    ended = latents_of([0.0, 1.0], [2.1], None)
+    assert (ended.nearest, ended.num_found, ended.errors) == ((1,), None, None)
+
+
+def test_predicted_latents_are_painted_by_the_components_of_the_true_ones() -> None:
+    generator = torch.Generator().manual_seed(0)
+    true = torch.randn(5, 6, 8, generator=generator)
+    colors = LatentColors.fit(true)
+    np.testing.assert_array_equal(colors.paint(true[1:3]), colors.paint(true)[1:3])
+    far = colors.paint(true + 1000 * colors.axes[:, 0].float())
+    np.testing.assert_array_equal(far[..., 0], 1.0)
+
+
+def test_latents_are_drawn_where_the_encoder_looked(run: Path, videos: list[Path]) -> None:
+    """On a wide frame the patches fill the middle square, and the rest stays the dimmed frame."""
+    panels = LatentPanels(predicted(run, videos[0]), decode_timeout_s=60)
+    step = panels.steps()[0]
+    left, top, right, bottom = panels.box.whole_px()
+    height, width = step.predicted.shape[:2]
+    assert (left, top) == (width - right, height - bottom)
+    assert 0.85 * height < right - left == bottom - top < 0.9 * height
+    assert step.true is not None
+    outside = np.ones((height, width), dtype=bool)
+    outside[top:bottom, left:right] = False
+    np.testing.assert_array_equal(step.predicted[outside], step.true[outside])
+    assert (step.predicted[~outside] != step.true[~outside]).any()
