@@ -47,11 +47,14 @@ EGODEX_JOINTS = (
 )
 """All 68; EgoDex's 69th transform is the camera's."""
 
+MOST_NAMED = 4
+"""Joints that a message lists by name."""
+
 JOINT_SETS = {"paper": PAPER_JOINTS, "keypoints": KEYPOINTS}
 
 JOINTS_HELP = (
-    "Joints: auto (those of the paper's 52 that the labels have, else all), all, paper (52), keypoints (12), "
-    "or names separated by commas."
+    "Joints: auto (those of the paper's 52 that are known in the training clips, else all), all, paper (52), "
+    "keypoints (12), or names separated by commas. Joints whose confidence is always 0 are left out."
 )
 
 HANDS_NEED_LABELS = (
@@ -112,6 +115,25 @@ def choose_joints(wanted: str, labelled: Iterable[Sequence[str]]) -> tuple[str, 
     if unknown := [name for name in names if name not in held]:
         raise StageError(f"--joints: no label has {unknown[0]!r}; there are {', '.join(held) or 'none'}")
     return tuple(dict.fromkeys(names))
+
+
+def is_joint_set(wanted: str) -> bool:
+    """Whether a choice of joints is a set, which keeps what is there, and not a list of names."""
+    return wanted in ("auto", "all", *JOINT_SETS)
+
+
+def describe_joints(names: Sequence[str]) -> str:
+    """Joints in a few words: whole hands by their side, the rest by name or number."""
+    words, rest = [], list(names)
+    for side in SIDES:
+        hand = [name for name in rest if name.startswith(side) and name in PAPER_JOINTS]
+        if f"{side}Hand" in hand and len(hand) >= len(KEYPOINTS) // len(SIDES):
+            words.append(f"the {side} hand ({len(hand)} joints)")
+            rest = [name for name in rest if name not in hand]
+    if rest:
+        more = f" and {len(rest) - MOST_NAMED} more" if len(rest) > MOST_NAMED else ""
+        words.append(", ".join(rest[:MOST_NAMED]) + more)
+    return ", ".join(words)
 
 
 def _some(names: tuple[str, ...], wanted: str, held: tuple[str, ...]) -> tuple[str, ...]:

@@ -5,7 +5,8 @@ Shape letters: F frames, J joints, W future windows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thinkjepa.cache import CacheError, ClipSelection, LabelTable, ReferenceFrame, VideoLabels
-from thinkjepa.stages.data.joints import choose_joints
+from thinkjepa.stages.data.joints import choose_joints, is_joint_set
 from thinkjepa.stages.errors import StageError
 
 Positions = npt.NDArray[np.float32]
@@ -103,7 +104,9 @@ class Supervision:
 
     def __init__(self, table: LabelTable, clips: ClipSelection, *, joints: str) -> None:
         """Raises StageError where no clip has labels, or none of the joints asked for."""
-        self._table = table
+        self._table, self._wanted = table, joints
+        self.never_known: tuple[str, ...] = ()
+        """Chosen joints that `knowing` left out."""
         self.without: dict[str, str] = {}
         """Why clips have no trajectory, by clip id."""
         self._clips = self._labelled(clips)
@@ -115,6 +118,41 @@ class Supervision:
         self.reference_frames = tuple(sorted({reference_frame(self._of(digest)) for digest in videos}))
         """Of the trajectories: `camera` alone where all labels tell where the camera was."""
         self._leave_out_videos_without(self.joints)
+
+    def knowing(self, clip_ids: Collection[str]) -> Supervision:
+        """The same clips, with the joints that are known in the future of any of `clip_ids`.
+
+        A joint that is never known has nothing to be trained on: it is no output of a head, and no joint of a
+        count or a picture. Raises StageError where one of these was asked for by name, or none is left.
+        """
+        known = self._known(clip_ids)
+        if not known:
+            raise StageError(
+                f"every joint has confidence 0 in the future of all {len(clip_ids)} training clips: no hand "
+                "can be learned; --task latent trains without"
+            )
+        unknown = [name for name in self.joints if name not in known]
+        if unknown and not is_joint_set(self._wanted):
+            raise StageError(
+                f"--joints: {unknown[0]!r} is labelled and never known: its confidence is 0 in the future of "
+                f"all {len(clip_ids)} training clips; known are {', '.join(known)}"
+            )
+        chosen = copy(self)
+        chosen.joints = choose_joints(self._wanted, [known])
+        chosen.never_known = tuple(name for name in self.joints if name not in known)
+        return chosen
+
+    def _known(self, clip_ids: Collection[str]) -> tuple[str, ...]:
+        """Joints of any confidence above 0 in a future frame of any clip, in the labels' order."""
+        labelled = dict.fromkeys(name for clip_id in clip_ids for name in self.labels_of(clip_id).joint_names)
+        known: set[str] = set()
+        for clip_id in clip_ids:
+            if len(known) == len(labelled):
+                break
+            labels, frames = self.labels_of(clip_id), self._clips[clip_id].future_frames
+            sure = np.flatnonzero(np.any(labels.confidences[frames.reshape(-1)] > 0, axis=0))
+            known.update(labels.joint_names[place] for place in sure)
+        return tuple(name for name in labelled if name in known)
 
     @property
     def clip_ids(self) -> frozenset[str]:

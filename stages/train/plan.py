@@ -112,6 +112,13 @@ def supervised(features: Features, settings: TrainSettings) -> Features:
     return replace(features, supervision=Supervision(table, clips, joints=settings.joints))
 
 
+def with_known_joints(features: Features, train_ids: Collection[str]) -> Features:
+    """The features without the joints that no training clip knows. Raises StageError where none is left."""
+    if features.supervision is None:
+        return features
+    return replace(features, supervision=features.supervision.knowing(train_ids))
+
+
 def any_labels(features: Features, clips: ClipSelection) -> bool:
     """Whether any clip's video has hand labels."""
     if not len(features.cache.labels):
@@ -155,6 +162,7 @@ def plan_run(
     warm_start: WarmStart | None = None,
 ) -> RunPlan:
     """Put together what the settings ask for and what the features' sizes require."""
+    features = with_known_joints(features, clips.ids["train"])
     shape = model_shape(features, settings)
     features = features.needed_by(shape).reaching(windows=settings.rollout_windows)
     if (warm_start is None) == bool(settings.init_from and settings.variant != "vlm"):
@@ -208,8 +216,9 @@ def plan_costs(
         thinker_set=thinker_set,
         encoder_set=encoder_set,
     )
-    clips = divide_clips(supervised(features, settings), cache_dir, split, split_of=planned_split)
-    shape = model_shape(supervised(features, settings), settings)
+    labelled = supervised(features, settings)
+    clips = divide_clips(labelled, cache_dir, split, split_of=planned_split)
+    shape = model_shape(with_known_joints(labelled, clips.ids["train"]), settings)
     features = features.needed_by(shape).reaching(windows=settings.rollout_windows)
     return training_costs(features, shape, settings), clips
 

@@ -157,3 +157,38 @@ def test_joints_are_chosen_from_what_is_labelled() -> None:
         choose_joints("elbow", labelled)
     with pytest.raises(StageError, match="--joints keypoints"):
         choose_joints("keypoints", [("hip",)])
+
+
+def test_joints_that_no_training_clip_knows_are_left_out(tmp_path: Path) -> None:
+    """`b` is known nowhere, `c` only in a clip that is not trained on, `d` only before the split."""
+    digests = [letter * 64 for letter in "abc"]
+    labels = [labels_of(digest, joints=("a", "b", "c", "d")) for digest in digests]
+    for item in labels:
+        item.confidences[:, 1:] = 0
+        item.confidences[:4, 3] = 1
+    labels[2].confidences[4, 2] = 0.1
+    clips = [clip_of(digest) for digest in digests]
+    trained = [clip.clip_id for clip in clips[:2]]
+    supervision = supervision_of(tmp_path, labels, clips, "auto")
+    assert supervision.joints == ("a", "b", "c", "d")
+    known = supervision.knowing(trained)
+    assert (known.joints, known.never_known) == (("a",), ("b", "c", "d"))
+    assert known.clip_ids == supervision.clip_ids
+    assert known.trajectory(trained[0]).future_m.shape == (1, 2, 1, 3)
+    assert supervision.knowing([clip.clip_id for clip in clips]).joints == ("a", "c")
+    assert supervision.joints == ("a", "b", "c", "d"), "the first one stays as it was"
+
+
+def test_a_joint_that_is_never_known_cannot_be_asked_for(tmp_path: Path) -> None:
+    labels = labels_of("a" * 64)
+    labels.confidences[:, 1] = 0
+    clip = clip_of("a" * 64)
+    with pytest.raises(StageError, match=r"--joints: 'b' is labelled and never known: .* known are a"):
+        supervision_of(tmp_path, [labels], [clip], "a,b").knowing([clip.clip_id])
+
+
+def test_without_any_known_joint_there_is_nothing_to_learn(tmp_path: Path) -> None:
+    labels, clip = labels_of("a" * 64), clip_of("a" * 64)
+    labels.confidences[:] = 0
+    with pytest.raises(StageError, match=r"every joint has confidence 0 .*--task latent"):
+        supervision_of(tmp_path, [labels], [clip], "auto").knowing([clip.clip_id])

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from thinkjepa.cache import FeatureCache, WriteSession
 from thinkjepa.stages.data.trajectories import Supervision, Trajectory
@@ -149,6 +150,23 @@ def test_only_the_chosen_joints_are_trained(latent_cache: BuildCache, tmp_path: 
     assert run(cache, tmp_path / "run", joints="rightThumbTip")["num_joints"] == 1
     with pytest.raises(StageError, match="no label has 'leftHand'"):
         run(cache, tmp_path / "other", joints="leftHand")
+
+
+def test_a_joint_that_is_never_known_is_no_output_of_the_head(
+    latent_cache: BuildCache, tmp_path: Path
+) -> None:
+    cache = latent_cache(labelled=16)
+    hand = [replace(item, confidences=item.confidences.copy()) for item in FeatureCache.open(cache).labels]
+    for labels in hand:
+        labels.confidences[:, labels.joint_names.index("rightThumbTip")] = 0
+    with WriteSession(cache) as session:
+        session.add_labels(hand)
+    assert run(cache, tmp_path / "run")["num_joints"] == 2
+    assert record_of(tmp_path / "run")["model"]["head"]["joints"] == ["rightIndexFingerTip", "rightHand"]
+    weights = next((tmp_path / "run" / "checkpoints").iterdir())
+    assert load_file(weights)["head.center"].shape[0] == 2
+    with pytest.raises(StageError, match="'rightThumbTip' is labelled and never known"):
+        run(cache, tmp_path / "named", joints="rightThumbTip,rightHand")
 
 
 def test_corrected_labels_make_another_run(latent_cache: BuildCache, tmp_path: Path) -> None:
