@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 
 from thinkjepa.stages.data.labels.findings import BINS
 from thinkjepa.stages.data.labels.folder_check import FolderCheck, VideoCheck
 from thinkjepa.stages.data.labels.storing import LabelReport
 
-MAX_NAMED = 5
-"""Videos listed for one kind of warning; --json has all. Errors are listed without a limit."""
+WORST = 10
+"""Videos in the table; --json has all. Errors are listed without a limit."""
 
 BAR = 40
 
@@ -19,13 +19,19 @@ def describe_check(check: FolderCheck) -> str:
     """Totals, errors, warnings by kind, and the confidences as bars."""
     lines = [
         f"{check.folder}: {len(check.videos)} videos, {len(check.usable)} with usable labels, "
-        f"{check.num_errors} errors, {check.num_warnings} warnings",
+        f"{counted(check.num_errors, 'error')}, {counted(check.num_warnings, 'warning')}",
+        *([hands] if (hands := _hands(check)) else []),
         *_errors(check),
         *_warnings(check),
     ]
     if check.usable:
         lines += ["", *_table(check), "", *_histogram(check.confidence_histogram)]
     return "\n".join(lines)
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 warning`, `2 warnings`."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def describe_import(report: LabelReport, cache_dir: Path) -> str:
@@ -45,24 +51,36 @@ def _errors(check: FolderCheck) -> list[str]:
 
 
 def _warnings(check: FolderCheck) -> list[str]:
-    """Grouped by kind, the most frequent first."""
+    """A line a kind, the most frequent first: equal warnings are counted, the first one is shown."""
+    found = [(item.video, finding) for item in check.videos for finding in item.findings]
     named: dict[str, list[str]] = defaultdict(list)
-    for item in check.videos:
-        for finding in item.findings:
-            if finding.severity == "warning":
-                named[finding.kind].append(f"    {item.video!r}: {finding.message}")
-    lines = ["", "warnings:"] if named else []
-    for kind, count in Counter({kind: len(texts) for kind, texts in named.items()}).most_common():
-        lines += [f"  {kind}: {count} {'video' if count == 1 else 'videos'}", *named[kind][:MAX_NAMED]]
-        if count > MAX_NAMED:
-            lines.append(f"    and {count - MAX_NAMED} more (--json lists them)")
-    return lines
+    for video, finding in found:
+        if finding.severity == "warning":
+            named[finding.kind].append(f"{video!r}: {finding.message}")
+    lines = [f"  {finding.kind}: {finding.message}" for finding in check.findings]
+    for kind, texts in sorted(named.items(), key=lambda item: -len(item[1])):
+        count = "" if len(texts) == 1 else f"{len(texts)} videos, the first "
+        lines.append(f"  {kind}: {count}{texts[0]}")
+    more = " (--json lists them all)" if any(len(texts) > 1 for texts in named.values()) else ""
+    return ["", f"warnings{more}:", *lines] if lines else []
+
+
+def _hands(check: FolderCheck) -> str:
+    """`right in 96 of 96 videos, left never`, or nothing where no wrist is named."""
+    counts = check.videos_with_wrist
+    if not any(counts.values()):
+        return ""
+    total = len(check.usable)
+    return "hands known: " + ", ".join(
+        f"{wrist.removesuffix('Hand')} {f'in {count} of {total} videos' if count else 'never'}"
+        for wrist, count in counts.items()
+    )
 
 
 def _table(check: FolderCheck) -> list[str]:
     """Counts of the worst few videos: most jumps and held samples first."""
     header = f"{'video':<32}{'frames':>8}{'labels':>8}{'joints':>8}{'held':>8}{'jumps':>7}{'m/s':>8}"
-    worst = sorted(check.usable, key=_badness, reverse=True)[: 2 * MAX_NAMED]
+    worst = sorted(check.usable, key=_badness, reverse=True)[:WORST]
     lines = [header, *(_row(item) for item in worst)]
     rest = len(check.usable) - len(worst)
     return [*lines, f"... and {rest} videos with less of it"] if rest else lines
@@ -78,7 +96,7 @@ def _row(item: VideoCheck) -> str:
     assert figures is not None
     name = item.video if len(item.video) <= 30 else f"...{item.video[-27:]}"
     return (
-        f"{_escaped(name):<32}{item.video_frames:>8}{figures.frames:>8}{figures.joints:>8}"
+        f"{_escaped(name):<32}{item.video_frames:>8}{figures.frames:>8}{len(figures.known_joints):>8}"
         f"{figures.held_share:>8.1%}{figures.jumps:>7}{figures.fastest_m_s:>8.2f}"
     )
 

@@ -16,7 +16,7 @@ UNREADABLE = "unreadable"
 
 
 def folder_manifest(folder: Path, *, progress: Progress, memory: DigestMemory) -> dict[str, Any]:
-    """Relative name and content digest of every video, and of the label files beside them, if any.
+    """Relative name and content digest of every video, and of the label files next to them, if any.
 
     Files that `memory` knows are not read. Raises StageError where there is no video.
     """
@@ -27,7 +27,8 @@ def folder_manifest(folder: Path, *, progress: Progress, memory: DigestMemory) -
     labels: dict[str, str] = {}
     for path in files:
         videos[display_name(path, folder)] = _digest(path, root, memory)
-        labels |= {display_name(found, folder): _digest(found, root, memory) for found in label_files(path)}
+        for found in label_files(path, folder):
+            labels[display_name(found, folder)] = _digest(found, root, memory)
         progress.advance(1)
     manifest = {"schema": "thinkjepa.clips.v1", "videos": videos}
     return {**manifest, "labels": labels} if labels else manifest

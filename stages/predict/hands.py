@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thinkjepa.cache import FeatureCache, VideoLabels, file_digest
-from thinkjepa.stages.data.labels.readers import find_label_file
+from thinkjepa.cache import FeatureCache, VideoLabels
+from thinkjepa.stages.data.labels.readers import find_labels
 from thinkjepa.stages.data.labels.storing import read_fitting
 from thinkjepa.stages.data.trajectories import Poses, Positions, clip_trajectory, reference_frame
 from thinkjepa.stages.data.videos import SourceVideo
@@ -134,11 +134,11 @@ def _labels(cache: FeatureCache, source: SourceVideo, *, num_frames: int) -> Vid
     """
     if cache.labels.label_digest(source.digest):  # none where a file was broken when it was last looked at
         return cache.labels.find(source.digest)
-    file = find_label_file(source.path, source.path.parent.resolve())
-    if file is None:
+    found = find_labels(source.path, source.path.parent)
+    if found is None:
         return None
-    read = read_fitting(file, num_frames)
-    return read.of_video(source.name, video_digest=source.digest, label_digest=file_digest(file))
+    read = read_fitting(found, num_frames)
+    return read.of_video(source.name, video_digest=source.digest, label_digest=found.digest())
 
 
 def _rounded(positions_m: Positions) -> list[Any]:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thinkjepa.stages.data.joints import KEYPOINTS, PAPER_JOINTS
-from thinkjepa.stages.data.labels.findings import find, held_steps, measure, wrist_speeds
+from thinkjepa.stages.data.labels.findings import find, find_in_folder, held_steps, measure, wrist_speeds
 from thinkjepa.stages.data.labels.label_file import LabelError, LabelFile
 from thinkjepa.stages.data.labels.storing import check_num_frames
 
@@ -48,7 +48,8 @@ def with_positions(labels: LabelFile, change: object) -> LabelFile:
 def test_good_labels_have_no_findings() -> None:
     assert kinds(good()) == {}
     figures = measure(good(), times(30))
-    assert (figures.paper_joints, figures.keypoints, figures.jumps, figures.held_share) == (52, 12, 0, 0.0)
+    assert (figures.known_joints, figures.unknown_joints) == (PAPER_JOINTS, ())
+    assert (figures.jumps, figures.held_share) == (0, 0.0)
     assert figures.fastest_m_s == pytest.approx(0.3, rel=1e-4)
     assert figures.confidence_histogram == (0, 0, 0, 0, 0, 0, 0, 0, 0, 30 * 52)
 
@@ -92,11 +93,35 @@ def test_speed_of_a_wrist_that_is_not_known_is_not_measured() -> None:
     assert wrist_speeds(replace(labels, confidences=confidences), times(30)).max() < 1
 
 
-def test_missing_joints_are_counted_against_the_paper_and_the_benchmark() -> None:
+def without(labels: LabelFile, side: str) -> LabelFile:
+    """The labels with a hand that is never known."""
+    confidences = labels.confidences.copy()
+    confidences[:, [name.startswith(side) for name in labels.joint_names]] = 0
+    return replace(labels, confidences=confidences)
+
+
+def folder_findings(*labels: LabelFile) -> dict[str, str]:
+    found = find_in_folder([measure(item, times(30)) for item in labels])
+    return {finding.kind: finding.message for finding in found}
+
+
+def test_joints_are_counted_over_all_videos_and_said_once() -> None:
     some = tuple(name for name in KEYPOINTS if name != "leftHand")
-    message = kinds(good(joints=some))["joints"]
-    assert message.startswith("11 of the paper's 52 joints and 11 of 12 keypoints: without right")
-    assert "'elbow'" in kinds(good(joints=("elbow", "wrist")))["joints"]
+    message = folder_findings(good(joints=some), good(joints=some))["joints"]
+    assert message.startswith("11 of the paper's 52 joints and 11 of 12 keypoints are known, and used; not ")
+    assert "'elbow'" in folder_findings(good(joints=("elbow", "wrist")))["joints"]
+    assert folder_findings(good(), good(joints=some)) == {}
+    assert folder_findings() == {}
+
+
+def test_a_hand_that_no_video_knows_is_named_and_not_counted() -> None:
+    message = folder_findings(without(good(), "left"), without(good(), "left"))["joints"]
+    assert message == (
+        "26 of the paper's 52 joints and 6 of 12 keypoints are known, and used; never known: the left hand "
+        "(26 joints)"
+    )
+    assert folder_findings(without(good(), "left"), good()) == {}, "one video knows it"
+    assert measure(without(good(), "left"), times(30)).known_joints == PAPER_JOINTS[:26]
 
 
 def test_millimetres_a_camera_the_wrong_way_and_foreign_intrinsics_are_noticed() -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from thinkjepa.stages.data.joints import EGODEX_JOINTS
 from thinkjepa.stages.data.labels.label_file import LabelError
-from thinkjepa.stages.data.labels.readers import find_label_file, read_labels
+from thinkjepa.stages.data.labels.readers import LabelSource, find_labels, read_labels
 from thinkjepa.stages.data.trajectories import project, to_camera, to_world
 
 WriteEgodex = Callable[..., Path]
@@ -253,14 +253,14 @@ def test_the_label_file_beside_a_video_is_found_and_only_one_plain_file_counts(t
     folder = tmp_path / "videos"
     folder.mkdir()
     video, outside = folder / "a.b.mp4", tmp_path / "outside.csv"
-    assert find_label_file(video, folder) is None
+    assert find_labels(video, folder) is None
     (folder / "a.csv").write_text("of another video")
-    assert find_label_file(video, folder) is None
+    assert find_labels(video, folder) is None
     (folder / "a.b.csv").write_text("x")
-    assert find_label_file(video, folder) == folder / "a.b.csv"
+    assert find_labels(video, folder) == LabelSource(folder / "a.b.csv")
     (folder / "a.b.hdf5").write_text("x")
     with pytest.raises(LabelError, match=r"several label files \('a.b.hdf5', 'a.b.csv'\): keep one"):
-        find_label_file(video, folder)
+        find_labels(video, folder)
     outside.write_text("x")
     (folder / "link.csv").symlink_to(outside)
     (folder / "gone.csv").symlink_to(folder / "nothing")
@@ -268,4 +268,63 @@ def test_the_label_file_beside_a_video_is_found_and_only_one_plain_file_counts(t
     (folder / "folder.csv").mkdir()
     for name in ("link", "gone", "pipe", "folder"):
         with pytest.raises(LabelError, match=f"'{name}.csv' is not a plain file in the folder"):
-            find_label_file(folder / f"{name}.mp4", folder)
+            find_labels(folder / f"{name}.mp4", folder)
+
+
+def folder_table(names: dict[str, float]) -> pa.Table:
+    """Two frames of a right hand for each video, at a depth of its own."""
+    rows = [(name, frame, "rightHand", 0.0, 0.0, z) for name, z in names.items() for frame in (1, 0)]
+    return pa.table(
+        dict(zip(("video", "frame", "joint", "x", "y", "z"), zip(*rows, strict=True), strict=True))
+    )
+
+
+@pytest.mark.parametrize("name", ["joints.parquet", "joints.csv"])
+def test_a_table_of_the_folder_labels_the_videos_that_it_names(tmp_path: Path, name: str) -> None:
+    table = folder_table({"pour/1.mp4": 2.0, "pour/0.mp4": 1.0, "other.mp4": 3.0})
+    (pq.write_table if name.endswith("parquet") else pyarrow.csv.write_csv)(table, tmp_path / name)
+    (tmp_path / "pour").mkdir()
+    for video, depth in (("pour/0.mp4", 1.0), ("pour/1.mp4", 2.0), ("other.mp4", 3.0)):
+        found = find_labels(tmp_path / video, tmp_path)
+        assert found is not None
+        np.testing.assert_array_equal(found.read().positions_m[:, 0, 2], [depth, depth])
+    assert find_labels(tmp_path / "pour" / "2.mp4", tmp_path) is None
+    assert find_labels(tmp_path / "pour" / "0.mp4", tmp_path / "pour") is None, "above the videos folder"
+    (tmp_path / "pour" / "0.hdf5").write_text("x")
+    with pytest.raises(LabelError, match=rf"several label files \('0.hdf5', '{name}'\)"):
+        find_labels(tmp_path / "pour" / "0.mp4", tmp_path)
+
+
+def test_a_changed_table_of_the_folder_is_read_again(tmp_path: Path) -> None:
+    pyarrow.csv.write_csv(folder_table({"0.mp4": 1.0}), tmp_path / "joints.csv")
+    before = find_labels(tmp_path / "0.mp4", tmp_path)
+    assert before is not None
+    digest = before.digest()
+    pyarrow.csv.write_csv(folder_table({"0.mp4": 1.5, "1.mp4": 1.0}), tmp_path / "joints.csv")
+    after = find_labels(tmp_path / "0.mp4", tmp_path)
+    assert after is not None
+    assert after.read().positions_m[0, 0, 2] == 1.5
+    assert after.digest() != digest
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (HEADER + "0,a,1,2,3\n", "'joints.csv': has no column 'video'"),
+        ("video,frame,joint,x,y,z\n0.mp4,0,a,1,2,inf\n", "'joints.csv': 'a' at frame 0 is"),
+        ("video,frame,joint,x,y\n0.mp4,0,a,1,2\n", "'joints.csv': has no column 'z'"),
+    ],
+)
+def test_broken_tables_of_a_folder_are_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "joints.csv").write_text(text)
+    with pytest.raises(LabelError, match=message):
+        found = find_labels(tmp_path / "0.mp4", tmp_path)
+        assert found is not None
+        found.read()
+
+
+def test_a_video_named_joints_has_a_table_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "joints.csv").write_text(HEADER + "0,a,1,2,3\n")
+    found = find_labels(tmp_path / "joints.mp4", tmp_path)
+    assert found == LabelSource(tmp_path / "joints.csv")
+    assert found.read().joint_names == ("a",)

@@ -82,13 +82,15 @@ def test_check_reports_what_is_wrong_and_draws_it(folder: Path, tmp_path: Path) 
     assert (report["videos"], report["usable"], report["errors"]) == (4, 2, 1)
     assert report["findings"] == {"broken": 1, "intrinsics": 1, "no_labels": 1}
     assert sum(report["confidence_histogram"]["samples"]) == 2 * FRAMES * 68
-    assert report["details"][0]["figures"]["keypoints"] == 12
+    assert len(report["details"][0]["figures"]["known_joints"]) == 68
+    assert report["never_known"] == []
+    assert report["videos_with_wrist"] == {"rightHand": 2, "leftHand": 2}
     with Image.open(tmp_path / "hands.png") as picture:
         colors = {pixel for _, pixel in picture.convert("RGB").getcolors(2**24) or []}
         assert picture.width == 1800
     assert len(colors) > 100
     text = run("thinkjepa-data", "check", folder)
-    assert "4 videos, 2 with usable labels, 1 errors" in text.stdout
+    assert "4 videos, 2 with usable labels, 1 error, 2 warnings" in text.stdout
     assert "'2.mp4': '2.hdf5': 'rightHand' at frame 5 is [nan," in text.stdout
 
 
@@ -97,8 +99,8 @@ def test_folders_without_labels_and_without_videos_are_wrong_use(
 ) -> None:
     make_video(tmp_path / "videos" / "0.mp4", num_frames=20)
     for arguments, words in (
-        (("check", tmp_path / "videos"), "no labels beside the 1 videos"),
-        (("import", "--videos", tmp_path / "videos", "--cache-dir", extracted), "no labels beside"),
+        (("check", tmp_path / "videos"), "no labels for any of the 1 videos"),
+        (("import", "--videos", tmp_path / "videos", "--cache-dir", extracted), "no labels for any"),
         (("check", tmp_path / "nothing"), "cannot be read"),
         (("import", "--videos", tmp_path / "videos", "--cache-dir", tmp_path / "none"), "none"),
     ):

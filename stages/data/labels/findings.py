@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from thinkjepa.stages.data.joints import KEYPOINTS, PAPER_JOINTS, SIDES
+from thinkjepa.stages.data.joints import KEYPOINTS, PAPER_JOINTS, SIDES, describe_joints
 from thinkjepa.stages.data.labels.label_file import LabelFile
 from thinkjepa.stages.data.trajectories import project, to_camera
 
@@ -24,8 +24,11 @@ MAX_SPEED_M_S = 5.0
 """Of a wrist: manipulating hands stay below 2 m/s, a lost and found track jumps at 10 and more."""
 
 HELD_SHARE = 0.05
-HELD_RUN = 3
-"""More steps without the slightest change than this share, or in one piece: a tracker that repeats itself."""
+HELD_RUN = 5
+"""More equal steps than this share, or equal frames in one piece: a tracker that repeats itself.
+
+A hand at rest, stored in steps of 0.1 mm, holds four frames.
+"""
 
 MAX_EXTENT_M = 3.0
 """Of all joints of one frame: a person's reach. Millimetres taken for metres are a thousand times more."""
@@ -49,9 +52,10 @@ class Figures:
     """What was counted in one label file. Steps go from one frame to the next."""
 
     frames: int
-    joints: int
-    paper_joints: int
-    keypoints: int
+    known_joints: tuple[str, ...]
+    """Joints of any confidence above 0, in the file's order."""
+    unknown_joints: tuple[str, ...]
+    """Joints whose confidence is 0 at every frame."""
     held_share: float
     held_run_frames: int
     """The longest row of frames that are all the same."""
@@ -68,12 +72,13 @@ def measure(labels: LabelFile, times_s: npt.NDArray[np.float64]) -> Figures:
     held = held_steps(labels)
     speeds_m_s = wrist_speeds(labels, times_s)
     fastest = int(speeds_m_s.argmax()) if speeds_m_s.any() else -1
+    known = np.any(labels.confidences > 0, axis=0)
+    named = list(zip(labels.joint_names, np.atleast_1d(known), strict=True))
     histogram, _ = np.histogram(labels.confidences, bins=BINS, range=(0, 1))
     return Figures(
         frames=labels.num_frames,
-        joints=len(labels.joint_names),
-        paper_joints=len(set(PAPER_JOINTS) & set(labels.joint_names)),
-        keypoints=len(set(KEYPOINTS) & set(labels.joint_names)),
+        known_joints=tuple(name for name, sure in named if sure),
+        unknown_joints=tuple(name for name, sure in named if not sure),
         held_share=float(held.mean()) if len(held) else 0.0,
         held_run_frames=_longest_run(held) + 1 if held.any() else 0,
         jumps=int((speeds_m_s > MAX_SPEED_M_S).sum()),
@@ -114,7 +119,6 @@ def find(
     yield from _lengths(labels.num_frames, video_frames)
     yield from _places(labels, size_px)
     yield from _movement(figures)
-    yield from _joints(labels, figures)
     if not (labels.confidences > 0).any():
         yield _warning("no_confidence", "every confidence is 0: nothing is learned from this video")
 
@@ -187,19 +191,41 @@ def _movement(figures: Figures) -> Iterator[Finding]:
         yield _warning("jumps", message)
 
 
-def _joints(labels: LabelFile, figures: Figures) -> Iterator[Finding]:
-    if not figures.paper_joints:
-        message = (
-            f"no joint has a name that the project knows ({labels.joint_names[0]!r}, ...): all are trained on"
+def find_in_folder(figures: Sequence[Figures]) -> Iterator[Finding]:
+    """What holds for the joints of all videos together, said once."""
+    known = known_joints(figures)
+    if not known:
+        return
+    never = never_known(figures)
+    unknown = f"never known: {describe_joints(never)}" if never else ""
+    paper = [name for name in PAPER_JOINTS if name in known]
+    if not paper:
+        rest = f"; {unknown}" if unknown else ""
+        names = f"{known[0]!r}, ..." if len(known) > 1 else repr(known[0])
+        yield _warning("joints", f"no joint has a name that the project knows ({names}): all are used{rest}")
+    elif len(paper) < len(PAPER_JOINTS):
+        unlabelled = [name for name in PAPER_JOINTS if name not in known and name not in never]
+        missing = f"not labelled: {describe_joints(unlabelled)}" if unlabelled else ""
+        keypoints = len(set(KEYPOINTS) & set(known))
+        counts = (
+            f"{len(paper)} of the paper's {len(PAPER_JOINTS)} joints and {keypoints} of {len(KEYPOINTS)} "
+            "keypoints are known, and used"
         )
-        yield _warning("joints", message)
-    elif missing := [name for name in PAPER_JOINTS if name not in labels.joint_names]:
-        some = ", ".join([*missing[:3], *(["..."] if len(missing) > 3 else [])])
-        message = (
-            f"{figures.paper_joints} of the paper's {len(PAPER_JOINTS)} joints and {figures.keypoints} of "
-            f"{len(KEYPOINTS)} keypoints: without {some}"
-        )
-        yield _warning("joints", message)
+        yield _warning("joints", "; ".join(part for part in (counts, unknown, missing) if part))
+    elif unknown:
+        yield _warning("joints", unknown)
+
+
+def known_joints(figures: Sequence[Figures]) -> tuple[str, ...]:
+    """Joints that are known somewhere, in the order of the files."""
+    return tuple(dict.fromkeys(name for item in figures for name in item.known_joints))
+
+
+def never_known(figures: Sequence[Figures]) -> tuple[str, ...]:
+    """Joints that are labelled and known nowhere: no joints for training, counts and pictures."""
+    known = set(known_joints(figures))
+    named = dict.fromkeys(name for item in figures for name in item.unknown_joints)
+    return tuple(name for name in named if name not in known)
 
 
 def extent(labels: LabelFile) -> float:

@@ -12,9 +12,18 @@ import numpy as np
 
 from thinkjepa.cache import Failure, LabelTable, file_digest
 from thinkjepa.stages.data.decode_process import DecodeError, VideoDecoder
-from thinkjepa.stages.data.labels.findings import BINS, Figures, Finding, find, measure
+from thinkjepa.stages.data.labels.findings import (
+    BINS,
+    WRISTS,
+    Figures,
+    Finding,
+    find,
+    find_in_folder,
+    measure,
+    never_known,
+)
 from thinkjepa.stages.data.labels.label_file import LabelError, LabelFile
-from thinkjepa.stages.data.labels.readers import SUFFIXES_HELP, find_label_file, label_files, read_labels
+from thinkjepa.stages.data.labels.readers import NAMES_HELP, LabelSource, find_labels, label_files
 from thinkjepa.stages.data.labels.storing import read_fitting
 from thinkjepa.stages.data.videos import display_name
 from thinkjepa.stages.errors import StageError
@@ -39,6 +48,8 @@ class FolderCheck:
 
     folder: str
     videos: Sequence[VideoCheck]
+    findings: Sequence[Finding]
+    """About all videos together."""
 
     @property
     def num_errors(self) -> int:
@@ -53,13 +64,24 @@ class FolderCheck:
         return [item for item in self.videos if item.figures]
 
     @property
+    def never_known(self) -> tuple[str, ...]:
+        """Joints that are labelled, with confidence 0 in all videos."""
+        return never_known([item.figures for item in self.usable if item.figures])
+
+    @property
+    def videos_with_wrist(self) -> dict[str, int]:
+        """How many videos know each wrist."""
+        known = [item.figures.known_joints for item in self.usable if item.figures]
+        return {wrist: sum(wrist in names for names in known) for wrist in WRISTS}
+
+    @property
     def confidence_histogram(self) -> list[int]:
         """Over all joints and frames: samples in `BINS` equal bins from 0 to 1."""
         rows = [item.figures.confidence_histogram for item in self.videos if item.figures]
         return [int(count) for count in np.sum(rows, axis=0)] if rows else [0] * BINS
 
     def to_json(self) -> dict[str, Any]:
-        kinds = Counter(finding.kind for item in self.videos for finding in item.findings)
+        kinds = Counter(finding.kind for finding in self._all_findings)
         edges = [round(edge / BINS, 3) for edge in range(BINS + 1)]
         return {
             "folder": self.folder,
@@ -68,12 +90,19 @@ class FolderCheck:
             "errors": self.num_errors,
             "warnings": self.num_warnings,
             "findings": dict(sorted(kinds.items())),
+            "folder_findings": [asdict(finding) for finding in self.findings],
+            "never_known": list(self.never_known),
+            "videos_with_wrist": self.videos_with_wrist,
             "confidence_histogram": {"edges": edges, "samples": self.confidence_histogram},
             "details": [asdict(item) for item in self.videos],
         }
 
     def _count(self, severity: str) -> int:
-        return sum(finding.severity == severity for item in self.videos for finding in item.findings)
+        return sum(finding.severity == severity for finding in self._all_findings)
+
+    @property
+    def _all_findings(self) -> list[Finding]:
+        return [*self.findings, *(finding for item in self.videos for finding in item.findings)]
 
 
 def check_folder(
@@ -89,36 +118,39 @@ def check_folder(
     Raises StageError where no video has a label file.
     """
     require_labels(files, folder)
-    root, checks = folder.resolve(), []
+    checks = []
     progress.begin("checking", total=len(files), unit="videos")
     for path in files:
         check = VideoCheck(display_name(path, folder))
         try:
-            _check_video(path, root, check, decoder, cached)
+            _check_video(path, folder, check, decoder, cached)
         except LabelError as error:
             check.findings.append(Finding("error", "broken", str(error)))
             progress.failed(Failure(check.video, "labels", str(error)))
         checks.append(check)
         progress.advance(1)
-    return FolderCheck(str(folder), checks)
+    figures = [check.figures for check in checks if check.figures]
+    return FolderCheck(str(folder), checks, list(find_in_folder(figures)))
 
 
 def require_labels(files: Sequence[Path], folder: Path) -> None:
     """Raise StageError where none of the videos has a label file."""
-    if not any(label_files(path) for path in files):
+    if not any(label_files(path, folder) for path in files):
         raise StageError(
-            f"no labels beside the {len(files)} videos under {str(folder)!r}: looked for {SUFFIXES_HELP}"
+            f"no labels for any of the {len(files)} videos under {str(folder)!r}: looked for {NAMES_HELP}"
         )
 
 
 def _check_video(
-    path: Path, root: Path, check: VideoCheck, decoder: VideoDecoder, cached: LabelTable | None
+    path: Path, folder: Path, check: VideoCheck, decoder: VideoDecoder, cached: LabelTable | None
 ) -> None:
-    found = find_label_file(path, root)
+    found = find_labels(path, folder)
     if found is None:
-        check.findings.append(Finding("warning", "no_labels", "no label file beside the video"))
+        check.findings.append(
+            Finding("warning", "no_labels", "no label file next to the video, and no rows of it in a table")
+        )
         return
-    check.label_file = display_name(found, path.parent)
+    check.label_file = display_name(found.path, folder)
     try:
         video = decoder.open(path)
     except DecodeError as error:
@@ -132,9 +164,9 @@ def _check_video(
         check.findings += _against_cache(path, found, cached)
 
 
-def _against_cache(video: Path, label_file: Path, cached: LabelTable) -> list[Finding]:
+def _against_cache(video: Path, found: LabelSource, cached: LabelTable) -> list[Finding]:
     try:
-        stored, digest = cached.label_digest(file_digest(video)), file_digest(label_file)
+        stored, digest = cached.label_digest(file_digest(video)), found.digest()
     except OSError as error:
         raise LabelError(f"cannot be read: {error.strerror or error}") from error
     if stored == digest:
@@ -145,10 +177,10 @@ def _against_cache(video: Path, label_file: Path, cached: LabelTable) -> list[Fi
     return [Finding("warning", "cache", f"{message}: run thinkjepa-data import")]
 
 
-def readable_labels(path: Path, root: Path) -> LabelFile | None:
-    """The labels beside a video where they can be read, else None."""
+def readable_labels(path: Path, folder: Path) -> LabelFile | None:
+    """The labels of a video where they can be read, else None."""
     try:
-        found = find_label_file(path, root)
-        return read_labels(found) if found else None
+        found = find_labels(path, folder)
+        return found.read() if found else None
     except LabelError:
         return None

@@ -1,4 +1,7 @@
-"""Plain tables of joint positions, `<stem>.csv` or `<stem>.parquet`: a row for each joint of a frame.
+"""Plain tables of joint positions, CSV or Parquet: a row for each joint of a frame.
+
+A table is of one video, `<stem>.csv`, or of many, `joints.csv`: that has a column `video` with the path of
+each row's video under the table's folder.
 
 Needed columns: frame (from 0), joint, x, y, z (metres). Optional: confidence (0 to 1, else 1), and, the same
 in every row, reference_frame (camera or world, else camera), fx fy cx cy (pixels), description. A joint
@@ -7,6 +10,7 @@ without a row at a frame is not known there: confidence 0.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -37,48 +41,74 @@ OPTIONAL = {
     "description": pa.string(),
 }
 TYPES = NEEDED | OPTIONAL
+VIDEO = "video"
 
 
 def read(path: Path) -> LabelFile:
-    """Raises LabelError where the table is broken, OSError where the file cannot be opened."""
+    """Joints of one video. Raises LabelError for a broken table, OSError where it cannot be opened."""
+    return label_file(_table(path, TYPES))
+
+
+def read_by_video(path: Path) -> dict[str, pa.Table]:
+    """Rows of each video of a folder's table, by the video's path under the folder. `label_file` checks them.
+
+    Raises LabelError where the table is broken as a whole, OSError where it cannot be opened.
+    """
+    table = _table(path, {VIDEO: pa.string(), **TYPES})
+    if VIDEO not in table.column_names:
+        raise LabelError(f"has no column {VIDEO!r} with the video of each row, as a table of a folder has")
+    table = table.take(pc.sort_indices(table[VIDEO]))
+    rows, begin, by_video = table.drop_columns([VIDEO]), 0, {}
+    for item in pc.value_counts(table[VIDEO].combine_chunks()):  # in order of the sorted rows
+        count = item["counts"].as_py()
+        by_video[item["values"].as_py()] = rows.slice(begin, count)
+        begin += count
+    if None in by_video:
+        raise LabelError(f"has {len(by_video[None])} rows without a {VIDEO}")
+    return by_video
+
+
+def _table(path: Path, types: Mapping[str, pa.DataType]) -> pa.Table:
     with path.open("rb") as file:
         try:
-            table = _read_parquet(file) if path.suffix == ".parquet" else _read_csv(file, path)
-            _check_columns(table.column_names)
-            return _label_file(table.cast(pa.schema([(name, TYPES[name]) for name in table.column_names])))
+            is_parquet = path.suffix == ".parquet"
+            table = _read_parquet(file, types) if is_parquet else _read_csv(file, path, types)
+            _check_columns(table.column_names, types)
+            return table.cast(pa.schema([(name, types[name]) for name in table.column_names]))
         except pa.ArrowException as error:
             reason = " ".join(str(error).split())[:160]
             raise LabelError(f"cannot be read as {path.suffix[1:]}: {reason}") from error
 
 
-def _read_csv(file: object, path: Path) -> pa.Table:
+def _read_csv(file: object, path: Path, types: Mapping[str, pa.DataType]) -> pa.Table:
     if path.stat().st_size > MAX_FILE_BYTES:
         raise LabelError(f"is larger than the {MAX_FILE_BYTES:,} bytes allowed: cut video and labels")
-    texts = pyarrow.csv.ConvertOptions(column_types=TYPES)
+    texts = pyarrow.csv.ConvertOptions(column_types=dict(types))
     return pyarrow.csv.read_csv(file, convert_options=texts)
 
 
-def _read_parquet(file: object) -> pa.Table:
+def _read_parquet(file: object, types: Mapping[str, pa.DataType]) -> pa.Table:
     source = pq.ParquetFile(file)
     if source.metadata.num_rows > MAX_SAMPLES:
         raise LabelError(f"has {source.metadata.num_rows:,} rows, at most {MAX_SAMPLES:,} are allowed")
-    _check_columns(source.schema_arrow.names)
+    _check_columns(source.schema_arrow.names, types)
     return source.read()
 
 
-def _check_columns(names: list[str]) -> None:
+def _check_columns(names: list[str], types: Mapping[str, pa.DataType]) -> None:
     if missing := [name for name in NEEDED if name not in names]:
         raise LabelError(f"has no column {missing[0]!r}; it has {', '.join(map(repr, names[:12]))}")
-    unknown = [name for name in names if name not in TYPES or names.count(name) > 1]
+    unknown = [name for name in names if name not in types or names.count(name) > 1]
     if unknown:
         raise LabelError(
-            f"column {unknown[0]!r} is unknown or there twice: remove it; known are {', '.join(TYPES)}"
+            f"column {unknown[0]!r} is unknown or there twice: remove it; known are {', '.join(types)}"
         )
     if set(names) & set(INTRINSICS) not in (set(), set(INTRINSICS)):
         raise LabelError(f"has some of the columns {', '.join(INTRINSICS)}: give all four or none")
 
 
-def _label_file(table: pa.Table) -> LabelFile:
+def label_file(table: pa.Table) -> LabelFile:
+    """The joints in the rows of one video. Raises LabelError where they are no labels."""
     if not len(table):
         raise LabelError("has no rows")
     for name in table.column_names:

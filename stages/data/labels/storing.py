@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from thinkjepa.cache import Failure, LabelTable, VideoLabels, WriteSession, file_digest
+from thinkjepa.cache import Failure, LabelTable, VideoLabels, WriteSession
 from thinkjepa.stages.data.labels.label_file import LabelError, LabelFile
-from thinkjepa.stages.data.labels.readers import find_label_file, read_labels
+from thinkjepa.stages.data.labels.readers import LabelSource, find_labels
 from thinkjepa.stages.data.videos import display_name
 from thinkjepa.stages.progress import Progress
 
@@ -69,15 +69,15 @@ def _changed(
     report: LabelReport,
     progress: Progress,
 ) -> Iterator[VideoLabels]:
-    known, resolved = LabelTable(root), folder.resolve()
+    known = LabelTable(root)
     for video_digest, path in videos:
         name, stored = display_name(path, folder), known.label_digest(video_digest)
         try:
-            found = find_label_file(path, resolved)
+            found = find_labels(path, folder)
             if found is None:
                 report.unlabelled_videos += 1
                 continue
-            digest = _digest(found)
+            digest = found.digest()
             if digest != stored:
                 content = read_fitting(found, num_frames(video_digest, path))
                 yield content.of_video(name, video_digest=video_digest, label_digest=digest)
@@ -91,21 +91,14 @@ def _changed(
                 yield _withdrawn(name, video_digest)
 
 
-def read_fitting(path: Path, num_frames: int) -> LabelFile:
+def read_fitting(source: LabelSource, num_frames: int) -> LabelFile:
     """The labels of a video with so many frames. Raises LabelError, which names the file."""
-    content = read_labels(path)
+    content = source.read()
     try:
         check_num_frames(content.num_frames, num_frames)
     except LabelError as error:
-        raise LabelError(f"{path.name!r}: {error}") from error
+        raise LabelError(f"{source.path.name!r}: {error}") from error
     return content
-
-
-def _digest(path: Path) -> str:
-    try:
-        return file_digest(path)
-    except OSError as error:
-        raise LabelError(f"{path.name!r} cannot be read: {error.strerror or error}") from error
 
 
 def _withdrawn(name: str, video_digest: str) -> VideoLabels:
