@@ -24,7 +24,9 @@ from matplotlib.ticker import MaxNLocator
 
 from thinkjepa.cache import STREAMS
 from thinkjepa.pipeline.clip_view import ClipView, EncoderView, ThinkerView, WindowView
+from thinkjepa.pipeline.encoder_box import BOX_WORDS
 from thinkjepa.stages.data.clock import clock_text, seconds_ahead
+from thinkjepa.stages.data.framing import Framing, seen_box
 
 DPI = 200
 WIDTH_IN = 9.0
@@ -281,7 +283,10 @@ def _window(
     """Frames of a window over their latents."""
     _heading(page, lefts[0], top, lefts[-1] + cell.width - lefts[0], text=name, color=color)
     page.small_print(lefts[0], top + HEADING_IN, _window_times(view, window))
-    _frames(page, view, cell, lefts, top + rows.frames_top, frames=window.frames, times_s=window.times_s)
+    frames_top = top + rows.frames_top
+    _frames(page, view, cell, lefts, frames_top, frames=window.frames, times_s=window.times_s)
+    if view.encoder and view.encoder.framing and view.thumbnails:
+        _boxes(page, view, cell, lefts, frames_top, framing=view.encoder.framing)
     size = (cell.frame_width, rows.latents_height)
     for left, pixels in zip(lefts, window.colors, strict=True):
         page.image(pixels, left + cell.inset, top + rows.latents_top, *size, interpolation="nearest")
@@ -304,10 +309,11 @@ def _clock(view: ClipView, time_s: float) -> str:
 def _latents_caption(encoder: EncoderView) -> str:
     height, width = encoder.grid
     shares = " + ".join(f"{share:.0%}" for share in encoder.explained)
+    seen = BOX_WORDS if encoder.framing else "The encoder sees the middle of a frame."
     return (
         f"Latents of {height} x {width} patches, each under the first frame of its step. Red, green and blue "
         f"are the first three principal components of both windows together ({shares} of the variance). "
-        "The encoder sees the middle of a frame, as its own preprocessing crops it."
+        f"{seen}"
     )
 
 
@@ -333,6 +339,19 @@ def _frames(
             page.image(view.thumbnails[frame], left + cell.inset, top, cell.frame_width, cell.height)
         caption = _clock(view, time_s)
         page.text(left + cell.width / 2, top + cell.height + 0.03, caption, size=SMALL_PT, ha="center")
+
+
+def _boxes(
+    page: Page, view: ClipView, cell: Cell, lefts: Sequence[float], top: float, *, framing: Framing
+) -> None:
+    """The outline of what the encoder sees, over each frame of a strip."""
+    height_px, width_px = next(iter(view.thumbnails.values())).shape[:2]
+    seen = seen_box(framing, width_px=width_px, height_px=height_px).scaled(cell.height / height_px)
+    for left in lefts:
+        xs = [left + cell.inset + seen.left + x for x in (0, seen.width, seen.width, 0, 0)]
+        tops = [top + seen.top + y for y in (0, 0, seen.height, seen.height, 0)]
+        for color, width in (("black", 1.5), ("white", 0.7)):
+            page.line(xs, tops, color=color, linewidth=width)
 
 
 def _charts(thinker: ThinkerView) -> Section:

@@ -30,6 +30,7 @@ from thinkjepa.cache import (
 from thinkjepa.cache.clip_names import find_clip_id
 from thinkjepa.pipeline.latent_colors import NUM_COLORS, Colors, LatentColors
 from thinkjepa.stages.data.decode_process import DecodeError, FrameStack, VideoDecoder
+from thinkjepa.stages.data.framing import Framing, set_framing
 from thinkjepa.stages.errors import StageError
 
 MAX_THINKER_FRAMES = 16
@@ -113,6 +114,8 @@ class EncoderView:
     grid: tuple[int, int]
     num_windows: int
     explained: tuple[float, ...]
+    framing: Framing | None
+    """The part of a frame that the encoder sees; None in a set that did not record it."""
     observed: WindowView
     future: WindowView
 
@@ -267,6 +270,7 @@ def _encoder_view(cache: FeatureCache, feature_set: FeatureSet, clip: ClipRow) -
         grid=(height, width),
         num_windows=len(windows),
         explained=axes.explained,
+        framing=set_framing(feature_set.source),
         observed=_window_view(clip.observed_frames, clip.observed_times_s, colors[:num_observed]),
         future=_window_view(future_frames, future_times_s, colors[num_observed:]),
     )

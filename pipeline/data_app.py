@@ -1,4 +1,4 @@
-"""thinkjepa-data: hand labels beside videos, checked before anything is trained, and put into a cache."""
+"""thinkjepa-data: hand labels of videos, checked before anything is trained, and put into a cache."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from thinkjepa.pipeline.console import (
 from thinkjepa.pipeline.help_page import examples
 from thinkjepa.pipeline.reporting import TerminalProgress
 
-app = new_app("Check the hand labels that lie beside videos, and put them into a cache.")
+app = new_app("Check the hand labels of videos, and put them into a cache.")
 
 DECODE_TIMEOUT_S = 60.0
 
@@ -34,16 +34,24 @@ DECODE_TIMEOUT_S = 60.0
 )
 def check_command(
     *,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of videos with labels beside them.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of videos with their labels.")],
     plot: Annotated[
         Path | None, typer.Option(metavar="PNG", help="Draw the hands of some videos over their frames.")
     ] = None,
     cache_dir: Annotated[
-        Path | None, typer.Option(help="Also tell which labels this cache lacks or holds in another version.")
+        Path | None,
+        typer.Option(
+            help="Also tell which labels this cache lacks or holds in another version, and draw what its "
+            "encoder sees."
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> int:
-    """Say what is wrong with the labels: counts, intrinsics, held samples, jumps, missing joints.
+    """Say what is wrong with the labels: counts, intrinsics, held samples, jumps, joints never known.
+
+    Labels are looked for in a file next to each video, and in a table joints.parquet or joints.csv of its
+    folder or above. A table's positions are in the camera's frame unless its column reference_frame says
+    world.
 
     Exit status: 0 usable, perhaps with warnings; 3 some label files cannot be used; 2 wrong use.
     """
@@ -51,17 +59,21 @@ def check_command(
     from thinkjepa.cache.disk import replace_file
     from thinkjepa.pipeline.label_picture import draw
     from thinkjepa.pipeline.label_report import describe_check
-    from thinkjepa.pipeline.label_view import label_views
+    from thinkjepa.pipeline.label_view import encoder_framing, label_views
     from thinkjepa.stages.data.decode_process import VideoDecoder
     from thinkjepa.stages.data.labels.folder_check import check_folder
     from thinkjepa.stages.data.videos import find_videos
 
-    cached = FeatureCache.open(cache_dir).labels if cache_dir else None
+    cache = FeatureCache.open(cache_dir) if cache_dir else None
     files = find_videos(folder)
     with TerminalProgress(errors) as progress, VideoDecoder(timeout_s=DECODE_TIMEOUT_S) as decoder:
-        check = check_folder(files, folder, decoder=decoder, progress=progress, cached=cached)
+        check = check_folder(
+            files, folder, decoder=decoder, progress=progress, cached=cache.labels if cache else None
+        )
         if plot:
-            replace_file(plot, draw(label_views(check, folder, decoder=decoder), check))
+            framing, encoder = encoder_framing(cache)
+            views = label_views(check, folder, decoder=decoder, framing=framing)
+            replace_file(plot, draw(views, check, encoder=encoder))
     print_result(
         json,
         {**check.to_json(), "picture": str(plot) if plot else None},
@@ -73,7 +85,7 @@ def check_command(
 @app.command("import", epilog=examples("thinkjepa-data import --videos videos --cache-dir features"))
 def import_command(
     *,
-    videos: Annotated[Path, typer.Option("--videos", help="Folder of videos with labels beside them.")],
+    videos: Annotated[Path, typer.Option("--videos", help="Folder of videos with their labels.")],
     cache_dir: Annotated[Path, typer.Option(help="Folder of a cache that has these videos' features.")],
     json: JsonOption = False,
 ) -> int:

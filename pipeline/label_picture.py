@@ -20,6 +20,8 @@ from thinkjepa.pipeline.clip_picture import (
     Page,
     shortened,
 )
+from thinkjepa.pipeline.encoder_box import draw_box
+from thinkjepa.pipeline.label_report import counted
 from thinkjepa.pipeline.label_view import TILES, LabelView, Tile
 from thinkjepa.stages.data.joints import hand_bones
 from thinkjepa.stages.data.labels.findings import BINS
@@ -46,8 +48,11 @@ BONE_PT, JOINT_PT = 1.5, 1.9
 DARK = "#10131a"
 
 
-def draw(views: Sequence[LabelView], check: FolderCheck) -> bytes:
-    """The picture as PNG. It does not depend on the user's matplotlib settings."""
+def draw(views: Sequence[LabelView], check: FolderCheck, *, encoder: str) -> bytes:
+    """The picture as PNG. It does not depend on the user's matplotlib settings.
+
+    `encoder` names the one whose box is drawn.
+    """
     with matplotlib.style.context("default", after_reset=True):
         heights = [_tile_height(view) for view in views]
         body = sum(height + HEADING_IN + ROW_GAP_IN for height in heights)
@@ -57,7 +62,7 @@ def draw(views: Sequence[LabelView], check: FolderCheck) -> bytes:
         for view, height in zip(views, heights, strict=True):
             _video(page, top, view, height)
             top += height + HEADING_IN + ROW_GAP_IN
-        _legend(page, top)
+        _legend(page, top, views, encoder)
         _confidences(page, top, check)
         return page.png()
 
@@ -65,8 +70,8 @@ def draw(views: Sequence[LabelView], check: FolderCheck) -> bytes:
 def _title(page: Page, check: FolderCheck) -> None:
     page.text(MARGIN_IN, MARGIN_IN, f"Hand labels of {shortened(check.folder, most=80)}", size=TITLE_PT)
     counts = (
-        f"{len(check.videos)} videos, {len(check.usable)} with usable labels; {check.num_errors} errors, "
-        f"{check.num_warnings} warnings"
+        f"{counted(len(check.videos), 'video')}, {len(check.usable)} with usable labels; "
+        f"{counted(check.num_errors, 'error')}, {counted(check.num_warnings, 'warning')}"
     )
     page.text(MARGIN_IN, MARGIN_IN + 0.23, counts, size=BODY_PT, color=GREY)
 
@@ -89,6 +94,7 @@ def _video(page: Page, top: float, view: LabelView, height_in: float) -> None:
         x = MARGIN_IN + place * (TILE_IN + GAP_IN)
         axes = page.axes(x, top + HEADING_IN, TILE_IN, height_in)
         _frame(axes, tile)
+        draw_box(axes, tile.box)
         _hands(axes, tile, view.joint_names)
         _caption(axes, f"frame {tile.frame}  {tile.time_s:.2f} s", 0.03, 0.05, va="bottom")
         if view.note:
@@ -148,15 +154,34 @@ def _caption(axes: Any, text: str, x: float, y: float, **style: Any) -> None:
     axes.text(x, y, text, size=SMALL_PT, color="white", **place, **style)
 
 
-def _legend(page: Page, top: float) -> None:
-    page.text(MARGIN_IN, top + 0.05, "Fingers", size=HEADING_PT)
-    for place, (part, color) in enumerate(COLORS.items()):
+def _legend(page: Page, top: float, views: Sequence[LabelView], encoder: str) -> None:
+    """The parts of hands that are drawn in any tile, and what else is."""
+    parts = _drawn_parts(views)
+    shown = {part: color for part, color in COLORS.items() if part in parts}
+    if shown:
+        page.text(MARGIN_IN, top + 0.05, "Fingers", size=HEADING_PT)
+    for place, (part, color) in enumerate(shown.items()):
         x, middle = MARGIN_IN + (place % 3) * 1.05, top + 0.36 + (place // 3) * 0.2
         style = {"color": color if part != "Arm" else "#b8bcc4", "linewidth": 2.4}
         page.line([x, x + 0.22], [middle, middle], **style)
         page.text(x + 0.29, middle, "Forearm" if part == "Arm" else part, va="center")
-    words = "White: the wrists' last half second, seen by this frame's camera.\nFaint: low confidence."
-    page.small_print(MARGIN_IN, top + 0.7, words)
+    words = [f"White box: what {encoder} sees of a frame."]
+    if any(np.isfinite(trail).any() for view in views for tile in view.tiles for trail in tile.trails):
+        words.append("White lines: the wrists' last half second, seen by this frame's camera.")
+    if shown:
+        words.append("Faint: low confidence.")
+    page.small_print(MARGIN_IN, top + 0.7, "\n".join(words))
+
+
+def _drawn_parts(views: Sequence[LabelView]) -> set[str]:
+    """Parts of hands with a bone whose joints are both known in some tile."""
+    return {
+        bone.part
+        for view in views
+        for bone in hand_bones(view.joint_names)
+        for tile in view.tiles
+        if np.isfinite(tile.points[[bone.start, bone.end]]).all()
+    }
 
 
 def _confidences(page: Page, top: float, check: FolderCheck) -> None:

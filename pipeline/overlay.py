@@ -17,8 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from thinkjepa.pipeline.encoder_box import outlined
 from thinkjepa.stages.data.clock import clock_text, seconds_ahead
 from thinkjepa.stages.data.decode_process import VideoDecoder
+from thinkjepa.stages.data.framing import Framing, seen_box
 from thinkjepa.stages.data.joints import Bone, hand_bones
 from thinkjepa.stages.data.trajectories import Poses, Positions, project, to_camera, to_world
 from thinkjepa.stages.predict import ChosenFrames, PredictedHands, Prediction
@@ -59,7 +61,14 @@ def overlay_video(prediction: Prediction, hands: PredictedHands, *, decode_timeo
         )
         bones, note = hand_bones(hands.joints), _note(prediction.frames, hands)
         pictures = (
-            _picture(frame, moment, bones, two_panels=hands.true_m is not None, note=note)
+            _picture(
+                frame,
+                moment,
+                bones,
+                two_panels=hands.true_m is not None,
+                note=note,
+                framing=prediction.latents.framing,
+            )
             for frame, moment in zip(frames, moments, strict=True)
         )
         return encoded_mp4(pictures, fps=playback_fps(prediction.frames, len(moments)))
@@ -129,6 +138,7 @@ def _picture(
     *,
     two_panels: bool,
     note: str,
+    framing: Framing,
 ) -> Image.Image:
     """One frame of the overlay: a panel or two, and a caption under each."""
     height, width = frame.shape[:2]
@@ -140,7 +150,8 @@ def _picture(
         shown.append(("true", moment.true, BLUE))
     canvas = Image.new("RGB", (size[0] * len(shown), size[1] + CAPTION_PX), GREY)
     for place, (title, pixels, colour) in enumerate(shown):
-        panel = Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)
+        scaled = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS))
+        panel = Image.fromarray(outlined(scaled, seen_box(framing, width_px=size[0], height_px=size[1])))
         if pixels is not None:
             points = pixels * scale if placed else _unplaced(pixels, size)
             _draw_hand(panel, points, bones, colour)
