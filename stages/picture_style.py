@@ -71,9 +71,9 @@ BASELINES: dict[str, dict[str, Any]] = {
     "constant_velocity": {"color": GREY, "linestyle": _DASH_DOT_DOT, "linewidth": 1.3},
     "mean_pose": {"color": GREY, "linestyle": _LONG, "linewidth": 1.3},
 }
-TRAINING = {"color": BLUE, "linestyle": _SOLID, "linewidth": 1.4}
-VALIDATION = {"color": VERMILION, "linestyle": _DASHED, "linewidth": 1.7}
-BEST = {"color": BLACK, "marker": "*", "markersize": 10.0, "linestyle": "none", "zorder": 5}
+TRAINING: dict[str, Any] = {"color": BLUE, "linestyle": _SOLID, "linewidth": 1.4}
+VALIDATION: dict[str, Any] = {"color": VERMILION, "linestyle": _DASHED, "linewidth": 1.7}
+BEST: dict[str, Any] = {"color": BLACK, "marker": "*", "markersize": 10.0, "linestyle": "none", "zorder": 5}
 """The point whose weights are kept."""
 
 _MORE_OF_A_VARIANT = ("^", "v", "P", "X", "<", ">", "h")

@@ -2,22 +2,40 @@
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from thinkjepa.cache.disk import replace_file
-from thinkjepa.stages.train.fit_state import EpochLosses
+from thinkjepa.stages.picture_style import (
+    BASELINES,
+    BEST,
+    PANEL_IN,
+    TRAINING,
+    VALIDATION,
+    legend_below,
+    new_figure,
+    picture_style,
+    png_bytes,
+)
+from thinkjepa.stages.train.fit_state import EpochLosses, FitState
+
+LEGEND_IN = 0.4
+LOG_FROM = 4.0
+"""Ratio of the largest to the smallest value from which a logarithmic axis shows more than a linear one."""
+DOTS_UP_TO = 30
+"""Epochs up to which each is a dot, too: a line through one of them alone would not be seen."""
 
 
 def write_curve(run_dir: Path, curve: Sequence[EpochLosses], *, persistence_loss: float) -> None:
     """Write `curve.csv` (a column for each of EpochLosses) and `curve.png`.
 
-    `persistence_loss` is latent persistence's error, drawn beside the validation latent error.
+    `persistence_loss` is latent persistence's error, drawn with the validation latent error.
     """
     replace_file(run_dir / "curve.csv", _table(curve).encode())
     replace_file(run_dir / "curve.png", _picture(curve, persistence_loss))
@@ -32,22 +50,58 @@ def _table(curve: Sequence[EpochLosses]) -> str:
 
 
 def _picture(curve: Sequence[EpochLosses], persistence_loss: float) -> bytes:
-    distances_m = [point.validation_distance_m for point in curve]
-    panels = 1 if None in distances_m else 2
-    figure = Figure(figsize=(6, 3.5 * panels), layout="constrained")
-    FigureCanvasAgg(figure)
-    losses, *others = figure.subplots(panels, sharex=True, squeeze=False).flat
+    """A panel of the loss, of the latents' error where that is not the loss, and of the joints' distance."""
+    training = [point.train_loss for point in curve]
+    losses = [point.validation_loss for point in curve]
+    latents = [point.validation_latent_error for point in curve]
+    joints_mm = [1000 * (point.validation_distance_m or 0.0) for point in curve]
+    apart = not all(map(math.isclose, losses, latents))
+    with_joints = curve[0].validation_distance_m is not None
+    panels = 1 + apart + with_joints
+    with picture_style():
+        figure = new_figure(PANEL_IN[0] * max(panels, 1.4), PANEL_IN[1] + LEGEND_IN)
+        loss, *others = figure.subplots(1, panels, squeeze=False).flat
+        _draw(loss, curve, losses, more=(training,))
+        loss.set_ylabel("loss (weighted sum of errors)" if apart else "latent mean squared error (loss)")
+        if apart:
+            _draw(others[0], curve, latents, more=())
+            others[0].set_ylabel("latent mean squared error")
+        if with_joints:
+            _draw(others[-1], curve, joints_mm, more=())
+            others[-1].set_ylabel("mean distance of joints (mm)")
+        with_persistence = others[0] if apart else loss
+        with_persistence.axhline(
+            persistence_loss, label="latent persistence (validation)", **BASELINES["latent_persistence"]
+        )
+        _scale(with_persistence, [*latents, persistence_loss, *([] if apart else training)])
+        legend_below(figure, [loss, *others], columns=2)
+        return png_bytes(figure)
+
+
+def _draw(
+    axes: Axes, curve: Sequence[EpochLosses], validation: Sequence[float], *, more: Sequence[Sequence[float]]
+) -> None:
+    """Validation values by epoch with the best epoch marked, and the values in training that `more` has."""
+    best = FitState(tuple(curve)).best
     epochs = [point.epoch for point in curve]
-    losses.plot(epochs, [point.train_loss for point in curve], label="loss, training")
-    losses.plot(epochs, [point.validation_loss for point in curve], label="loss, validation")
-    losses.axhline(persistence_loss, color="gray", linestyle=":", label="latent persistence, validation")
-    losses.set(ylabel="weighted mean squared errors" if others else "latent mean squared error", yscale="log")
-    losses.legend()
-    for axes in others:
-        axes.plot(epochs, distances_m, color="C1")
-        axes.set(ylabel="joints' mean distance (m), validation", yscale="log")
-    (losses, *others)[-1].set_xlabel("epoch")
-    losses.xaxis.set_major_locator(MaxNLocator(integer=True))
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
-    return content.getvalue()
+    dots: dict[str, Any] = {"marker": "o", "markersize": 2.5} if len(curve) <= DOTS_UP_TO else {}
+    for values in more:
+        axes.plot(epochs, values, label="training", **{**TRAINING, **dots})
+    axes.plot(epochs, validation, label="validation", **{**VALIDATION, **dots})
+    label = f"best epoch, {best.epoch} (lowest validation loss)"
+    axes.plot(best.epoch, validation[epochs.index(best.epoch)], label=label, **BEST)
+    axes.set_xlabel("epoch")
+    axes.set_xlim(0, epochs[-1] + max(1.0, 0.02 * epochs[-1]))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _scale(axes, [*validation, *(value for values in more for value in values)])
+
+
+def _scale(axes: Axes, values: Sequence[float]) -> None:
+    """A logarithmic axis where values differ by much, with plain numbers at 1, 2 and 5."""
+    if min(values) <= 0 or max(values) < LOG_FROM * min(values):
+        axes.set_yscale("linear")
+        return
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
