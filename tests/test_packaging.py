@@ -1,5 +1,6 @@
 """The wheel holds all the code, and type checkers find it where it is installed."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -35,8 +36,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wheel_names(source: Path, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """The names in a wheel built by the installed setuptools, without network."""
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel built by the installed setuptools, without network."""
     out = tmp_path_factory.mktemp("dist")
     subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, source],
@@ -45,6 +46,11 @@ def wheel_names(source: Path, tmp_path_factory: pytest.TempPathFactory) -> set[s
         timeout=200,
     )
     (wheel,) = out.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def wheel_names(wheel: Path) -> set[str]:
     with zipfile.ZipFile(wheel) as archive:
         return set(archive.namelist())
 
@@ -63,6 +69,23 @@ def test_wheel_holds_every_module_under_its_installed_name(source, wheel_names):
 def test_every_folder_with_code_is_a_package():
     folders = {path.parent for layer in LAYERS for path in (ROOT / layer).rglob("*.py")}
     assert [str(folder) for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []
+
+
+def test_a_project_is_made_from_the_wheel_alone(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    code = "from thinkjepa.pipeline import init_app; print(init_app.__file__, flush=True); init_app.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "project"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(tmp_path / "site"))
+    assert (tmp_path / "project" / "dvc.yaml").read_text() == (ROOT / "dvc.yaml").read_text()
 
 
 def test_wheel_says_that_it_is_typed(wheel_names):

@@ -41,3 +41,13 @@ def test_dvc_reads_the_pipeline_of_a_clone(clone: Path) -> None:
     cells = {f"{variant}-{seed}" for variant in params["variants"] for seed in params["seeds"]}
     assert {name for name in stages if name.startswith("train@")} == {f"train@{cell}" for cell in cells}
     assert {"clips", "extract", "report"} <= set(stages)
+
+
+def test_cleaning_keeps_the_demo_with_its_sweeps(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("demo/runs", "build", ".venv"):
+        (tmp_path / name).mkdir(parents=True)
+    said = run(tmp_path, "make", "--silent", "distclean")
+    assert {path.name for path in tmp_path.iterdir()} == {"Makefile", "demo"}
+    assert (tmp_path / "demo" / "runs").is_dir()
+    assert "demo/ is kept" in said
