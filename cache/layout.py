@@ -22,6 +22,11 @@ def holder_file(root: Path, name: str = "") -> Path:
     return root / (f".{name}.holder.json" if name else ".holder.json")
 
 
+def extraction_file(root: Path) -> Path:
+    """Sets and settings of the last extraction."""
+    return root / "extraction.json"
+
+
 def clips_dir(root: Path) -> Path:
     """Numbered parquet files of clips; of two rows with the same key the later file holds."""
     return root / "clips"

@@ -31,6 +31,7 @@ DEEPEST = 4
 
 PATTERNS = (
     "cache.json",
+    "extraction.json",
     "failures.parquet",
     "clips/*.parquet",
     "labels/*.arrow",

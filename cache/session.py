@@ -17,6 +17,7 @@ from thinkjepa.cache.holder import WAIT, WriteLock, ask_writers_to_stop
 from thinkjepa.cache.index import SetIndex, join_index_files
 from thinkjepa.cache.journal import Journal, read_lines
 from thinkjepa.cache.labels import LabelTable, VideoLabels, write_labels
+from thinkjepa.cache.last_extraction import read_last_extraction, write_last_extraction
 from thinkjepa.cache.layout import (
     cache_json,
     clips_dir,
@@ -98,6 +99,15 @@ class WriteSession:
             self.feature_sets[found.name] = found
             write_catalog(self.root, self.feature_sets)
         return found
+
+    @property
+    def last_extraction(self) -> Mapping[str, Any]:
+        """The record that `remember` wrote; empty where there is none."""
+        return read_last_extraction(self.root)
+
+    def remember(self, record: Mapping[str, Any]) -> None:
+        """Keep the sets and settings of an extraction for the next one."""
+        write_last_extraction(self.root, record)
 
     def add_clips(self, clips: Sequence[ClipRow]) -> None:
         """Store the clips that are new or whose row changed (a renamed video)."""

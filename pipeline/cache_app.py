@@ -37,6 +37,7 @@ from thinkjepa.pipeline.console import (
 )
 from thinkjepa.pipeline.help_page import examples
 from thinkjepa.pipeline.options import with_settings
+from thinkjepa.pipeline.remembering import cache_memory
 from thinkjepa.pipeline.reporting import TerminalProgress
 from thinkjepa.stages.data.clips import ClipSettings
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
@@ -62,7 +63,13 @@ CacheArgument = Annotated[Path, typer.Argument(metavar="CACHE", help="Folder of 
         "thinkjepa-cache extract --params params.yaml --max-failures 5%",
     ),
 )
-@with_settings(clips=ClipSettings, models=ModelSettings, execution=ExecutionSettings, vllm=VllmSettings)
+@with_settings(
+    memory=cache_memory,
+    clips=ClipSettings,
+    models=ModelSettings,
+    execution=ExecutionSettings,
+    vllm=VllmSettings,
+)
 def extract_command(
     *,
     videos: VideosOption,
@@ -75,8 +82,9 @@ def extract_command(
 ) -> int:
     """Run thinker and encoder once over every clip of a folder of videos.
 
-    Run it again after adding videos, or after an interruption: what is there is skipped. Another prompt,
-    thinker, encoder or dtype makes another feature set in the same cache.
+    Run it again after adding videos, or after an interruption: what is there is skipped. A cache remembers
+    the clips and models of its last extraction: they hold where no flag or params.yaml says otherwise.
+    Another prompt, thinker, encoder or dtype makes another feature set in the same cache.
 
     Exit status: 0 all done; 2 wrong use; 3 more videos failed than --max-failures accepts.
     """
@@ -188,10 +196,13 @@ def doctor_command(
         "thinkjepa-cache estimate --params params.yaml --tflops 300",
     ),
 )
-@with_settings(clips=ClipSettings, models=ModelSettings, execution=ExecutionSettings)
+@with_settings(memory=cache_memory, clips=ClipSettings, models=ModelSettings, execution=ExecutionSettings)
 def estimate_command(
     *,
     videos: VideosOption,
+    cache_dir: Annotated[
+        Path | None, typer.Option("--cache-dir", help="A cache whose settings to take, as extract does.")
+    ] = None,
     json: JsonOption = False,
     tflops: Annotated[
         float | None,

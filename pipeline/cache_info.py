@@ -11,8 +11,10 @@ from thinkjepa.cache.assignment import is_unfinished
 from thinkjepa.cache.layout import array_dir
 from thinkjepa.cache.records import ERROR
 from thinkjepa.pipeline.cache_list import allocated_bytes
+from thinkjepa.pipeline.remembering import setting_flags
 from thinkjepa.pipeline.units import human_bytes
 from thinkjepa.stages.data.repeated_frames import describe_repeats, stored_repeats
+from thinkjepa.stages.extract.remembered import remembered_settings
 
 ERROR_CLIPS = 256
 """Clips whose stored errors are looked at: enough for a mean, and quick on a large cache."""
@@ -28,6 +30,7 @@ def cache_info(path: Path) -> dict[str, Any]:
         "clips": len(clips),
         "videos": len(set(clips.values("video_digest"))),
         "bytes": sum(item["bytes"] for item in sets),
+        "settings": setting_flags(remembered_settings(path)),
         "feature_sets": sets,
         "failures": [asdict(failure) for failure in cache.failures],
     }
@@ -84,6 +87,8 @@ def describe_info(info: dict[str, Any]) -> str:
     lines = [
         f"{info['cache']}: {info['clips']} clips of {info['videos']} videos, {human_bytes(info['bytes'])}"
     ]
+    if info["settings"]:
+        lines.append("extract takes, unless told otherwise: " + " ".join(info["settings"]))
     for item in info["feature_sets"]:
         lines += ["", *_set_lines(item)]
     if info["failures"]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from thinkjepa.cache import ClipRow, Failure, FeatureSet, Kind, WriteSession
+from thinkjepa.cache.differences import set_differences
 from thinkjepa.stages.data.catalog import PlannedFolder, plan_folder
 from thinkjepa.stages.data.clips import ClipSettings
 from thinkjepa.stages.data.decode_process import VideoDecoder
@@ -117,6 +118,8 @@ def extract(
         session.add_clips(planned.clips)
         labels = _store_labels(session, planned, videos, progress)
         sets = {item.kind: session.resolve(item) for item in wanted}
+        _note_other_sets(session, sets, progress)
+        session.remember(frozen.record(sets, planned.settings, models, vllm))
         before = _done(session, sets)
         known, under_way = _tried_in_vain(session, sets, planned.clips, again=execution.retry_failed)
         tally = Tally(progress, limit, [*planned.failures, *(known | under_way).values()])
@@ -171,6 +174,19 @@ def _store_labels(
         num_frames=lambda digest, path: planned.num_frames[digest],
         progress=progress,
     )
+
+
+def _note_other_sets(session: WriteSession, sets: Mapping[Kind, FeatureSet], progress: Progress) -> None:
+    """Say where features go to another set than those of the last extraction, and which setting does it."""
+    last = session.last_extraction
+    for kind, item in sets.items():
+        before = session.feature_sets.get(last.get(f"{kind}_set", ""))
+        if before is not None and before.name != item.name:
+            apart = set_differences([before, item])
+            progress.note(
+                f"another {kind} set than in the last extraction: {item.name} ({apart[item.name]}), "
+                f"before {before.name} ({apart[before.name]})"
+            )
 
 
 def _done(session: WriteSession, sets: Mapping[Kind, FeatureSet]) -> set[str]:

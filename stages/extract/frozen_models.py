@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import TracebackType
+from typing import Any
 
 import torch
 
@@ -16,6 +17,7 @@ from thinkjepa.stages.extract.encoder import VideoEncoder
 from thinkjepa.stages.extract.encoders import open_encoder
 from thinkjepa.stages.extract.feature_sets import Storing, encoder_set, thinker_set
 from thinkjepa.stages.extract.hooked_thinker import HookedThinker
+from thinkjepa.stages.extract.remembered import extraction_record
 from thinkjepa.stages.extract.settings import GPU_BATCH, ModelSettings
 from thinkjepa.stages.extract.vllm_settings import VllmSettings
 from thinkjepa.stages.extract.vllm_thinker import VllmThinker
@@ -67,6 +69,17 @@ class FrozenModels:
         """Bring the weights of the named models into memory."""
         for kind in kinds:
             (self.thinker if kind == "thinker" else self.encoder).load()
+
+    def record(
+        self,
+        sets: Mapping[Kind, FeatureSet],
+        clips: ClipSettings,
+        models: ModelSettings,
+        vllm: VllmSettings,
+    ) -> dict[str, Any]:
+        """What the cache remembers of an extraction into these sets."""
+        folders = {"thinker": self.thinker.folder, "encoder": self.encoder.folder}
+        return extraction_record(sets, clips, models, vllm, **folders, dtype=self.thinker.dtype)
 
     def sets(
         self, clips: ClipSettings, storing: Storing, *, batch_size: int = 1
