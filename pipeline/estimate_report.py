@@ -5,33 +5,39 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from thinkjepa.pipeline.units import human_bytes, human_hours
-from thinkjepa.stages.extract.estimate import Estimate, ModelFigures
+from thinkjepa.stages.extract.estimate_figures import Estimate, FolderEstimate, ModelFigures
 
 TERA = 1e12
 
 
-def describe_estimate(figures: Estimate) -> str:
+def describe_estimate(figures: FolderEstimate) -> str:
     """What will be extracted, a table of the two models, memory, time, then warnings and assumptions."""
-    lines = [
-        _folder_line(figures),
-        "",
-        *_table(_model_rows(figures)),
-        "",
-        f"disk    {human_bytes(figures.disk_bytes)}" + _per_thousand(figures),
-        _memory_line(figures),
-        _time_line(figures),
-    ]
+    lines = [_folder_line(figures), _frames_line(figures)]
+    if isinstance(figures, Estimate):
+        lines += ["", *_table(_model_rows(figures)), ""]
+    if figures.disk_bytes is not None:
+        about = "" if isinstance(figures, Estimate) else "about "
+        lines.append(f"disk    {about}{human_bytes(figures.disk_bytes)}{_per_thousand(figures)}")
+    if isinstance(figures, Estimate):
+        lines += [_memory_line(figures), _time_line(figures)]
     lines += [f"warning: {text}" for text in _failure_warnings(figures) + figures.warnings]
     lines += [f"assumed: {text}" for text in figures.assumptions]
     return "\n".join(lines)
 
 
-def _folder_line(figures: Estimate) -> str:
+def _folder_line(figures: FolderEstimate) -> str:
     repeats = f", {len(figures.repeats)} repeat another's content" if figures.repeats else ""
     rate = "" if figures.dense_fps is None else f" at {figures.dense_fps:g} fps"
     return (
         f"{figures.videos} videos{repeats}, {human_hours(figures.video_hours)}: {figures.clips} clips{rate}, "
-        f"{figures.dtype} on {figures.device}"
+        f"{figures.dtype}{f' on {figures.device}' if isinstance(figures, Estimate) else ''}"
+    )
+
+
+def _frames_line(figures: FolderEstimate) -> str:
+    return (
+        f"frames  {figures.thinker_frames:,} for the thinker, {figures.encoder_frames:,} for the encoder in "
+        f"{figures.encoder_windows:,} windows"
     )
 
 
@@ -67,8 +73,8 @@ def _table(rows: Sequence[tuple[str, str, str]]) -> list[str]:
     ]
 
 
-def _per_thousand(figures: Estimate) -> str:
-    if not figures.clips:
+def _per_thousand(figures: FolderEstimate) -> str:
+    if not figures.clips or figures.disk_bytes is None:
         return ""
     return f", {human_bytes(1000 * figures.disk_bytes / figures.clips)} per 1,000 clips"
 
@@ -92,7 +98,7 @@ def _time_line(figures: Estimate) -> str:
     )
 
 
-def _failure_warnings(figures: Estimate) -> list[str]:
+def _failure_warnings(figures: FolderEstimate) -> list[str]:
     if not figures.failed_videos:
         return []
     lines = [f"{failure.video!r} fails [{failure.stage}]: {failure.reason}" for failure in figures.failures]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from thinkjepa.cache import ArraySpec, ClipRow, Failure
 from thinkjepa.stages.data.catalog import PlannedFolder, plan_folder, record
 from thinkjepa.stages.data.clips import ClipSettings
 from thinkjepa.stages.data.decode_process import DecodeError, VideoDecoder
-from thinkjepa.stages.data.repeated_frames import RepeatedFrames, describe_repeats
+from thinkjepa.stages.data.repeated_frames import describe_repeats
 from thinkjepa.stages.data.videos import find_videos
 from thinkjepa.stages.device import choose_device
 from thinkjepa.stages.errors import StageError
@@ -31,12 +31,20 @@ from thinkjepa.stages.extract.device import choose_dtype, quiet_transformers
 from thinkjepa.stages.extract.disk_space import stored_bytes
 from thinkjepa.stages.extract.encoder import VideoEncoder
 from thinkjepa.stages.extract.encoders import open_encoder
+from thinkjepa.stages.extract.estimate_figures import (
+    Estimate,
+    FolderEstimate,
+    MemoryFigures,
+    ModelFigures,
+)
 from thinkjepa.stages.extract.feature_sets import latent_arrays
 from thinkjepa.stages.extract.hooked_thinker import HookedThinker
+from thinkjepa.stages.extract.hub import ModelUnavailableError
+from thinkjepa.stages.extract.known_models import known_clip_bytes
 from thinkjepa.stages.extract.model_costs import EncoderCosts, ThinkerCosts, encoder_costs, thinker_costs
 from thinkjepa.stages.extract.prompt_sizes import PromptSizes, seen_size
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
-from thinkjepa.stages.extract.thinker import thinker_arrays
+from thinkjepa.stages.extract.thinker import TYPICAL_TOKENS, thinker_arrays
 from thinkjepa.stages.extract.weights import find_model
 from thinkjepa.stages.progress import Progress
 
@@ -64,96 +72,6 @@ FRAME_COPIES = 2
 """Times decoded frames lie in memory while they are preprocessed: as decoded, and as tensor."""
 
 TERA = 1e12
-
-
-@dataclass(slots=True)
-class ModelFigures:
-    """One of the two models and its feature set; totals are over all clips."""
-
-    model: str
-    parameters: int
-    weights_bytes: int
-    tokens_per_clip: list[int] | None
-    """Least and most; of the encoder, latent tokens of all windows. None where there are no clips."""
-    total_flops: int
-    disk_bytes: int
-    array_bytes: dict[str, int]
-    """Payload on disk by array, without the indexes of shards (below 0.1 % at real sizes)."""
-
-
-@dataclass(slots=True)
-class MemoryFigures:
-    """Bytes at the peak of a batch, roughly; on the CPU both sums share one memory."""
-
-    weights_bytes: int
-    """Of both models, on the device."""
-    activation_bytes: int
-    """Of the larger of the two forwards, on the device."""
-    key_value_bytes: int
-    """What the thinker keeps while it generates, on the device."""
-    frame_bytes: int
-    """Decoded frames and preprocessed pixels, on the host."""
-    state_bytes: int
-    """Hidden states and latents on their way to the disk, on the host."""
-
-    @property
-    def device_bytes(self) -> int:
-        return self.weights_bytes + self.activation_bytes + self.key_value_bytes
-
-    @property
-    def host_bytes(self) -> int:
-        return self.frame_bytes + self.state_bytes
-
-    def to_json(self) -> dict[str, int]:
-        return {**asdict(self), "device_bytes": self.device_bytes, "host_bytes": self.host_bytes}
-
-
-@dataclass(slots=True)
-class Estimate:
-    """What an extraction will take. `to_json` has all of it, and `hours`."""
-
-    videos: int
-    video_hours: float
-    clips: int
-    failed_videos: int
-    allowed_failed_videos: int
-    failures: list[Failure]
-    repeats: list[tuple[str, str]]
-    device: str
-    dtype: str
-    batch_size: int
-    thinker: ModelFigures
-    encoder: ModelFigures
-    disk_bytes: int
-    memory: MemoryFigures
-    tflops: float
-    tflops_measured: bool
-    """Whether `tflops` was measured here by matrix products rather than given."""
-    utilisation: float
-    model_hours: float
-    decode_hours: float
-    """Decoding and preprocessing, as measured here on `decode_clips` clips."""
-    decode_clips: int
-    dense_fps: float | None
-    """Rate of the dense windows; None where the preset cuts by index."""
-    repeated_frames: RepeatedFrames
-    warnings: list[str]
-    assumptions: list[str]
-
-    @property
-    def hours(self) -> float:
-        """One batch is decoded while another is in the models; where these run on the CPU, they share it."""
-        on_cpu = self.device == "cpu" and self.tflops_measured
-        parts = (self.model_hours, self.decode_hours)
-        return sum(parts) if on_cpu else max(parts)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            **asdict(self),
-            "memory": self.memory.to_json(),
-            "repeated_frames": self.repeated_frames.to_json(),
-            "hours": self.hours,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,8 +135,9 @@ def estimate(
     execution: ExecutionSettings,
     tflops: float | None,
     progress: Progress,
-) -> Estimate:
-    """What `extract` will take with the same settings; nothing is written.
+) -> FolderEstimate:
+    """What `extract` will take with the same settings; nothing is written. An Estimate, or what is known
+    without the models where a hub's one is out of reach.
 
     `tflops` is the peak of the machine that will extract, TFLOP/s; None measures the one here. Raises
     StageError for wrong use.
@@ -226,13 +145,17 @@ def estimate(
     if tflops is not None and not (math.isfinite(tflops) and tflops > 0):
         raise StageError(f"--tflops {tflops:g}: give a number above 0")
     files = find_videos(videos)
-    described = DescribedModels.find(models, clips, device=execution.device)
+    try:
+        described = DescribedModels.find(models, clips, device=execution.device)
+    except ModelUnavailableError as error:
+        return _estimate_without_models(
+            files, videos, clips, models=models, execution=execution, why=str(error), progress=progress
+        )
     device = described.thinker.device.type
     with decoder_beside(device, timeout_s=execution.decode_timeout) as decoder:
         planned = plan_folder(files, videos, clips, decoder=decoder, progress=progress)
         prompts = PromptSizes.count(planned.clips, planned.frame_sizes, described.thinker)
         decode_times_s = _measured_decoding(planned, described, prompts, decoder, progress)
-    repeated = planned.repeated_frames
     batch_size = execution.clips_per_batch("cuda" if tflops else device)
     peak = tflops or measured_tflops(described.thinker.device, described.torch_dtype)
     thinker = thinker_figures(planned.clips, described, prompts)
@@ -240,13 +163,7 @@ def estimate(
     model_s = (thinker.total_flops + encoder.total_flops) / (peak * TERA * UTILISATION)
     decode_s = len(planned.clips) * sum(decode_times_s) / max(1, len(decode_times_s))
     return Estimate(
-        videos=planned.num_videos,
-        video_hours=planned.duration_s / 3600,
-        clips=len(planned.clips),
-        failed_videos=len({failure.video for failure in planned.failures}),
-        allowed_failed_videos=execution.failure_limit(num_videos=planned.num_videos) or 0,
-        failures=planned.failures,
-        repeats=planned.repeats,
+        **_folder_figures(planned, execution),
         device=described.thinker.device.type,
         dtype=described.thinker.dtype,
         batch_size=batch_size,
@@ -260,14 +177,64 @@ def estimate(
         model_hours=model_s / 3600,
         decode_hours=decode_s / 3600,
         decode_clips=len(decode_times_s),
-        dense_fps=planned.fps,
-        repeated_frames=repeated,
         warnings=[
-            *filter(None, [describe_repeats(repeated, fps=planned.fps)]),
+            *_repeat_warning(planned),
             *prompts.problems(planned.clips),
             *_precision_warning(models, described, tflops),
         ],
         assumptions=_assumptions(described, tflops),
+    )
+
+
+def _folder_figures(planned: PlannedFolder, execution: ExecutionSettings) -> dict[str, Any]:
+    """The figures of a plan, which no model has a part in."""
+    windows = [(clip.observed_frames, *clip.future_frames) for clip in planned.clips]
+    return {
+        "videos": planned.num_videos,
+        "video_hours": planned.duration_s / 3600,
+        "clips": len(planned.clips),
+        "thinker_frames": sum(len(clip.thinker_frames) for clip in planned.clips),
+        "encoder_windows": sum(map(len, windows)),
+        "encoder_frames": sum(len(window) for of_clip in windows for window in of_clip),
+        "failed_videos": len({failure.video for failure in planned.failures}),
+        "allowed_failed_videos": execution.failure_limit(num_videos=planned.num_videos) or 0,
+        "failures": planned.failures,
+        "repeats": planned.repeats,
+        "dense_fps": planned.fps,
+        "repeated_frames": planned.repeated_frames,
+    }
+
+
+def _repeat_warning(planned: PlannedFolder) -> list[str]:
+    return [text] if (text := describe_repeats(planned.repeated_frames, fps=planned.fps)) else []
+
+
+def _estimate_without_models(
+    files: Sequence[Path],
+    videos: Path,
+    clips: ClipSettings,
+    *,
+    models: ModelSettings,
+    execution: ExecutionSettings,
+    why: str,
+    progress: Progress,
+) -> FolderEstimate:
+    """What the videos alone say, and the published shapes of well-known models."""
+    dtype = choose_dtype(models.dtype, choose_device(execution.device))
+    clip_bytes = known_clip_bytes(models, clips, dtype=dtype)
+    with VideoDecoder(timeout_s=execution.decode_timeout) as decoder:
+        planned = plan_folder(files, videos, clips, decoder=decoder, progress=progress)
+    known = (
+        f"disk is by the models' published shapes, with {TYPICAL_TOKENS:,} thinker tokens a clip"
+        if clip_bytes
+        else "disk is not known: the models are none of the well-known ones"
+    )
+    return FolderEstimate(
+        **_folder_figures(planned, execution),
+        dtype=dtype,
+        disk_bytes=None if clip_bytes is None else len(planned.clips) * sum(clip_bytes),
+        warnings=[*_repeat_warning(planned), f"tokens, memory and hours need the models: {why}"],
+        assumptions=[known],
     )
 
 

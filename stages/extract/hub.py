@@ -10,6 +10,10 @@ from thinkjepa.stages.errors import StageError
 REVISION_FLAGS = {"thinker": "--revision", "encoder": "--encoder-revision"}
 
 
+class ModelUnavailableError(StageError):
+    """A hub's model is out of reach, for now or from here."""
+
+
 def hub_snapshot(name: str, *, revision: str, role: str, files: Sequence[str]) -> Path:
     """The folder of a model's files that match `files`. Raises StageError with the remedy.
 
@@ -26,7 +30,7 @@ def hub_snapshot(name: str, *, revision: str, role: str, files: Sequence[str]) -
         ) from error
     except (OSError, ValueError) as error:
         reason = _reason(error, name, revision=revision, role=role)
-        raise StageError(f"--{role} {name!r} is no local folder, and {reason}") from error
+        raise ModelUnavailableError(f"--{role} {name!r} is no local folder, and {reason}") from error
 
 
 def _reason(error: Exception, name: str, *, revision: str, role: str) -> str:

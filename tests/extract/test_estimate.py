@@ -19,9 +19,11 @@ from thinkjepa.cache.layout import array_dir
 from thinkjepa.pipeline.estimate_report import describe_estimate
 from thinkjepa.stages.data.clips import ClipSettings
 from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.extract.disk_space import stored_bytes
 from thinkjepa.stages.extract.encoder import VideoEncoder
 from thinkjepa.stages.extract.encoders import open_encoder
-from thinkjepa.stages.extract.estimate import Estimate, estimate, stored_bytes
+from thinkjepa.stages.extract.estimate import estimate
+from thinkjepa.stages.extract.estimate_figures import Estimate
 from thinkjepa.stages.extract.hooked_thinker import HookedThinker
 from thinkjepa.stages.extract.model_costs import (
     count_parameters,
@@ -64,9 +66,11 @@ def described_models(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory
 
 def estimated(videos: Path, models: Path, *, clips: ClipSettings = SMALL_CLIPS, **settings: Any) -> Estimate:
     chosen = ModelSettings(thinker=str(models / "thinker"), encoder=str(models / "encoder"), **settings)
-    return estimate(
+    figures = estimate(
         videos, clips=clips, models=chosen, execution=ExecutionSettings(), tflops=1.0, progress=NoProgress()
     )
+    assert isinstance(figures, Estimate)
+    return figures
 
 
 @pytest.fixture(scope="module")
@@ -250,6 +254,32 @@ def test_command_prints_a_table_with_warnings_and_assumptions(
     for expected in ("tokens per clip", "2 TFLOP/s given", "per 1,000 clips", "assumed: ", "--max-failures"):
         assert expected in outcome.stdout
     assert "give --dtype bfloat16" in outcome.stdout
+
+
+def test_models_out_of_reach_leave_clips_frames_and_gigabytes(
+    run_command: Callable[..., Any], videos: Path, figures: Estimate
+) -> None:
+    """The default names, which tests cannot reach."""
+    flags = ("--videos", videos, *SMALL_FLAGS, "--dtype", "bfloat16")
+    outcome = run_command("thinkjepa-cache", "estimate", *flags, "--json")
+    assert outcome.status == 0, outcome.stderr
+    found = outcome.json
+    assert set(found) == set(figures.to_json())
+    for name in ("clips", "videos", "failed_videos", "dense_fps", "thinker_frames", "encoder_windows"):
+        assert found[name] == getattr(figures, name), name
+    assert found["encoder_frames"] == 8 * found["encoder_windows"] == 16 * found["clips"]
+    tokens, latents = 8 * 1024 * 2048 * 2, 8 * 256 * 1024 * 2  # layers, tokens, width; steps, patches, width
+    assert found["disk_bytes"] / found["clips"] == pytest.approx(tokens + latents, rel=0.01)
+    assert found["hours"] is found["thinker"] is found["memory"] is None
+    assert "'Qwen/Qwen3-VL-2B-Thinking' is no local folder, and HF_HOME" in found["warnings"][-1]
+    others = run_command(
+        "thinkjepa-cache", "estimate", *flags, "--thinker", "some/thinker", "--tflops", 400, timeout_s=300
+    )
+    assert others.status == 0, others.stderr
+    assert f"{figures.clips} clips at 10 fps, bfloat16" in others.stdout
+    assert f"{found['encoder_windows']} windows" in others.stdout
+    assert "disk  " not in others.stdout
+    assert "warning: tokens, memory and hours need the models: --thinker 'some/thinker'" in others.stdout
 
 
 @pytest.mark.parametrize(
