@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from thinkjepa.stages.data.joints import HANDS_NEED_LABELS
 from thinkjepa.stages.data.repeated_frames import describe_repeats
 from thinkjepa.stages.extract.extraction import ExtractReport
 
@@ -27,8 +28,7 @@ def describe_report(
         lines.append(f"warning: {warning}")
     if report.repeats:
         lines.append(f"{len(report.repeats)} files repeat the content of another one and were taken once")
-    if report.labelled_videos or report.broken_labels:
-        lines.append(_labels(report))
+    lines.append(_labels(report))
     if report.failed_videos:
         stages = Counter(failure.stage for failure in report.failures if failure.stage != "labels")
         reasons = ", ".join(f"{number} at {stage}" for stage, number in sorted(stages.items()))
@@ -49,5 +49,7 @@ def describe_report(
 
 
 def _labels(report: ExtractReport) -> str:
+    if not (report.labelled_videos or report.broken_labels):
+        return f"hand labels: none; {HANDS_NEED_LABELS}"
     broken = f", {report.broken_labels} label files are broken" if report.broken_labels else ""
     return f"hand labels: {report.labelled_videos} videos{broken} (thinkjepa-data check tells more)"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thinkjepa.pipeline.units import human_bytes
+from thinkjepa.stages.data.joints import HANDS_NEED_LABELS
 from thinkjepa.stages.data.split_sizes import SideSize
 from thinkjepa.stages.data.splits import Side
 
@@ -44,8 +45,10 @@ def describe_start(start: RunStarts) -> str:
     task = f"latents and {start.num_joints} joints" if start.num_joints else "latents"
     processes = f"{start.processes} processes, each with " if start.processes > 1 else ""
     threads = f"{start.threads} thread{'s' if start.threads > 1 else ''}"
+    hands = [] if start.num_joints else [f"hands            none; {HANDS_NEED_LABELS}"]
     lines = [
         f"model            {start.variant}, {start.parameters / 1e6:.2f} M parameters, predicts {task}",
+        *hands,
         f"device           {start.device}, {processes}{threads}, about {human_bytes(start.memory_bytes)}",
         describe_split(start.sizes, grouping=start.grouping),
         f"training         {start.epochs} epochs of {start.steps_per_epoch} steps",

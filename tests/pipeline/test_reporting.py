@@ -11,9 +11,11 @@ import pytest
 from rich.console import Console
 
 from thinkjepa.pipeline import reporting
+from thinkjepa.pipeline.extract_report import describe_report
 from thinkjepa.pipeline.reporting import TerminalProgress, TrainingBar, rate_text
 from thinkjepa.stages.data.split_sizes import SideSize
 from thinkjepa.stages.data.splits import Side
+from thinkjepa.stages.extract.extraction import ExtractReport
 from thinkjepa.stages.train.events import EpochEnds, RunStarts
 from thinkjepa.stages.train.fit_state import EpochLosses
 
@@ -96,6 +98,21 @@ def test_a_training_begins_with_what_it_is_about() -> None:
         "continues        after epoch 3, step 1 of the next",
         "warning: [far] off",
     ]
+
+
+def test_that_hands_need_labels_is_said_where_there_are_none() -> None:
+    console, written = in_a_log()
+    with TrainingBar(console) as bar:
+        bar.report(replace(START, num_joints=0))
+    hands = next(line for line in written.getvalue().splitlines() if line.startswith("hands "))
+    report = ExtractReport("features", "thinker-1", "encoder-1", videos=3, clips=4)
+    extracted = describe_report(report)
+    for text in (hands, extracted):
+        assert "docs/labels.md" in text
+        assert "thinkjepa-data import" in text
+    labelled = describe_report(replace(report, labelled_videos=2, broken_labels=1))
+    assert "hand labels: 2 videos, 1 label files are broken" in labelled
+    assert "docs/labels.md" not in labelled
 
 
 def test_an_epoch_is_a_line_of_mean_losses() -> None:
