@@ -9,14 +9,12 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from thinkjepa.cache import FeatureCache
+from thinkjepa.pipeline.completion import set_names
 from thinkjepa.pipeline.console import JsonOption, errors, new_single_app, print_result, run_app
 from thinkjepa.pipeline.help_page import examples
 from thinkjepa.pipeline.options import with_settings
 from thinkjepa.pipeline.reporting import TrainingBar
 from thinkjepa.pipeline.train_report import describe_costs, describe_metrics, describe_split
-from thinkjepa.pipeline.warm_start import find_warm_start
-from thinkjepa.stages.data.selection import read_selection
 from thinkjepa.stages.data.splits import SplitRule
 from thinkjepa.stages.train.settings import TrainSettings
 
@@ -38,7 +36,9 @@ def train_command(
     feature_set: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", help="Feature set (or the beginning of its name), where the cache holds several."
+            "--set",
+            autocompletion=set_names,
+            help="Feature set (or the beginning of its name), where the cache holds several.",
         ),
     ] = None,
     selection: Annotated[
@@ -62,6 +62,9 @@ def train_command(
     Writes metrics.json, curve.csv and curve.png, split.json, run.json and the best epoch's weights. The best
     epoch is chosen on the validation clips; the test clips are never read.
     """
+    from thinkjepa.cache import FeatureCache
+    from thinkjepa.pipeline.warm_start import find_warm_start
+    from thinkjepa.stages.data.selection import read_selection
     from thinkjepa.stages.train import plan_costs, train
 
     cache = FeatureCache.open(cache_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
@@ -166,6 +167,24 @@ def test_the_shell_completes_commands_flags_and_choices(tmp_path: Path) -> None:
     assert completed("thinkjepa-cache ex", 1, tmp_path) == ["extract"]
     assert "--dense-fps" in completed("thinkjepa-cache extract --d", 2, tmp_path)
     assert completed("thinkjepa-cache extract --preset ", 3, tmp_path) == ["dual", "release"]
+
+
+def test_the_shell_completes_sets_and_clips_of_the_cache_on_the_line(tmp_path: Path) -> None:
+    record = json.dumps({"feature_sets": [{"name": "thinker-0123456789ab", "source": {"model": "tiny"}}]})
+    (tmp_path / "features").mkdir()
+    (tmp_path / "features" / "cache.json").write_text(record)
+    train = "thinkjepa-train --cache-dir features --set "
+    assert completed(f"{train}th", 4, tmp_path) == ["thinker-0123456789ab"]
+    assert completed(f"{train}enc", 4, tmp_path) == []
+    assert completed("thinkjepa-cache compare features thinker-0", 3, tmp_path) == ["thinker-0123456789ab"]
+    assert completed("thinkjepa-cache compare nothing thinker-0", 3, tmp_path) == []
+
+
+@pytest.mark.parametrize("module", [module for _, module in PROGRAMS])
+def test_a_program_that_only_shows_help_imports_no_torch(module: str) -> None:
+    code = f"import sys, {module}; print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
 
 
 def test_a_completion_script_is_shown_for_the_shell() -> None:
