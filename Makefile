@@ -8,7 +8,7 @@ JOBS ?= 2
 bin := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help environment test test-vllm check demo soak lock clean distclean
+.PHONY: help environment test test-vllm check params demo soak lock clean distclean
 
 help: ## List the targets
 	@echo "make TARGET, where TARGET is one of"
@@ -28,6 +28,10 @@ check: environment ## Check style, format and types
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/mypy
+
+params: environment ## Write params.yaml again after a setting or its text has changed
+	$(bin)/python -m thinkjepa.pipeline.params_file >params.yaml.new
+	mv params.yaml.new params.yaml
 
 demo: environment ## Run the whole pipeline on sample videos with untrained models, in demo/
 	$(bin)/thinkjepa-sample demo demo

@@ -1,6 +1,6 @@
 """The text of a project's params.yaml: every setting with its meaning, from the classes that check it.
 
-`python -m thinkjepa.pipeline.params_file` prints the one of a new project.
+`make params` writes the one of the repository.
 """
 
 from __future__ import annotations

@@ -154,8 +154,7 @@ def test_a_sample_project_has_videos_and_models_and_keeps_edited_settings(tmp_pa
 
 
 def test_the_repositorys_params_are_those_of_a_new_project() -> None:
-    remedy = "write it again: python -m thinkjepa.pipeline.params_file > params.yaml"
-    assert (ROOT / "params.yaml").read_text() == params_text(), remedy
+    assert (ROOT / "params.yaml").read_text() == params_text(), "write it again: make params"
 
 
 def test_every_key_of_params_has_its_meaning_above() -> None:
