@@ -173,3 +173,10 @@ def test_params_of_a_new_project_are_the_defaults_but_for_the_failures(tmp_path:
     short |= {"execution": {"max_failures": "5%"}}
     (tmp_path / "short.yaml").write_text(yaml.safe_dump(short))
     assert whole == read_params(tmp_path / "short.yaml")
+
+
+def test_every_setting_of_the_sample_project_is_in_its_params() -> None:
+    changes = yaml.safe_load((ROOT / "pipeline" / "sample" / "project.yaml").read_text())
+    made = yaml.safe_load(params_text(changes))
+    for name, value in changes.items():
+        assert made[name] == (made[name] | value if isinstance(value, dict) else value)
