@@ -158,7 +158,7 @@ class TrainingBar(_Bars):
         )
         self._start: RunStarts | None = None
         self._task: TaskID | None = None
-        self._first_step_s = self._losses = 0.0
+        self._begun_s = self._first_step_s = self._losses = 0.0
         self._steps = self._steps_of_epoch = 0
         self._expected = False
 
@@ -167,7 +167,7 @@ class TrainingBar(_Bars):
         if isinstance(event, str):
             self._print(event)
         elif isinstance(event, RunStarts):
-            self._start = event
+            self._start, self._begun_s = event, time.monotonic()
             self._print(describe_start(event))
             if event.split_warning:
                 self._print(event.split_warning, style="yellow")
@@ -190,12 +190,13 @@ class TrainingBar(_Bars):
         self._expect(steps_left=total - done, ends_epoch=step == total_steps)
 
     def _expect(self, *, steps_left: int, ends_epoch: bool) -> None:
-        """Say once how long it will take, when a few steps are measured. A validation step is a forward only,
-        a third of a training step."""
-        elapsed_s, measured = time.monotonic() - self._first_step_s, self._steps - 1
-        if self._expected or self._start is None or not measured:
+        """Say once how long it will take, when a few steps are measured, or a slow first one. A validation
+        step is a forward only, a third of a training step."""
+        if self._expected or self._start is None:
             return
-        if elapsed_s < EXPECT_AFTER_S and not ends_epoch:
+        begun_s, measured = (self._first_step_s, self._steps - 1) if self._steps > 1 else (self._begun_s, 1)
+        elapsed_s = time.monotonic() - begun_s
+        if elapsed_s < EXPECT_AFTER_S and not (ends_epoch and self._steps > 1):
             return
         sizes = self._start.sizes
         with_validation = 1 + sizes["validation"].clips / sizes["train"].clips / 3

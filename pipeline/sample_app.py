@@ -1,6 +1,7 @@
 """`thinkjepa-sample`: small models, videos and episodes of a hand to try the pipeline out with."""
 
 import os
+import shlex
 from pathlib import Path
 from time import monotonic
 from typing import Annotated, Literal
@@ -25,6 +26,11 @@ features predict a hand worse than "it stays where it is" is no surprise. See RE
                             future.mp4: the hand predicted over a test clip's future, beside the true one
   {out}/results/runs        a folder a run: curve.png, metrics.json, eval-test.md
   {out}/params.yaml         every setting: change one, run `dvc repro` in {out}, see what runs again"""
+
+AFTER_MODELS = """\
+next: thinkjepa-cache extract --videos DIR --cache-dir features --thinker {thinker} --encoder {encoder}
+      thinkjepa-train --cache-dir features --out runs/first --depth 4 --width 96 --heads 3 --epochs 30
+The predictor's default size and epochs are those of real models: they work, too, and take hours on a CPU."""
 
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write to; made where missing.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same files.")]
@@ -61,6 +67,7 @@ def models(out: Out, seed: Seed = 0, force: Force = False, as_json: JsonOption =
     print_text("UNTRAINED models with random weights, for trying the pipeline out only:")
     for name, folder in folders.items():
         print_text(f"  {name:8} {folder}")
+    print_text(AFTER_MODELS.format(**{name: shlex.quote(str(folder)) for name, folder in folders.items()}))
 
 
 @app.command(epilog=examples("thinkjepa-sample videos videos --num-videos 6 --fps 10"))

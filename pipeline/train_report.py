@@ -44,18 +44,22 @@ def describe_start(start: RunStarts) -> str:
     """The head of a training's log."""
     task = f"latents and {start.num_joints} joints" if start.num_joints else "latents"
     processes = f"{start.processes} processes, each with " if start.processes > 1 else ""
-    threads = f"{start.threads} thread{'s' if start.threads > 1 else ''}"
+    memory = human_bytes(start.memory_bytes)
     hands = [] if start.num_joints else [f"hands            none; {HANDS_NEED_LABELS}"]
     lines = [
         f"model            {start.variant}, {start.parameters / 1e6:.2f} M parameters, predicts {task}",
         *hands,
-        f"device           {start.device}, {processes}{threads}, about {human_bytes(start.memory_bytes)}",
+        f"device           {start.device}, {processes}{_counted(start.threads, 'thread')}, about {memory}",
         describe_split(start.sizes, grouping=start.grouping),
-        f"training         {start.epochs} epochs of {start.steps_per_epoch} steps",
+        f"training         {_counted(start.epochs, 'epoch')} of {_counted(start.steps_per_epoch, 'step')}",
     ]
     if start.epochs_done or start.steps_done:
         lines.append(f"continues        after epoch {start.epochs_done}, step {start.steps_done} of the next")
     return "\n".join(lines)
+
+
+def _counted(number: int, unit: str) -> str:
+    return f"{number} {unit}{'' if number == 1 else 's'}"
 
 
 def describe_epoch(end: EpochEnds) -> str:

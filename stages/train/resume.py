@@ -53,6 +53,11 @@ class ResumeFile:
         curve = tuple(EpochLosses(**losses) for losses in json.loads(header["curve"]))
         return FitState(curve=curve, partial=PartialEpoch(*json.loads(header["partial"])))
 
+    @property
+    def holds_another(self) -> bool:
+        """Whether a fit of another key is kept here, which saving this one will replace."""
+        return self._header().get("key", self.key) != self.key
+
     def threads(self) -> int:
         """Threads of the fit that is kept here, of whatever key; 0 where there is none."""
         return int(self._header().get("threads", "0"))

@@ -143,6 +143,8 @@ def carry_out(
     """Train as planned, from where an earlier process stopped, write the run and return its metrics."""
     settings, clips = plan.settings, plan.clips
     resume = ResumeFile(out_dir / RESUME, plan.key)
+    if resume.holds_another:
+        report(f"{str(out_dir)!r} has an unfinished run of other settings or features: it begins anew")
     report(start_of(plan, resume.peek(), accelerator))
     with repeatable_kernels(accelerator.device), tracked(accelerator, settings, out_dir):
         model = untrained_model(plan)

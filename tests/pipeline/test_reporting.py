@@ -143,7 +143,7 @@ def test_the_mean_loss_is_that_of_the_epoch() -> None:
 def test_the_time_to_expect_is_said_once_and_counts_validation(monkeypatch: pytest.MonkeyPatch) -> None:
     """2 s a step, 18 steps to come, and validations of half as many clips, each a third of a step."""
     console, written = in_a_log()
-    now = iter([0.0, 0.0, 0.0] + [2.0] * 30)
+    now = iter([0.0, 0.0, 0.0, 0.0, 0.0] + [2.0] * 30)
     monkeypatch.setattr(reporting, "time", SimpleNamespace(monotonic=lambda: next(now)))
     with TrainingBar(console) as bar:
         bar.report(START)
@@ -152,6 +152,16 @@ def test_the_time_to_expect_is_said_once_and_counts_validation(monkeypatch: pyte
         bar(epoch=2, step=1, total_steps=2, loss=1.0)
     expected = [line for line in written.getvalue().splitlines() if line.startswith("time to expect")]
     assert expected == ["time to expect   about 42 s more, 2 s a step"]
+
+
+def test_a_slow_first_step_is_enough_to_expect_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    console, written = in_a_log()
+    now = iter([0.0, 0.0] + [30.0] * 30)
+    monkeypatch.setattr(reporting, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    with TrainingBar(console) as bar:
+        bar.report(replace(START, steps_per_epoch=1))
+        bar(epoch=1, step=1, total_steps=1, loss=1.0)
+    assert "time to expect   about 5 min more, 30 s a step" in written.getvalue()
 
 
 def test_slow_work_is_told_by_the_minute() -> None:

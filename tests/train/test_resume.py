@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from thinkjepa.stages.train import SplitRule, TrainSettings, train
+from thinkjepa.stages.train.events import Report, RunStarts, TrainEvent, report_nothing
 
 BuildCache = Callable[..., Path]
 
@@ -41,7 +42,14 @@ class StopError(Exception):
     """Stands for a killed process."""
 
 
-def run(cache: Path, out: Path, *, progress: Callable[..., None] = lambda **_: None, **changed: Any) -> None:
+def run(
+    cache: Path,
+    out: Path,
+    *,
+    progress: Callable[..., None] = lambda **_: None,
+    report: Report = report_nothing,
+    **changed: Any,
+) -> None:
     train(
         cache,
         out,
@@ -50,6 +58,7 @@ def run(cache: Path, out: Path, *, progress: Callable[..., None] = lambda **_: N
         encoder_set=None,
         split=SplitRule(),
         progress=progress,
+        report=report,
     )
 
 
@@ -143,3 +152,26 @@ def test_a_run_goes_on_with_the_threads_that_it_began_with(latent_cache: BuildCa
     assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
     run(cache, tmp_path / "cut")  # is found finished
     assert torch.get_num_threads() == 1
+
+
+def test_a_run_says_where_it_continues_and_what_it_replaces(latent_cache: BuildCache, tmp_path: Path) -> None:
+    cache = latent_cache()
+
+    def stop(*, step: int, **_: int) -> None:
+        if step == 2:  # the first one is saved
+            raise StopError
+
+    def said(**settings: Any) -> tuple[int, list[str]]:
+        events: list[TrainEvent] = []
+        with pytest.raises(StopError):
+            run(cache, tmp_path / "run", progress=stop, report=events.append, **settings)
+        (start,) = [event for event in events if isinstance(event, RunStarts)]
+        return start.steps_done, [event for event in events if isinstance(event, str)]
+
+    assert said() == (0, [])
+    assert said() == (1, [])
+    steps_done, notes = said(seed=1)
+    assert steps_done == 0
+    assert notes == [
+        f"'{tmp_path / 'run'}' has an unfinished run of other settings or features: it begins anew"
+    ]
