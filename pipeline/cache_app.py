@@ -29,6 +29,7 @@ from thinkjepa.pipeline.options import with_settings
 from thinkjepa.pipeline.remembering import cache_memory
 from thinkjepa.pipeline.reporting import TerminalProgress
 from thinkjepa.stages.data.clips import ClipSettings
+from thinkjepa.stages.device import DEVICES
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
 from thinkjepa.stages.extract.vllm_settings import VllmSettings
 
@@ -100,7 +101,7 @@ def serve_thinker_command(
     ],
     host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen at.")] = 8000,
-    device: Annotated[str, typer.Option("--device", help="auto, cuda or cpu.")] = "auto",
+    device: Annotated[str, typer.Option("--device", help=f"Where the thinker runs: {DEVICES}.")] = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Clips at work at once.")] = 64,
     show: Annotated[bool, typer.Option("--print", help="Print the command of vLLM, do not run it.")] = False,
     models: ModelSettings,
@@ -133,9 +134,7 @@ def serve_thinker_command(
 def doctor_command(
     *,
     cache_dir: Annotated[Path, typer.Option("--cache-dir", help="Where the cache will lie.")] = Path(),
-    device: Annotated[
-        str, typer.Option(help="Where the models will run: auto, cpu, cuda, cuda:1, mps.")
-    ] = "auto",
+    device: Annotated[str, typer.Option(help=f"Where the models will run: {DEVICES}.")] = "auto",
     json: JsonOption = False,
 ) -> int:
     """Try everything that extraction needs: versions, decoder, devices, disk, a clip through tiny models.

@@ -28,6 +28,17 @@ WIDEST = 120
 FEWEST_COLUMNS, NAME_COLUMNS = 12, 26
 """A longer name takes a line of its own, and its text follows below."""
 
+VALUES = {
+    "fps": "FPS",
+    "s": "SECONDS",
+    "time": "SECONDS",
+    "timeout": "SECONDS",
+    "mb": "MB",
+    "device": "DEVICE",
+    "params": "YAML",
+}
+"""What a flag takes, by the last word of its name."""
+
 Parameter = TyperOption | TyperArgument
 
 
@@ -139,7 +150,7 @@ def _value(item: TyperOption) -> str:
     kind: Any = described.annotation
     repeated = typing.get_origin(kind) is list
     kind = typing.get_args(kind)[0] if repeated else kind
-    plain = {int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")
+    plain = VALUES.get(item.name.split("_")[-1]) or {int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")
     return f"{plain} ..." if repeated else plain
 
 

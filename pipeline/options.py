@@ -34,12 +34,9 @@ Sections = Mapping[str, Mapping[str, Any]]
 FOLDERS = {"videos": "videos", "cache_dir": "cache_dir"}
 """Parameters of commands that a key of params.yaml may stand for: always these two."""
 
-METAVARS = {"fps": "FPS", "s": "SECONDS", "timeout": "SECONDS", "mb": "MB", "device": "DEVICE"}
-"""What a flag takes, by the last word of its name."""
-
 ParamsOption = Annotated[
     Path | None,
-    typer.Option("--params", metavar="YAML", help="Take from this params.yaml what no flag says."),
+    typer.Option("--params", help="Take from this params.yaml what no flag says."),
 ]
 
 
@@ -211,15 +208,14 @@ def _optional(item: inspect.Parameter) -> inspect.Parameter:
 
 def _option(item: Field[Any], kind: type[Any]) -> inspect.Parameter:
     hint = typing.get_type_hints(kind)[item.name]
-    name = _flag(item.name)
-    metavar = METAVARS.get(item.name.split("_")[-1])
+    name, metavar = _flag(item.name), None
     if typing.get_origin(hint) in (typing.Union, types.UnionType):  # typer has none: pydantic checks the text
         hint, metavar = str, _choices(hint)
     option = typer.Option(
         f"{name}/--no-{name.removeprefix('--')}" if hint is bool else name,
         help=item.metadata["help"],
         rich_help_panel=_panel(item, kind),
-        metavar=None if typing.get_origin(hint) else metavar,
+        metavar=metavar,
     )
     return inspect.Parameter(
         item.name, inspect.Parameter.KEYWORD_ONLY, default=item.default, annotation=Annotated[hint, option]
