@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from thinkjepa.cache import FeatureCache, FeatureSet
 from thinkjepa.cache.assignment import is_unfinished
-from thinkjepa.cache.layout import array_dir
+from thinkjepa.cache.differences import set_differences
+from thinkjepa.cache.layout import array_dir, failures_file, index_dir
 from thinkjepa.cache.records import ERROR
 from thinkjepa.pipeline.cache_list import allocated_bytes
 from thinkjepa.pipeline.remembering import setting_flags
@@ -24,7 +27,16 @@ def cache_info(path: Path) -> dict[str, Any]:
     """Feature sets, clips, shapes, bytes on disk and failures. Raises CacheError for no cache."""
     cache = FeatureCache.open(path)
     clips = cache.clips.all().by_clip_id()
-    sets = [_describe_set(cache, item) for item in cache.feature_sets.values()]
+    apart = {
+        name: text
+        for kind in ("thinker", "encoder")
+        for name, text in set_differences(
+            item for item in cache.feature_sets.values() if item.kind == kind
+        ).items()
+    }
+    sets = [
+        {**_describe_set(cache, item), "differs_by": apart[item.name]} for item in cache.feature_sets.values()
+    ]
     return {
         "cache": str(path),
         "clips": len(clips),
@@ -33,6 +45,7 @@ def cache_info(path: Path) -> dict[str, Any]:
         "settings": setting_flags(remembered_settings(path)),
         "feature_sets": sets,
         "failures": [asdict(failure) for failure in cache.failures],
+        "failures_recorded": _changed(failures_file(path)),
     }
 
 
@@ -55,6 +68,8 @@ def _describe_set(cache: FeatureCache, feature_set: FeatureSet) -> dict[str, Any
         "fingerprint": feature_set.fingerprint,
         "clips": num_clips,
         "failed_clips": len(index.failed),
+        "failures": _failed(cache, feature_set),
+        "changed": _changed(*index_dir(cache.path, feature_set.name).glob("*.parquet")),
         **({"repeated_frames": _repeats(cache, feature_set)} if feature_set.kind == "encoder" else {}),
         "unfinished_shard": is_unfinished(cache.path, feature_set.name),
         "tokens_per_clip": [int(lengths.min()), int(lengths.max())] if lengths.any() else None,
@@ -63,6 +78,24 @@ def _describe_set(cache: FeatureCache, feature_set: FeatureSet) -> dict[str, Any
         "origin": dict(feature_set.origin),
         "source": dict(feature_set.source),
     }
+
+
+def _failed(cache: FeatureCache, feature_set: FeatureSet) -> list[dict[str, str]]:
+    """Clips that this set has no features of, with the reason."""
+    failed = cache.index(feature_set.name).failed
+    sampling = feature_set.origin["sampling"]["fingerprint"]
+    clips = cache.clips.sampled(feature_set.kind, sampling, within=cache.clips.all()).only(failed.keys())
+    videos = dict(zip(clips.clip_ids.to_pylist(), clips.values("video"), strict=True))
+    return [
+        {"clip_id": clip_id, "video": videos.get(clip_id, ""), "stage": row.stage, "reason": row.reason}
+        for clip_id, row in sorted(failed.items())
+    ]
+
+
+def _changed(*files: Path) -> str | None:
+    """When the newest of some files was written, UTC; None where there are none."""
+    times = [path.stat().st_mtime for path in files if path.is_file()]
+    return f"{datetime.fromtimestamp(max(times), UTC):%Y-%m-%d %H:%M} UTC" if times else None
 
 
 def _repeats(cache: FeatureCache, feature_set: FeatureSet) -> dict[str, Any]:
@@ -91,15 +124,18 @@ def describe_info(info: dict[str, Any]) -> str:
         lines.append("extract takes, unless told otherwise: " + " ".join(info["settings"]))
     for item in info["feature_sets"]:
         lines += ["", *_set_lines(item)]
-    if info["failures"]:
-        lines += ["", f"{len(info['failures'])} failures:"]
-        lines += [
-            f"  {failure['video']!r} {failure['clip_id']} [{failure['stage']}] {failure['reason']}".replace(
-                "  [", " ["
-            )
-            for failure in info["failures"]
-        ]
+    in_sets = {(item["clip_id"], item["stage"]) for part in info["feature_sets"] for item in part["failures"]}
+    others = [item for item in info["failures"] if (item["clip_id"], item["stage"]) not in in_sets]
+    if others:
+        recorded = f"at the settings of the last run over each video, {info['failures_recorded']}"
+        lines += ["", f"{len(others)} failures {recorded}:"]
+        lines += [f"  {_failure_line(item)}" for item in others]
     return "\n".join(lines)
+
+
+def _failure_line(failure: Mapping[str, str]) -> str:
+    clip = f" {failure['clip_id']}" if failure["clip_id"] else ""
+    return f"{failure['video']!r}{clip} [{failure['stage']}] {failure['reason']}"
 
 
 def _set_lines(item: dict[str, Any]) -> list[str]:
@@ -109,7 +145,11 @@ def _set_lines(item: dict[str, Any]) -> list[str]:
         origin["dtype"],
         f"on {source.get('device')}",
     ]
-    lines = [f"{item['name']}: {item['clips']} clips, {human_bytes(item['bytes'])}", "  " + ", ".join(made)]
+    written = f", last written {item['changed']}" if item["changed"] else ""
+    lines = [f"{item['name']}: {item['clips']} clips, {human_bytes(item['bytes'])}{written}"]
+    lines.append("  " + ", ".join(made))
+    if item["differs_by"]:
+        lines.append(f"  unlike the other {item['kind']} sets: {item['differs_by']}")
     if item["kind"] == "thinker":
         layers = " ".join(str(layer) for layer in origin["layers"])
         lines.append(f"  prompt {origin['prompt']!r}, {origin['max_new_tokens']} new tokens, layers {layers}")
@@ -125,8 +165,9 @@ def _set_lines(item: dict[str, Any]) -> list[str]:
         lines.append("  tokens per clip {} to {}".format(*item["tokens_per_clip"]))
     if warning := item.get("repeated_frames", {}).get("warning"):
         lines.append(f"  warning: {warning}")
-    if item["failed_clips"]:
-        lines.append(f"  {item['failed_clips']} clips failed")
+    if item["failures"]:
+        lines.append(f"  {len(item['failures'])} clips failed in this set:")
+        lines += [f"    {_failure_line(failure)}" for failure in item["failures"]]
     if item["unfinished_shard"]:
         lines.append("  an interrupted run left a shard open: run the same extraction again to finish it")
     return lines

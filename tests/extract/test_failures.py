@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from thinkjepa.cache import ClipRow, Failure, FeatureCache, Problem, WriteSession, drop_clips
+from thinkjepa.pipeline.cache_info import cache_info, describe_info
 from thinkjepa.stages.data.clips import ClipSettings
 from thinkjepa.stages.data.decode_process import DecodeError
 from thinkjepa.stages.errors import StageError
@@ -193,3 +194,12 @@ def test_what_the_thinker_will_refuse_is_told_before_the_models_are_loaded(
     order.clear()
     assert run(tmp_path / "wide", Noting()).failed_before == report.clips
     assert order == ["planning"]  # nothing is left to do, so nothing is loaded
+    info = cache_info(tmp_path / "cache")
+    failed = {
+        item["kind"]: [failure["stage"] for failure in item["failures"]] for item in info["feature_sets"]
+    }
+    assert failed == {"thinker": ["thinker"] * report.clips, "encoder": []}
+    text = describe_info(info)
+    assert f"{report.clips} clips failed in this set:" in text
+    assert text.count("'wide.mp4'") == report.clips  # each once, at the set that lacks it
+    assert " failures at the settings" not in text

@@ -41,7 +41,9 @@ def test_repeats_are_told_before_and_after_an_extraction_and_of_its_cache(
     assert {**repeated, "warning": encoder["repeated_frames"]["warning"]} == encoder["repeated_frames"]
 
 
-def test_auto_is_a_number_in_the_cache(tmp_path: Path, folder: Path, run_extract: RunCommand) -> None:
+def test_auto_is_a_number_in_the_cache(
+    tmp_path: Path, folder: Path, run_extract: RunCommand, run_command: RunCommand
+) -> None:
     done = run_extract(folder, tmp_path / "cache", "--dense-fps", "auto")
     assert done.status == 0, done.stderr
     assert "--dense-fps auto: 10 frames a second, the rate of '10.mp4'; 2 of 3" in done.stderr
@@ -50,6 +52,11 @@ def test_auto_is_a_number_in_the_cache(tmp_path: Path, folder: Path, run_extract
     assert encoder.origin["sampling"]["fps"] == 10
     again = run_extract(folder, tmp_path / "cache", "--dense-fps", 10)
     assert (again.json["extracted"], again.json["encoder_set"]) == (0, encoder.name)
+    other = run_extract(folder, tmp_path / "cache", "--dense-fps", 5)
+    info = run_command("thinkjepa-cache", "info", tmp_path / "cache").stdout
+    for name, fps in ((encoder.name, 10.0), (other.json["encoder_set"], 5.0)):
+        part = info.split(f"\n{name}: ")[1].split("\n\n")[0]
+        assert f"  unlike the other encoder sets: sampling.fps {fps}\n" in part
 
 
 def test_a_rate_that_is_none_is_refused(tmp_path: Path, folder: Path, run_extract: RunCommand) -> None:
