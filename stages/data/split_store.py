@@ -10,9 +10,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
-from thinkjepa.cache.disk import explained_os_errors
+from thinkjepa.cache.holder import WAIT, WriteLock
 from thinkjepa.stages.data.groups import group_of, resolve_rule
 from thinkjepa.stages.data.splits import Split, SplitRule, as_side, assign_splits
 from thinkjepa.stages.json_files import read_json, write_json
@@ -45,16 +43,14 @@ def stored_split(cache_dir: Path, rule: SplitRule, videos: Collection[tuple[str,
     path = split_file(cache_dir, rule)
     if path.exists() and _covers(_read(path, rule), videos):
         return planned_split(cache_dir, rule, videos)
-    with explained_os_errors("write the split", path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.with_suffix(".lock"))
-        lock.acquire()
-    try:
+    with WriteLock(path.parent, file=path.name, remedy=WAIT, on_wait=_wait_in_silence):
         extended = planned_split(cache_dir, rule, videos)
         write_json(path, extended.to_json())
-    finally:
-        lock.release()
     return extended
+
+
+def _wait_in_silence(note: str) -> None:
+    """Another run writes the same split, which takes a moment."""
 
 
 def planned_split(cache_dir: Path, rule: SplitRule, videos: Collection[tuple[str, str]]) -> StoredSplit:

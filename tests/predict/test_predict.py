@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from new_videos import FPS, NUM_FRAMES, SIZE, frames_of, lossless_video, train_run
 
 from thinkjepa.cache import FeatureCache, VideoLabels, WriteSession, file_digest
+from thinkjepa.cache.holder import WriteLock
 from thinkjepa.pipeline.overlay import PANEL_SHORT_SIDE_PX
 from thinkjepa.stages.data.trajectories import project, to_camera
 from thinkjepa.stages.errors import StageError
@@ -264,3 +266,14 @@ def test_displacements_start_from_the_last_observed_pose(
     first_m = np.array(outcome.json["positions_m"])[0]
     assert np.linalg.norm(first_m - last_m, axis=-1).max() < 0.1
     assert FeatureCache.open(cache).labels.find(file_digest(videos[0])) is not None
+
+
+def test_a_file_that_another_process_writes_is_refused_and_its_neighbor_is_not(
+    run: Path, videos: list[Path], predict: RunCommand, tmp_path: Path
+) -> None:
+    with WriteLock(tmp_path, file="a.mp4", remedy=""):
+        refused = predict(run, videos[2], tmp_path / "a.mp4")
+        assert refused.status == 2
+        assert f"'{tmp_path / 'a.mp4'}' is being written by process {os.getpid()} of " in refused.stderr
+        assert predict(run, videos[2], tmp_path / "b.mp4").status == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"b.mp4", "b.json"}

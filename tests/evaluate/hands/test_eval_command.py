@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import matplotlib.image
 import pytest
 
 from thinkjepa.cache import FeatureCache, VideoLabels, WriteSession
+from thinkjepa.cache.holder import WriteLock
 from thinkjepa.pipeline import eval_app
 
 TrainRun = Callable[..., Path]
@@ -164,3 +166,25 @@ def test_wrong_use_is_refused_in_one_line(
         assert result.stderr.startswith("error: ")
         assert words in result.stderr
         assert result.stdout == ""
+
+
+def test_what_another_process_writes_is_refused_and_left_as_it_is(
+    train_run: TrainRun, tmp_path: Path, evaluate_command: Callable[..., Result]
+) -> None:
+    """This process holds the folders that the command would write."""
+    run, out = train_run(), tmp_path / "out"
+    with WriteLock(run, remedy=""):
+        for flags in ((), ("--rollout", "2")):
+            refused = evaluate_command("--run", run, *flags)
+            assert refused.returncode == 2
+            assert f"error: '{run}' is being written by process {os.getpid()} of " in refused.stderr
+    assert not list(run.glob("eval-*"))
+    assert not list(run.glob("rollout-*"))
+    assert evaluate_command("--run", run).returncode == 0
+    with WriteLock(out, remedy=""):
+        refused = evaluate_command("--run", run, "--out", out)
+        assert refused.returncode == 2
+        assert f"'{out}' is being written by process {os.getpid()} of " in refused.stderr
+    assert not list(out.glob("comparison*"))
+    assert evaluate_command("--run", tmp_path / "typo").returncode == 2
+    assert not (tmp_path / "typo").exists(), "a folder without a run is not made"
