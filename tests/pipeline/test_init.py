@@ -128,6 +128,7 @@ def test_what_cannot_be_a_project_is_refused_in_one_line(tmp_path: Path) -> None
     (tmp_path / "file").touch()
     (tmp_path / "videos").mkdir()
     assert "File exists" in refused(tmp_path, "file")
+    assert "a part of the path is a file" in refused(tmp_path, "file", "--sample")
     assert "'nowhere' is no folder" in refused(tmp_path, "project", "--videos", "nowhere")
     assert "would be inside its videos folder" in refused(tmp_path, "videos/project", "--videos", "videos")
     assert "leave --videos out" in refused(tmp_path, "project", "--videos", "videos", "--sample")
