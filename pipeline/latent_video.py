@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from thinkjepa.pipeline.encoder_box import outlined
 from thinkjepa.pipeline.latent_panels import LatentPanels, Panel
-from thinkjepa.pipeline.overlay import encoded_mp4, playback_fps
+from thinkjepa.pipeline.playback import prediction_mp4
 from thinkjepa.stages.data.clock import clock_text, seconds_ahead
 from thinkjepa.stages.predict import Prediction
 
@@ -23,9 +23,8 @@ Moment = list[Titled]
 
 def latent_video(prediction: Prediction, panels: LatentPanels) -> bytes:
     """An H.264 MP4 of the observed and then of the future frames."""
-    moments = list(_moments(prediction, panels))
-    pictures = (_picture(moment) for moment in moments)
-    return encoded_mp4(pictures, fps=playback_fps(prediction.frames, len(moments)))
+    pictures = (_picture(moment) for moment in _moments(prediction, panels))
+    return prediction_mp4(pictures, prediction.frames)
 
 
 def _moments(prediction: Prediction, panels: LatentPanels) -> Iterator[Moment]:

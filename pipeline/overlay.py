@@ -6,33 +6,32 @@ predicted in the frame of the last observed camera into each later picture.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import groupby, repeat
 
-import av
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from thinkjepa.pipeline.encoder_box import outlined
+from thinkjepa.pipeline.playback import prediction_mp4
 from thinkjepa.stages.data.clock import clock_text, seconds_ahead
 from thinkjepa.stages.data.decode_process import VideoDecoder
 from thinkjepa.stages.data.framing import Framing, seen_box
 from thinkjepa.stages.data.joints import Bone, hand_bones
 from thinkjepa.stages.data.trajectories import Poses, Positions, project, to_camera, to_world
+from thinkjepa.stages.picture_style import PREDICTED, TRUE
 from thinkjepa.stages.predict import ChosenFrames, PredictedHands, Prediction
 
 PANEL_SHORT_SIDE_PX = 480
 CAPTION_PX = 56
-SLOWEST_FPS, SHORTEST_S = 5, 4.0
-"""Short predictions are played slowly, so that there is something to look at."""
+TRUE_RGB, PREDICTED_RGB = ImageColor.getrgb(TRUE), ImageColor.getrgb(PREDICTED)
+GREY = (70, 70, 70)
+GHOST_OPACITY = 0.6
+"""Of the true hand under the predicted one."""
 
-BLUE, ORANGE, GREY = (0, 114, 178), (230, 159, 0), (70, 70, 70)
-"""Apart for colour-blind eyes too (Okabe and Ito): the true hand, the predicted one."""
-
+Color = tuple[int, ...]
 Pixels = npt.NDArray[np.float64]
 
 
@@ -71,7 +70,7 @@ def overlay_video(prediction: Prediction, hands: PredictedHands, *, decode_timeo
             )
             for frame, moment in zip(frames, moments, strict=True)
         )
-        return encoded_mp4(pictures, fps=playback_fps(prediction.frames, len(moments)))
+        return prediction_mp4(pictures, prediction.frames)
 
 
 def _moments(frames: ChosenFrames, hands: PredictedHands) -> Iterator[Moment]:
@@ -145,13 +144,17 @@ def _picture(
     scale = PANEL_SHORT_SIDE_PX / min(height, width)
     size = (_even(width * scale), _even(height * scale))
     placed = not note.startswith("camera unknown")
-    shown = [("predicted", moment.predicted, ORANGE)]
+    shown = [("predicted", moment.predicted, PREDICTED_RGB)]
     if two_panels:
-        shown.append(("true", moment.true, BLUE))
+        shown.append(("true", moment.true, TRUE_RGB))
     canvas = Image.new("RGB", (size[0] * len(shown), size[1] + CAPTION_PX), GREY)
     for place, (title, pixels, colour) in enumerate(shown):
         scaled = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS))
         panel = Image.fromarray(outlined(scaled, seen_box(framing, width_px=size[0], height_px=size[1])))
+        if place == 0 and moment.true is not None and placed:
+            ghost = panel.copy()
+            _draw_hand(ghost, moment.true * scale, bones, TRUE_RGB)
+            panel = Image.blend(panel, ghost, GHOST_OPACITY)
         if pixels is not None:
             points = pixels * scale if placed else _unplaced(pixels, size)
             _draw_hand(panel, points, bones, colour)
@@ -159,8 +162,10 @@ def _picture(
             ImageDraw.Draw(panel).rectangle((0, 0, size[0] - 1, size[1] - 1), outline=colour, width=4)
         canvas.paste(panel, (place * size[0], 0))
         text = moment.caption if place == 0 else ""
-        label = f"{title}" if not moment.observed else ""
+        label = title if pixels is not None else ""
         _caption(canvas, place * size[0], size, label, colour, text, note if place == 0 else "")
+        if place == 0 and moment.true is not None and placed:
+            _ghost_legend(canvas, size)
     return canvas
 
 
@@ -169,7 +174,7 @@ def _caption(
     left: int,
     size: tuple[int, int],
     label: str,
-    colour: tuple[int, int, int],
+    colour: Color,
     text: str,
     note: str,
 ) -> None:
@@ -183,11 +188,21 @@ def _caption(
         draw.text((left + 10, size[1] + 32), note, font=ImageFont.load_default(size=14), fill=(220, 220, 220))
 
 
+def _ghost_legend(canvas: Image.Image, size: tuple[int, int]) -> None:
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=14)
+    swatch = tuple(
+        round(GHOST_OPACITY * one + (1 - GHOST_OPACITY) * grey)
+        for one, grey in zip(TRUE_RGB, GREY, strict=True)
+    )
+    draw.rectangle((size[0] - 130, size[1] + 35, size[0] - 112, size[1] + 47), fill=swatch)
+    draw.text((size[0] - 104, size[1] + 32), "faint: true", font=font, fill=(220, 220, 220))
+
+
 def _draw_hand(
     panel: Image.Image,
     points: Pixels,
     bones: Sequence[Bone],
-    colour: tuple[int, int, int],
+    colour: Color,
 ) -> None:
     """Bones with a dark rim, so that they stand out on any picture, and joints as dots."""
     draw = ImageDraw.Draw(panel)
@@ -204,29 +219,6 @@ def _unplaced(positions_m: Pixels, size: tuple[int, int]) -> Pixels:
     centre = np.nanmean(positions_m, axis=0)
     points: Pixels = (positions_m - centre) * size[0] + np.array(size) / 2
     return points
-
-
-def playback_fps(frames: ChosenFrames, num_frames: int) -> Fraction:
-    """Real time, or slower where there are few frames."""
-    real = Fraction(frames.fps).limit_denominator(1000)
-    slow = Fraction(num_frames) / Fraction(SHORTEST_S)
-    return min(real, max(slow, Fraction(SLOWEST_FPS)))
-
-
-def encoded_mp4(pictures: Iterator[Image.Image], *, fps: Fraction) -> bytes:
-    """The pictures as an H.264 MP4."""
-    sink = io.BytesIO()
-    with av.open(sink, "w", format="mp4") as container:
-        stream = None
-        for picture in pictures:
-            if stream is None:
-                stream = container.add_stream("libx264", rate=fps, options={"crf": "18"})
-                stream.width, stream.height = picture.size
-                stream.pix_fmt = "yuv420p"
-            container.mux(stream.encode(av.VideoFrame.from_image(picture)))
-        if stream is not None:
-            container.mux(stream.encode())
-    return sink.getvalue()
 
 
 def _even(value: float) -> int:

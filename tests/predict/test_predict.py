@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from new_videos import FPS, NUM_FRAMES, SIZE, frames_of, lossless_video, train_r
 from thinkjepa.cache import FeatureCache, VideoLabels, WriteSession, file_digest
 from thinkjepa.cache.holder import WriteLock
 from thinkjepa.pipeline.overlay import PANEL_SHORT_SIDE_PX
+from thinkjepa.pipeline.playback import held_frames
 from thinkjepa.stages.data.trajectories import project, to_camera
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.trained_run import TrainedRun
@@ -27,6 +29,8 @@ RunCommand = Callable[..., Any]
 MakeVideo = Callable[..., Path]
 
 JOINTS = ("rightIndexFingerKnuckle", "rightIndexFingerTip", "rightThumbTip", "rightHand")
+PAUSE, HOLD = held_frames(Fraction(5))
+"""Sixteen frames at 10 a second are played at 5."""
 INTRINSICS = np.array([[160.0, 0, 80], [0, 160, 64], [0, 0, 1]])
 
 
@@ -134,7 +138,8 @@ def test_the_overlay_draws_the_hand_over_the_future(
     pictures = frames_of(tmp_path / "out.mp4")
     record = outcome.json
     assert record["split_frame"] + 8 == NUM_FRAMES  # as late as the whole future is still shown
-    assert len(pictures) == len(record["observed_frames"]) + len(record["future_frames"]) == 16
+    assert len(record["observed_frames"]) + len(record["future_frames"]) == 16
+    assert len(pictures) == 16 + PAUSE + HOLD
     assert pictures[0].shape[1] == 2 * PANEL_SHORT_SIDE_PX * SIZE[0] // SIZE[1]
     labels = labels_of(videos[0], 0)
     assert labels.camera_poses is not None
@@ -142,8 +147,13 @@ def test_the_overlay_draws_the_hand_over_the_future(
     in_camera = to_camera(labels.positions_m[frame], labels.camera_poses[frame])
     tip = project(in_camera, INTRINSICS)[JOINTS.index("rightIndexFingerTip")] * PANEL_SHORT_SIDE_PX / SIZE[1]
     x, y = round(tip[0]) + pictures[0].shape[1] // 2, round(tip[1])
-    colour = pictures[8 + 3][y - 1 : y + 2, x - 1 : x + 2].mean(axis=(0, 1))
+    shown = pictures[8 + PAUSE + 3]
+    colour = shown[y - 1 : y + 2, x - 1 : x + 2].mean(axis=(0, 1))
     assert np.abs(colour - [0, 114, 178]).max() < 40  # the true hand's blue, where the tip is
+    x -= shown.shape[1] // 2
+    ghost = shown[y - 1 : y + 2, x - 1 : x + 2].mean(axis=(0, 1))
+    assert np.abs(ghost - colour).max() > 10, "fainter in the panel of the prediction"
+    assert ghost[2] > ghost[0] + 30
 
 
 def test_past_the_end_of_a_video_the_last_frame_stays(
@@ -154,7 +164,7 @@ def test_past_the_end_of_a_video_the_last_frame_stays(
     assert outcome.json["future_frames"] == []
     assert outcome.json["true_positions_m"] is None
     assert outcome.json["future_times_s"] == pytest.approx([4.1 + step / FPS for step in range(8)])
-    assert len(frames_of(tmp_path / "out.mp4")) == 16
+    assert len(frames_of(tmp_path / "out.mp4")) == 16 + PAUSE + HOLD
 
 
 def test_a_video_without_labels_is_drawn_without_a_truth(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image
 from thinkjepa.cache import file_digest
 from thinkjepa.pipeline.latent_colors import LatentColors
 from thinkjepa.pipeline.latent_panels import PANEL_SHORT_SIDE_PX, LatentPanels
+from thinkjepa.pipeline.playback import held_frames
 from thinkjepa.stages.data.framing import VJEPA2_FRAMING
 from thinkjepa.stages.evaluate.latent_metrics import latent_metrics
 from thinkjepa.stages.evaluate.trained_run import TrainedRun
@@ -103,7 +105,7 @@ def test_a_run_without_labels_writes_a_picture_and_a_video(
         assert "thinkjepa-data import" in outcome.stdout
         assert ("nothing to compare with" in outcome.stdout) == bool(split)
     frames = frames_of(tmp_path / "out.mp4")
-    assert len(frames) == 16
+    assert len(frames) == 16 + sum(held_frames(Fraction(5)))
     assert frames[0].shape[1] > 3 * PANEL_SHORT_SIDE_PX * WIDE[0] / WIDE[1]
     with Image.open(tmp_path / "out.png") as picture:
         assert picture.width > 1000
