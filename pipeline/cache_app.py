@@ -92,7 +92,7 @@ def extract_command(
         "thinkjepa-cache serve-thinker --states /shared/states --params params.yaml --print",
     ),
 )
-@with_settings(models=ModelSettings, vllm=VllmSettings)
+@with_settings(keys={"device": "execution.device"}, models=ModelSettings, vllm=VllmSettings)
 def serve_thinker_command(
     *,
     states: Annotated[

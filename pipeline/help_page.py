@@ -73,7 +73,7 @@ def help_page(command: TyperCommand | TyperGroup, context: typer.Context) -> str
             rows = [(item.name or "", Text(_paragraphs(item.help or "")[0])) for item in commands]
             _print_panel(console, "Commands", rows)
         for title, own in panels:
-            _print_panel(console, title, [(_name(item), _text(item, context)) for item in own])
+            _print_panel(console, title, [(option_name(item), _text(item, context)) for item in own])
         if command.epilog:
             console.print(Text("\nExamples", style="bold"))
             for line in command.epilog.splitlines():
@@ -126,7 +126,7 @@ def _print_panel(console: Console, title: str, rows: Sequence[tuple[str, Text]])
         console.print(Padding(table, (0, 0, 0, 2)))
 
 
-def _name(item: Parameter) -> str:
+def option_name(item: Parameter) -> str:
     """`-o, --out PNG`, `--[no-]wait`, `--full/--quick`, or an argument's name."""
     if isinstance(item, TyperArgument):
         return item.metavar or item.name.upper()

@@ -51,8 +51,8 @@ class ModelSettings:
     )
     fp8: Literal["none", "tokens", "latents", "all"] = setting(
         "none",
-        "What is stored in 8 bits with a scale per token, which halves its disk and adds an error that "
-        "thinkjepa-cache info shows: the thinker's tokens, the encoder's latents, all or none.",
+        "What is stored in 8 bits with a scale per token: half the disk, and an error that thinkjepa-cache "
+        "info shows.",
         rare=True,
     )
 
@@ -81,10 +81,10 @@ class ExecutionSettings:
     max_failures: str = setting(
         "",
         "Failed videos that are accepted, a number or a percentage such as 5%: one more ends the run early. "
-        "Empty: the run goes through to its end, and its exit status is 3 if any failed.",
+        "Empty: none ends it, and its exit status is 3 if any failed.",
     )
     retry_failed: bool = setting(
-        False, "Try those clips again that failed in an earlier run, instead of listing them once more."
+        False, "Try clips again that failed in an earlier run; else they are listed once more."
     )
     ignore_space: bool = setting(
         False, "Start even where the features that are missing will not fit on the disk.", rare=True
@@ -113,7 +113,7 @@ class ExecutionSettings:
         2, "How often a worker may die over the same clip before the clip is recorded as failed.", rare=True
     )
     wait: bool = setting(
-        False, "Where another process writes this cache: wait until it ends, instead of saying who it is."
+        False, "Wait while another process writes this cache, instead of ending with its name."
     )
     codec: Literal["none", "zstd", "blosc"] = setting(
         "none",

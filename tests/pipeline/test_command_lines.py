@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from thinkjepa.pipeline.console import built_command
-from thinkjepa.pipeline.help_page import help_page
+from thinkjepa.pipeline.help_page import help_page, option_name
 
 PROGRAMS = sorted(
     (script.name, script.value.removesuffix(":main"))
@@ -102,6 +102,30 @@ def test_an_example_parses(words: str, line: str) -> None:
     rest = arguments[len(words.split()) :]
     parsed = command.make_context(words.split()[-1], list(rest), parent=context.parent)
     assert [name for name, value in parsed.params.items() if value is not None]
+
+
+def test_commands_with_settings_take_them_from_a_file_too() -> None:
+    """Those of thinkjepa-stage read params.yaml in any case."""
+    with_file = {words for words, (command, _) in COMMANDS.items() if "params" in names(command)}
+    by_hand = {words for words in with_file if not words.startswith("thinkjepa-stage ")}
+    extraction = {f"thinkjepa-cache {word}" for word in ("extract", "estimate", "serve-thinker")}
+    assert by_hand == extraction | {"thinkjepa-train", "thinkjepa-eval", "thinkjepa-predict"}
+
+
+def names(command: TyperCommand | TyperGroup) -> set[str]:
+    return {item.name for item in command.params}
+
+
+def test_the_same_flag_takes_the_same_everywhere() -> None:
+    """By the help page: `--device DEVICE` here and `--device TEXT` there would be two things."""
+    shared = ("device", "cache_dir", "json", "params", "decode_timeout", "videos")
+    taken = {
+        (item.name, option_name(item))
+        for command, _ in COMMANDS.values()
+        for item in command.params
+        if isinstance(item, TyperOption) and item.name in shared
+    }
+    assert sorted(name for name, _ in taken) == sorted(shared)
 
 
 @pytest.mark.parametrize("name", [name for name, _ in PROGRAMS])
