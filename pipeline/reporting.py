@@ -192,7 +192,7 @@ class TrainingBar(_Bars):
     def _expect(self, *, steps_left: int, ends_epoch: bool) -> None:
         """Say once how long it will take, when a few steps are measured, or a slow first one. A validation
         step is a forward only, a third of a training step."""
-        if self._expected or self._start is None:
+        if self._expected or self._start is None or not steps_left:
             return
         begun_s, measured = (self._first_step_s, self._steps - 1) if self._steps > 1 else (self._begun_s, 1)
         elapsed_s = time.monotonic() - begun_s

@@ -161,7 +161,18 @@ def test_a_slow_first_step_is_enough_to_expect_from(monkeypatch: pytest.MonkeyPa
     with TrainingBar(console) as bar:
         bar.report(replace(START, steps_per_epoch=1))
         bar(epoch=1, step=1, total_steps=1, loss=1.0)
-    assert "time to expect   about 5 min more, 30 s a step" in written.getvalue()
+    (expected,) = [line for line in written.getvalue().splitlines() if line.startswith("time to expect")]
+    assert expected == "time to expect   about 5 min more, 30 s a step"
+
+
+def test_nothing_is_expected_of_a_run_that_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    console, written = in_a_log()
+    now = iter([0.0, 0.0] + [30.0] * 30)
+    monkeypatch.setattr(reporting, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    with TrainingBar(console) as bar:
+        bar.report(replace(START, epochs=1, steps_per_epoch=1))
+        bar(epoch=1, step=1, total_steps=1, loss=1.0)
+    assert "time to expect" not in written.getvalue()
 
 
 def test_slow_work_is_told_by_the_minute() -> None:
