@@ -6,32 +6,39 @@ that frames of any shape neither overlap nor leave holes.
 
 from __future__ import annotations
 
-import io
 import math
 import textwrap
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import chain
 from typing import Any
 
-import matplotlib.style
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.font_manager import findfont, get_font
 from matplotlib.ticker import MaxNLocator
 
 from thinkjepa.cache import STREAMS
 from thinkjepa.pipeline.clip_view import ClipView, EncoderView, ThinkerView, WindowView
 from thinkjepa.pipeline.encoder_box import BOX_WORDS
+from thinkjepa.pipeline.page import (
+    BODY_PT,
+    CONTENT_IN,
+    HEADING_PT,
+    LINE_HEIGHT,
+    MARGIN_IN,
+    MONO,
+    MONO_ADVANCE,
+    POINTS_PER_IN,
+    SMALL_PT,
+    TITLE_PT,
+    WIDTH_IN,
+    Page,
+    lines_in,
+    shortened,
+    wrapped,
+)
 from thinkjepa.stages.data.clock import clock_text, seconds_ahead
 from thinkjepa.stages.data.framing import Framing, seen_box
+from thinkjepa.stages.picture_style import FUTURE, GREY, OBSERVED, ORANGE, picture_style
 
-DPI = 200
-WIDTH_IN = 9.0
-MARGIN_IN = 0.3
-CONTENT_IN = WIDTH_IN - 2 * MARGIN_IN
 SECTION_GAP_IN = 0.22
 CELL_GAP_IN = 0.04
 SPLIT_GAP_IN = 0.24
@@ -39,18 +46,12 @@ MIN_COLUMNS = 8
 MAX_CELL_HEIGHT_IN = 1.8
 CHARTS_HEIGHT_IN = 1.75
 
-TITLE_PT, HEADING_PT, BODY_PT, SMALL_PT = 11.0, 8.5, 7.0, 6.0
-POINTS_PER_IN = 72
-LINE_HEIGHT = 1.35  # of the font size
-SANS, MONO = "DejaVu Sans", "DejaVu Sans Mono"  # matplotlib brings both
-MONO_ADVANCE = 0.602  # of the font size: every glyph of DejaVu Sans Mono is as wide
-
-PAST, FUTURE, THINKER, GREY = "#2a6f97", "#c8553d", "#5b4b8a", "#666666"
+THINKER = "#5b4b8a"
 STREAM_STYLES = {
     "prompt": ("prompt", THINKER, "o", "-"),
     "generated": (
         "generated, reasoning",
-        "#e09f3e",
+        ORANGE,
         "s",
         "--",
     ),  # token kinds that this stream is the mean of
@@ -62,7 +63,7 @@ LOG_SCALE_FROM = 30.0
 
 def draw(view: ClipView) -> bytes:
     """The picture of a clip as PNG. It does not depend on the user's matplotlib settings."""
-    with matplotlib.style.context("default", after_reset=True):
+    with picture_style():
         sections = _sections(view)
         page = Page(sum(section.height_in + SECTION_GAP_IN for section in sections) + MARGIN_IN)
         top = MARGIN_IN
@@ -70,54 +71,6 @@ def draw(view: ClipView) -> bytes:
             section.draw(page, top)
             top += section.height_in + SECTION_GAP_IN
         return page.png()
-
-
-class Page:
-    """A figure of fixed width; everything is placed in inches from its top left corner."""
-
-    def __init__(self, height_in: float) -> None:
-        self.height_in = height_in
-        self.figure = Figure(figsize=(WIDTH_IN, height_in))
-        FigureCanvasAgg(self.figure)
-        self._sheet = self.figure.add_axes((0, 0, 1, 1))
-        self._sheet.set(xlim=(0, WIDTH_IN), ylim=(height_in, 0))
-        self._sheet.set_axis_off()
-        self._sheet.set_autoscale_on(False)
-
-    def text(self, x: float, top: float, text: str, *, size: float = BODY_PT, **style: Any) -> None:
-        """Characters as they are: no mathtext, no missing glyphs."""
-        style = {"family": SANS, "va": "top", **style}
-        shown = "\n".join(printable(line, family=style["family"]) for line in text.split("\n"))
-        self._sheet.text(x, top, shown, size=size, parse_math=False, clip_on=True, **style)
-
-    def small_print(self, x: float, top: float, text: str) -> None:
-        self.text(x, top, text, size=SMALL_PT, color=GREY, linespacing=LINE_HEIGHT)
-
-    def line(self, xs: Sequence[float], tops: Sequence[float], **style: Any) -> None:
-        self._sheet.plot(xs, tops, solid_capstyle="butt", **style)
-
-    def box(self, x: float, top: float, width: float, height: float) -> None:
-        """A pale background."""
-        xs, tops = [x, x + width, x + width, x], [top, top, top + height, top + height]
-        self._sheet.fill(xs, tops, color="#f2f2f2", linewidth=0)
-
-    def image(self, pixels: Any, x: float, top: float, width: float, height: float, **style: Any) -> None:
-        extent = (x, x + width, top + height, top)
-        self._sheet.imshow(pixels, extent=extent, aspect="auto", **style)
-
-    def axes(self, x: float, top: float, width: float, height: float) -> Any:
-        """A chart of its own; tick labels lie outside."""
-        bottom = 1 - (top + height) / self.height_in
-        axes = self.figure.add_axes((x / WIDTH_IN, bottom, width / WIDTH_IN, height / self.height_in))
-        axes.tick_params(labelsize=SMALL_PT, length=2.5, width=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_linewidth(0.6)
-        return axes
-
-    def png(self) -> bytes:
-        content = io.BytesIO()
-        self.figure.savefig(content, format="png", dpi=DPI)
-        return content.getvalue()
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,14 +138,14 @@ def _title(view: ClipView) -> Section:
 
     def draw_title(page: Page, top: float) -> None:
         page.text(MARGIN_IN, top, shortened(clip.video, most=72), size=TITLE_PT, weight="bold")
-        page.text(MARGIN_IN, top + _lines_in(1, TITLE_PT), where, size=HEADING_PT, color=GREY)
+        page.text(MARGIN_IN, top + lines_in(1, TITLE_PT), where, size=HEADING_PT, color=GREY)
 
-    return Section(_lines_in(1, TITLE_PT) + _lines_in(1, HEADING_PT), draw_title)
+    return Section(lines_in(1, TITLE_PT) + lines_in(1, HEADING_PT), draw_title)
 
 
 def _note(text: str) -> Section:
     lines = textwrap.wrap(text, width=125)
-    height = _lines_in(len(lines), BODY_PT) + 0.14
+    height = lines_in(len(lines), BODY_PT) + 0.14
 
     def draw_note(page: Page, top: float) -> None:
         page.box(MARGIN_IN, top, CONTENT_IN, height)
@@ -206,7 +159,7 @@ def _thinker_strip(view: ClipView, thinker: ThinkerView, cell: Cell) -> Section:
     shown = _of(len(thinker.frames), thinker.num_frames, "frames")
     heading = f"Thinker: {shown}, {_span(view, times_s[0], times_s[-1])}"
     origin = f"{shortened(thinker.model, most=60)} ({thinker.set_name}), prompt {thinker.prompt!r}"
-    strip_top = HEADING_IN + _lines_in(1, SMALL_PT) + 0.03
+    strip_top = HEADING_IN + lines_in(1, SMALL_PT) + 0.03
 
     def draw_strip(page: Page, top: float) -> None:
         _heading(page, MARGIN_IN, top, CONTENT_IN, text=heading, color=THINKER)
@@ -240,7 +193,7 @@ class WindowRows:
 
 
 def _window_rows(encoder: EncoderView, cell: Cell) -> WindowRows:
-    frames_top = HEADING_IN + _lines_in(1, SMALL_PT) + 0.03
+    frames_top = HEADING_IN + lines_in(1, SMALL_PT) + 0.03
     height, width = encoder.grid
     return WindowRows(frames_top, frames_top + cell.height + TIMES_IN, cell.frame_width * height / width)
 
@@ -256,16 +209,17 @@ def _windows(view: ClipView, encoder: EncoderView, cell: Cell) -> Section:
     future = [cell.left(num_observed + column) + SPLIT_GAP_IN for column in range(num_future)]
 
     def draw_windows(page: Page, top: float) -> None:
-        _window(page, view, cell, past, top, rows=rows, window=encoder.observed, name="Observed", color=PAST)
+        observed = encoder.observed
+        _window(page, view, cell, past, top, rows=rows, window=observed, name="Observed", color=OBSERVED)
         name = "Future" if encoder.num_windows == 1 else f"Future, window 1 of {encoder.num_windows}"
         _window(page, view, cell, future, top, rows=rows, window=encoder.future, name=name, color=FUTURE)
         split = (past[-1] + cell.width + future[0]) / 2
         page.text(split, top - 0.02, "split", size=SMALL_PT, ha="center")
-        tops = [top + _lines_in(1, SMALL_PT), top + rows.bottom]
+        tops = [top + lines_in(1, SMALL_PT), top + rows.bottom]
         page.line([split, split], tops, color="black", linewidth=1.0)
         page.small_print(MARGIN_IN, top + caption_top, "\n".join(caption))
 
-    return Section(caption_top + _lines_in(len(caption), SMALL_PT), draw_windows)
+    return Section(caption_top + lines_in(len(caption), SMALL_PT), draw_windows)
 
 
 def _window(
@@ -393,9 +347,9 @@ def _draw_norms(axes: Any, thinker: ThinkerView) -> None:
     else:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=MAX_LAYER_TICKS, integer=True))
     axes.set_xlabel("layer", size=BODY_PT, labelpad=2)
-    axes.grid(visible=True, axis="y", color="#dddddd", linewidth=0.5)
-    axes.set_axisbelow(True)
-    axes.legend(fontsize=SMALL_PT, frameon=False, loc="best")
+    axes.set_ylabel("L2 norm", size=BODY_PT, labelpad=2)
+    axes.grid(visible=True, axis="y")
+    axes.legend(fontsize=SMALL_PT, loc="best")
 
 
 def _draw_counts(axes: Any, thinker: ThinkerView) -> None:
@@ -414,67 +368,16 @@ def _draw_words(page: Page, left: float, top: float, width: float, *, text: str)
     height = CHARTS_HEIGHT_IN - HEADING_IN - 0.04
     page.box(left, top, width, height)
     columns = int((width - 2 * padding) * POINTS_PER_IN / (MONO_ADVANCE * SMALL_PT))
-    rows = int((height - 2 * padding) / _lines_in(1, SMALL_PT))
+    rows = int((height - 2 * padding) / lines_in(1, SMALL_PT))
     words = "\n".join(wrapped(text, columns=columns, rows=rows)) or "(nothing)"
     page.text(left + padding, top + padding, words, size=SMALL_PT, family=MONO, linespacing=LINE_HEIGHT)
-
-
-def wrapped(text: str, *, columns: int, rows: int) -> list[str]:
-    """Printable lines of at most `columns` characters; where `rows` are too few, the last one says so."""
-    lines: list[str] = []
-    for paragraph in text.split("\n"):
-        escaped = printable(paragraph, family=MONO)
-        lines += textwrap.wrap(escaped, columns, replace_whitespace=False) or [""]
-        if len(lines) > rows:
-            break
-    while lines and not lines[-1]:
-        lines.pop()
-    if len(lines) <= rows:
-        return lines
-    return [*lines[: rows - 1], f"... ({len(text):,} characters in all)"]
-
-
-def printable(text: str, *, family: str) -> str:
-    """The text in characters that the font has: controls as escapes, what it lacks as a replacement mark."""
-    return "".join(_printable(character, _characters(family)) for character in text)
-
-
-def _printable(character: str, known: frozenset[int]) -> str:
-    if unicodedata.category(character) in INVISIBLE:
-        return character.encode("unicode_escape").decode()
-    return character if ord(character) in known else UNKNOWN
-
-
-INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-"""Unicode categories of controls, of what turns the direction or breaks a line, and of no characters."""
-
-UNKNOWN = "\N{REPLACEMENT CHARACTER}"
-
-
-@cache
-def _characters(family: str) -> frozenset[int]:
-    """The code points that a font family of matplotlib can draw."""
-    return frozenset(get_font(findfont(family)).get_charmap())
-
-
-def shortened(text: str, *, most: int) -> str:
-    """The text with its middle left out where it is longer than `most` characters."""
-    if len(text) <= most:
-        return text
-    kept = most - 3
-    return f"{text[: kept // 2]}...{text[len(text) - (kept - kept // 2) :]}"
 
 
 def _of(shown: int, total: int, things: str) -> str:
     return f"{total} {things}" if shown == total else f"{shown} of {total} {things} shown"
 
 
-def _lines_in(count: int, size_pt: float) -> float:
-    """Height of lines of text, inches."""
-    return count * size_pt * LINE_HEIGHT / POINTS_PER_IN
-
-
-HEADING_IN = 0.05 + _lines_in(1, HEADING_PT)
-TIMES_IN = 0.05 + _lines_in(1, SMALL_PT)
+HEADING_IN = 0.05 + lines_in(1, HEADING_PT)
+TIMES_IN = 0.05 + lines_in(1, SMALL_PT)
 SMALL_PRINT_CHARACTERS = 180
 """Of a line over the whole width: 8.4 in at 6 points, 0.55 of a point size each."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib.style
 import numpy as np
 from matplotlib import patheffects
 
-from thinkjepa.pipeline.clip_picture import (
+from thinkjepa.pipeline.encoder_box import draw_box
+from thinkjepa.pipeline.label_report import counted
+from thinkjepa.pipeline.label_view import TILES, LabelView, Tile
+from thinkjepa.pipeline.page import (
     BODY_PT,
     CONTENT_IN,
-    GREY,
     HEADING_PT,
     MARGIN_IN,
     SMALL_PT,
@@ -20,12 +21,10 @@ from thinkjepa.pipeline.clip_picture import (
     Page,
     shortened,
 )
-from thinkjepa.pipeline.encoder_box import draw_box
-from thinkjepa.pipeline.label_report import counted
-from thinkjepa.pipeline.label_view import TILES, LabelView, Tile
 from thinkjepa.stages.data.joints import hand_bones
 from thinkjepa.stages.data.labels.findings import BINS
 from thinkjepa.stages.data.labels.folder_check import FolderCheck
+from thinkjepa.stages.picture_style import BLUE, GREY, picture_style
 
 COLORS = {
     "Thumb": "#ffb000",
@@ -53,7 +52,7 @@ def draw(views: Sequence[LabelView], check: FolderCheck, *, encoder: str) -> byt
 
     `encoder` names the one whose box is drawn.
     """
-    with matplotlib.style.context("default", after_reset=True):
+    with picture_style():
         heights = [_tile_height(view) for view in views]
         body = sum(height + HEADING_IN + ROW_GAP_IN for height in heights)
         page = Page(2 * MARGIN_IN + TITLE_IN + body + FOOTER_IN)
@@ -192,7 +191,7 @@ def _confidences(page: Page, top: float, check: FolderCheck) -> None:
     axes = page.axes(left, top + 0.28, width, 0.55)
     shares = counts / max(counts.sum(), 1)
     centres = (np.arange(BINS) + 0.5) / BINS
-    axes.bar(centres, shares, width=0.9 / BINS, color="#2a6f97", alpha=0.9)
+    axes.bar(centres, shares, width=0.9 / BINS, color=BLUE, alpha=0.9)
     for centre, share in zip(centres, shares, strict=True):
         if share >= 0.005:
             axes.text(centre, share, f"{share:.0%}", size=SMALL_PT, ha="center", va="bottom")

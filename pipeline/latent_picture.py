@@ -9,10 +9,10 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.colors import Normalize
 
-from thinkjepa.pipeline.clip_picture import shortened
 from thinkjepa.pipeline.clip_view import evenly
 from thinkjepa.pipeline.encoder_box import BOX_WORDS, draw_box
 from thinkjepa.pipeline.latent_panels import ERROR_MAP, LatentPanels, Panel, StepPanels
+from thinkjepa.pipeline.page import shortened
 from thinkjepa.stages.data.clock import clock_text
 from thinkjepa.stages.data.framing import Box
 from thinkjepa.stages.picture_style import (

@@ -28,9 +28,10 @@ from thinkjepa.cache import (
     describe_set,
     file_digest,
 )
-from thinkjepa.pipeline.clip_picture import MONO, draw, printable, wrapped
+from thinkjepa.pipeline.clip_picture import draw
 from thinkjepa.pipeline.clip_view import ClipView, clip_view, evenly
 from thinkjepa.pipeline.latent_colors import LatentColors
+from thinkjepa.pipeline.page import MONO, printable, wrapped
 from thinkjepa.stages.errors import StageError
 
 FPS, SPLIT, WINDOWS, TUBELET = 10.0, 24, 2, 2
