@@ -48,7 +48,7 @@ from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
 from thinkjepa.stages.extract.thinker import Scene
 from thinkjepa.stages.progress import NoProgress
 
-CLIPS = ClipSettings(thinker_frames=32, observed_frames=16, future_frames=16, stride_s=1.0)
+CLIPS = ClipSettings(thinker_frames=32, observed_frames=16, future_frames=16, dense_fps=30.0, stride_s=1.0)
 CLIPS_A_VIDEO = 5
 SIZE_PX = (1280, 720)
 SMALL_CLIPS = ClipSettings(

@@ -26,7 +26,7 @@ from thinkjepa.stages.extract.extraction import extract
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
 from thinkjepa.stages.progress import NoProgress
 
-CLIPS = ClipSettings(thinker_frames=16, observed_frames=16, future_frames=16, stride_s=1.0)
+CLIPS = ClipSettings(thinker_frames=16, observed_frames=16, future_frames=16, dense_fps=30.0, stride_s=1.0)
 CLIPS_A_VIDEO = 5
 WARM_UP = 0.25
 """Share of the clips that is over before the rate is measured: workers start and load their models in it."""
