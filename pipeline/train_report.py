@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thinkjepa.pipeline.units import human_bytes
-from thinkjepa.stages.data.joints import HANDS_NEED_LABELS
+from thinkjepa.stages.data.joints import HANDS_NEED_LABELS, describe_joints
 from thinkjepa.stages.data.split_sizes import SideSize
 from thinkjepa.stages.data.splits import Side
 
@@ -46,6 +46,9 @@ def describe_start(start: RunStarts) -> str:
     processes = f"{start.processes} processes, each with " if start.processes > 1 else ""
     memory = human_bytes(start.memory_bytes)
     hands = [] if start.num_joints else [f"hands            none; {HANDS_NEED_LABELS}"]
+    if start.unknown_joints:
+        unknown = describe_joints(start.unknown_joints)
+        hands.append(f"joints           without {unknown}: confidence 0 in all training clips")
     lines = [
         f"model            {start.variant}, {start.parameters / 1e6:.2f} M parameters, predicts {task}",
         *hands,

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thinkjepa.cache import CacheError, ClipSelection, LabelTable, ReferenceFrame, VideoLabels
-from thinkjepa.stages.data.joints import choose_joints, is_joint_set
+from thinkjepa.stages.data.joints import choose_joints, describe_joints, is_joint_set
 from thinkjepa.stages.errors import StageError
 
 Positions = npt.NDArray[np.float32]
@@ -135,7 +135,7 @@ class Supervision:
         if unknown and not is_joint_set(self._wanted):
             raise StageError(
                 f"--joints: {unknown[0]!r} is labelled and never known: its confidence is 0 in the future of "
-                f"all {len(clip_ids)} training clips; known are {', '.join(known)}"
+                f"all {len(clip_ids)} training clips; known are {describe_joints(known)}"
             )
         chosen = copy(self)
         chosen.joints = choose_joints(self._wanted, [known])

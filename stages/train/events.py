@@ -19,6 +19,8 @@ class RunStarts:
 
     variant: str
     num_joints: int
+    unknown_joints: tuple[str, ...]
+    """Labelled and left out, as no training clip knows them."""
     device: str
     processes: int
     threads: int

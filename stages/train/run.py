@@ -172,9 +172,11 @@ def start_of(plan: RunPlan, done: FitState, accelerator: Accelerator) -> RunStar
     """What is said before the first step of a run of which `done` is done."""
     costs = training_costs(plan.features, plan.shape, plan.settings)
     train_ids, batch_size = plan.clips.ids["train"], plan.settings.batch_size
+    supervision = plan.features.supervision
     return RunStarts(
         variant=plan.settings.variant,
-        num_joints=len(plan.features.supervision.joints) if plan.features.supervision else 0,
+        num_joints=len(supervision.joints) if supervision else 0,
+        unknown_joints=supervision.never_known if supervision else (),
         device=device_name(accelerator.device),
         processes=accelerator.num_processes,
         threads=torch.get_num_threads(),

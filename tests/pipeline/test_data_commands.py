@@ -94,6 +94,43 @@ def test_check_reports_what_is_wrong_and_draws_it(folder: Path, tmp_path: Path) 
     assert "'2.mp4': '2.hdf5': 'rightHand' at frame 5 is [nan," in text.stdout
 
 
+def test_a_hand_that_is_never_known_is_named_once(
+    tmp_path: Path, make_video: Callable[..., Path], write_egodex: Callable[..., Path]
+) -> None:
+    def blind(file: Any) -> None:
+        for name in file["confidences"]:
+            if name.startswith("left"):
+                file["confidences"][name][...] = 0
+
+    for number in range(3):
+        make_video(tmp_path / f"{number}.mp4", num_frames=30, size=(320, 180))
+        write_egodex(tmp_path / f"{number}.hdf5", 30, size=(320, 180), seed=number, change=blind)
+    done = run("thinkjepa-data", "check", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "hands known: right in 3 of 3 videos, left never" in done.stdout
+    assert done.stdout.count("never known: the left hand (26 joints)") == 1
+    assert "3 with usable labels, 0 errors, 1 warning" in done.stdout
+    report = object_of(run("thinkjepa-data", "check", tmp_path, "--json"))
+    assert len(report["never_known"]) == 28, "with shoulder and arm"
+    assert sum(report["confidence_histogram"]["samples"]) == 3 * 30 * 40
+
+
+def test_a_table_of_the_folder_is_found_and_imported(tmp_path: Path, folder: Path, extracted: Path) -> None:
+    videos = shutil.copytree(folder, tmp_path / "videos", ignore=shutil.ignore_patterns("*.hdf5"))
+    cache_dir = shutil.copytree(extracted, tmp_path / "cache")
+    rows = [f"{number}.mp4,{frame},rightHand,0,0,0.5" for number in range(4) for frame in range(FRAMES)]
+    (videos / "joints.csv").write_text("\n".join(["video,frame,joint,x,y,z", *rows]))
+    checked = object_of(run("thinkjepa-data", "check", videos, "--json"))
+    assert (checked["usable"], checked["errors"]) == (4, 0)
+    assert {item["label_file"] for item in checked["details"]} == {"joints.csv"}
+    done = run("thinkjepa-data", "import", "--videos", videos, "--cache-dir", cache_dir, "--json")
+    assert done.returncode == 0, done.stderr
+    assert (object_of(done)["labelled_videos"], object_of(done)["added"]) == (4, 4)
+    again = run("thinkjepa-data", "import", "--videos", videos, "--cache-dir", cache_dir, "--json")
+    assert object_of(again)["added"] == 0
+    assert {labels.joint_names for labels in FeatureCache.open(cache_dir).labels} == {("rightHand",)}
+
+
 def test_folders_without_labels_and_without_videos_are_wrong_use(
     tmp_path: Path, make_video: Callable[..., Path], extracted: Path
 ) -> None:

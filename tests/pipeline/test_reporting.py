@@ -68,6 +68,7 @@ SIZES: dict[Side, SideSize] = {
 START = RunStarts(
     variant="jepa",
     num_joints=12,
+    unknown_joints=(),
     device="cpu",
     processes=1,
     threads=2,
@@ -104,6 +105,8 @@ def test_that_hands_need_labels_is_said_where_there_are_none() -> None:
     console, written = in_a_log()
     with TrainingBar(console) as bar:
         bar.report(replace(START, num_joints=0))
+        bar.report(replace(START, unknown_joints=("leftHand",)))
+    assert "without leftHand: confidence 0 in all training clips" in written.getvalue()
     hands = next(line for line in written.getvalue().splitlines() if line.startswith("hands "))
     report = ExtractReport("features", "thinker-1", "encoder-1", videos=3, clips=4)
     extracted = describe_report(report)

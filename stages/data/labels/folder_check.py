@@ -76,9 +76,12 @@ class FolderCheck:
 
     @property
     def confidence_histogram(self) -> list[int]:
-        """Over all joints and frames: samples in `BINS` equal bins from 0 to 1."""
-        rows = [item.figures.confidence_histogram for item in self.videos if item.figures]
-        return [int(count) for count in np.sum(rows, axis=0)] if rows else [0] * BINS
+        """Over frames and the joints that are known anywhere: samples in `BINS` equal bins from 0 to 1."""
+        figures, never = [item.figures for item in self.videos if item.figures], set(self.never_known)
+        rows = [(0,) * BINS, *(item.confidence_histogram for item in figures)]
+        counts = [int(count) for count in np.sum(rows, axis=0)]
+        counts[0] -= sum(item.frames * len(never & set(item.unknown_joints)) for item in figures)
+        return counts
 
     def to_json(self) -> dict[str, Any]:
         kinds = Counter(finding.kind for finding in self._all_findings)
