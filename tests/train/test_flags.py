@@ -202,7 +202,7 @@ def test_every_setting_has_a_case() -> None:
 def test_every_other_flag_of_the_command_has_a_test() -> None:
     """What is no setting: named in a test of this file or of those beside it."""
     own = set(inspect.signature(train_app.train_command).parameters) - set(CASES) - {"context"}
-    assert own == {"cache_dir", "out", "feature_set", "selection", "plan", "json"}
+    assert own == {"cache_dir", "out", "feature_set", "selection", "plan", "json", "params"}
 
 
 @pytest.mark.parametrize(
@@ -232,6 +232,14 @@ def test_sets_and_a_selection_are_chosen_by_flags(train: Train, sample: Path) ->
     everything, chosen = train(*sets), train("--selection", str(sample / "selection.json"))
     counts = [sum(found["num_clips"].values()) for found in (everything, chosen)]
     assert counts[0] - counts[1] == 2
+
+
+def test_settings_of_a_params_file_hold_where_no_flag_is_given(train: Train, tmp_path: Path) -> None:
+    params = tmp_path / "params.yaml"
+    params.write_text("videos: v\ncache_dir: c\ntrain:\n  warmup: 0.5\n  depth: 7\n")
+    found = train("--params", str(params))
+    settings = json.loads((found["out"] / "run.json").read_text())["settings"]
+    assert (settings["warmup"], settings["depth"]) == (0.5, TINY["depth"])
 
 
 def test_plan_prints_and_writes_nothing(train: Train) -> None:
