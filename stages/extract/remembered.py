@@ -10,9 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from thinkjepa.cache import FeatureSet, Kind
+from thinkjepa.cache import CacheError, FeatureSet, Kind
 from thinkjepa.cache.catalog import read_catalog
 from thinkjepa.cache.last_extraction import read_last_extraction
+from thinkjepa.cache.layout import extraction_file
 from thinkjepa.stages.data.clips import ClipSettings
 from thinkjepa.stages.extract.settings import ModelSettings
 from thinkjepa.stages.extract.vllm_settings import VllmSettings
@@ -28,6 +29,8 @@ FP8_SETS: Mapping[tuple[bool, bool], str] = {
     (True, True): "all",
 }
 """`--fp8` by whether the thinker's and the encoder's set store arrays in 8 bits."""
+
+SECTIONS = ("clips", "models", "vllm")
 
 Sections = dict[str, dict[str, Any]]
 
@@ -68,7 +71,7 @@ def remembered_settings(cache_dir: Path) -> Sections:
     """
     sets = read_catalog(cache_dir)
     if record := read_last_extraction(cache_dir):
-        return {name: dict(section) for name, section in record.get("settings", {}).items()}
+        return _sections(record.get("settings"), cache_dir)
     of_kind: dict[Kind, list[FeatureSet]] = {"thinker": [], "encoder": []}
     for item in sets.values():
         of_kind[item.kind].append(item)
@@ -77,42 +80,55 @@ def remembered_settings(cache_dir: Path) -> Sections:
     return _settings_of(of_kind["thinker"][0], of_kind["encoder"][0])
 
 
+def _sections(settings: Any, cache_dir: Path) -> Sections:
+    """Sections by the names that this version knows. Raises CacheError for anything else."""
+    known = isinstance(settings, dict) and set(settings) <= set(SECTIONS)
+    if not known or not all(isinstance(section, dict) for section in settings.values()):
+        raise CacheError(
+            f"{str(extraction_file(cache_dir))!r} has not the sections {', '.join(SECTIONS)}, as another "
+            "version may write it: remove it, and give settings by flags"
+        )
+    return {name: dict(section) for name, section in settings.items()}
+
+
 def _settings_of(thinker: FeatureSet, encoder: FeatureSet) -> Sections:
-    """As far as the records of two sets tell: they have no stride."""
-    origin = thinker.origin
+    """As far as the records of two sets tell: they have no stride, those of an early version not all else."""
+    origin, seen = thinker.origin, thinker.origin.get("preprocessing", {})
     models = {
-        "thinker": thinker.source["model"],
-        "encoder": encoder.source["model"],
-        "layers": ",".join(map(str, origin["layers"])),
-        "prompt": origin["prompt"],
-        "max_new_tokens": origin["max_new_tokens"],
-        "thinker_size": origin["preprocessing"]["short_side_px"],
-        "frames_as": origin["preprocessing"].get("frames_as", "auto"),
-        "dtype": origin["dtype"],
+        "thinker": thinker.source.get("model"),
+        "revision": _commit(thinker),
+        "encoder": encoder.source.get("model"),
+        "encoder_revision": _commit(encoder),
+        "layers": ",".join(map(str, thinker.layers)) or None,
+        "prompt": origin.get("prompt"),
+        "max_new_tokens": origin.get("max_new_tokens"),
+        "thinker_size": seen.get("short_side_px"),
+        "frames_as": seen.get("frames_as"),
+        "dtype": origin.get("dtype"),
         "fp8": FP8_SETS["fp8" in origin, "fp8" in encoder.origin],
     }
-    for name, item in (("revision", thinker), ("encoder_revision", encoder)):
-        if item.source["revision"] != LOCAL:
-            models[name] = item.source["revision"]
-    vllm = {"backend": origin["backend"], "quantization": origin.get("quantization", "")}
-    return {
-        "clips": _clips_of(origin["sampling"], encoder.origin["sampling"]),
-        "models": models,
-        "vllm": vllm,
+    history, dense = origin.get("sampling", {}), encoder.origin.get("sampling", {})
+    release = dense.get("rule") == "release"
+    clips = {
+        "preset": "release" if release else "dual",
+        "thinker_frames": None if release else history.get("frames"),
+        "observed_frames": dense.get("observed"),
+        "future_frames": dense.get("future"),
+        "future_windows": dense.get("windows"),
+        "dense_fps": dense.get("fps"),
     }
+    vllm = {"backend": origin.get("backend"), "quantization": origin.get("quantization")}
+    return {name: _known(values) for name, values in zip(SECTIONS, (clips, models, vllm), strict=True)}
 
 
-def _clips_of(history: Mapping[str, Any], dense: Mapping[str, Any]) -> dict[str, Any]:
-    windows = {"observed_frames": dense["observed"], "future_frames": dense["future"]}
-    if dense["rule"] == "release":
-        return {"preset": "release", **windows}
-    return {
-        "preset": "dual",
-        **windows,
-        "thinker_frames": history["frames"],
-        "future_windows": dense["windows"],
-        "dense_fps": dense["fps"],
-    }
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _commit(made: FeatureSet) -> str | None:
+    """The commit of a model of the hub."""
+    revision = made.source.get("revision")
+    return None if revision == LOCAL else revision
 
 
 def _place(folder: ModelFolder) -> str:

@@ -156,8 +156,9 @@ def test_a_record_of_another_version_is_refused_by_name(
     assert message in str(error.value)
 
 
-def test_a_damaged_record_is_refused(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", ["{", "[]", '{"settings": 1}', '{"settings": {"clip": {}}}'])
+def test_a_damaged_record_is_refused(folder: Path, tmp_path: Path, content: str) -> None:
     (tmp_path / "cache.json").write_bytes((folder / "features" / "cache.json").read_bytes())
-    (tmp_path / "extraction.json").write_text("{")
-    with pytest.raises(CacheError, match=r"extraction\.json"):
-        remembered_settings(tmp_path)
+    (tmp_path / "extraction.json").write_text(content)
+    with pytest.raises(CacheError, match=r"extraction\.json.*: remove it, and give settings by flags"):
+        cache_memory(tmp_path, given())
