@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -129,3 +131,26 @@ def test_verdicts_stand_under_their_tables(add_run: AddRun) -> None:
     table, below = markdown.split("## Hand trajectories")[1].split("\n\n")[1:3]
     assert table.startswith("| method")
     assert below.startswith("- ADE: jepa beats constant pose by ")
+
+
+def test_verdicts_of_the_sample_are_those_that_its_numbers_support() -> None:
+    """Figures of a comparison of the sample's episodes with untrained models, cut to what is read."""
+    comparison = json.loads(Path(__file__).with_name("sample_comparison.json").read_text())
+    assert baseline_verdicts(comparison, "ade_m") == [
+        "ADE: thinkjepa loses to constant pose by 4.1 mm [3.0, 5.2] (7 %), in 3 of 3 seeds",
+        "ADE: no difference between thinkjepa and constant velocity: +1.7 mm [-5.0, +7.9] (3 %)",
+        "ADE: jepa loses to constant pose by 3.8 mm [2.9, 4.9] (7 %), in 3 of 3 seeds",
+        "ADE: no difference between jepa and constant velocity: +1.4 mm [-4.9, +7.4] (2 %)",
+        "ADE: vlm is worse than constant pose by 4.4 mm [3.3, 5.6] (8 %), in 1 of 1 seed; 1 seed is too few "
+        "to tell",
+        "ADE: no difference between vlm and constant velocity: +2.0 mm [-4.5, +8.3] (3 %)",
+    ]
+    assert [line.split(" by ")[0] for line in baseline_verdicts(comparison, "l2")] == [
+        "latent L2: thinkjepa loses to latent persistence",
+        "latent L2: jepa loses to latent persistence",
+        "latent L2: vlm is worse than latent persistence",
+    ]
+    assert model_verdicts(comparison, "ade_m", of="jepa") == [
+        "ADE: no difference between thinkjepa and jepa: +0.241 mm [-0.381, +0.919] (0.4 %)",
+        "ADE: no difference between jepa and vlm: -0.6 mm [-1.5, +0.3] (1 %)",
+    ]
