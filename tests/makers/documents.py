@@ -96,13 +96,12 @@ def run_block(block: Block, folder: Path, environment: Mapping[str, str]) -> tup
 
     Raises AssertionError with the output where it fails, or where what the page shows was not printed.
     """
-    note = folder / ".where"
-    if block.language == "sh":
-        lines = [*block.before, block.text, f"pwd > {shlex.quote(str(note))}"]
-        command = ["bash", "-euo", "pipefail", "-c", "\n".join(lines)]
-    else:
-        (folder / "block.py").write_text(block.text)
-        command = [sys.executable, "block.py"]
+    note, text = folder / ".where", block.text
+    if block.language == "python":
+        (folder / "block.py").write_text(text)
+        text = f"{shlex.quote(sys.executable)} block.py"
+    script = "\n".join([*block.before, text, f"pwd > {shlex.quote(str(note))}"])
+    command = ["bash", "-euo", "pipefail", "-c", script]
     done = subprocess.run(
         command, cwd=folder, env=dict(environment), capture_output=True, text=True, check=False
     )
@@ -110,7 +109,7 @@ def run_block(block: Block, folder: Path, environment: Mapping[str, str]) -> tup
     assert done.returncode == 0, f"{block} ended with status {done.returncode}:\n{block.text}\n{printed}"
     missing = set(_shapes(block.output)) - set(_shapes(printed))
     assert not missing, f"{block} shows what was not printed: {missing}\n{printed}"
-    return printed, Path(note.read_text().strip()) if note.is_file() else folder
+    return printed, Path(note.read_text().strip())
 
 
 def _shapes(text: str) -> Iterator[str]:
