@@ -80,8 +80,9 @@ def eval_command(
 ) -> None:
     """Distances of predicted latents and hand joints, beside methods without training on the same clips.
 
-    One run: writes eval-SPLIT.json, .parquet (a row per clip: scores, predicted joints), .md and .png into
-    the run. Several: evaluates those that are not evaluated yet and writes comparison.json, comparison.md,
+    Prints a table, what the differences support in words, and where the rest is. One run: writes
+    eval-SPLIT.json, .parquet (a row per clip: scores, predicted joints), .md, .png and SPLIT.json (the few
+    numbers that fit a line) into the run. Several: evaluates those that are not evaluated yet and writes comparison.json, comparison.md,
     horizon.png, distances.png and differences.png to --out: a row per setting, the best on validation clips
     first, seeds aggregated, differences paired by clip. --rollout writes rollout-SPLIT.json, .md and .png.
     Brackets are 95 % intervals, from drawing videos 2,000 times.
