@@ -82,10 +82,10 @@ def eval_command(
 
     Prints a table, what the differences support in words, and where the rest is. One run: writes
     eval-SPLIT.json, .parquet (a row per clip: scores, predicted joints), .md, .png and SPLIT.json (the few
-    numbers that fit a line) into the run. Several: evaluates those that are not evaluated yet and writes comparison.json, comparison.md,
-    horizon.png, distances.png and differences.png to --out: a row per setting, the best on validation clips
-    first, seeds aggregated, differences paired by clip. --rollout writes rollout-SPLIT.json, .md and .png.
-    Brackets are 95 % intervals, from drawing videos 2,000 times.
+    numbers that fit a line) into the run. Several: evaluates those that are not evaluated yet and writes
+    comparison.json, comparison.md, horizon.png, distances.png and differences.png to --out: a row per
+    setting, the best on validation clips first, seeds aggregated, differences paired by clip. --rollout
+    writes rollout-SPLIT.json, .md and .png. Brackets are 95 % intervals, from drawing videos 2,000 times.
     """
     chosen = chosen_runs(run or [], runs)
     context.with_resource(torch_threads(threads))
