@@ -45,7 +45,7 @@ def describe_start(start: RunStarts) -> str:
     task = f"latents and {start.num_joints} joints" if start.num_joints else "latents"
     processes = f"{start.processes} processes, each with " if start.processes > 1 else ""
     memory = human_bytes(start.memory_bytes)
-    hands = [] if start.num_joints else [f"hands            none; {HANDS_NEED_LABELS}"]
+    hands = [] if start.has_labels else [f"hands            none; {HANDS_NEED_LABELS}"]
     if start.unknown_joints:
         unknown = describe_joints(start.unknown_joints)
         hands.append(f"joints           without {unknown}: confidence 0 in all training clips")

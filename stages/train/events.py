@@ -19,6 +19,8 @@ class RunStarts:
 
     variant: str
     num_joints: int
+    has_labels: bool
+    """Whether any clip could have been trained on for hands."""
     unknown_joints: tuple[str, ...]
     """Labelled and left out, as no training clip knows them."""
     device: str

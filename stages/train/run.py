@@ -38,7 +38,15 @@ from thinkjepa.stages.train.features import choose_features
 from thinkjepa.stages.train.fit_state import FitState
 from thinkjepa.stages.train.loop import TrainProgress, fit, persistence_loss, untrained_loss
 from thinkjepa.stages.train.model import ForecastModel, build_model
-from thinkjepa.stages.train.plan import RunPlan, divide_clips, plan_run, run_differences, same_run, supervised
+from thinkjepa.stages.train.plan import (
+    RunPlan,
+    any_labels,
+    divide_clips,
+    plan_run,
+    run_differences,
+    same_run,
+    supervised,
+)
 from thinkjepa.stages.train.randomness import epoch_order
 from thinkjepa.stages.train.resume import ResumeFile
 from thinkjepa.stages.train.settings import TrainSettings
@@ -176,6 +184,7 @@ def start_of(plan: RunPlan, done: FitState, accelerator: Accelerator) -> RunStar
     return RunStarts(
         variant=plan.settings.variant,
         num_joints=len(supervision.joints) if supervision else 0,
+        has_labels=any_labels(plan.features, plan.features.clips()),
         unknown_joints=supervision.never_known if supervision else (),
         device=device_name(accelerator.device),
         processes=accelerator.num_processes,

@@ -68,6 +68,7 @@ SIZES: dict[Side, SideSize] = {
 START = RunStarts(
     variant="jepa",
     num_joints=12,
+    has_labels=True,
     unknown_joints=(),
     device="cpu",
     processes=1,
@@ -104,7 +105,7 @@ def test_a_training_begins_with_what_it_is_about() -> None:
 def test_that_hands_need_labels_is_said_where_there_are_none() -> None:
     console, written = in_a_log()
     with TrainingBar(console) as bar:
-        bar.report(replace(START, num_joints=0))
+        bar.report(replace(START, num_joints=0, has_labels=False))
         bar.report(replace(START, unknown_joints=("leftHand",)))
     assert "without leftHand: confidence 0 in all training clips" in written.getvalue()
     hands = next(line for line in written.getvalue().splitlines() if line.startswith("hands "))
