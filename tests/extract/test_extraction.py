@@ -120,7 +120,8 @@ def test_another_prompt_and_fewer_layers(
     assert other["encoder_set"] == encoder_set
     assert other["thinker_set"] != thinker_before
     assert tree_digest(cache_dir / "features.zarr" / encoder_set) == encoder_before
-    again = run_extract(videos, cache_dir).json
+    first = ("--prompt", ModelSettings().prompt, "--layers", "auto")  # else those of the last extraction
+    again = run_extract(videos, cache_dir, *first).json
     assert (again["extracted"], again["thinker_set"]) == (0, thinker_before)
 
 
