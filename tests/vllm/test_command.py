@@ -87,7 +87,7 @@ def test_a_full_staging_folder_ends_the_run_and_the_next_one_makes_the_cache_of_
     report = json.loads(done.stdout)
     assert report["extracted"] == report["clips"] > 4
 
-    plain = run(*asked)
+    plain = run(*asked, "--backend", "transformers")
     assert plain.returncode == 0, plain.stderr
     assert_caches_are_equal(cache_dir, clips=report["clips"])
 
