@@ -18,6 +18,7 @@ import pytest
 import thinker_families
 
 from thinkjepa.cache import FeatureCache
+from thinkjepa.stages.extract.settings import ModelSettings
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
@@ -97,7 +98,8 @@ def test_a_server_makes_the_cache_of_transformers(
         assert (gone.returncode, gone.stdout) == (2, "")
         assert "start one with `thinkjepa-cache serve-thinker`" in gone.stderr
 
-    plain = run(*extract)
+    first = ("--backend", "transformers", "--prompt", ModelSettings().prompt)  # not those of the last one
+    plain = run(*extract, *first)
     assert plain.returncode == 0, plain.stderr
     sets = [
         item
