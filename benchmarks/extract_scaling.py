@@ -66,7 +66,7 @@ class Times(NoProgress):
 
 def extracted(folder: Path, *, workers: int) -> Times:
     models = ModelSettings(thinker=str(folder / "thinker"), encoder=str(folder / "encoder"))
-    execution = ExecutionSettings(workers=workers, worker_threads=1, shard_mb=50)
+    execution = ExecutionSettings(workers=workers, threads=1, shard_mb=50)
     times = Times()
     cache_dir = folder / f"cache-{workers}"
     extract(folder / "videos", cache_dir, clips=CLIPS, models=models, execution=execution, progress=times)

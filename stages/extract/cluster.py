@@ -74,7 +74,7 @@ def run_on_cluster(
 
     Raises StageError with the cause where no worker can do the work.
     """
-    threads = job.execution.worker_threads
+    threads = job.execution.threads
     with dask.config.set(SETTINGS), connected(job.execution) as client:
         run = _ClusterRun(client, session, job, on_batch, threads or _share_of_cores(job.execution))
         client.subscribe_topic(topic_of(job), run.receive)

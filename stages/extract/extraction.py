@@ -104,7 +104,7 @@ def extract(
         progress.note(f"reading the weights of {model.described} to identify them, once")
     latent_arrays(frozen.encoder, clips)  # windows that the encoder does not take are refused before planning
     with (
-        torch_threads(execution.worker_threads),
+        torch_threads(execution.threads),
         WriteSession(cache_dir, on_wait=progress.note if execution.wait else None) as session,
     ):
         with VideoDecoder(timeout_s=execution.decode_timeout) as decoder:

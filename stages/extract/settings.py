@@ -103,11 +103,10 @@ class ExecutionSettings:
         "Address of a dask scheduler whose workers extract, e.g. tcp://host:8786; empty: --workers here.",
         rare=True,
     )
-    worker_threads: int = setting(
+    threads: int = setting(
         0,
-        "Threads of each worker's models on the CPU; 0: the cores that this process may use (its affinity, "
-        "its container's quota, OMP_NUM_THREADS), divided by --workers.",
-        rare=True,
+        "Threads of the models on the CPU, of each worker's where there are several; 0: the cores that this "
+        "process may use (its affinity, its container's quota, OMP_NUM_THREADS), divided by --workers.",
     )
     clip_retries: int = setting(
         2, "How often a worker may die over the same clip before the clip is recorded as failed.", rare=True
@@ -133,8 +132,8 @@ class ExecutionSettings:
             raise ValueError(
                 "--workers starts workers, --scheduler uses those of a cluster: give one of them"
             )
-        if self.worker_threads < 0:
-            raise ValueError(f"--worker-threads {self.worker_threads}: give 1 or more, or 0 for the default")
+        if self.threads < 0:
+            raise ValueError(f"--threads {self.threads}: give 1 or more, or 0 for the default")
         if self.clip_retries < 1:
             raise ValueError(f"--clip-retries {self.clip_retries}: give 1 or more")
         if self.shard_mb < 1:
