@@ -26,6 +26,7 @@ def describe_costs(costs: dict[str, Any]) -> str:
             f"arithmetic       {costs['flops_per_clip'] / 1e12:.4g} TFLOP a clip, forward and backward; "
             f"{costs['tokens_per_clip']} tokens",
             f"read             {costs['read_bytes_per_clip'] / 1e6:.4g} MB a clip",
+            "time             told by a run itself after its first steps, as time to expect",
         ]
     )
 

@@ -18,6 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from thinkjepa.cache import BatchBuffers, FeatureCache
+from thinkjepa.pipeline.train_report import describe_costs
 from thinkjepa.stages.data.splits import SIDES
 from thinkjepa.stages.evaluate.trained_run import TrainedRun
 from thinkjepa.stages.train import SplitRule, TrainSettings, plan_costs, train
@@ -191,6 +192,7 @@ def test_the_command_prints_a_plan_and_trains_nothing(latent_cache: BuildCache, 
     planned, clips = plan_costs(cache, settings, **names)  # type: ignore[arg-type]
     assert costs == {**planned.to_json(), "split": clips.sizes_to_json()}
     assert sum(costs["split"][side]["clips"] for side in SIDES) == len(FeatureCache.open(cache).clips.all())
+    assert "\ntime             told by a run itself" in describe_costs(costs)
     total = costs["parameters"].pop("total")
     assert total == sum(costs["parameters"].values())
     film, _ = plan_costs(cache, replace(settings, guidance="film"), **names)  # type: ignore[arg-type]
