@@ -16,7 +16,10 @@ from typing import Any
 
 from thinkjepa.cache import ThinkJepaError
 from thinkjepa.cache.disk import explained_os_errors
+from thinkjepa.pipeline.params import Params, read_params
 from thinkjepa.pipeline.params_file import params_text
+from thinkjepa.stages.data.videos import SUFFIXES, find_videos
+from thinkjepa.stages.errors import StageError
 
 IGNORE_FILES = (".gitignore", ".dvcignore")
 OFFLINE_PAGE = "plots.html"
@@ -64,10 +67,9 @@ def set_up_project(
             _write(project, name, _shipped(name.removeprefix(".")) + _ignored(place))
     if videos and "params.yaml" in project.kept:
         project.kept["params.yaml"] += f", or set its key videos to {place!r}"
-    if videos is None and not (folder / place).is_dir() and "params.yaml" in project.written:
-        project.notes.append(
-            f"put your videos into {str(folder / place)!r}, or name their folder in params.yaml"
-        )
+    if "params.yaml" in project.written:
+        params = read_params(folder / "params.yaml")
+        project.notes.extend([*_described_videos(params.videos), *_workload(params)])
     _start_repositories(project)
     return project
 
@@ -101,6 +103,36 @@ def _place_of_videos(videos: Path, folder: Path) -> str:
             "link to it by another name"
         ) from error
     return place
+
+
+def _described_videos(folder: Path) -> list[str]:
+    """How many videos there are, so that a wrong folder is seen before anything runs."""
+    if not folder.is_dir():
+        return [f"put your videos into {str(folder)!r}, or name their folder in params.yaml"]
+    try:
+        found = len(find_videos(folder))
+    except StageError as error:
+        return [str(error)]
+    files = sum(path.is_file() for path in folder.rglob("*"))
+    return [f"{found} videos ({', '.join(SUFFIXES)}) of {files} files under {str(folder)!r}"]
+
+
+def _workload(params: Params) -> list[str]:
+    """What `dvc repro` runs and, where the frozen models are those of the hub, how to start smaller."""
+    variants, seeds = len(params.variants), len(params.seeds)
+    models, train = params.models, params.train
+    lines = [
+        f"training: {variants * seeds} runs (variants x seeds: {variants} x {seeds}) "
+        f"of {train.epochs} epochs, depth {train.depth}"
+    ]
+    if not Path(models.thinker).is_dir():
+        lines += [
+            f"models: {models.thinker} and {models.encoder} of the Hugging Face hub; local folders: keys "
+            "models.thinker and models.encoder",
+            "on a CPU this takes days: try thinkjepa-init DIR --sample first, or lower train.depth, "
+            "train.epochs and seeds in params.yaml",
+        ]
+    return lines
 
 
 def _shipped(name: str) -> str:

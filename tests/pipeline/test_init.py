@@ -15,6 +15,8 @@ import yaml
 
 from thinkjepa.pipeline.params import Folders, Matrix, read_params
 from thinkjepa.pipeline.params_file import params_text
+from thinkjepa.stages.extract.settings import ModelSettings
+from thinkjepa.stages.train.settings import TrainSettings
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -55,6 +57,11 @@ def test_a_project_starts_with_all_files_and_repositories(tmp_path: Path) -> Non
     assert made["started"] == ["git init", "dvc init"]
     assert made["next"] == ["cd project", "dvc repro"]
     assert "put your videos into 'project/videos'" in made["notes"][0]
+    matrix, defaults = Matrix(), TrainSettings()
+    assert len(matrix.variants) * len(matrix.seeds) == 15
+    assert f"15 runs (variants x seeds: 3 x 5) of {defaults.epochs} epochs" in made["notes"][1]
+    assert ModelSettings().thinker in made["notes"][2]
+    assert "on a CPU this takes days" in made["notes"][3]
     assert (folder / "dvc.yaml").read_text() == (ROOT / "dvc.yaml").read_text()
     (folder / "features").mkdir()
     (folder / "features" / "large").touch()
@@ -63,6 +70,17 @@ def test_a_project_starts_with_all_files_and_repositories(tmp_path: Path) -> Non
     assert "params.yaml" in untracked.stdout
     status = run(folder, "dvc", "status", "--json")
     assert "train@vlm-4" in json.loads(status.stdout), status.stderr
+
+
+def test_a_project_says_how_many_videos_it_finds(tmp_path: Path) -> None:
+    videos = tmp_path / "clips"
+    videos.mkdir()
+    assert "no videos under" in init(tmp_path, "empty", "--videos", "clips")["notes"][0]
+    (videos / "inner").mkdir()
+    for name in ("a.mp4", "inner/b.MOV", "notes.txt"):
+        (videos / name).touch()
+    assert init(tmp_path, "project", "--videos", "clips")["notes"][0].startswith("2 videos (.mp4, ")
+    assert f"of 3 files under {str(videos)!r}" in init(tmp_path, "other", "--videos", "clips")["notes"][0]
 
 
 def test_nothing_is_overwritten_and_what_differs_is_named(tmp_path: Path) -> None:
@@ -141,6 +159,10 @@ def test_a_sample_project_has_videos_and_models_and_keeps_edited_settings(tmp_pa
     assert set(made["written"]) == FILES
     params = yaml.safe_load((folder / "params.yaml").read_text())
     assert params["train"]["epochs"] == 30
+    assert made["notes"] == [
+        f"96 videos (.mp4, .mkv, .webm, .avi, .mov) of 194 files under {str(Path('project/videos'))!r}",
+        "training: 3 runs (variants x seeds: 3 x 1) of 30 epochs, depth 4",
+    ], "nothing about a hub"
     for place in (params["models"]["thinker"], params["models"]["encoder"]):
         assert (folder / place / "config.json").is_file()
     assert len(list((folder / params["videos"]).rglob("*.mp4"))) == 96
