@@ -109,7 +109,8 @@ def with_settings(
 
 
 def parse_settings(kind: type[Settings], values: Mapping[str, Any], *, where: str = "") -> Settings:
-    """An instance of `kind` from plain values; a list becomes comma-separated text, as a flag has it.
+    """An instance of `kind` from plain values. A list becomes comma-separated text, and a number the text of
+    a text setting, as a flag has them.
 
     Where `kind` has PRESETS, values that are not given are those of the preset that `values` names. `where`
     is the file and section that the values come from, empty for flags.
@@ -123,10 +124,11 @@ def parse_settings(kind: type[Settings], values: Mapping[str, Any], *, where: st
         raise SettingsError(
             f"{place}unknown setting {unknown[0]!r}{nearest(unknown[0], known)}; known are {listed}"
         )
+    hints = typing.get_type_hints(kind)
     presets: Mapping[Any, Mapping[str, Any]] = getattr(kind, "PRESETS", {})
     plain = {
         **presets.get(values.get("preset"), {}),
-        **{name: _comma_separated(value) for name, value in values.items()},
+        **{name: _as_flag(value, hints[name]) for name, value in values.items()},
     }
     try:
         return TypeAdapter(kind).validate_python(plain)
@@ -244,5 +246,9 @@ def _owner(item: Field[Any], kind: type[Any]) -> type[Any]:
     return next(base for base in kind.__mro__ if item.name in vars(base).get("__annotations__", {}))
 
 
-def _comma_separated(value: Any) -> Any:
-    return ",".join(str(part) for part in value) if isinstance(value, list | tuple) else value
+def _as_flag(value: Any, hint: Any) -> Any:
+    """A value of params.yaml as a flag would have given it."""
+    if isinstance(value, list | tuple):
+        return ",".join(str(part) for part in value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value) if hint is str and is_number else value

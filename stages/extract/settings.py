@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -80,8 +81,8 @@ class ExecutionSettings:
     )
     max_failures: str = setting(
         "",
-        "Failed videos that are accepted, a number or a percentage such as 5%: one more ends the run early. "
-        "Empty: none ends it, and its exit status is 3 if any failed.",
+        "Failed videos that are accepted, a number or a percentage such as 5%, rounded up: one more ends the "
+        "run early. Empty: none ends it, and its exit status is 3 if any failed.",
     )
     retry_failed: bool = setting(
         False, "Try clips again that failed in an earlier run; else they are listed once more."
@@ -155,15 +156,17 @@ class ExecutionSettings:
 
 
 def allowed_failures(text: str, *, num_videos: int) -> int:
-    """How many of `num_videos` may fail: `text` is a count or a percentage. Raises ValueError."""
+    """How many of `num_videos` may fail: `text` is a count, or a percentage, which is rounded up so that a
+    small folder too may have a broken video. Raises ValueError.
+    """
     number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
     try:
         value = float(number) if percent else int(number)
     except ValueError:
         value = -1
-    if value < 0 or (percent and value > 100):
+    if not value >= 0 or (percent and value > 100):
         raise ValueError(f"--max-failures {text!r}: give a count such as 3 or a percentage such as 5%")
-    return int(num_videos * value / 100) if percent else int(value)
+    return math.ceil(round(num_videos * value / 100, 9)) if percent else int(value)
 
 
 def spread_layers(num_layers: int) -> tuple[int, ...]:

@@ -135,7 +135,7 @@ def test_a_folder_of_rubbish_ends_while_it_is_planned(run: Run, tmp_path: Path, 
     progress = Counting()
     report = run(folder, progress, max_failures="10%")
     assert (report.stopped_early, report.videos, report.extracted) == (True, 31, 0)
-    assert progress.advanced == {"planning": 4, "extracting": 0}
+    assert progress.advanced == {"planning": 5, "extracting": 0}
 
 
 def test_a_worker_cluster_ends_early_too(run: Run, tmp_path: Path, videos: Path) -> None:

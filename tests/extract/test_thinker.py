@@ -196,8 +196,10 @@ def test_layers_out_of_range_are_refused(text: str) -> None:
 
 def test_failures_are_allowed_by_count_or_percentage() -> None:
     assert allowed_failures("3", num_videos=10) == 3
-    assert allowed_failures("5%", num_videos=39) == 1
-    for text in ("-1", "x", "101%", "1.5", "%"):
+    assert [allowed_failures("5%", num_videos=number) for number in (8, 20, 39)] == [1, 1, 2]
+    assert allowed_failures("7%", num_videos=100) == 7
+    assert allowed_failures("0%", num_videos=8) == 0
+    for text in ("-1", "x", "101%", "1.5", "%", "nan%"):
         with pytest.raises(ValueError, match="--max-failures"):
             allowed_failures(text, num_videos=10)
 

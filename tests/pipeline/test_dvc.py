@@ -204,6 +204,16 @@ def test_params_with_a_mistake_are_refused_by_name(
     assert message in str(error.value)
 
 
+def test_a_number_is_taken_where_a_setting_is_text(tmp_path: Path) -> None:
+    given = {"execution": {"max_failures": 2}, "models": {**SMALL.get("models", {}), "layers": 3}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**SMALL, **given}))
+    params = read_params(tmp_path / "params.yaml")
+    assert (params.execution.max_failures, params.models.layers) == ("2", "3")
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**SMALL, "execution": {"max_failures": True}}))
+    with pytest.raises(SettingsError, match="execution: max_failures True"):
+        read_params(tmp_path / "params.yaml")
+
+
 @pytest.mark.parametrize("section", SECTIONS)
 def test_a_key_that_no_setting_has_is_refused_in_every_section(tmp_path: Path, section: str) -> None:
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({**SMALL, section: {"colour": "red"}}))
