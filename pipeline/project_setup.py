@@ -159,7 +159,7 @@ def _write(project: NewProject, name: str, text: str) -> None:
         if missing := [line for line in lines if line not in current.splitlines()]:
             project.kept[name] = f"add to it the lines {', '.join(missing)}"
     elif current != text:
-        project.kept[name] = "for the one of this version, move it away and run this again"
+        project.kept[name] = "it differs from a new one; for a new one, move it away and run this again"
 
 
 def _start_repositories(project: NewProject) -> None:

@@ -43,7 +43,10 @@ def find_videos(folder: Path) -> list[Path]:
     try:
         kind = folder.stat().st_mode
     except OSError as error:
-        raise StageError(f"videos folder {str(folder)!r} cannot be read: {error.strerror}") from error
+        raise StageError(
+            f"videos folder {str(folder)!r} cannot be read: {error.strerror}; name the folder of your videos "
+            "with --videos, or in a project with the key videos of params.yaml"
+        ) from error
     if not stat.S_ISDIR(kind):
         raise StageError(f"--videos {str(folder)!r} is a file: give the folder that holds it")
     root = folder.resolve()

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -143,13 +143,24 @@ def divide_clips(
         side: tuple(clip_id for clip_id, of in named if of == side) for side in SIDES
     }
     if empty := [side for side in SIDES if not ids[side]]:
-        raise StageError(
-            f"of {len(clips)} clips with features none is in {' or '.join(empty)}: this cache keeps its "
-            "split, and its videos there have no features now; extract those, or use another split seed"
-        )
+        raise StageError(_no_clips(len(clips), empty, labelled=features.supervision is not None))
     groups = [group_of(name, stored.grouping) for name in names]
     sizes = side_sizes(zip(sides, groups, digests, strict=True))
     return DividedClips(stored=stored, ids=ids, sizes=sizes)
+
+
+def _no_clips(num_clips: int, empty: Sequence[Side], *, labelled: bool) -> str:
+    """What to say of a split that leaves sides without clips."""
+    sides = " or ".join(empty)
+    if labelled:
+        return (
+            f"of {num_clips} clips with features and hand labels none is in {sides}: label more videos "
+            "(thinkjepa-data check), use another --split-seed, or train latents alone with --task latent"
+        )
+    return (
+        f"of {num_clips} clips with features none is in {sides}: this cache keeps its split, and its videos "
+        "there have no features now; extract those, or use another --split-seed"
+    )
 
 
 def plan_run(

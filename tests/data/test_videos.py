@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from thinkjepa.stages.data.digest_memory import DigestMemory
 from thinkjepa.stages.data.manifest import folder_manifest
 from thinkjepa.stages.data.videos import display_name, find_videos, identify
 from thinkjepa.stages.errors import StageError
@@ -94,7 +95,10 @@ def test_folders_that_cannot_be_read_are_refused_by_name(tmp_path: Path) -> None
 
 def test_the_manifest_changes_with_content_and_name_only(tmp_path: Path) -> None:
     def manifest() -> object:
-        return folder_manifest(tmp_path, progress=NoProgress())
+        memory = DigestMemory(tmp_path / "digests.json")
+        found = folder_manifest(tmp_path, progress=NoProgress(), memory=memory)
+        memory.save()
+        return found
 
     video = tmp_path / "a.mp4"
     video.write_bytes(b"one")
@@ -111,6 +115,14 @@ def test_the_manifest_changes_with_content_and_name_only(tmp_path: Path) -> None
 def test_an_unreadable_video_is_in_the_manifest(tmp_path: Path, make_video: Callable[..., Path]) -> None:
     (tmp_path / "gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
     make_video(tmp_path / "good.mp4", num_frames=4)
-    videos = folder_manifest(tmp_path, progress=NoProgress())["videos"]
+    memory = DigestMemory(tmp_path / "digests.json")
+    videos = folder_manifest(tmp_path, progress=NoProgress(), memory=memory)["videos"]
     assert videos["gone.mp4"] == "unreadable"
     assert len(videos["good.mp4"]) == 64
+
+
+def test_a_missing_folder_is_refused_with_flag_and_key(tmp_path: Path) -> None:
+    with pytest.raises(
+        StageError, match=r"'.*none' cannot be read: .*--videos, or in a project with the key"
+    ):
+        find_videos(tmp_path / "none")

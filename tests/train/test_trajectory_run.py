@@ -128,6 +128,15 @@ def test_hands_are_predicted_where_there_are_labels(latent_cache: BuildCache, tm
         run(plain, tmp_path / "none", task="trajectory")
 
 
+def test_too_few_labels_for_the_split_are_named_as_the_reason(
+    latent_cache: BuildCache, tmp_path: Path
+) -> None:
+    cache = latent_cache(labelled=1)
+    run(cache, tmp_path / "latents", task="latent")
+    with pytest.raises(StageError, match=r"hand labels none is in .*--task latent"):
+        run(cache, tmp_path / "hands")
+
+
 def test_clips_without_labels_are_left_out_and_counted(latent_cache: BuildCache, tmp_path: Path) -> None:
     metrics = run(latent_cache(num_videos=16, labelled=12), tmp_path / "run")
     assert sum(metrics["num_clips"].values()) == 24
