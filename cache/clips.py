@@ -107,7 +107,7 @@ class ClipSelection(Sequence[ClipRow]):
         chosen = self._rows.read_column(column).take(pa.array(self.positions))
         while pa.types.is_list(chosen.type):
             chosen = chosen.flatten()
-        frames: Frames = chosen.to_numpy().reshape(len(self), -1)
+        frames: Frames = chosen.to_numpy().reshape(len(self), -1 if len(self) else 0)
         return frames
 
     @overload

@@ -56,12 +56,12 @@ def verify(root: Path, *, full: bool, advance: Advance) -> list[Problem]:
     for feature_set in cache.feature_sets.values():
         faults = unfinished_faults(root, feature_set)
         problems += [Problem(feature_set.name, clip_id, reason) for clip_id, reason in faults]
-        problems += _described(cache, feature_set)
         try:
             index = cache.index(feature_set.name)
         except CacheError as error:
-            problems.append(Problem(feature_set.name, "", str(error)))
+            problems += [*_described(cache, feature_set), Problem(feature_set.name, "", str(error))]
             continue
+        problems += _described(cache, feature_set, may_lack_arrays=not len(index.clip_ids))
         problems += _rows(cache, feature_set, index)
         for clip_id in index.clip_ids.to_pylist():
             reason = clip_fault(cache, feature_set, clip_id, full=full)
@@ -149,8 +149,13 @@ def _labels(root: Path) -> Iterator[Problem]:
         yield Problem("", "", str(error))
 
 
-def _described(cache: FeatureCache, feature_set: FeatureSet) -> list[Problem]:
-    """The set's name against its origin, and zarr's metadata against the catalog."""
+def _described(
+    cache: FeatureCache, feature_set: FeatureSet, *, may_lack_arrays: bool = False
+) -> list[Problem]:
+    """The set's name against its origin, and zarr's metadata against the catalog.
+
+    An array is made when its first features are written: a set without any `may_lack_arrays`.
+    """
     problems = []
     digest = fingerprint({"kind": feature_set.kind, **feature_set.origin})
     if digest != feature_set.fingerprint or not feature_set.name.endswith(digest[:12]):
@@ -159,6 +164,8 @@ def _described(cache: FeatureCache, feature_set: FeatureSet) -> list[Problem]:
         )
     for spec in feature_set.arrays.values():
         path = array_dir(cache.path, feature_set.name, spec.name) / "zarr.json"
+        if may_lack_arrays and not path.exists():
+            continue
         if reason := _metadata_fault(path, feature_set, spec):
             problems.append(Problem(feature_set.name, "", f"{str(path)!r}: {reason}"))
     return problems

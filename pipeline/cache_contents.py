@@ -241,7 +241,7 @@ def verify_command(
     from thinkjepa.cache import verify as find_problems
 
     with TerminalProgress(errors) as progress:
-        progress.begin("verifying", total=count_clips(FeatureCache.open(cache)), unit="clips")
+        progress.begin("verifying", total=count_clips(FeatureCache.open(cache)), unit="features")
         problems = find_problems(cache, full=full, advance=progress.advance)
     dropped = 0
     if repair and problems:

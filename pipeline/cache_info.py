@@ -146,7 +146,8 @@ def _set_lines(item: dict[str, Any]) -> list[str]:
         f"on {source.get('device')}",
     ]
     written = f", last written {item['changed']}" if item["changed"] else ""
-    lines = [f"{item['name']}: {item['clips']} clips, {human_bytes(item['bytes'])}{written}"]
+    kept = f"{item['clips']} clips" if item["clips"] else "no features yet"
+    lines = [f"{item['name']}: {kept}, {human_bytes(item['bytes'])}{written}"]
     lines.append("  " + ", ".join(made))
     if item["differs_by"]:
         lines.append(f"  unlike the other {item['kind']} sets: {item['differs_by']}")

@@ -66,6 +66,25 @@ def test_ls_lists_every_clip_with_its_sets(extracted: Path) -> None:
     assert f"{len(listed)} clips" in run("ls", extracted).stdout
 
 
+def test_a_cache_without_features_is_described_and_is_in_order(
+    arguments: tuple[object, ...], videos: Path, tmp_path: Path
+) -> None:
+    """Of an extraction that a broken video stopped before any clip."""
+    shutil.copytree(videos, tmp_path / "videos")
+    (tmp_path / "videos" / "z.mp4").write_text("no video")  # the others are planned before it
+    flags = [tmp_path / "videos" if item == videos else item for item in arguments]
+    stopped = run(*flags, "--cache-dir", tmp_path / "cache", "--max-failures", "0")
+    assert stopped.returncode == 3, stopped.stderr
+    info = run("info", tmp_path / "cache")
+    assert info.returncode == 0, info.stderr
+    assert info.stdout.count(": no features yet, 0 B") == 2
+    assert run("info", tmp_path / "cache", "--json").returncode == 0
+    assert faults(tmp_path / "cache") == faults(tmp_path / "cache", full=False) == []
+    clip = json.loads(run("ls", tmp_path / "cache", "--json").stdout)["clips"][0]["clip_id"]
+    shown = run("show", tmp_path / "cache", clip, "-o", tmp_path / "clip.png")
+    assert (shown.returncode, shown.stderr.count("\n")) == (2, 1), shown.stderr
+
+
 def test_ls_takes_names_and_patterns(extracted: Path) -> None:
     for name in ("pour/1.mp4", "1.mp4", "1", "./videos/pour/1.mp4", "[1]*"):
         some = json.loads(run("ls", extracted, "--video", name, "--json").stdout)["clips"]
