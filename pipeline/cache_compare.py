@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from thinkjepa.cache import CacheError, FeatureCache, FeatureSet
+from thinkjepa.pipeline.units import counted
 from thinkjepa.stages.progress import Progress
 
 STATES = {"thinker": ("tokens",), "encoder": ("observed", "future")}
@@ -132,7 +133,7 @@ def differing_origin(a: FeatureSet, b: FeatureSet) -> dict[str, list[Any]]:
 
 def describe_comparison(report: dict[str, Any]) -> str:
     """A line for each layer or array, and what the tokens have in common."""
-    lines = [f"A {report['a']}", f"B {report['b']}", f"{report['clips']} clips in both"]
+    lines = [f"A {report['a']}", f"B {report['b']}", f"{counted(report['clips'], 'clip')} in both"]
     if report["differing_origin"]:
         lines.append("differ in " + ", ".join(report["differing_origin"]))
     for name, item in report.get("tokens", {}).items():

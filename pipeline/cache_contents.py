@@ -24,6 +24,7 @@ from thinkjepa.pipeline.console import (
 )
 from thinkjepa.pipeline.help_page import examples
 from thinkjepa.pipeline.reporting import TerminalProgress
+from thinkjepa.pipeline.units import counted
 
 app = App()
 
@@ -251,7 +252,8 @@ def verify_command(
         print_json({"problems": [asdict(problem) for problem in problems], "dropped": dropped})
     else:
         lines = [f"{problem.feature_set} {problem.clip_id}: {problem.reason}".strip() for problem in problems]
-        lines.append(f"{len(problems)} problems, {dropped} clips dropped" if problems else "no problems")
+        found = f"{counted(len(problems), 'problem')}, {counted(dropped, 'clip')} dropped"
+        lines.append(found if problems else "no problems")
         print_text("\n".join(lines))
     return EXIT_FAILURES if len(problems) > dropped else EXIT_DONE
 

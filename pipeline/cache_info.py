@@ -15,7 +15,7 @@ from thinkjepa.cache.layout import array_dir, failures_file, index_dir
 from thinkjepa.cache.records import ERROR
 from thinkjepa.pipeline.cache_list import allocated_bytes
 from thinkjepa.pipeline.remembering import setting_flags
-from thinkjepa.pipeline.units import human_bytes
+from thinkjepa.pipeline.units import counted, human_bytes
 from thinkjepa.stages.data.repeated_frames import describe_repeats, stored_repeats
 from thinkjepa.stages.extract.remembered import remembered_settings
 
@@ -118,7 +118,8 @@ def _fp8_error(cache: FeatureCache, feature_set: FeatureSet, array: str) -> dict
 def describe_info(info: dict[str, Any]) -> str:
     """`info` for people."""
     lines = [
-        f"{info['cache']}: {info['clips']} clips of {info['videos']} videos, {human_bytes(info['bytes'])}"
+        f"{info['cache']}: {counted(info['clips'], 'clip')} of {counted(info['videos'], 'video')}, "
+        f"{human_bytes(info['bytes'])}"
     ]
     if info["settings"]:
         lines.append("extract takes, unless told otherwise: " + " ".join(info["settings"]))
@@ -128,7 +129,7 @@ def describe_info(info: dict[str, Any]) -> str:
     others = [item for item in info["failures"] if (item["clip_id"], item["stage"]) not in in_sets]
     if others:
         recorded = f"at the settings of the last run over each video, {info['failures_recorded']}"
-        lines += ["", f"{len(others)} failures {recorded}:"]
+        lines += ["", f"{counted(len(others), 'failure')} {recorded}:"]
         lines += [f"  {_failure_line(item)}" for item in others]
     return "\n".join(lines)
 
@@ -146,7 +147,7 @@ def _set_lines(item: dict[str, Any]) -> list[str]:
         f"on {source.get('device')}",
     ]
     written = f", last written {item['changed']}" if item["changed"] else ""
-    kept = f"{item['clips']} clips" if item["clips"] else "no features yet"
+    kept = counted(item["clips"], "clip") if item["clips"] else "no features yet"
     lines = [f"{item['name']}: {kept}, {human_bytes(item['bytes'])}{written}"]
     lines.append("  " + ", ".join(made))
     if item["differs_by"]:
@@ -167,7 +168,7 @@ def _set_lines(item: dict[str, Any]) -> list[str]:
     if warning := item.get("repeated_frames", {}).get("warning"):
         lines.append(f"  warning: {warning}")
     if item["failures"]:
-        lines.append(f"  {len(item['failures'])} clips failed in this set:")
+        lines.append(f"  {counted(len(item['failures']), 'clip')} failed in this set:")
         lines += [f"    {_failure_line(failure)}" for failure in item["failures"]]
     if item["unfinished_shard"]:
         lines.append("  an interrupted run left a shard open: run the same extraction again to finish it")

@@ -9,7 +9,7 @@ from typing import Any
 from thinkjepa.cache import FeatureCache
 from thinkjepa.cache.clip_names import clips_of
 from thinkjepa.cache.layout import array_dir, index_dir
-from thinkjepa.pipeline.units import human_bytes
+from thinkjepa.pipeline.units import counted, human_bytes
 
 BLOCK_BYTES = 512
 """What `st_blocks` counts in, whatever the file system's block size."""
@@ -62,7 +62,7 @@ def describe_clips(page: Sequence[dict[str, Any]], *, total: int, offset: int) -
             f"{clip['clip_id']:<24} {split}  {clip['video']!r}  {', '.join(states) or 'no features'}"
         )
     if len(page) == total:
-        return "\n".join([*lines, f"{total} clips"])
+        return "\n".join([*lines, counted(total, "clip")])
     stop = offset + len(page)
     shown = f"clips {offset + 1} to {stop} of {total}" if page else f"no clip of {total} from {offset} on"
     following = f"; --offset {stop} continues, --limit 0 lists all" if stop < total else ""

@@ -15,7 +15,7 @@ from thinkjepa.cache import (
     remove,
 )
 from thinkjepa.cache.clip_names import clips_of, find_clip_id
-from thinkjepa.pipeline.units import human_bytes
+from thinkjepa.pipeline.units import counted, human_bytes
 
 
 def plan(path: Path, *, feature_set: str, clip_ids: Sequence[str], video: str) -> Removal:
@@ -38,5 +38,7 @@ def run_removal(path: Path, removal: Removal, *, labels: bool) -> None:
 
 def describe_removal(removal: Removal) -> str:
     """One line."""
-    what = f"set {removal.feature_sets[0]}" if removal.feature_sets else f"{len(removal.clip_ids)} clips"
+    what = (
+        f"set {removal.feature_sets[0]}" if removal.feature_sets else counted(len(removal.clip_ids), "clip")
+    )
     return f"{what}, {removal.num_shards} shard files, {human_bytes(removal.freed_bytes)}"

@@ -23,7 +23,7 @@ from packaging.requirements import Requirement
 from thinkjepa.cache import ThinkJepaError
 from thinkjepa.pipeline.sample.models import write_tiny_models
 from thinkjepa.pipeline.sample.videos import write_videos
-from thinkjepa.pipeline.units import human_bytes
+from thinkjepa.pipeline.units import counted, human_bytes
 from thinkjepa.stages.data.clips import ClipSettings
 from thinkjepa.stages.data.decode_process import VideoDecoder
 from thinkjepa.stages.data.exact_frames import missing_decoders
@@ -115,7 +115,7 @@ def check_devices(device: str) -> Iterator[Finding]:
     yield Finding(
         "cpu",
         "ok",
-        f"{usable_cores()} usable of {os.cpu_count()} cores, {chosen_threads(0)} threads, "
+        f"{usable_cores()} usable of {os.cpu_count()} cores, {counted(chosen_threads(0), 'thread')}, "
         f"{human_bytes(memory.available)} of {human_bytes(memory.total)} memory free",
     )
     for number in range(torch.cuda.device_count()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from thinkjepa.pipeline.units import human_bytes, human_hours
+from thinkjepa.pipeline.units import counted, human_bytes, human_hours
 from thinkjepa.stages.extract.estimate_figures import Estimate, FolderEstimate, ModelFigures
 
 TERA = 1e12
@@ -29,7 +29,8 @@ def _folder_line(figures: FolderEstimate) -> str:
     repeats = f", {len(figures.repeats)} repeat another's content" if figures.repeats else ""
     rate = "" if figures.dense_fps is None else f" at {figures.dense_fps:g} fps"
     return (
-        f"{figures.videos} videos{repeats}, {human_hours(figures.video_hours)}: {figures.clips} clips{rate}, "
+        f"{counted(figures.videos, 'video')}{repeats}, {human_hours(figures.video_hours)}: "
+        f"{counted(figures.clips, 'clip')}{rate}, "
         f"{figures.dtype}{f' on {figures.device}' if isinstance(figures, Estimate) else ''}"
     )
 
@@ -91,7 +92,7 @@ def _memory_line(figures: Estimate) -> str:
 
 def _time_line(figures: Estimate) -> str:
     peak = f"{figures.tflops:.3g} TFLOP/s {'measured here' if figures.tflops_measured else 'given'}"
-    decoded = f"from {figures.decode_clips} clips measured here"
+    decoded = f"from {counted(figures.decode_clips, 'clip')} measured here"
     return (
         f"time    {human_hours(figures.hours)}: models ~{human_hours(figures.model_hours)} ({peak}, "
         f"{figures.utilisation:.0%} used), decoding ~{human_hours(figures.decode_hours)} ({decoded})"
@@ -102,9 +103,11 @@ def _failure_warnings(figures: FolderEstimate) -> list[str]:
     if not figures.failed_videos:
         return []
     lines = [f"{failure.video!r} fails [{failure.stage}]: {failure.reason}" for failure in figures.failures]
-    if figures.failed_videos > figures.allowed_failed_videos:
+    limit = figures.allowed_failed_videos
+    if figures.failed_videos > (limit or 0):
+        allowed = "" if limit is None else f", {limit} allowed"
         lines.append(
-            f"{figures.failed_videos} videos fail, {figures.allowed_failed_videos} are allowed: mend or "
-            "remove them, or accept them with --max-failures"
+            f"{counted(figures.failed_videos, 'video')} would fail{allowed}: mend or remove them, or accept "
+            "them with --max-failures"
         )
     return lines

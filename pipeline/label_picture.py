@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib import patheffects
 
 from thinkjepa.pipeline.encoder_box import draw_box
-from thinkjepa.pipeline.label_report import counted
 from thinkjepa.pipeline.label_view import TILES, LabelView, Tile
 from thinkjepa.pipeline.page import (
     BODY_PT,
@@ -21,6 +20,7 @@ from thinkjepa.pipeline.page import (
     Page,
     shortened,
 )
+from thinkjepa.pipeline.units import counted
 from thinkjepa.stages.data.joints import hand_bones
 from thinkjepa.stages.data.labels.findings import BINS
 from thinkjepa.stages.data.labels.folder_check import FolderCheck

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
+from thinkjepa.pipeline.units import counted
 from thinkjepa.stages.data.labels.findings import BINS
 from thinkjepa.stages.data.labels.folder_check import FolderCheck, VideoCheck
 from thinkjepa.stages.data.labels.storing import LabelReport
@@ -18,7 +19,7 @@ BAR = 40
 def describe_check(check: FolderCheck) -> str:
     """Totals, errors, warnings by kind, and the confidences as bars."""
     lines = [
-        f"{check.folder}: {len(check.videos)} videos, {len(check.usable)} with usable labels, "
+        f"{check.folder}: {counted(len(check.videos), 'video')}, {len(check.usable)} with usable labels, "
         f"{counted(check.num_errors, 'error')}, {counted(check.num_warnings, 'warning')}",
         *([hands] if (hands := _hands(check)) else []),
         *_errors(check),
@@ -27,11 +28,6 @@ def describe_check(check: FolderCheck) -> str:
     if check.usable:
         lines += ["", *_table(check), "", *_histogram(check.confidence_histogram)]
     return "\n".join(lines)
-
-
-def counted(number: int, thing: str) -> str:
-    """`1 warning`, `2 warnings`."""
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def describe_import(report: LabelReport, cache_dir: Path) -> str:

@@ -26,7 +26,7 @@ from rich.text import Text
 
 from thinkjepa.cache import Failure
 from thinkjepa.pipeline.train_report import describe_epoch, describe_start
-from thinkjepa.pipeline.units import human_hours
+from thinkjepa.pipeline.units import counted, human_hours
 from thinkjepa.stages.train.events import RunStarts, TrainEvent
 
 LINE_EVERY_S = 60.0
@@ -124,7 +124,7 @@ class TerminalProgress(_Bars):
         self._task: TaskID | None = None
 
     def begin(self, task: str, *, total: int, unit: str) -> None:
-        self._begin_log(f"{task}: {total} {unit}")
+        self._begin_log(f"{task}: {counted(total, unit.removesuffix('s'))}")
         self._task = self._bars.add_task(task, total=total, unit=unit)
 
     def advance(self, count: int) -> None:

@@ -10,6 +10,7 @@ import typer
 from thinkjepa.pipeline.console import EXIT_DONE, EXIT_FAILURES, errors, new_app, print_text, run_app
 from thinkjepa.pipeline.params import read_params
 from thinkjepa.pipeline.reporting import TerminalProgress, TrainingBar
+from thinkjepa.pipeline.units import counted
 from thinkjepa.stages.json_files import write_json
 
 app = new_app("The steps of dvc.yaml. For work by hand there are thinkjepa-cache, -train and -eval.")
@@ -167,7 +168,7 @@ def report_command(
     settings = read_params(params)
     chosen = [runs / f"{variant}-{seed}" for variant in settings.variants for seed in settings.seeds]
     write_comparison(out, read_evaluations(chosen, "test"))
-    print_text(f"{len(chosen)} runs compared: {out / 'comparison.md'}")
+    print_text(f"{counted(len(chosen), 'run')} compared: {out / 'comparison.md'}")
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thinkjepa.pipeline.units import human_bytes
+from thinkjepa.pipeline.units import counted, human_bytes
 from thinkjepa.stages.data.joints import HANDS_NEED_LABELS, describe_joints
 from thinkjepa.stages.data.split_sizes import SideSize
 from thinkjepa.stages.data.splits import Side
@@ -53,17 +53,13 @@ def describe_start(start: RunStarts) -> str:
     lines = [
         f"model            {start.variant}, {start.parameters / 1e6:.2f} M parameters, predicts {task}",
         *hands,
-        f"device           {start.device}, {processes}{_counted(start.threads, 'thread')}, about {memory}",
+        f"device           {start.device}, {processes}{counted(start.threads, 'thread')}, about {memory}",
         describe_split(start.sizes, grouping=start.grouping),
-        f"training         {_counted(start.epochs, 'epoch')} of {_counted(start.steps_per_epoch, 'step')}",
+        f"training         {counted(start.epochs, 'epoch')} of {counted(start.steps_per_epoch, 'step')}",
     ]
     if start.epochs_done or start.steps_done:
         lines.append(f"continues        after epoch {start.epochs_done}, step {start.steps_done} of the next")
     return "\n".join(lines)
-
-
-def _counted(number: int, unit: str) -> str:
-    return f"{number} {unit}{'' if number == 1 else 's'}"
 
 
 def describe_epoch(end: EpochEnds) -> str:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def counted(number: int, thing: str) -> str:
+    """`1 video`, `2 videos`."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
 def human_bytes(count: float) -> str:
     """Decimal units, as disks are sold: 16900000 is `16.9 MB`."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -197,7 +197,7 @@ def _folder_figures(planned: PlannedFolder, execution: ExecutionSettings) -> dic
         "encoder_windows": sum(map(len, windows)),
         "encoder_frames": sum(len(window) for of_clip in windows for window in of_clip),
         "failed_videos": len({failure.video for failure in planned.failures}),
-        "allowed_failed_videos": execution.failure_limit(num_videos=planned.num_videos) or 0,
+        "allowed_failed_videos": execution.failure_limit(num_videos=planned.num_videos),
         "failures": planned.failures,
         "repeats": planned.repeats,
         "dense_fps": planned.fps,

@@ -64,7 +64,8 @@ class FolderEstimate:
     encoder_frames: int
     """Frames of all windows."""
     failed_videos: int
-    allowed_failed_videos: int
+    allowed_failed_videos: int | None
+    """None where no number was given."""
     failures: list[Failure]
     repeats: list[tuple[str, str]]
     dense_fps: float | None

@@ -47,13 +47,16 @@ class ExtractReport:
     extracted: int = 0
     already_there: int = 0
     failed_clips: int = 0
+    remaining_clips: int = 0
+    """Neither failed nor ready: a run that stopped early leaves them to the next one."""
     labelled_videos: int = 0
     broken_labels: int = 0
     """Of planned videos. A broken label file is listed and counts as no failure of its video."""
     failed_videos: int = 0
     failed_before: int = 0
     """Clips that failed in an earlier run and were not tried again."""
-    allowed_failed_videos: int = 0
+    allowed_failed_videos: int | None = None
+    """None where no number was given."""
     stopped_early: bool = False
     """More videos failed than were to be accepted: clips are left that nobody has come to."""
     seconds: float = 0.0
@@ -67,7 +70,7 @@ class ExtractReport:
 
     @property
     def too_many_failures(self) -> bool:
-        return self.failed_videos > self.allowed_failed_videos
+        return self.failed_videos > (self.allowed_failed_videos or 0)
 
     def to_json(self) -> dict[str, Any]:
         numbers = {name: value for name, value in asdict(self).items() if name != "clip_ids"}
@@ -140,6 +143,8 @@ def extract(
         session.record_failures([*failures, *labels.failures], videos=planned.names)
     clip_ids = sorted(clip.clip_id for clip in planned.clips if clip.clip_id in done)
     failed_videos = {failure.video for failure in failures}
+    failed = {failure.clip_id for failure in failures}
+    lost = [clip.clip_id in failed for clip in planned.clips if clip.clip_id not in done]
     return ExtractReport(
         cache_dir=str(cache_dir),
         thinker_set=sets["thinker"].name,
@@ -148,12 +153,13 @@ def extract(
         clips=len(planned.clips),
         extracted=sum(clip_id not in before for clip_id in clip_ids),
         already_there=sum(clip_id in before for clip_id in clip_ids),
-        failed_clips=len(planned.clips) - len(clip_ids),
+        failed_clips=sum(lost),
+        remaining_clips=len(lost) - sum(lost),
         labelled_videos=labels.labelled_videos,
         broken_labels=len(labels.failures),
         failed_before=len(known | under_way),
         failed_videos=len(failed_videos),
-        allowed_failed_videos=limit or 0,
+        allowed_failed_videos=limit,
         stopped_early=tally.hopeless,
         seconds=time.monotonic() - started,
         failures=[*failures, *labels.failures],

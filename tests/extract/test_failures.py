@@ -119,8 +119,11 @@ def test_a_hopeless_run_ends_early_and_goes_on_when_more_is_accepted(
     assert (stopped.stopped_early, stopped.too_many_failures, stopped.failed_videos) == (True, True, 2)
     assert progress.advanced["extracting"] < stopped.clips
     assert {failure.video for failure in progress.shown} == {"b.mp4", "c.mp4"}
+    assert stopped.failed_clips == len({failure.clip_id for failure in stopped.failures})
+    assert stopped.remaining_clips == stopped.clips - stopped.failed_clips - stopped.extracted > 0
     whole = run(max_failures="50%")
     assert (whole.stopped_early, whole.too_many_failures, whole.failed_videos) == (False, False, 3)
+    assert whole.remaining_clips == 0
     assert whole.extracted + whole.already_there == whole.clips - whole.failed_clips
     again = run(max_failures="2")  # those of earlier runs count as well
     assert (again.stopped_early, again.extracted, again.failed_videos) == (True, 0, 3)

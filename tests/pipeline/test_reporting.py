@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from thinkjepa.cache import Failure
 from thinkjepa.pipeline import reporting
 from thinkjepa.pipeline.extract_report import describe_report
 from thinkjepa.pipeline.reporting import TerminalProgress, TrainingBar, rate_text
@@ -115,8 +116,28 @@ def test_that_hands_need_labels_is_said_where_there_are_none() -> None:
         assert "docs/labels.md" in text
         assert "thinkjepa-data import" in text
     labelled = describe_report(replace(report, labelled_videos=2, broken_labels=1))
-    assert "hand labels: 2 videos, 1 label files are broken" in labelled
+    assert "hand labels: 2 videos, 1 label file broken" in labelled
     assert "docs/labels.md" not in labelled
+
+
+def test_the_summary_of_an_extraction_adds_up() -> None:
+    broken = Failure("b.mp4", "open", "no video")
+    lost = [Failure("c.mp4", "thinker", "too long", clip_id=f"c@{split}") for split in (4, 8)]
+    report = ExtractReport("features", "thinker-1", "encoder-1", videos=3, clips=4, extracted=2)
+    report = replace(report, failed_clips=2, failed_videos=2, failures=[broken, *lost])
+    text = describe_report(report)
+    assert text.startswith("3 videos (2 failed), 4 clips, ")
+    assert ": 2 extracted, 0 already there, 2 failed (" in text
+    assert "2 videos failed (1 at open, 1 at thinker): " in text
+    assert "allowed" not in text
+    assert text.endswith("mend or remove what failed and run again, or accept it with --max-failures")
+    assert "more than the 1 allowed: " in describe_report(replace(report, allowed_failed_videos=1))
+    one = replace(report, videos=1, clips=1, extracted=0, failed_clips=0, failed_videos=1, failures=[broken])
+    stopped = replace(one, allowed_failed_videos=0, stopped_early=True, remaining_clips=1)
+    text = describe_report(stopped)
+    assert text.startswith("1 video (1 failed), 1 clip, ")
+    assert "0 failed, 1 left for the next run (" in text
+    assert "1 video failed (1 at open): " in text
 
 
 def test_an_epoch_is_a_line_of_mean_losses() -> None:
