@@ -12,6 +12,8 @@ TERA = 1e12
 
 def describe_estimate(figures: FolderEstimate) -> str:
     """What will be extracted, a table of the two models, memory, time, then warnings and assumptions."""
+    if not figures.clips:
+        return "\n".join(_nothing_lines(figures))
     lines = [_folder_line(figures), _frames_line(figures)]
     if isinstance(figures, Estimate):
         lines += ["", *_table(_model_rows(figures)), ""]
@@ -23,6 +25,17 @@ def describe_estimate(figures: FolderEstimate) -> str:
     lines += [f"warning: {text}" for text in _failure_warnings(figures) + figures.warnings]
     lines += [f"assumed: {text}" for text in figures.assumptions]
     return "\n".join(lines)
+
+
+def _nothing_lines(figures: FolderEstimate) -> list[str]:
+    """Why no clip can be cut, instead of a table of zeros."""
+    lines = [_folder_line(figures), *(f"warning: {text}" for text in _failure_warnings(figures))]
+    lines.append("nothing to extract: no video gives a clip")
+    if any(failure.stage == "plan" for failure in figures.failures):
+        lines.append(
+            "fewer --observed-frames and --future-frames, or a higher --dense-fps, cut shorter clips"
+        )
+    return lines
 
 
 def _folder_line(figures: FolderEstimate) -> str:

@@ -142,11 +142,13 @@ def _with_rate(
         for video, info in opened
         if video.name in rates and has_clip(info.times_s, replace(settings, dense_fps=rates[video.name].fps))
     }
-    rates = lasting or rates
     if not rates:
         return replace(settings, dense_fps=UNKNOWN_FPS)
-    progress.note(_described_rates(rates))
-    return replace(settings, dense_fps=min(rate.fps for rate in rates.values()))
+    chosen = lasting or rates
+    settled = replace(settings, dense_fps=min(rate.fps for rate in chosen.values()))
+    short = [name for name in rates if rates[name].fps < settled.fps]
+    progress.note(_described_rates(chosen) + _described_short(short, rates, settings))
+    return settled
 
 
 def _described_rates(rates: Mapping[str, FrameRate]) -> str:
@@ -161,4 +163,18 @@ def _described_rates(rates: Mapping[str, FrameRate]) -> str:
         f"--dense-fps auto: {fps:g} frames a second, the rate of {slowest!r}{uneven}; {faster} of "
         f"{len(rates)} videos are faster, up to {fastest:g}, and give only some of their frames: a number "
         "sets another rate, frames of slower videos repeat then"
+    )
+
+
+def _described_short(names: Sequence[str], rates: Mapping[str, FrameRate], settings: ClipSettings) -> str:
+    """Which slower videos `auto` leaves out of account; empty where there are none."""
+    if not names:
+        return ""
+    slowest = min(names, key=lambda name: rates[name].fps)
+    fps = rates[slowest].fps
+    others = f" and {len(names) - 1} more are" if len(names) > 1 else " is"
+    return (
+        f"; {slowest!r}{others} slower but too short for a clip at that rate: at {fps:g} it takes "
+        f"{replace(settings, dense_fps=fps).clip_span_s:.1f} s, with fewer --observed-frames and "
+        "--future-frames less"
     )

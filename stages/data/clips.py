@@ -90,14 +90,18 @@ class ClipSettings:
     def future_span_s(self) -> float:
         return (self.future_windows * self.future_frames - 1) / self.fps
 
+    @property
+    def clip_span_s(self) -> float:
+        """Seconds that a video has to last for one clip."""
+        return self.observed_span_s + 1 / self.fps + self.future_span_s
+
 
 def plan_clips(video: SourceVideo, info: VideoInfo, settings: ClipSettings) -> list[ClipRow]:
     """The clips of one video in the order of their splits. Raises PlanError where it gives none."""
     rows = [_row(video, info.times_s, frames, settings) for frames in _choose(info.times_s, settings)]
     if not rows:
-        needed_s = settings.observed_span_s + settings.future_span_s
         raise PlanError(
-            f"too short: {info.times_s[-1]:.2f} s, a clip needs {needed_s + 1 / settings.fps:.2f} s "
+            f"too short: {info.times_s[-1]:.2f} s, a clip needs {settings.clip_span_s:.2f} s "
             f"({settings.observed_frames} + {settings.future_windows * settings.future_frames} frames at "
             f"{settings.fps:g} fps); use fewer frames or a higher --dense-fps"
         )

@@ -7,7 +7,7 @@ looks superb on them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ class RepeatedFrames:
     frames: int = 0
     of_frames: int = 0
     slowest_video: str = ""
-    """Video of the clip with the most."""
+    """Of the videos with repeated frames, that whose windows span the fewest; empty where none repeats."""
     slowest_fps: float = 0.0
     """Frames a second that this video has there."""
 
@@ -57,12 +57,16 @@ def _repeats(clips: Sequence[ClipRow], observed: Windows, future: Windows) -> Re
     if not len(clips):
         return RepeatedFrames()
     counts = sum((np.diff(windows, axis=1) == 0).sum(axis=1) for windows in (observed, future))
-    worst = clips[int(np.argmax(counts))]
-    return RepeatedFrames(
-        clips=int(np.count_nonzero(counts)),
-        of_clips=len(clips),
+    found = RepeatedFrames(of_clips=len(clips), of_frames=observed.size + future.size)
+    repeating = np.flatnonzero(counts)
+    if not len(repeating):
+        return found
+    spans = future[repeating, -1] - observed[repeating, 0]  # of about as many seconds in every clip
+    worst = clips[int(repeating[np.argmin(spans)])]
+    return replace(
+        found,
+        clips=len(repeating),
         frames=int(counts.sum()),
-        of_frames=observed.size + future.size,
         slowest_video=worst.video,
         slowest_fps=_rate(worst),
     )
@@ -91,7 +95,8 @@ def describe_repeats(repeats: RepeatedFrames, *, fps: float | None) -> str:
         return f"{found}: {video}, too few for the windows; give fewer --observed-frames and --future-frames"
     if repeats.slowest_fps >= fps:
         return f"{found}: frames of {repeats.slowest_video!r} come at uneven times; a lower --dense-fps helps"
+    needed_s = (repeats.of_frames / repeats.of_clips - 1) / repeats.slowest_fps
     return (
-        f"{found}: {video} there, --dense-fps asks for {fps:g}; give {repeats.slowest_fps:g} or less (auto: "
-        "the rate of the slowest video)"
+        f"{found}: {video} there, --dense-fps asks for {fps:g}; {repeats.slowest_fps:g} or less repeats none "
+        f"and takes videos of {needed_s:.1f} s, fewer --observed-frames and --future-frames take shorter ones"
     )

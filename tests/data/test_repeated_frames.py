@@ -86,8 +86,31 @@ def test_auto_takes_the_slowest_rate_and_says_whose_it_is(tmp_path: Path, make_v
     assert notes[0].startswith(
         "--dense-fps auto: 10 frames a second, the rate of 'slow.mp4'; 2 of 3 videos are faster, up to 30,"
     )
+    assert "; 'scrap.mp4' is slower but too short for a clip at that rate: at 2 it takes 7.5 s" in notes[0]
     assert {clip.video for clip in folder.clips} == {"slow.mp4", "quick.mp4", "ntsc.mkv"}
-    assert folder.repeated_frames.frames == 0
+    assert (folder.repeated_frames.frames, folder.repeated_frames.slowest_video) == (0, "")
+
+
+def test_a_slow_video_without_a_clip_at_its_rate_is_named_and_no_rate_without_clips_is_advised(
+    tmp_path: Path, make_video: MakeVideo
+) -> None:
+    make_video(tmp_path / "a.mp4", num_frames=14, fps=10)
+    make_video(tmp_path / "b.mp4", num_frames=40, fps=25)
+    make_video(tmp_path / "c.mp4", num_frames=40, fps=30)
+    folder, notes = planned(tmp_path, AUTO)
+    assert folder.fps == 25
+    assert "; 'a.mp4' is slower but too short for a clip at that rate: at 10 it takes 1.5 s, " in notes[0]
+    repeats = folder.repeated_frames
+    assert (repeats.slowest_video, round(repeats.slowest_fps)) == ("a.mp4", 10)
+    warning = describe_repeats(repeats, fps=folder.fps)
+    assert "10 or less repeats none and takes videos of 1.5 s, fewer --observed-frames" in warning
+
+
+def test_the_slowest_of_the_videos_that_repeat_is_named(tmp_path: Path, make_video: MakeVideo) -> None:
+    make_video(tmp_path / "a.mp4", num_frames=60, fps=25)
+    make_video(tmp_path / "b.mp4", num_frames=60, fps=20)
+    folder, _ = planned(tmp_path, AT_30)
+    assert (folder.repeated_frames.slowest_video, round(folder.repeated_frames.slowest_fps)) == ("b.mp4", 20)
 
 
 def test_auto_takes_the_median_gap_of_a_variable_rate(tmp_path: Path, make_video: MakeVideo) -> None:
@@ -98,7 +121,7 @@ def test_auto_takes_the_median_gap_of_a_variable_rate(tmp_path: Path, make_video
     assert "25 frames a second, the rate of the videos, by the median gap of its uneven frames" in notes[0]
     repeats = folder.repeated_frames
     assert repeats.frames > 0
-    assert f"{repeats.slowest_fps:g} or less" in describe_repeats(repeats, fps=folder.fps)
+    assert f"; {repeats.slowest_fps:g} or less repeats none" in describe_repeats(repeats, fps=folder.fps)
 
 
 def test_ntsc_asked_at_30_repeats_nothing(tmp_path: Path, make_video: MakeVideo) -> None:
@@ -135,7 +158,7 @@ def test_a_slower_video_repeats_frames_and_the_line_says_how_many(
     assert (
         f"in {len(slow)} of {len(folder.clips)} clips: 'slow{suffix}' has 10 frames a second there" in warning
     )
-    assert "--dense-fps asks for 30; give 10 or less (auto: the rate of the slowest video)" in warning
+    assert "--dense-fps asks for 30; 10 or less repeats none and takes videos of 1.5 s, " in warning
 
 
 def test_the_release_preset_repeats_frames_of_a_short_video(tmp_path: Path, make_video: MakeVideo) -> None:

@@ -122,7 +122,5 @@ def test_an_unreadable_video_is_in_the_manifest(tmp_path: Path, make_video: Call
 
 
 def test_a_missing_folder_is_refused_with_flag_and_key(tmp_path: Path) -> None:
-    with pytest.raises(
-        StageError, match=r"'.*none' cannot be read: .*--videos, or .* the key videos"
-    ):
+    with pytest.raises(StageError, match=r"'.*none' cannot be read: .*--videos, or .* the key videos"):
         find_videos(tmp_path / "none")

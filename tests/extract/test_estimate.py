@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from thinkjepa.cache import FeatureCache
+from thinkjepa.cache import Failure, FeatureCache
 from thinkjepa.cache.layout import array_dir
 from thinkjepa.pipeline.estimate_report import describe_estimate
 from thinkjepa.stages.data.clips import ClipSettings
@@ -221,6 +221,11 @@ def test_a_folder_without_a_usable_video_gives_zero_clips(tmp_path: Path, descri
     text = describe_estimate(figures)
     assert "0 clips" in text
     assert "'broken.mp4' fails [open]" in text
+    assert text.endswith("nothing to extract: no video gives a clip")
+    assert "parameters" not in text
+    short = Failure("short.mp4", "plan", "too short: 1.00 s")
+    text = describe_estimate(replace(figures, failures=[short]))
+    assert "\nfewer --observed-frames and --future-frames, or a higher --dense-fps, " in text
 
 
 def test_extraction_still_needs_weights(described_models: Path) -> None:
