@@ -59,12 +59,14 @@ def _keep_command_names() -> None:
 
 
 def built_command(app: typer.Typer) -> TyperCommand | TyperGroup:
-    """The command line of an app, with --version."""
+    """The command line of an app, with --version, which its subcommands take too."""
     command = typer.main.get_command(app)
     assert isinstance(command, TyperCommand | TyperGroup)
     version_app = typer.Typer(add_completion=False)
     version_app.command()(_version_only)
-    command.params.append(typer.main.get_command(version_app).params[0])
+    option = typer.main.get_command(version_app).params[0]
+    for item in (command, *(command.commands.values() if isinstance(command, TyperGroup) else ())):
+        item.params.append(option)
     return command
 
 

@@ -128,15 +128,20 @@ def test_the_same_flag_takes_the_same_everywhere() -> None:
     assert sorted(name for name, _ in taken) == sorted(shared)
 
 
-@pytest.mark.parametrize("name", [name for name, _ in PROGRAMS])
-def test_version_is_one_line_on_every_program(name: str) -> None:
-    done = run(name, "--version")
+@pytest.mark.parametrize("words", [*(name for name, _ in PROGRAMS), "thinkjepa-cache extract"])
+def test_version_is_one_line_on_every_program(words: str) -> None:
+    done = run(*words.split(), "--version")
     assert done.returncode == 0, done.stderr
     python = ".".join(map(str, sys.version_info[:3]))
     assert done.stdout == (
         f"thinkjepa {version('thinkjepa')}, torch {version('torch')}, "
         f"transformers {version('transformers')}, Python {python}\n"
     )
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_every_command_takes_version(words: str) -> None:
+    assert "version" in names(COMMANDS[words][0])
 
 
 def test_help_of_an_installed_command_comes_with_status_0() -> None:
@@ -156,7 +161,7 @@ def test_no_command_at_all_shows_the_commands() -> None:
     ("arguments", "meant"),
     [
         (("extrac", "--videos", "a"), "Did you mean 'extract'?"),
-        (("extract", "--video", "a"), "Did you mean --videos?"),
+        (("extract", "--video", "a"), "Did you mean --videos or --version?"),
         (("extract", "--fps", "3"), "Did you mean --fp8 or --dense-fps"),
         (("extract", "--nothing-like-it"), "see thinkjepa-cache extract --help"),
         (("extract", "--preset", "duel"), "'duel' is not one of 'dual', 'release'"),
