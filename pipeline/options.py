@@ -120,10 +120,7 @@ def parse_settings(kind: type[Settings], values: Mapping[str, Any], *, where: st
     place = f"{where}: " if where else ""
     known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
     if unknown := sorted(set(values) - known):
-        listed = ", ".join(sorted(known))
-        raise SettingsError(
-            f"{place}unknown setting {unknown[0]!r}{nearest(unknown[0], known)}; known are {listed}"
-        )
+        raise SettingsError(f"{place}unknown setting {unknown[0]!r}{meant(unknown[0], sorted(known))}")
     hints = typing.get_type_hints(kind)
     presets: Mapping[Any, Mapping[str, Any]] = getattr(kind, "PRESETS", {})
     plain = {
@@ -137,10 +134,10 @@ def parse_settings(kind: type[Settings], values: Mapping[str, Any], *, where: st
         raise SettingsError(place + _as_keys(problem, known) if where else problem) from error
 
 
-def nearest(name: str, known: typing.Collection[str]) -> str:
-    """A question after the known name that was probably meant; empty where none is near."""
+def meant(name: str, known: typing.Collection[str]) -> str:
+    """The end of a message about an unknown name: the known one that is near, else all of them."""
     found = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {found[0]!r}?)" if found else ""
+    return f" (did you mean {found[0]!r}?)" if found else f"; known are {', '.join(known)}"
 
 
 def _read_file(path: Path | None) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from thinkjepa.pipeline.options import SettingsError, nearest, parse_settings
+from thinkjepa.pipeline.options import SettingsError, meant, parse_settings
 from thinkjepa.pipeline.project import model_place, project_folder
 from thinkjepa.stages.data.clips import ClipSettings, setting
 from thinkjepa.stages.data.splits import SplitRule
@@ -88,10 +88,7 @@ def read_params(path: Path) -> Params:
     content = _read_mapping(path)
     known = [*(item.name for item in (*fields(Folders), *fields(Matrix))), *SECTIONS]
     if unknown := sorted(set(content) - set(known)):
-        listed = ", ".join(known)
-        raise SettingsError(
-            f"{path}: unknown key {unknown[0]!r}{nearest(unknown[0], known)}; known are {listed}"
-        )
+        raise SettingsError(f"{path}: unknown key {unknown[0]!r}{meant(unknown[0], known)}")
     folders = _folders(content, path)
     train = _section(content, "train", path)
     if fixed := sorted(set(MATRIX_CELL) & set(train)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ import typer
 from thinkjepa.pipeline.console import built_command, new_single_app
 from thinkjepa.pipeline.options import Sections, SettingsError, with_settings
 from thinkjepa.stages.data.clips import ClipSettings
+from thinkjepa.stages.data.splits import SplitRule
 from thinkjepa.stages.extract.settings import ModelSettings
 from thinkjepa.stages.train.settings import TrainSettings
 
@@ -144,6 +146,20 @@ def test_a_wrong_file_is_named_with_section_and_key(tmp_path: Path, line: str, m
         given("--params", path)
     assert str(error.value).startswith(str(path))
     assert message in str(error.value)
+
+
+def test_all_names_are_listed_only_where_none_is_near(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    for line, ending in (
+        ("train: {epoch: 3}", "unknown setting 'epoch' (did you mean 'epochs'?)"),
+        ("trian: {}", "unknown key 'trian' (did you mean 'train'?)"),
+        ("split: {zzz: 3}", "; known are " + ", ".join(sorted(item.name for item in fields(SplitRule)))),
+        ("zzz: {}", "clips, models, vllm, execution, split, train"),
+    ):
+        path.write_text(f"videos: v\ncache_dir: c\n{line}\n", encoding="utf-8")
+        with pytest.raises(SettingsError) as error:
+            given("--params", path)
+        assert str(error.value).endswith(ending)
 
 
 def test_what_is_missing_can_come_from_a_file(tmp_path: Path) -> None:
