@@ -17,14 +17,14 @@ def describe_report(
 
     `accept_by` and `retry_by` are how the reader accepts failures, and has failed clips tried again.
     """
-    rate = report.extracted / report.seconds if report.seconds else 0.0
+    rate = f", {report.extracted / report.seconds:.2f} clips/s" if report.extracted and report.seconds else ""
     rates = "cut by index" if report.dense_fps is None else f"dense windows at {report.dense_fps:g} fps"
     failed = f" ({report.failed_videos} failed)" if report.failed_videos else ""
     remain = f", {report.remaining_clips} left for the next run" if report.remaining_clips else ""
     lines = [
         f"{counted(report.videos, 'video')}{failed}, {counted(report.clips, 'clip')}, {rates}: "
         f"{report.extracted} extracted, {report.already_there} already there, "
-        f"{report.failed_clips} failed{remain} ({report.seconds:.1f} s, {rate:.2f} clips/s)",
+        f"{report.failed_clips} failed{remain} ({report.seconds:.1f} s{rate})",
         f"thinker set {report.thinker_set}, encoder set {report.encoder_set} in {report.cache_dir}",
     ]
     if warning := describe_repeats(report.repeated_frames, fps=report.dense_fps):

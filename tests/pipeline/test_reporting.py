@@ -140,6 +140,14 @@ def test_the_summary_of_an_extraction_adds_up() -> None:
     assert "1 video failed (1 at open): " in text
 
 
+def test_a_rate_is_told_only_of_what_was_extracted() -> None:
+    report = ExtractReport(
+        "features", "thinker-1", "encoder-1", videos=3, clips=4, already_there=4, seconds=0.9
+    )
+    assert "4 already there, 0 failed (0.9 s)" in describe_report(report)
+    assert "0 failed (0.9 s, 2.22 clips/s)" in describe_report(replace(report, extracted=2))
+
+
 def test_an_epoch_is_a_line_of_mean_losses() -> None:
     console, written = in_a_log()
     with TrainingBar(console) as bar:
