@@ -51,7 +51,7 @@ def clips_of(cache: FeatureCache, video: str) -> ClipSelection:
 
 
 def find_clip_id(cache: FeatureCache, name: str, *, set_names: Collection[str] = ()) -> str:
-    """The clip that `name` means: a clip id, a video's name, or `<name>@<split frame>`.
+    """The clip that `name` means: a clip id, a video's id or name, or `<name>@<split frame>`.
 
     Clips with features, in the named sets where some are given, go before those without. Raises CacheError
     with the candidates where several are meant, and with the nearest names where none is.
@@ -82,7 +82,11 @@ def _named(clips: ClipSelection, name: str) -> dict[str, str]:
     split_frame = int(frame) if video and frame.isascii() and frame.isdigit() else None
     meant = videos_named(set(videos), name if split_frame is None else video)
     rows = zip(videos, split_frames, clips.clip_ids.to_pylist(), strict=True)
-    found = sorted(row for row in rows if row[0] in meant and split_frame in (None, row[1]))
+    found = sorted(
+        row
+        for row in rows
+        if (row[0] in meant and split_frame in (None, row[1])) or row[2].rpartition("@")[0] == name
+    )
     return {clip_id: f"{path}@{split}" for path, split, clip_id in found}
 
 

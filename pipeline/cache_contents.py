@@ -75,16 +75,20 @@ def ls_command(
     json: JsonOption = False,
 ) -> None:
     """Every clip: its video, its split, and in which sets it has features."""
-    from thinkjepa.pipeline.cache_list import describe_clips, list_clips, page_of
+    from thinkjepa.pipeline.cache_list import HEADER, describe_clips, list_clips, page_of
 
     clips = list_clips(cache, video=video, sort=sort)
-    if limit is None and not json and sys.stdout.isatty():
+    at_terminal = not json and sys.stdout.isatty()
+    if limit is None and at_terminal:
         limit = TERMINAL_CLIPS
     page = page_of(clips, limit=limit, offset=offset)
     print_result(
         json,
         {"clips": page, "total": len(clips)},
-        lambda: describe_clips(page, total=len(clips), offset=offset),
+        lambda: (
+            (f"{HEADER}\n" if at_terminal and page else "")
+            + describe_clips(page, total=len(clips), offset=offset)
+        ),
     )
 
 
@@ -102,7 +106,7 @@ def show_command(
         typer.Argument(
             metavar="CLIP",
             autocompletion=clip_names,
-            help="Clip id, video, or video@frame: 'cup.mp4', 'pour/cup.mp4@69'.",
+            help="Clip id, video or its id, or video@frame: 'cup.mp4', 'pour/cup.mp4@69'.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="PNG", help="The picture to write.")],

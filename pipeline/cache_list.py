@@ -14,6 +14,9 @@ from thinkjepa.pipeline.units import counted, human_bytes
 BLOCK_BYTES = 512
 """What `st_blocks` counts in, whatever the file system's block size."""
 
+HEADER = f"{'CLIP':<24} {'SPLIT':>10}  VIDEO  FEATURE SETS"
+"""Names of the columns of `describe_clips`, for a terminal: what reads a pipe gets clips alone."""
+
 
 def list_clips(path: Path, *, video: str, sort: str) -> list[dict[str, Any]]:
     """A record per clip: video, split, and per set its tokens (0 for an encoder's), or why it has none.

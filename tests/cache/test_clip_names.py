@@ -62,6 +62,8 @@ def cache(
         ("a@b [1].mp4@9", "d@9"),
         ("jug.mp4", "c@30"),  # the one with features
         ("jug.mp4@60", "c@60"),
+        ("a", "a@69"),  # the video's id
+        ("c", "c@30"),
     ],
 )
 def test_a_name_means_a_clip(cache: FeatureCache, name: str, clip_id: str) -> None:
@@ -71,6 +73,10 @@ def test_a_name_means_a_clip(cache: FeatureCache, name: str, clip_id: str) -> No
 def test_several_clips_and_none_are_refused_with_names_to_choose_from(cache: FeatureCache) -> None:
     with pytest.raises(CacheError, match=r"means 2 clips, name one: 'pour/cup.mp4@69', 'pour/cup.mp4@99'$"):
         find_clip_id(cache, "pour/cup.mp4")
+    with pytest.raises(CacheError, match=r"'b' means 2 clips, name one: 'pour/cup.mp4@69', 'pour/cup"):
+        find_clip_id(cache, "b")
+    with pytest.raises(CacheError, match=r"'b@7'.*; its video has 'pour/cup.mp4@69', 'pour/cup.mp4@99'"):
+        find_clip_id(cache, "b@7")
     with pytest.raises(CacheError, match=r"no clip is named 'jugg.mp4@30'.*nearest are 'pour/jug.mp4'"):
         find_clip_id(cache, "jugg.mp4@30")
     with pytest.raises(CacheError, match=r"no clip is named 'pour/cup.mp4@7'.* has 'pour/cup.mp4@69', "):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import torch
 
 from thinkjepa.cache import FeatureCache, WriteSession, drop_clips, verify
 from thinkjepa.cache.layout import shard_file
+from thinkjepa.pipeline.cache_list import HEADER
 
 SMALL = ("--thinker-frames", "4", "--observed-frames", "4", "--future-frames", "4", "--dense-fps", "10")
 
@@ -83,6 +86,24 @@ def test_a_cache_without_features_is_described_and_is_in_order(
     clip = json.loads(run("ls", tmp_path / "cache", "--json").stdout)["clips"][0]["clip_id"]
     shown = run("show", tmp_path / "cache", clip, "-o", tmp_path / "clip.png")
     assert (shown.returncode, shown.stderr.count("\n")) == (2, 1), shown.stderr
+
+
+def test_ls_names_its_columns_on_a_terminal_alone(extracted: Path) -> None:
+    master, terminal = pty.openpty()
+    command = [str(Path(sys.executable).parent / "thinkjepa-cache"), "ls", str(extracted)]
+    subprocess.run(command, stdout=terminal, check=True, timeout=240)
+    os.close(terminal)
+    shown = os.read(master, 100_000).decode().splitlines()
+    os.close(master)
+    assert shown[0] == HEADER
+    assert shown[1:] == run("ls", extracted).stdout.splitlines()
+
+
+def test_show_takes_the_id_of_a_video(extracted: Path, tmp_path: Path) -> None:
+    clip_id = str(FeatureCache.open(extracted).clips.all().clip_ids[0])
+    several = run("show", extracted, clip_id.partition("@")[0], "-o", tmp_path / "clip.png")
+    assert (several.returncode, several.stderr.count("\n")) == (2, 1)
+    assert " clips, name one: 'pour/" in several.stderr
 
 
 def test_ls_takes_names_and_patterns(extracted: Path) -> None:
