@@ -13,9 +13,12 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import yaml
+from dvc_render.html import render_html
+from dvc_render.image import ImageRenderer
 
 from thinkjepa.cache import FeatureCache
 from thinkjepa.pipeline.options import SettingsError
@@ -147,6 +150,23 @@ def test_another_prompt_runs_nothing_of_a_variant_without_thinker(
     pictures = re.findall(r'src="([^"]+)"', page)
     assert len(pictures) == 5
     assert all((folder / "dvc_plots" / picture).is_file() for picture in pictures)
+
+
+@pytest.mark.parametrize("revisions", [["workspace"], ["HEAD", "workspace"]])
+def test_the_page_of_plots_names_a_revision_only_among_several(tmp_path: Path, revisions: list[str]) -> None:
+    """Its style hides a paragraph in the only box of a picture's frame: this is how DVC nests them."""
+    template = ROOT / "pipeline" / "new_project" / "plots.html"
+    assert "body > div > div:only-of-type > p { display: none; }" in template.read_text()
+    points = [{"rev": name, "src": f"{name}.png"} for name in revisions]
+    page = render_html([ImageRenderer(points, "curve.png")], tmp_path / "index.html", template)
+    text = re.sub(r"<!--.*?-->", "", Path(page).read_text(), flags=re.DOTALL)
+    body = re.sub(r"<img [^>]*>", "", text[text.index("<body>") : text.index("</body>") + len("</body>")])
+    tree = ElementTree.fromstring(body)
+    assert "pictures of the last" in "".join(tree.find("h1").itertext())  # type: ignore[union-attr]
+    [frame] = tree.findall("div")
+    assert [item.text for item in frame.findall("p")] == ["curve.png"]
+    assert [item.text for item in frame.findall("div/p")] == revisions
+    assert len(frame.findall("div")) == len(revisions)
 
 
 def test_a_step_that_fails_names_the_key_and_not_a_flag(
