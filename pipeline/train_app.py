@@ -83,6 +83,7 @@ def train_command(
         if clips.warning:
             errors.print(escape(clips.warning), style="yellow", soft_wrap=True)
         return
+    was_finished = (out / "run.json").is_file()  # then it is this very run: another one is refused
     with TrainingBar(errors) as bar:
         metrics = train(
             cache_dir,
@@ -97,7 +98,11 @@ def train_command(
             report=bar.report,
         )
     if os.environ.get("RANK", "0") == "0":  # of several processes that torchrun or accelerate starts
-        print_result(json, {"run": str(out), **metrics}, lambda: describe_metrics(out, metrics))
+        print_result(
+            json,
+            {"run": str(out), **metrics},
+            lambda: describe_metrics(out, metrics, was_finished=was_finished),
+        )
 
 
 def main() -> None:

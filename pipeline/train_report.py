@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from thinkjepa.pipeline.units import counted, human_bytes
 from thinkjepa.stages.data.joints import HANDS_NEED_LABELS, describe_joints
 from thinkjepa.stages.data.split_sizes import SideSize
-from thinkjepa.stages.data.splits import Side
+from thinkjepa.stages.data.splits import SIDES, Side
 
 if TYPE_CHECKING:
     from thinkjepa.stages.train.events import EpochEnds, RunStarts
@@ -67,19 +67,20 @@ def describe_epoch(end: EpochEnds) -> str:
     losses, width = end.losses, len(str(end.epochs))
     parts = [
         f"epoch {losses.epoch:>{width}}/{end.epochs}: loss {losses.train_loss:.5f} training",
-        f"{losses.validation_loss:.5f} validation",
+        f"{losses.validation_loss:.5f} validation" + (" (best so far)" if end.best else ""),
     ]
     if losses.validation_distance_m is not None:
         parts.append(f"joints {1000 * losses.validation_distance_m:.1f} mm")
-    return ", ".join(parts) + (" (best so far)" if end.best else "")
+    return ", ".join(parts)
 
 
-def describe_metrics(out: Path, metrics: dict[str, Any]) -> str:
-    """What a run came to, where it is, and what comes next."""
-    clips = ", ".join(f"{number} {side}" for side, number in metrics["num_clips"].items())
+def describe_metrics(out: Path, metrics: dict[str, Any], *, was_finished: bool = False) -> str:
+    """What a run came to, where it is, and what comes next. `was_finished`: nothing was left to train."""
+    clips = ", ".join(f"{metrics['num_clips'][side]} {side}" for side in SIDES)
     latent_error = metrics["validation_latent_error"]
+    already = "already finished, nothing was trained: " if was_finished else ""
     lines = [
-        f"{out}: best epoch {metrics['best_epoch']} of {metrics['epochs']} (clips: {clips})",
+        f"{out}: {already}best epoch {metrics['best_epoch']} of {metrics['epochs']} (clips: {clips})",
         f"  validation latent MSE {latent_error:.5f}, "
         f"latent persistence {metrics['persistence_validation_loss']:.5f}",
     ]

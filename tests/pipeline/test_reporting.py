@@ -154,7 +154,7 @@ def test_an_epoch_is_a_line_of_mean_losses() -> None:
         bar.report(EpochEnds(EpochLosses(7, 0.5, 0.25, 0.25, 0.0613), epochs=10, best=True))
         bar.report(EpochEnds(EpochLosses(8, 0.5, 0.75, 0.75), epochs=10, best=False))
     assert written.getvalue().splitlines() == [
-        "epoch  7/10: loss 0.50000 training, 0.25000 validation, joints 61.3 mm (best so far)",
+        "epoch  7/10: loss 0.50000 training, 0.25000 validation (best so far), joints 61.3 mm",
         "epoch  8/10: loss 0.50000 training, 0.75000 validation",
     ]
 

@@ -134,6 +134,11 @@ def test_a_killed_command_goes_on_to_the_same_files(
     assert not (out / "cut" / "run.json").exists()
     subprocess.run([*command, "--out", str(out / "cut")], check=True, capture_output=True)
     assert files_of(out / "cut") == files_of(out / "whole")
+    again = subprocess.run([*command, "--out", str(out / "cut")], check=True, capture_output=True, text=True)
+    first = again.stdout.splitlines()[0]
+    assert first.startswith(f"{out / 'cut'}: already finished, nothing was trained: best epoch ")
+    places = [first.index(f" {side}") for side in ("train,", "validation,", "test)")]
+    assert places == sorted(places)
 
 
 def test_a_run_goes_on_with_the_threads_that_it_began_with(latent_cache: BuildCache, tmp_path: Path) -> None:
