@@ -73,6 +73,12 @@ def is_main(entry: Mapping[str, Any]) -> bool:
     return entry["method"] == "model" or entry["group"] is None
 
 
+def signed_number(value: float, decimals: int = DECIMALS) -> str:
+    """`-0.0100`, `+0.0100`, and `0.0000` of what rounds to zero."""
+    text = f"{value:+.{decimals}f}"
+    return text if float(text) else text[1:]
+
+
 def figure_text(figure: Figure) -> str:
     """`0.0612 [0.0580, 0.0640]`; without the interval where it is unknown."""
     mean = f"{figure['mean']:.{DECIMALS}f}"

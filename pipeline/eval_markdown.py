@@ -13,6 +13,7 @@ from thinkjepa.pipeline.eval_labels import (
     figure_text,
     is_main,
     metric_label,
+    signed_number,
 )
 from thinkjepa.pipeline.eval_verdict import (
     FEWEST_SEEDS,
@@ -138,12 +139,12 @@ def horizon_table(comparison: Mapping[str, Any]) -> str:
     return f"{note}\n\n{markdown_table(header, rows)}"
 
 
-def signed_text(figure: Figure) -> str:
+def signed_text(figure: Mapping[str, Any]) -> str:
     """`-0.0100 [-0.0120, -0.0080]`; without the interval where it is unknown."""
-    mean = f"{figure['mean']:+.{DECIMALS}f}"
+    mean = signed_number(figure["mean"])
     if figure["low"] is None:
         return mean
-    return f"{mean} [{figure['low']:+.{DECIMALS}f}, {figure['high']:+.{DECIMALS}f}]"
+    return f"{mean} [{signed_number(figure['low'])}, {signed_number(figure['high'])}]"
 
 
 def _starred(figures: Mapping[str, Figure], evidence: Evidence) -> dict[str, str]:

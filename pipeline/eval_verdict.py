@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from thinkjepa.pipeline.eval_labels import DECIMALS, VERDICT_LABELS, Figure
+from thinkjepa.pipeline.eval_labels import DECIMALS, VERDICT_LABELS, Figure, signed_number
 from thinkjepa.stages.evaluate.comparison import MOST_GROUPS_BY_PAIRS
 from thinkjepa.stages.evaluate.summary import BETTER_WHEN_LARGER, POSE_BASELINES
 
@@ -17,6 +17,10 @@ FEWEST_VIDEOS, FEWEST_SEEDS = 10, 3
 ENDS = ("mean", "low", "high")
 FEW = 10
 """Of the last decimal: amounts below it are given with two more."""
+
+MORE_DECIMALS = 2
+EQUAL_SHARE = 1e-6
+"""Of the other method's score: a smaller difference is one of rounding."""
 
 Outcome = Literal["better", "worse", "no difference", "open"]
 
@@ -46,7 +50,7 @@ def outcome(metric: str, figure: Figure, evidence: Evidence) -> Outcome:
     mean, low, high = figure["mean"], figure["low"], figure["high"]
     if mean is None or low is None or high is None:
         return "open"
-    if low <= 0 <= high:
+    if low <= 0 <= high or _equal_below(metric, mean, None):
         return "no difference"
     if evidence.missing:
         return "open"
@@ -65,11 +69,14 @@ def verdict(
 ) -> str:
     """One line on the difference a - b.
 
-    `of_b` is b's own mean, `by_seed` the difference of each seed of a. A difference whose interval holds 0 is
-    none. One that is drawn from too little is described, and said to be open.
+    `of_b` is b's own mean, `by_seed` the difference of each seed of a. A difference that rounds to nothing is
+    called equality, and one whose interval holds 0 is none. One that is drawn from too little is described,
+    and said to be open.
     """
     mean = figure["mean"]
     assert mean is not None, "a difference that no clip has is not in the table"
+    if limit := _equal_below(metric, mean, of_b):
+        return f"{a} is equal to {b} (difference below {limit})"
     found = outcome(metric, figure, evidence)
     if found == "no difference":
         return f"no difference between {a} and {b}: {_amount(metric, figure, 1, of_b, signed=True)}"
@@ -149,17 +156,33 @@ def _is_better(metric: str, difference: float) -> bool:
     return (difference > 0) == (metric in BETTER_WHEN_LARGER)
 
 
+def _equal_below(metric: str, difference: float, of_b: float | None) -> str:
+    """The limit below which a difference counts as none, where it is below one; else empty."""
+    if of_b and abs(difference / of_b) < EQUAL_SHARE:
+        return f"{100 * EQUAL_SHARE:.4f} %"
+    scale, decimals, unit = _precision(metric)
+    decimals += MORE_DECIMALS
+    return "" if round(scale * difference, decimals) else f"{10**-decimals:.{decimals}f}{unit}"
+
+
+def _precision(metric: str) -> tuple[int, int, str]:
+    """What a metric is multiplied by to be shown, with how many decimals, and its unit."""
+    return (1000, 1, " mm") if metric.endswith("_m") else (1, DECIMALS, "")
+
+
 def _amount(metric: str, figure: Figure, sign: int, of_b: float | None, *, signed: bool = False) -> str:
     """`12.1 mm [9.0, 15.2] (18 %)`, times `sign`; the interval and the share where they are known."""
-    scale, decimals, unit = (1000, 1, " mm") if metric.endswith("_m") else (1, DECIMALS, "")
+    scale, decimals, unit = _precision(metric)
     values = [sign * scale * value for value in map(figure.get, ENDS) if value is not None]
     mean, *ends = values
     if max(map(abs, values)) < FEW * 10**-decimals:
-        decimals += 2
-    form = f"{'+' if signed else ''}.{decimals}f"
-    text = f"{mean:{form}}{unit}"
+        decimals += MORE_DECIMALS
+    shown = [signed_number(value, decimals) for value in (mean, *sorted(ends))]
+    if not signed:
+        shown = [number.removeprefix("+") for number in shown]
+    text = f"{shown[0]}{unit}"
     if ends:
-        text += f" [{min(ends):{form}}, {max(ends):{form}}]"
+        text += f" [{shown[1]}, {shown[2]}]"
     if of_b:
         share = 100 * abs(mean / scale / of_b)
         text += f" ({share:.0f} %)" if share >= 1 else f" ({share:.1g} %)"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from thinkjepa.pipeline.eval_markdown import comparison_markdown
+from thinkjepa.pipeline.eval_markdown import comparison_markdown, signed_text
 from thinkjepa.pipeline.eval_verdict import (
     Evidence,
     baseline_verdicts,
@@ -72,6 +72,33 @@ def test_too_few_videos_or_seeds_decide_nothing(videos: int, seeds: int, reason:
 def test_small_amounts_keep_their_digits() -> None:
     line = verdict("a", "b", "ade_m", figure(0.00004, 0.00001, 0.00007), ENOUGH, of_b=0.06)
     assert line == "a loses to b by 0.040 mm [0.010, 0.070] (0.07 %)"
+
+
+@pytest.mark.parametrize(
+    ("metric", "mean", "of_b", "limit"),
+    [
+        ("l2", 1.2e-7, 0.41, "0.0001 %"),
+        ("l2", -1.2e-7, 0.41, "0.0001 %"),
+        ("l2", 2e-6, 4.1, "0.0001 %"),
+        ("l2", 4e-7, 0.05, "0.000001"),
+        ("ade_m", 4e-7, 0.06, "0.001 mm"),
+        ("ade_m", 0.0, None, "0.001 mm"),
+    ],
+)
+def test_a_difference_of_rounding_is_equality(
+    metric: str, mean: float, of_b: float | None, limit: str
+) -> None:
+    found = figure(mean, mean - 1e-9, mean + 1e-9)
+    line = verdict("a", "b", metric, found, Evidence(2, 2), of_b=of_b, by_seed=[mean, 0.0])
+    assert line == f"a is equal to b (difference below {limit})"
+
+
+def test_what_rounds_to_zero_has_no_sign() -> None:
+    assert signed_text(figure(-4e-6, -0.0002, 4e-6)) == "0.0000 [-0.0002, 0.0000]"
+    found = figure(0.0000021, -4e-7, 0.0000031)
+    assert outcome("l2", figure(2e-7, 1e-7, 3e-7), ENOUGH) == "no difference"
+    line = verdict("a", "b", "l2", found, ENOUGH)
+    assert line == "no difference between a and b: +0.000002 [0.000000, +0.000003]"
 
 
 def test_one_video_has_no_interval_and_decides_nothing() -> None:
