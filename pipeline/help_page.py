@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import typing
 from collections.abc import Iterator, Sequence
@@ -77,13 +78,25 @@ def help_page(command: TyperCommand | TyperGroup, context: typer.Context) -> str
         if command.epilog:
             console.print(Text("\nExamples", style="bold"))
             for line in command.epilog.splitlines():
-                console.print(Text(f"  {line}"), soft_wrap=True)
+                console.print(Text(_broken(line, width)), soft_wrap=True)
     return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
 def examples(*lines: str) -> str:
     """An epilog: command lines as a reader would type them."""
     return "\n".join(lines)
+
+
+def _broken(line: str, width: int) -> str:
+    """A command line, continued by backslashes before a flag or its comment where it is too long."""
+    first, *parts = re.split(r" (?=-|# )", line)
+    rows = [f"  {first}"]
+    for part in parts:
+        if len(rows[-1]) + len(part) + len("  \\") <= width:
+            rows[-1] += f" {part}"
+        else:
+            rows.append(f"      {part}")
+    return " \\\n".join(row.rstrip() for row in rows)
 
 
 def _paragraphs(text: str) -> list[str]:
