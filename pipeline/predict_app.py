@@ -13,6 +13,7 @@ from thinkjepa.pipeline.help_page import examples
 from thinkjepa.pipeline.options import with_settings
 from thinkjepa.pipeline.reporting import TerminalProgress
 from thinkjepa.stages.data.joints import HANDS_NEED_LABELS
+from thinkjepa.stages.data.splits import Side
 from thinkjepa.stages.device import DEVICES
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.threads import THREADS_HELP, torch_threads
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
     from thinkjepa.stages.predict import Prediction
 
 app = new_single_app()
+
+SIDE_WORDS: dict[Side | None, str] = {
+    "train": "one of the run's training videos: the run was fitted to it",
+    "validation": "one of the run's validation videos: the best epoch was chosen on them",
+    "test": "one of the run's test videos: training has not touched it",
+    None: "none of the run's training, validation or test videos",
+}
 
 
 @app.command(
@@ -130,7 +138,7 @@ def _described(prediction: Prediction, out: Path, figures: Path) -> str:
     from thinkjepa.pipeline.latent_picture import summary
 
     frames, hands = prediction.frames, prediction.hands
-    lines = [f"{out}: {summary(prediction)}"]
+    lines = [f"{out}: {summary(prediction)}", SIDE_WORDS[prediction.side]]
     if hands is None:
         why = f"no hands: the run was trained without them; {HANDS_NEED_LABELS}"
         return "\n".join([*lines, f"{figures}: the figures", why])

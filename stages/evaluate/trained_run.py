@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from thinkjepa.cache import FeatureCache, FeatureSet
-from thinkjepa.stages.data.splits import Side
+from thinkjepa.stages.data.splits import SIDES, Side
 from thinkjepa.stages.data.trajectories import Supervision
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.json_files import read_json
@@ -73,6 +73,13 @@ class TrainedRun:
     def clip_ids(self, side: Side) -> tuple[str, ...]:
         """The clips that were on this side when the run was trained, sorted."""
         return tuple(read_json(self.path / "split.json")["clips"][side])
+
+    def side_of(self, video_id: str) -> Side | None:
+        """The side that has clips of this video, None where the run has none."""
+        prefix = f"{video_id}@"
+        return next(
+            (side for side in SIDES if any(name.startswith(prefix) for name in self.clip_ids(side))), None
+        )
 
 
 def _same_set(cache: FeatureCache, wanted: Mapping[str, str]) -> FeatureSet:

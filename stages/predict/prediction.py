@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from thinkjepa.stages.data.decode_process import VideoDecoder
+from thinkjepa.stages.data.splits import Side
 from thinkjepa.stages.data.videos import SourceVideo, identify
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.trained_run import TrainedRun
@@ -31,6 +32,8 @@ class Prediction:
 
     video: Path
     video_digest: str
+    side: Side | None
+    """The side of the run's split that has clips of this video, None where the run has none."""
     frames: ChosenFrames
     latents: PredictedLatents
     hands: PredictedHands | None
@@ -43,6 +46,7 @@ class Prediction:
             "schema": "thinkjepa.prediction.v1",
             "video": str(self.video),
             "video_digest": self.video_digest,
+            "side": self.side,
             **self.frames.to_json(),
             "latents": self.latents.to_json(self.frames),
             **(self.hands.to_json() if self.hands else {}),
@@ -91,6 +95,7 @@ def predict(
     return Prediction(
         video=video,
         video_digest=source.digest,
+        side=run.side_of(source.video_id),
         frames=clip.frames,
         latents=latents,
         hands=hands.predicted(forecast.joints_m) if hands and forecast.joints_m is not None else None,

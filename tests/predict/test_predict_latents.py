@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -75,6 +76,27 @@ def test_latents_of_a_cached_clip_are_those_of_the_cache(run: Path, videos: list
     record = prediction.to_json()["latents"]
     assert record["mse"] == pytest.approx(latent_metrics(expected, batch.future)["l2"][0].tolist(), rel=1e-5)
     assert "joints" not in prediction.to_json()
+
+
+def test_the_side_of_the_video_is_said(
+    run: Path, videos: list[Path], run_command: RunCommand, tmp_path: Path
+) -> None:
+    sides = {number: side for side, ids in split_of(run).items() for number in ids}
+    for number, video in enumerate(videos[:2]):
+        renamed = tmp_path / f"renamed {number}.mp4"
+        renamed.write_bytes(video.read_bytes())
+        side = sides[file_digest(video)[:16]]
+        outcome = run_command("thinkjepa-predict", "--run", run, "--video", renamed, "-o", tmp_path / "a.png")
+        name = {"train": "training"}.get(side, side)
+        assert f"\none of the run's {name} videos: " in outcome.stdout
+        assert json.loads((tmp_path / "a.json").read_text())["side"] == side
+    unknown = predicted(run, lossless_video(tmp_path / "new.mkv", change=None), frame=24)
+    assert unknown.side is None
+
+
+def split_of(run: Path) -> dict[str, set[str]]:
+    clips = json.loads((run / "split.json").read_text())["clips"]
+    return {side: {clip_id.split("@")[0] for clip_id in ids} for side, ids in clips.items()}
 
 
 def test_the_future_changes_the_comparison_and_not_the_prediction(run: Path, tmp_path: Path) -> None:
