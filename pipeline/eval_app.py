@@ -30,7 +30,7 @@ Split = Literal["train", "validation", "test"]
         "thinkjepa-eval --run runs/thinkjepa-0 --rollout 4,8,16",
     )
 )
-@with_settings(keys={"device": "execution.device"})
+@with_settings(keys={"device": "execution.device", "cache_dir": None})
 def eval_command(
     *,
     context: typer.Context,

@@ -46,7 +46,7 @@ class SettingsError(ThinkJepaError):
 
 def with_settings(
     *,
-    keys: Mapping[str, str] = types.MappingProxyType({}),
+    keys: Mapping[str, str | None] = types.MappingProxyType({}),
     memory: Callable[[Path, Sections], Sections] | None = None,
     **groups: type[Any],
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -55,8 +55,8 @@ def with_settings(
     The command receives a ready instance under the name of its parameter, here `clips`, which is a section of
     params.yaml too, unless the class names another SECTION. A flag goes before params.yaml, that before
     `memory`, that before the default. `keys` names further parameters that params.yaml may give, such as
-    `{"device": "execution.device"}`. `memory` receives the cache's folder and what flags and file give, and
-    returns what the cache remembers.
+    `{"device": "execution.device"}`; None keeps one of FOLDERS from it. `memory` receives the cache's folder
+    and what flags and file give, and returns what the cache remembers.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -64,7 +64,7 @@ def with_settings(
         asked = [name for name, item in signature.parameters.items() if item.annotation is typer.Context]
         own = {name: item for name, item in signature.parameters.items() if name not in (*groups, *asked)}
         required = [name for name, item in own.items() if item.default is inspect.Parameter.empty]
-        shared = {name: key for name, key in {**FOLDERS, **keys}.items() if name in own}
+        shared = {name: key for name, key in {**FOLDERS, **keys}.items() if key and name in own}
 
         @functools.wraps(command)
         def run(*, context: typer.Context, params: Path | None, **values: Any) -> Any:

@@ -38,7 +38,9 @@ SIDE_WORDS: dict[Side | None, str] = {
         "thinkjepa-predict --run runs/latents-0 --video pour.mp4 --out future.png",
     )
 )
-@with_settings(keys={"device": "execution.device", "decode_timeout": "execution.decode_timeout"})
+@with_settings(
+    keys={"device": "execution.device", "decode_timeout": "execution.decode_timeout", "cache_dir": None}
+)
 def predict_command(
     *,
     context: typer.Context,

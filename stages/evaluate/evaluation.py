@@ -186,12 +186,13 @@ def keypoint_places(model: ForecastModel) -> list[int]:
 
 
 def rows_of(clip_ids: Sequence[str], features: Features) -> list[ClipRow]:
-    """The clips, in this order. Raises StageError where one has no features any more."""
+    """The clips, in this order. Raises StageError where one has no features."""
     rows = {clip.clip_id: clip for clip in features.clips().only(clip_ids)}
     if lost := [clip_id for clip_id in clip_ids if clip_id not in rows]:
         needed = "features and labels" if features.supervision else "features"
         raise StageError(
-            f"{len(lost)} of {len(clip_ids)} clips of the run have no {needed} in "
-            f"{str(features.cache.path)!r} any more, the first is {lost[0]!r}: extract them, or train again"
+            f"{len(lost)} of {len(clip_ids)} clips of the run have no {needed} in cache "
+            f"{str(features.cache.path)!r}, the first is {lost[0]!r}: extract them, name the run's own cache "
+            "with --cache-dir, or train again"
         )
     return [rows[clip_id] for clip_id in clip_ids]

@@ -113,6 +113,22 @@ def test_folders_and_models_are_found_from_the_file(params: Path) -> None:
     assert given("--params", params, "--videos", "mine")["videos"] == Path("mine")
 
 
+def test_a_command_can_keep_a_folder_from_the_file(params: Path) -> None:
+    seen: list[Path | None] = []
+    own = new_single_app()
+
+    @own.command()
+    @with_settings(keys={"cache_dir": None})
+    def evaluation(
+        *, cache_dir: Annotated[Path | None, typer.Option("--cache-dir", help="Cache.")] = None
+    ) -> None:
+        seen.append(cache_dir)
+
+    for flags in ((), ("--cache-dir", "moved")):
+        built_command(own).main(["--params", str(params), *flags], standalone_mode=False)
+    assert seen == [None, Path("moved")]
+
+
 def test_further_keys_and_presets_come_from_the_file(params: Path) -> None:
     values = given("--params", params)
     assert values["decode_timeout_s"] == 5

@@ -61,6 +61,18 @@ def test_one_run_gets_figures_table_and_picture(train_run: TrainRun) -> None:
     assert height > 300
 
 
+def test_the_cache_is_the_runs_own_unless_a_flag_names_another(
+    train_run: TrainRun, tmp_path: Path, evaluate_command: Callable[..., Result]
+) -> None:
+    params, run = tmp_path / "params.yaml", train_run()
+    params.write_text("videos: videos\ncache_dir: elsewhere\n", encoding="utf-8")
+    done = evaluate_command("--params", params, "--run", run)
+    assert done.returncode == 0, done.stderr
+    refused = evaluate_command("--params", params, "--run", run, "--cache-dir", tmp_path / "elsewhere")
+    assert refused.returncode == 2
+    assert "elsewhere" in refused.stderr
+
+
 def test_runs_of_a_folder_are_evaluated_once_and_compared(
     train_run: TrainRun, tmp_path: Path, evaluate_command: Callable[..., Result]
 ) -> None:
