@@ -164,10 +164,11 @@ def _thinker_strip(view: ClipView, thinker: ThinkerView, cell: Cell) -> Section:
     def draw_strip(page: Page, top: float) -> None:
         _heading(page, MARGIN_IN, top, CONTENT_IN, text=heading, color=THINKER)
         page.small_print(MARGIN_IN, top + HEADING_IN, shortened(origin, most=SMALL_PRINT_CHARACTERS))
-        lefts = _strip_lefts(cell, len(thinker.frames))
-        _frames(page, view, cell, lefts, top + strip_top, frames=thinker.frames, times_s=thinker.times_s)
+        if view.thumbnails:
+            lefts = _strip_lefts(cell, len(thinker.frames))
+            _frames(page, view, cell, lefts, top + strip_top, frames=thinker.frames, times_s=thinker.times_s)
 
-    return Section(strip_top + cell.height + TIMES_IN, draw_strip)
+    return Section(strip_top + (cell.height + TIMES_IN if view.thumbnails else 0), draw_strip)
 
 
 def _strip_lefts(cell: Cell, count: int) -> list[float]:
@@ -202,7 +203,12 @@ def _windows(view: ClipView, encoder: EncoderView, cell: Cell) -> Section:
     """Past and future beside each other, with the split between them."""
     rows = _window_rows(encoder, cell)
     origin = f"{shortened(encoder.model, most=60)} ({encoder.set_name})"
-    caption = [origin, *textwrap.wrap(_latents_caption(encoder), width=SMALL_PRINT_CHARACTERS)]
+    caption = [
+        origin,
+        *textwrap.wrap(
+            _latents_caption(encoder, with_frames=bool(view.thumbnails)), width=SMALL_PRINT_CHARACTERS
+        ),
+    ]
     caption_top = rows.bottom + 0.06
     num_observed, num_future = len(encoder.observed.steps), len(encoder.future.steps)
     past = [cell.left(column) for column in range(num_observed)]
@@ -260,15 +266,16 @@ def _clock(view: ClipView, time_s: float) -> str:
     return clock_text(float(seconds_ahead(time_s, observed_times_s=view.clip.observed_times_s)))
 
 
-def _latents_caption(encoder: EncoderView) -> str:
+def _latents_caption(encoder: EncoderView, *, with_frames: bool) -> str:
     height, width = encoder.grid
     shares = " + ".join(f"{share:.0%}" for share in encoder.explained)
+    place = "under the first frame" if with_frames else "under the time of the first frame"
     seen = BOX_WORDS if encoder.framing else "The encoder sees the middle of a frame."
     return (
-        f"Latents of {height} x {width} patches, each under the first frame of its step. Red, green and blue "
+        f"Latents of {height} x {width} patches, each {place} of its step. Red, green and blue "
         f"are the first three principal components of both windows together ({shares} of the variance). "
-        f"{seen}"
-    )
+        f"{seen if with_frames else ''}"
+    ).rstrip()
 
 
 def _heading(page: Page, left: float, top: float, width: float, *, text: str, color: str) -> None:

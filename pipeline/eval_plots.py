@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,6 +32,10 @@ ROW_IN, DOT_PANEL_IN, AXIS_IN = 0.26, 1.9, 1.0
 CHARACTER_IN = 0.075
 BAND_ALPHA = 0.12
 DOT_SIZE = 5.0
+END_MARGIN = 1.05
+"""Of an axis that begins at 0, beyond its largest value."""
+SMALL = 1e-3
+"""Below it tick labels would need a power of ten of their own."""
 
 HORIZON_METRICS = ("ade_m", "l2", "cosine")
 DISTANCE_METRICS = ("ade_m", "fde_m", "acc_5cm", "keypoint_m", "l2", "cosine")
@@ -76,12 +81,12 @@ def draw_curve(
 
 
 def name_curves(axes: Axes, metric: str) -> None:
-    """Title, units, and axes that begin at 0 where 0 is the best."""
+    """Title, units, and axes that begin at 0 where 0 is the best, with room for the markers at their ends."""
     axes.set_title(f"{metric_title(metric)} {better_arrow(metric)}")
     axes.set(xlabel=SECONDS_AHEAD, ylabel=AXIS_LABELS[metric])
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, END_MARGIN * axes.dataLim.x1)
     if metric not in BETTER_WHEN_LARGER:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, END_MARGIN * axes.dataLim.y1)
 
 
 def distance_picture(comparison: Comparison) -> bytes:
@@ -136,14 +141,25 @@ def _dot_picture(
                 if metric in found:
                     _draw_dot(axes, place, found[metric], looks[metric])
             axes.set_title(f"{metric_title(metric, last_frame_s=last_frame_s)} {better_arrow(metric)}")
-            axes.set_xlabel((DIFFERENCE_LABELS if note else AXIS_LABELS)[metric])
             axes.margins(x=0.08)
             axes.xaxis.set_major_locator(MaxNLocator(4))
+            axes.set_xlabel(_in_powers(axes, DIFFERENCE_LABELS[metric]) if note else AXIS_LABELS[metric])
         panels[0].set_yticks(range(len(rows)), [name for name, *_ in rows])
         panels[0].set_ylim(len(rows) - 0.5, -0.5)
         if note:
             figure.supxlabel(note, fontsize="small")
         return png_bytes(figure)
+
+
+def _in_powers(axes: Axes, label: str) -> str:
+    """The label of an axis. Small values are given in a power of ten, which the label names."""
+    largest = max(map(abs, axes.get_xlim()))
+    if largest >= SMALL:
+        return label
+    exponent = math.floor(math.log10(largest))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 10.0**exponent:.3g}")
+    unit = f"$10^{{{exponent}}}$"
+    return label.replace("(", f"({unit} ") if "(" in label else f"{label} ({unit})"
 
 
 def _draw_dot(axes: Axes, place: int, figure: Record, look: Look) -> None:

@@ -12,7 +12,7 @@ from thinkjepa.pipeline.playback import prediction_mp4
 from thinkjepa.stages.data.clock import clock_text, seconds_ahead
 from thinkjepa.stages.predict import Prediction
 
-COLUMNS = 3
+COLUMNS, ROWS = 3, 2
 HEADING_PX, GAP_PX = 26, 4
 BACKGROUND = (70, 70, 70)
 
@@ -31,11 +31,10 @@ def _moments(prediction: Prediction, panels: LatentPanels) -> Iterator[Moment]:
     frames, tubelet = prediction.frames, prediction.latents.tubelet
     observed_s = seconds_ahead(frames.observed_times_s, observed_times_s=frames.observed_times_s)
     ahead_s = seconds_ahead(frames.future_times_s, observed_times_s=frames.observed_times_s)
-    empty: list[Titled] = [("", None)] * (2 * COLUMNS - 2)
     for place, (index, seconds) in enumerate(zip(frames.observed, observed_s, strict=True)):
         latents = panels.observed(place // tubelet)
         first = (f"observed {clock_text(seconds)}", outlined(panels.frame(index), panels.box))
-        yield [first, ("latents", latents), *empty]
+        yield [first, ("latents; prediction starts at the split", latents)]
     steps = panels.steps()
     for place, seconds in enumerate(ahead_s):
         step = steps[place // tubelet]
@@ -56,14 +55,19 @@ def _moments(prediction: Prediction, panels: LatentPanels) -> Iterator[Moment]:
 
 
 def _picture(moment: Moment) -> Image.Image:
+    """The panels on a canvas of COLUMNS x ROWS cells; fewer than a row are enlarged to its whole width."""
     height, width = next(panel for _, panel in moment if panel is not None).shape[:2]
-    cell = (width + GAP_PX, height + HEADING_PX + GAP_PX)
-    rows = -(-len(moment) // COLUMNS)
-    canvas = Image.new("RGB", (COLUMNS * cell[0], rows * cell[1]), BACKGROUND)
+    canvas_px = (COLUMNS * (width + GAP_PX), ROWS * (height + HEADING_PX + GAP_PX))
+    columns, rows = min(COLUMNS, len(moment)), -(-len(moment) // COLUMNS)
+    cell = (canvas_px[0] // columns, canvas_px[1] // rows)
+    scale = min((cell[0] - GAP_PX) / width, (cell[1] - HEADING_PX - GAP_PX) / height)
+    size = (int(scale * width), int(scale * height))
+    canvas = Image.new("RGB", canvas_px, BACKGROUND)
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=16)
     for place, (title, panel) in enumerate(moment):
-        left, top = place % COLUMNS * cell[0], place // COLUMNS * cell[1]
+        left = place % columns * cell[0] + (cell[0] - GAP_PX - size[0]) // 2
+        top = place // columns * cell[1] + (cell[1] - HEADING_PX - GAP_PX - size[1]) // 2
         draw.text((left + 6, top + 4), title, font=font, fill="white")
         if panel is not None:
-            canvas.paste(Image.fromarray(panel), (left, top + HEADING_PX))
+            canvas.paste(Image.fromarray(panel).resize(size), (left, top + HEADING_PX))
     return canvas

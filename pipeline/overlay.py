@@ -30,6 +30,7 @@ TRUE_RGB, PREDICTED_RGB = ImageColor.getrgb(TRUE), ImageColor.getrgb(PREDICTED)
 GREY = (70, 70, 70)
 GHOST_OPACITY = 0.6
 """Of the true hand under the predicted one."""
+OBSERVED_NOTE = "observed: both models' input; hands are drawn from the split on"
 
 Color = tuple[int, ...]
 Pixels = npt.NDArray[np.float64]
@@ -162,8 +163,10 @@ def _picture(
             ImageDraw.Draw(panel).rectangle((0, 0, size[0] - 1, size[1] - 1), outline=colour, width=4)
         canvas.paste(panel, (place * size[0], 0))
         text = moment.caption if place == 0 else ""
-        label = title if pixels is not None else ""
-        _caption(canvas, place * size[0], size, label, colour, text, note if place == 0 else "")
+        small_print = note if place == 0 else ""
+        if moment.observed and place == len(shown) - 1:
+            small_print = small_print or OBSERVED_NOTE
+        _caption(canvas, place * size[0], size, title, colour, text, small_print)
         if place == 0 and moment.true is not None and placed:
             _ghost_legend(canvas, size)
     return canvas
@@ -181,9 +184,8 @@ def _caption(
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(size=20)
     draw.text((left + 10, size[1] + 6), text, font=font, fill="white")
-    if label:
-        draw.rectangle((left + size[0] - 130, size[1] + 8, left + size[0] - 112, size[1] + 26), fill=colour)
-        draw.text((left + size[0] - 104, size[1] + 6), label, font=font, fill="white")
+    draw.rectangle((left + size[0] - 130, size[1] + 8, left + size[0] - 112, size[1] + 26), fill=colour)
+    draw.text((left + size[0] - 104, size[1] + 6), label, font=font, fill="white")
     if note:
         draw.text((left + 10, size[1] + 32), note, font=ImageFont.load_default(size=14), fill=(220, 220, 220))
 

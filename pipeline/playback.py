@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import product
 
 import av
 from PIL import Image, ImageColor, ImageDraw, ImageFont
@@ -22,7 +23,7 @@ TIMELINE_PX, MARGIN_PX = 44, 12
 BAR_TOP_PX, BAR_PX, KNOB_PX = 9, 5, 6
 BACKGROUND, OBSERVED_BAR, TEXT = (45, 45, 45), (215, 215, 215), (230, 230, 230)
 FUTURE_BAR = ImageColor.getrgb(PREDICTED)
-FONT_PX = 13
+FONT_PX, WORD_GAP_PX = 13, 12
 
 
 def prediction_mp4(pictures: Iterable[Image.Image], frames: ChosenFrames) -> bytes:
@@ -68,7 +69,7 @@ class Timeline:
     """Of the video, as a share of real time."""
 
     def below(self, picture: Image.Image, now_s: float, *, at_split: bool) -> Image.Image:
-        """The picture with the timeline under it, the knob at `now_s`."""
+        """The picture with the timeline under it, the knob at `now_s`; words as many as there is room for."""
         width, height = picture.size
         canvas = Image.new("RGB", (width, height + TIMELINE_PX), BACKGROUND)
         canvas.paste(picture, (0, 0))
@@ -83,11 +84,20 @@ class Timeline:
         middle = top + BAR_PX / 2
         knob = (now - KNOB_PX, middle - KNOB_PX, now + KNOB_PX, middle + KNOB_PX)
         draw.ellipse(knob, fill="white", outline=BACKGROUND, width=2)
-        words = "split: from here on predicted" if at_split else "split"
-        draw.text((first, words_top), clock_text(self.seconds[0]), font=font, fill=TEXT)
-        draw.text((split, words_top), words, font=font, fill="white", anchor="ma")
-        ends = f"{clock_text(self.seconds[-1])}, {speed_text(self.speed)}"
-        draw.text((last, words_top), ends, font=font, fill=TEXT, anchor="ra")
+        begins, ends = clock_text(self.seconds[0]), clock_text(self.seconds[-1])
+        draw.text((first, words_top), begins, font=font, fill=TEXT)
+        room_from = first + font.getlength(begins) + WORD_GAP_PX
+        for words, end in product(
+            ("split: from here on predicted", "split") if at_split else ("split",),
+            (f"{ends}, {speed_text(self.speed)}", ends),
+        ):
+            half = font.getlength(words) / 2
+            room_to = last - font.getlength(end) - WORD_GAP_PX
+            if room_to - room_from >= 2 * half:
+                middle = min(max(split, room_from + half), room_to - half)
+                draw.text((middle, words_top), words, font=font, fill="white", anchor="ma")
+                break
+        draw.text((last, words_top), end, font=font, fill=TEXT, anchor="ra")
         return canvas
 
     def _x(self, time_s: float, width: int) -> float:

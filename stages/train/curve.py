@@ -89,9 +89,10 @@ def _draw(
         axes.plot(epochs, values, label="training", **{**TRAINING, **dots})
     axes.plot(epochs, validation, label="validation", **{**VALIDATION, **dots})
     label = f"best epoch, {best.epoch} (lowest validation loss)"
-    axes.plot(best.epoch, validation[epochs.index(best.epoch)], label=label, **BEST)
+    axes.plot(best.epoch, validation[epochs.index(best.epoch)], label=label, clip_on=False, **BEST)
     axes.set_xlabel("epoch")
-    axes.set_xlim(0, epochs[-1] + max(1.0, 0.02 * epochs[-1]))
+    margin = min(0.5, 0.05 * (epochs[-1] - epochs[0])) or 0.5
+    axes.set_xlim(epochs[0] - margin, epochs[-1] + margin)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _scale(axes, [*validation, *(value for values in more for value in values)])
 

@@ -31,7 +31,7 @@ from thinkjepa.cache import (
 from thinkjepa.pipeline.clip_picture import draw
 from thinkjepa.pipeline.clip_view import ClipView, clip_view, evenly
 from thinkjepa.pipeline.latent_colors import LatentColors
-from thinkjepa.pipeline.page import MONO, printable, wrapped
+from thinkjepa.pipeline.page import MONO, Page, printable, wrapped
 from thinkjepa.stages.errors import StageError
 
 FPS, SPLIT, WINDOWS, TUBELET = 10.0, 24, 2, 2
@@ -279,6 +279,22 @@ def test_frames_are_replaced_by_a_note_where_the_video_is_not_there(
     assert words in view.frames_note
     assert view.to_json()["frames_note"] == view.frames_note
     assert size_px(draw(view))[0] == 1800
+
+
+def test_without_frames_nothing_is_said_of_them(view_of, videos, monkeypatch):
+    words = []
+    text = Page.text
+    monkeypatch.setattr(Page, "text", lambda *args, **style: words.append(args[3]) or text(*args, **style))
+    shown = {}
+    for folder in (videos, None):
+        words.clear()
+        draw(view_of(folder))
+        shown[folder] = list(words)
+    assert "encoder sees" in " ".join(shown[videos])
+    assert "encoder sees" not in " ".join(shown[None])
+    times = [sum(word.endswith(" s") for word in found) for found in shown.values()]
+    view = view_of(None)
+    assert times[0] - times[1] == len(view.thinker.frames)
 
 
 def test_each_set_may_be_absent(view_of, videos):

@@ -14,6 +14,7 @@ from thinkjepa.pipeline.playback import (
     BAR_TOP_PX,
     MARGIN_PX,
     TIMELINE_PX,
+    WORD_GAP_PX,
     Timeline,
     held_frames,
     playback_fps,
@@ -59,6 +60,17 @@ def test_the_bar_turns_at_the_split_in_real_time() -> None:
     split = MARGIN_PX + (WIDTH - 2 * MARGIN_PX) * 3 / 7
     assert future[0] == pytest.approx(split, abs=3)
     assert future[-1] == pytest.approx(WIDTH - MARGIN_PX, abs=2)
+
+
+@pytest.mark.parametrize("times_s", [(-0.7, 0.0, 0.72), (-6.0, 0.0, 0.72), (-0.2, 0.0, 6.0)])
+def test_the_words_under_the_bar_stand_apart(times_s: tuple[float, ...]) -> None:
+    """Three texts with two gaps wider than those between words, on a narrow picture."""
+    picture = Image.new("RGB", (480, HEIGHT))
+    canvas = Timeline(times_s, speed=0.5).below(picture, 0.0, at_split=True)
+    words = np.asarray(canvas.convert("L"))[HEIGHT + BAR_TOP_PX + 16 :]
+    columns = np.flatnonzero((words > 150).any(axis=0))
+    assert MARGIN_PX - 2 <= columns[0] < columns[-1] <= 480 - MARGIN_PX
+    assert (np.diff(columns) >= WORD_GAP_PX - 2).sum() == 2
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from new_videos import FPS, NUM_FRAMES, SIZE, frames_of, lossless_video, train_r
 
 from thinkjepa.cache import FeatureCache, VideoLabels, WriteSession, file_digest
 from thinkjepa.cache.holder import WriteLock
-from thinkjepa.pipeline.overlay import PANEL_SHORT_SIDE_PX
+from thinkjepa.pipeline.overlay import CAPTION_PX, PANEL_SHORT_SIDE_PX, PREDICTED_RGB, TRUE_RGB
 from thinkjepa.pipeline.playback import held_frames
 from thinkjepa.stages.data.trajectories import project, to_camera
 from thinkjepa.stages.errors import StageError
@@ -141,6 +141,10 @@ def test_the_overlay_draws_the_hand_over_the_future(
     assert len(record["observed_frames"]) + len(record["future_frames"]) == 16
     assert len(pictures) == 16 + PAUSE + HOLD
     assert pictures[0].shape[1] == 2 * PANEL_SHORT_SIDE_PX * SIZE[0] // SIZE[1]
+    captions = pictures[0][PANEL_SHORT_SIDE_PX : PANEL_SHORT_SIDE_PX + CAPTION_PX].astype(int)
+    for place, color in enumerate((PREDICTED_RGB, TRUE_RGB)):
+        panel = np.split(captions, 2, axis=1)[place]
+        assert (np.abs(panel - color).max(axis=-1) < 40).sum() > 100, "named before the split, too"
     labels = labels_of(videos[0], 0)
     assert labels.camera_poses is not None
     frame = record["future_frames"][3]

@@ -17,7 +17,8 @@ from PIL import Image
 from thinkjepa.cache import file_digest
 from thinkjepa.pipeline.latent_colors import LatentColors
 from thinkjepa.pipeline.latent_panels import PANEL_SHORT_SIDE_PX, LatentPanels
-from thinkjepa.pipeline.playback import held_frames
+from thinkjepa.pipeline.latent_video import BACKGROUND
+from thinkjepa.pipeline.playback import TIMELINE_PX, held_frames
 from thinkjepa.stages.data.framing import VJEPA2_FRAMING
 from thinkjepa.stages.evaluate.latent_metrics import latent_metrics
 from thinkjepa.stages.evaluate.trained_run import TrainedRun
@@ -129,6 +130,9 @@ def test_a_run_without_labels_writes_a_picture_and_a_video(
     frames = frames_of(tmp_path / "out.mp4")
     assert len(frames) == 16 + sum(held_frames(Fraction(5)))
     assert frames[0].shape[1] > 3 * PANEL_SHORT_SIDE_PX * WIDE[0] / WIDE[1]
+    above = frames[0][:-TIMELINE_PX].astype(int)
+    empty = (np.abs(above - BACKGROUND).max(axis=-1) < 6).mean()
+    assert empty < 0.45, "the two panels of what is observed are enlarged"
     with Image.open(tmp_path / "out.png") as picture:
         assert picture.width > 1000
     record = (tmp_path / "out.json").read_text()

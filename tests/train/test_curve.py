@@ -57,6 +57,13 @@ def test_latents_that_are_the_loss_need_no_panel_of_their_own(
     ]
 
 
+def test_the_axis_ends_with_the_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figure, _ = drawn(tmp_path, LATENTS, monkeypatch)
+    first, last = figure.axes[0].get_xlim()
+    assert 0.5 <= first < 1
+    assert 3 < last <= 3.5
+
+
 def test_a_logarithmic_axis_is_taken_where_values_differ_by_much(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

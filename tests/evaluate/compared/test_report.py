@@ -8,11 +8,14 @@ from collections.abc import Callable
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
+from thinkjepa.pipeline import eval_plots
 from thinkjepa.pipeline.eval_markdown import comparison_markdown
 from thinkjepa.pipeline.eval_page import comparison_page
 from thinkjepa.pipeline.eval_plots import difference_picture, distance_picture, horizon_picture
 from thinkjepa.stages.evaluate import EvaluatedRun, compare
+from thinkjepa.stages.picture_style import png_bytes
 
 AddRun = Callable[..., EvaluatedRun]
 MANY = np.linspace(0.1, 0.3, 21)
@@ -76,6 +79,39 @@ def test_pictures_are_the_same_every_time_and_differ_with_the_scores(add_run: Ad
     for draw in (horizon_picture, distance_picture, difference_picture):
         assert draw(one) == draw(one)
         assert draw(one) != draw(other)
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, draw: Callable[..., bytes], comparison: object) -> Figure:
+    """The figure of a picture, drawn."""
+    figures: list[Figure] = []
+
+    def keep(figure: Figure) -> bytes:
+        figures.append(figure)
+        return png_bytes(figure)
+
+    monkeypatch.setattr(eval_plots, "png_bytes", keep)
+    draw(comparison)
+    return figures[0]
+
+
+def test_small_differences_have_their_power_of_ten_in_the_label(
+    add_run: AddRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wave = 1e-5 * np.cos(np.arange(len(MANY)))
+    comparison = compare([add_run("jepa", 0, MANY), add_run("vlm", 0, MANY + 3e-5 + wave)])
+    axes = drawn(monkeypatch, difference_picture, comparison).axes[0]
+    assert axes.get_xlabel() == "difference ($10^{-5}$ m)"
+    assert axes.xaxis.get_offset_text().get_text() == ""
+    shown = [float(label.get_text().replace("−", "-")) for label in axes.get_xticklabels()]  # noqa: RUF001
+    assert shown == pytest.approx([1e5 * tick for tick in axes.get_xticks()])
+
+
+def test_the_last_marker_is_inside_the_axes(add_run: AddRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps late in a horizon are near each other, measured by an axis from 0."""
+    comparison = compare([add_run("jepa", 0, 5 + MANY / 100, horizon_s=(0.98, 1.0))])
+    axes = drawn(monkeypatch, horizon_picture, comparison).axes[0]
+    assert axes.get_xlim() == pytest.approx((0, 1.05))
+    assert axes.get_ylim()[1] > 1.04 * axes.lines[0].get_ydata().max()  # type: ignore[union-attr]
 
 
 def test_a_variant_has_its_color_whatever_else_is_drawn(add_run: AddRun) -> None:
