@@ -163,10 +163,10 @@ def _legend(page: Page, top: float, views: Sequence[LabelView], encoder: str) ->
         x, middle = MARGIN_IN + (place % 3) * 1.05, top + 0.36 + (place // 3) * 0.2
         style = {"color": color if part != "Arm" else "#b8bcc4", "linewidth": 2.4}
         page.line([x, x + 0.22], [middle, middle], **style)
-        page.text(x + 0.29, middle, "Forearm" if part == "Arm" else part, va="center")
-    words = [f"White box: what {encoder} sees of a frame."]
+        page.text(x + 0.29, middle, "Forearm (white)" if part == "Arm" else part, va="center")
+    words = [f"White box: what {encoder} sees of a frame. Seconds are those of the video."]
     if any(np.isfinite(trail).any() for view in views for tile in view.tiles for trail in tile.trails):
-        words.append("White lines: the wrists' last half second, seen by this frame's camera.")
+        words.append("Fading white lines: the wrists' last half second, seen by this frame's camera.")
     if shown:
         words.append("Faint: low confidence.")
     page.small_print(MARGIN_IN, top + 0.7, "\n".join(words))
@@ -186,7 +186,7 @@ def _drawn_parts(views: Sequence[LabelView]) -> set[str]:
 def _confidences(page: Page, top: float, check: FolderCheck) -> None:
     """How many samples are how sure, over all usable labels."""
     left, width = MARGIN_IN + CONTENT_IN / 2, CONTENT_IN / 2
-    page.text(left, top + 0.05, "Confidence of joints, share of all samples", size=HEADING_PT)
+    page.text(left, top + 0.05, "Confidence of joints, 0 to 1: share of all samples", size=HEADING_PT)
     counts = np.array(check.confidence_histogram, dtype=float)
     axes = page.axes(left, top + 0.28, width, 0.55)
     shares = counts / max(counts.sum(), 1)
