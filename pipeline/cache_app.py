@@ -18,6 +18,7 @@ from thinkjepa.pipeline.console import (
     EXIT_FAILURES,
     JsonOption,
     errors,
+    loading,
     new_app,
     print_json,
     print_result,
@@ -29,6 +30,7 @@ from thinkjepa.pipeline.options import with_settings
 from thinkjepa.pipeline.remembering import cache_memory
 from thinkjepa.pipeline.reporting import TerminalProgress
 from thinkjepa.stages.data.clips import ClipSettings
+from thinkjepa.stages.data.videos import find_videos
 from thinkjepa.stages.device import DEVICES
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
 from thinkjepa.stages.extract.vllm_settings import VllmSettings
@@ -74,8 +76,10 @@ def extract_command(
 
     Exit status: 0 all done; 2 wrong use; 3 more videos failed than --max-failures accepts.
     """
-    from thinkjepa.pipeline.extract_report import describe_report
-    from thinkjepa.stages.extract.extraction import extract
+    find_videos(videos)  # a wrong folder is refused before seconds of imports
+    with loading():
+        from thinkjepa.pipeline.extract_report import describe_report
+        from thinkjepa.stages.extract.extraction import extract
 
     with TerminalProgress(errors) as progress:
         report = extract(
@@ -180,8 +184,10 @@ def estimate_command(
     execution: ExecutionSettings,
 ) -> None:
     """Clips, gigabytes and hours of an extraction, before anything is run."""
-    from thinkjepa.pipeline.estimate_report import describe_estimate
-    from thinkjepa.stages.extract.estimate import estimate
+    find_videos(videos)
+    with loading():
+        from thinkjepa.pipeline.estimate_report import describe_estimate
+        from thinkjepa.stages.extract.estimate import estimate
 
     with TerminalProgress(errors) as progress:
         figures = estimate(

@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 from rich.prompt import Confirm
+from rich.status import Status
 from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import Abort, TyperException
 
@@ -126,6 +127,11 @@ def _explained(error: TyperException) -> str:
     if nearest := getattr(error, "possibilities", None):
         message = f"{error.message}. Did you mean {' or '.join(nearest)}?"
     return f"{message} (see {context.command_path} --help)" if context else message
+
+
+def loading() -> Status:
+    """Around the imports of a command that take seconds: on a terminal, a line says so while they last."""
+    return errors.status("loading torch and what the command needs ...")
 
 
 def confirmed(question: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from thinkjepa.pipeline.console import JsonOption, errors, new_single_app, print_result, run_app
+from thinkjepa.pipeline.console import JsonOption, errors, loading, new_single_app, print_result, run_app
 from thinkjepa.pipeline.help_page import examples
 from thinkjepa.pipeline.options import with_settings
 from thinkjepa.pipeline.reporting import TerminalProgress
@@ -88,7 +88,8 @@ def eval_command(
     writes rollout-SPLIT.json, .md and .png. Brackets are 95 % intervals, from drawing videos 2,000 times.
     """
     chosen = chosen_runs(run or [], runs)
-    context.with_resource(torch_threads(threads))
+    with loading():
+        context.with_resource(torch_threads(threads))
     with TerminalProgress(errors) as progress:
         if rollout is not None:
             place = out or (runs / COMPARISON if runs else None)

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from thinkjepa.pipeline.console import JsonOption, errors, new_single_app, print_json, print_text, run_app
+from thinkjepa.pipeline.console import (
+    JsonOption,
+    errors,
+    loading,
+    new_single_app,
+    print_json,
+    print_text,
+    run_app,
+)
 from thinkjepa.pipeline.help_page import examples
 from thinkjepa.pipeline.options import with_settings
 from thinkjepa.pipeline.reporting import TerminalProgress
@@ -91,12 +99,13 @@ def predict_command(
     the whole future; in a shorter video it lies at the end. Where the run's cache has labels of the video, or
     a label file lies beside it, the true hand is drawn in a second panel and the distance is given.
     """
-    from thinkjepa.cache.disk import replace_file
-    from thinkjepa.cache.holder import WAIT, WriteLock
-    from thinkjepa.stages.predict import SplitChoice, predict
-
     if out.suffix not in (".mp4", ".png"):
         raise StageError(f"--out {str(out)!r}: give a name that ends in .mp4 or .png")
+    with loading():
+        from thinkjepa.cache.disk import replace_file
+        from thinkjepa.cache.holder import WAIT, WriteLock
+        from thinkjepa.stages.predict import SplitChoice, predict
+
     context.with_resource(WriteLock(out.parent, file=out.name, remedy=f"{WAIT}, or choose another --out"))
     context.with_resource(torch_threads(threads))
     with TerminalProgress(errors) as progress:

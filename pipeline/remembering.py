@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from thinkjepa.cache.layout import cache_json, extraction_file
-from thinkjepa.pipeline.console import errors
+from thinkjepa.pipeline.console import errors, loading
 from thinkjepa.pipeline.options import Sections, parse_settings
 from thinkjepa.stages.data.clips import ClipSettings
 from thinkjepa.stages.extract.settings import ModelSettings
@@ -35,10 +35,11 @@ def cache_memory(cache_dir: Path, given: Sections) -> Sections:
 
     `given` has the sections of the command; a folder that is no cache yet remembers nothing.
     """
-    from thinkjepa.stages.extract.remembered import remembered_settings
-
     if not cache_json(cache_dir).is_file():
         return {}
+    with loading():
+        from thinkjepa.stages.extract.remembered import remembered_settings
+
     whole = remembered_settings(cache_dir)
     for name, section in whole.items():
         parse_settings(KINDS[name], section, where=f"{extraction_file(cache_dir)}, {name}")

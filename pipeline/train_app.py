@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from thinkjepa.pipeline.completion import set_names
-from thinkjepa.pipeline.console import JsonOption, errors, new_single_app, print_result, run_app
+from thinkjepa.pipeline.console import JsonOption, errors, loading, new_single_app, print_result, run_app
 from thinkjepa.pipeline.help_page import examples
 from thinkjepa.pipeline.options import with_settings
 from thinkjepa.pipeline.reporting import TrainingBar
@@ -62,10 +62,11 @@ def train_command(
     Writes metrics.json, curve.csv and curve.png, split.json, run.json and the best epoch's weights. The best
     epoch is chosen on the validation clips; the test clips are never read.
     """
-    from thinkjepa.cache import FeatureCache
-    from thinkjepa.pipeline.warm_start import find_warm_start
-    from thinkjepa.stages.data.selection import read_selection
-    from thinkjepa.stages.train import plan_costs, train
+    with loading():
+        from thinkjepa.cache import FeatureCache
+        from thinkjepa.pipeline.warm_start import find_warm_start
+        from thinkjepa.stages.data.selection import read_selection
+        from thinkjepa.stages.train import plan_costs, train
 
     cache = FeatureCache.open(cache_dir)
     named = {cache.find_set(text).kind: text for text in feature_set or ()}

@@ -222,3 +222,27 @@ def test_a_completion_script_is_shown_for_the_shell() -> None:
     done = subprocess.run(bash, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "thinkjepa_train_completion" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("thinkjepa-cache", "extract", "--videos", "empty", "--cache-dir", "c"), "no videos under 'empty'"),
+        (("thinkjepa-cache", "estimate", "--videos", "empty"), "no videos under 'empty'"),
+        (("thinkjepa-predict", "--run", "r", "--video", "v.mp4", "-o", "v.gif"), "ends in .mp4 or .png"),
+    ],
+)
+def test_what_is_wrong_at_first_sight_is_refused_before_torch_is_imported(
+    tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    done = subprocess.run(
+        [program(arguments[0]), *arguments[1:]],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert message in done.stderr
