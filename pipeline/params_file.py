@@ -20,7 +20,8 @@ WIDTH = 100
 
 HEADING = (
     "Settings of `dvc repro`. Relative paths are meant from this folder, in experiments too. What is "
-    "left out has its default. An unknown key is an error."
+    "left out has its default. An unknown key is an error. A flag that a message names, such as --dense-fps, "
+    "is the key of that name here, dense_fps."
 )
 
 OF_A_PROJECT: Mapping[str, Mapping[str, Any]] = {

@@ -89,7 +89,15 @@ class Features:
         return replace(self, windows=windows)
 
     def needed_by(self, shape: ModelShape) -> "Features":
-        """The same features, in batches that hold what a model of this shape reads."""
+        """The same features, in batches that hold what a model of this shape reads.
+
+        Raises StageError where it reads tokens and the thinker's set holds pooled states only.
+        """
+        if shape.token_kinds and self.thinker is not None and "tokens" not in self.thinker.arrays:
+            raise StageError(
+                f"feature set {self.thinker.name} holds no tokens, which --guidance cross reads: extract "
+                "them, or train with --guidance film or adaln"
+            )
         return replace(self, view=shape.view, token_kinds=shape.token_kinds)
 
     def clips(self) -> ClipSelection:

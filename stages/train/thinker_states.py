@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from thinkjepa.cache import BatchBuffers, FeatureCache
-from thinkjepa.stages.errors import StageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +41,7 @@ class ThinkerStates:
 def read_tokens(
     cache: FeatureCache, set_name: str, clip_ids: Sequence[str], *, kinds: Sequence[int]
 ) -> TokenBatch:
-    """The tokens of these kinds (values of `token_kind`), in the clips' and the tokens' order, on the CPU.
-
-    Raises StageError where the set holds pooled states only.
-    """
-    if "tokens" not in cache.feature_sets[set_name].arrays:
-        raise StageError(
-            f"feature set {set_name} holds no tokens, which --guidance cross reads: extract them, or train "
-            "with --guidance film or adaln"
-        )
+    """The tokens of these kinds (values of `token_kind`), in the clips' and the tokens' order, on the CPU."""
     buffers, arrays = BatchBuffers(pinned=False), [(set_name, "tokens"), (set_name, "token_kind")]
 
     def chosen(clip_id: str) -> Tensor:
