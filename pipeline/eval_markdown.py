@@ -167,9 +167,10 @@ def _about_joints(comparison: Mapping[str, Any], frames: Mapping[str, int]) -> I
         f"{len(comparison['keypoints'])} of EgoDex's 12"
     )
     share = 100 * frames["counted"] / frames["labelled"] if frames["labelled"] else 0.0
+    rest = ": the rest are of joints that were not seen before the split" if share < 100 else ""
     yield (
         f"- {frames['counted']:,} of {frames['labelled']:,} labelled joint-frames count ({share:.1f} %), in "
-        f"{count_of(frames['clips'], 'clip')}: the rest are of joints that were not seen before the split"
+        f"{count_of(frames['clips'], 'clip')}{rest}"
     )
 
 

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from thinkjepa.pipeline.eval_labels import AXIS_LABELS, DIFFERENCE_LABELS, better_arrow, is_main, metric_title
 from thinkjepa.pipeline.eval_verdict import evidence_of, outcome
+from thinkjepa.pipeline.units import counted
 from thinkjepa.stages.evaluate.summary import BETTER_WHEN_LARGER
 from thinkjepa.stages.picture_style import (
     BASELINES,
@@ -66,8 +67,15 @@ def horizon_picture(comparison: Comparison) -> bytes:
                         axes, seconds, points, label=entry["name"], look=looks[entry["name"]], band=band
                     )
             name_curves(axes, metric)
+        figure.suptitle(f"bands: {_intervals(comparison)}", fontsize="small")
         legend_below(figure, panels)
         return png_bytes(figure)
+
+
+def _intervals(comparison: Comparison) -> str:
+    """What lines and bands around means are."""
+    clips, videos = (counted(comparison[f"num_{name}s"], name) for name in ("clip", "video"))
+    return f"95 % intervals, {clips} of {videos}"
 
 
 def draw_curve(
@@ -146,8 +154,8 @@ def _dot_picture(
             axes.set_xlabel(_in_powers(axes, DIFFERENCE_LABELS[metric]) if note else AXIS_LABELS[metric])
         panels[0].set_yticks(range(len(rows)), [name for name, *_ in rows])
         panels[0].set_ylim(len(rows) - 0.5, -0.5)
-        if note:
-            figure.supxlabel(note, fontsize="small")
+        words = [f"lines: {_intervals(comparison)}", *([note] if note else [])]
+        figure.supxlabel("; ".join(words), fontsize="small")
         return png_bytes(figure)
 
 

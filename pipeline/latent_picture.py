@@ -154,9 +154,12 @@ def _words(figure: Any, prediction: Prediction, panels: LatentPanels, height_in:
     style: dict[str, Any] = {"va": "top", "parse_math": False, "linespacing": 1.35}
     figure.text(0.01, 1 - 0.08 / height_in, f"Predicted latents: {name}", size=TITLE_PT + 2, **style)
     figure.text(0.01, 1 - 0.33 / height_in, summary(prediction), size=TEXT_PT, color=GREY, **style)
+    number = len(prediction.latents.predicted)
+    part = f" {MAX_STEPS} of {number} steps are shown." if number > MAX_STEPS else ""
     shares = " + ".join(f"{share:.0%}" for share in panels.colors.explained)
     text = (
-        f"Times are seconds after the last observed frame (frame {frames.split_frame - 1}). {BOX_WORDS}\n"
+        f"Times are seconds from the last observed frame ({frames.split_frame - 1}) to a step's first.{part} "
+        f"{BOX_WORDS}\n"
         f"Colors: the first three principal components ({shares} of the variance) of this "
         "video's own latents, observed and true.\nMost similar step: of all steps of both windows, the one "
         "whose latents lie nearest to the predicted ones; green where it is the true one."

@@ -39,6 +39,7 @@ def choose_device(text: str) -> torch.device:
         device = torch.device(text)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())[:120]
+        sentence = str(error).strip().partition("\n")[0].partition(". ")[0]  # advice and links follow
+        reason = sentence[:120]
         raise StageError(f"--device {text!r} cannot be used here ({reason}): try auto or cpu") from error
     return device
