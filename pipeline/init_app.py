@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from thinkjepa.pipeline.console import JsonOption, errors, new_single_app, print_result, run_app
+from thinkjepa.pipeline.console import JsonOption, new_single_app, print_result, run_app
 from thinkjepa.pipeline.help_page import examples
 from thinkjepa.pipeline.project_setup import NewProject, ProjectError, set_up_project
 
@@ -44,7 +44,6 @@ def init_command(
     if sample:
         from thinkjepa.pipeline.sample.project import set_up_sample_project
 
-        errors.print("writing sample videos and tiny models ...")
         project = set_up_sample_project(folder, seed=0)
     else:
         project = set_up_project(folder, videos=videos)

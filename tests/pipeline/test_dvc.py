@@ -186,7 +186,7 @@ def test_a_step_that_fails_names_the_key_and_not_a_flag(
 
     failed = extract("")
     assert failed.returncode == 3, failed.stderr
-    assert "accept them with execution.max_failures in params.yaml" in failed.stdout
+    assert "accept it with execution.max_failures in params.yaml" in failed.stdout
     assert "--max-failures" not in failed.stdout + failed.stderr
     assert not (tmp_path / "selections").exists()
     done = extract("40%")
