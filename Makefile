@@ -30,7 +30,7 @@ check: environment ## Check style, format and types
 	$(bin)/mypy
 
 params: environment ## Write params.yaml again after a setting or its text has changed
-	$(bin)/python -m thinkjepa.pipeline.params_file >params.yaml.new
+	$(bin)/python -m thinkjepa.pipeline.project.params >params.yaml.new
 	mv params.yaml.new params.yaml
 
 demo: environment ## Run the whole pipeline on sample videos with untrained models, in demo/

@@ -33,8 +33,8 @@ from paper_features import (
 )
 
 from thinkjepa.cache import FeatureCache
-from thinkjepa.cache.layout import array_dir
-from thinkjepa.stages.train.features import Features
+from thinkjepa.cache.disk.layout import array_dir
+from thinkjepa.stages.train.data.features import Features
 
 Values = np.ndarray[Any, np.dtype[np.float16]]
 

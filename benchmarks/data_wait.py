@@ -16,9 +16,8 @@ from measure import machine, report, rounded, work_folder
 from paper_features import clip_id, encoder_features, encoder_set, write_cache
 
 from thinkjepa.cache import FeatureCache
-from thinkjepa.stages.train.batches import training_batches
-from thinkjepa.stages.train.features import Batch, Features
-from thinkjepa.stages.train.prefetch import new_buffers, prefetched
+from thinkjepa.stages.train.data.batches import new_buffers, prefetched, training_batches
+from thinkjepa.stages.train.data.features import Batch, Features
 
 CLIP_MB = 16.8
 

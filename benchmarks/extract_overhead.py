@@ -37,15 +37,14 @@ from measure import machine, median_ratio, report, rounded, work_folder
 from thinkjepa.cache import ClipRow
 from thinkjepa.pipeline.sample.models import write_tiny_models
 from thinkjepa.pipeline.sample.videos import write_videos
-from thinkjepa.stages.data.catalog import PlannedFolder, plan_folder
-from thinkjepa.stages.data.clips import ClipSettings
-from thinkjepa.stages.data.decode_process import VideoDecoder
-from thinkjepa.stages.data.exact_frames import ExactFrames
+from thinkjepa.stages.data.decoding.client import VideoDecoder
+from thinkjepa.stages.data.decoding.exact_frames import ExactFrames
+from thinkjepa.stages.data.plan import ClipSettings, PlannedFolder, plan_folder
 from thinkjepa.stages.data.videos import find_videos
-from thinkjepa.stages.extract.extraction import extract
-from thinkjepa.stages.extract.frozen_models import FrozenModels
+from thinkjepa.stages.extract.models.pair import FrozenModels
+from thinkjepa.stages.extract.run import extract
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
-from thinkjepa.stages.extract.thinker import Scene
+from thinkjepa.stages.extract.thinker.contract import Scene
 from thinkjepa.stages.progress import NoProgress
 
 CLIPS = ClipSettings(thinker_frames=32, observed_frames=16, future_frames=16, dense_fps=30.0, stride_s=1.0)

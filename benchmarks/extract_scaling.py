@@ -21,8 +21,8 @@ from measure import machine, median_ratio, report, rounded, work_folder
 
 from thinkjepa.cache import Failure
 from thinkjepa.pipeline.sample.videos import write_videos
-from thinkjepa.stages.data.clips import ClipSettings
-from thinkjepa.stages.extract.extraction import extract
+from thinkjepa.stages.data.plan import ClipSettings
+from thinkjepa.stages.extract.run import extract
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
 from thinkjepa.stages.progress import NoProgress
 

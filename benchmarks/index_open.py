@@ -26,10 +26,10 @@ import psutil
 import pyarrow as pa
 
 from thinkjepa.cache import ArraySpec, FeatureCache, describe_set
-from thinkjepa.cache.catalog import write_catalog
-from thinkjepa.cache.index import JOIN, join_index_files
-from thinkjepa.cache.layout import clips_dir, index_dir
-from thinkjepa.cache.tables import CLIPS_SCHEMA, INDEX_SCHEMA, write_arrow
+from thinkjepa.cache.disk.layout import clips_dir, index_dir
+from thinkjepa.cache.tables.catalog import write_catalog
+from thinkjepa.cache.tables.index import JOIN, join_index_files
+from thinkjepa.cache.tables.parquet import CLIPS_SCHEMA, INDEX_SCHEMA, write_arrow
 
 ROWS_PER_SHARD = 15
 """What 512 MB shards hold at the paper's sizes."""

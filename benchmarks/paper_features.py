@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from thinkjepa.cache import ArraySpec, ClipFeatures, FeatureSet, WriteSession, describe_set
-from thinkjepa.stages.extract.thinker import KIND, Thought, thinker_arrays, thought_features
+from thinkjepa.stages.extract.thinker.contract import KIND, Thought, thinker_arrays, thought_features
 
 OBSERVED = FUTURE = (16, 256, 1024)
 """`(T, P, D)`: 32 frames by tubelets of 2, 256 px by patches of 16 px, ViT-L's width; 8.4 MB in float16."""

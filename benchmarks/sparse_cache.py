@@ -10,12 +10,12 @@ import pyarrow as pa
 from paper_features import clip_id
 
 from thinkjepa.cache import ArraySpec, FeatureSet
-from thinkjepa.cache.catalog import write_catalog
-from thinkjepa.cache.index import JOIN
-from thinkjepa.cache.layout import clips_dir, index_dir, shard_file
-from thinkjepa.cache.shard import CRC_BYTES, INDEX_DTYPE, crc32c
-from thinkjepa.cache.tables import CLIPS_SCHEMA, INDEX_SCHEMA, write_arrow
-from thinkjepa.cache.zarr_array import create_arrays, grow
+from thinkjepa.cache.disk.files import crc32c
+from thinkjepa.cache.disk.layout import clips_dir, index_dir, shard_file
+from thinkjepa.cache.shards.format import CRC_BYTES, INDEX_DTYPE, create_arrays, grow
+from thinkjepa.cache.tables.catalog import write_catalog
+from thinkjepa.cache.tables.index import JOIN
+from thinkjepa.cache.tables.parquet import CLIPS_SCHEMA, INDEX_SCHEMA, write_arrow
 
 CLIPS_A_VIDEO = 10
 ROWS_A_FILE = 50_000

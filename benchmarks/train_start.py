@@ -24,7 +24,9 @@ from paper_features import SHARD_BYTES, encoder_set
 from sparse_cache import write_sparse
 
 from thinkjepa.cache import ArraySpec, FeatureSet, describe_set
-from thinkjepa.stages.train import SplitRule, TrainSettings, train
+from thinkjepa.stages.data.partition import SplitRule
+from thinkjepa.stages.train.run import train
+from thinkjepa.stages.train.settings import TrainSettings
 
 LEVELS, WIDTH = 8, 2048
 TRAINED_STEPS = 20

@@ -22,13 +22,12 @@ import torch.nn.functional as F
 from measure import interleaved, machine, median_ratio, report, rounded
 from torch import Tensor
 
-from thinkjepa.stages.train.attention import GridAttention, Span
-from thinkjepa.stages.train.losses import latent_error
-from thinkjepa.stages.train.predictor import Predictor
+from thinkjepa.stages.train.fit.losses import latent_error
+from thinkjepa.stages.train.model.attention import GridAttention, Rotation, Span, rotate
+from thinkjepa.stages.train.model.config import LatentGrid, TrunkShape
+from thinkjepa.stages.train.model.trunk import MLP, initialise
+from thinkjepa.stages.train.model.variants import Predictor
 from thinkjepa.stages.train.randomness import named_generator
-from thinkjepa.stages.train.rope import Rotation, rotate
-from thinkjepa.stages.train.shapes import LatentGrid, TrunkShape
-from thinkjepa.stages.train.trunk import MLP, initialise
 
 REPEATS = {"ours": 1, "same_tokens": 1, "published": 2}
 """Subjects: how often each latent step stands in time."""

@@ -6,14 +6,14 @@ seconds to import, which commands that only check settings or files need not wai
 
 from typing import TYPE_CHECKING
 
-from thinkjepa.cache.errors import CacheError, ThinkJepaError
-from thinkjepa.cache.fingerprint import VIDEO_ID_HEX, file_digest, fingerprint
 from thinkjepa.cache.lazy_names import lazy_names
 from thinkjepa.cache.records import (
     STREAMS,
     TOKEN_CHUNK,
     TOKEN_KINDS,
+    VIDEO_ID_HEX,
     ArraySpec,
+    CacheError,
     ClipFeatures,
     ClipRow,
     Codec,
@@ -22,39 +22,39 @@ from thinkjepa.cache.records import (
     FeatureSet,
     IndexRow,
     Kind,
+    ThinkJepaError,
+    differing,
+    file_digest,
+    fingerprint,
+    set_differences,
+    shown,
 )
 
 if TYPE_CHECKING:
-    from thinkjepa.cache.batch import ArrayKey, BatchBuffers, FeatureBatch
-    from thinkjepa.cache.catalog import describe_set
-    from thinkjepa.cache.clips import ClipSelection
     from thinkjepa.cache.dataset import FeatureDataset
-    from thinkjepa.cache.differences import differing, set_differences, shown
-    from thinkjepa.cache.labels import LabelTable, ReferenceFrame, VideoLabels
-    from thinkjepa.cache.merging import MergeReport, count_features, merge
-    from thinkjepa.cache.open_shard import OpenShard
-    from thinkjepa.cache.reader import FeatureCache
-    from thinkjepa.cache.removal import Removal, plan_clip_removal, plan_set_removal, remove
-    from thinkjepa.cache.session import WriteSession
-    from thinkjepa.cache.verification import Problem, count_clips, drop_clips, verify
-    from thinkjepa.cache.writer import SetWriter, done_clip_ids
+    from thinkjepa.cache.reader import ArrayKey, BatchBuffers, FeatureBatch, FeatureCache
+    from thinkjepa.cache.session import SetWriter, WriteSession, done_clip_ids
+    from thinkjepa.cache.shards.write import OpenShard
+    from thinkjepa.cache.tables.catalog import describe_set
+    from thinkjepa.cache.tables.clips import ClipSelection
+    from thinkjepa.cache.tables.labels import LabelTable, ReferenceFrame, VideoLabels
+    from thinkjepa.cache.upkeep.merge import MergeReport, count_features, merge
+    from thinkjepa.cache.upkeep.remove import Removal, plan_clip_removal, plan_set_removal, remove
+    from thinkjepa.cache.upkeep.verify import Problem, count_clips, drop_clips, verify
 else:
     __getattr__ = lazy_names(
         __name__,
         {
-            "batch": ("ArrayKey", "BatchBuffers", "FeatureBatch"),
-            "catalog": ("describe_set",),
-            "clips": ("ClipSelection",),
+            "tables.catalog": ("describe_set",),
+            "tables.clips": ("ClipSelection",),
             "dataset": ("FeatureDataset",),
-            "differences": ("differing", "set_differences", "shown"),
-            "labels": ("LabelTable", "ReferenceFrame", "VideoLabels"),
-            "merging": ("MergeReport", "count_features", "merge"),
-            "open_shard": ("OpenShard",),
-            "reader": ("FeatureCache",),
-            "removal": ("Removal", "plan_clip_removal", "plan_set_removal", "remove"),
-            "session": ("WriteSession",),
-            "verification": ("Problem", "count_clips", "drop_clips", "verify"),
-            "writer": ("SetWriter", "done_clip_ids"),
+            "tables.labels": ("LabelTable", "ReferenceFrame", "VideoLabels"),
+            "upkeep.merge": ("MergeReport", "count_features", "merge"),
+            "shards.write": ("OpenShard",),
+            "reader": ("ArrayKey", "BatchBuffers", "FeatureBatch", "FeatureCache"),
+            "upkeep.remove": ("Removal", "plan_clip_removal", "plan_set_removal", "remove"),
+            "upkeep.verify": ("Problem", "count_clips", "drop_clips", "verify"),
+            "session": ("SetWriter", "WriteSession", "done_clip_ids"),
         },
     )
 

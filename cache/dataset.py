@@ -9,9 +9,9 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from thinkjepa.cache.clips import ClipSelection
-from thinkjepa.cache.errors import CacheError
 from thinkjepa.cache.reader import FeatureCache
+from thinkjepa.cache.records import CacheError
+from thinkjepa.cache.tables.clips import ClipSelection
 
 Item = dict[str, Any]
 """Tensors by array name, the clip's id as `clip_id`, and `token_count` where a ragged array is read."""

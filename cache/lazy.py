@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from thinkjepa.cache.errors import CacheError
+from thinkjepa.cache.records import CacheError
 
 if TYPE_CHECKING:
     from thinkjepa.cache.reader import FeatureCache

@@ -1,30 +1,69 @@
-"""Reading a cache: sealed shards mapped into memory and copied once, into the batch.
+"""What a batch is read into, and what comes out: tensors of several arrays, and how long each clip is.
+
+Reading a cache: sealed shards mapped into memory and copied once, into the batch.
 
 Reading needs no lock: sealed shards never change, and the index names only sealed ones.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from thinkjepa.cache.batch import ArrayKey, BatchBuffers, FeatureBatch
-from thinkjepa.cache.catalog import choose_set, find_set, read_catalog
-from thinkjepa.cache.clips import ClipSelection, ClipTable
-from thinkjepa.cache.errors import CacheError
-from thinkjepa.cache.fp8 import restored
-from thinkjepa.cache.gather import MappedArray, Part, Rows
-from thinkjepa.cache.index import SetIndex
-from thinkjepa.cache.labels import LabelTable
-from thinkjepa.cache.layout import failures_file
-from thinkjepa.cache.records import SCALE, ArraySpec, Failure, FeatureSet, Kind
-from thinkjepa.cache.shard import MappedShard
-from thinkjepa.cache.tables import FAILURES_SCHEMA, read_table
-from thinkjepa.cache.zarr_array import ZarrArray
+from thinkjepa.cache.disk.layout import failures_file
+from thinkjepa.cache.records import SCALE, ArraySpec, CacheError, Failure, FeatureSet, Kind
+from thinkjepa.cache.shards.encoding import restored
+from thinkjepa.cache.shards.format import MappedShard
+from thinkjepa.cache.shards.read import MappedArray, Part, Rows, ZarrArray
+from thinkjepa.cache.tables.catalog import choose_set, find_set, read_catalog
+from thinkjepa.cache.tables.clips import ClipSelection, ClipTable
+from thinkjepa.cache.tables.index import SetIndex
+from thinkjepa.cache.tables.labels import LabelTable
+from thinkjepa.cache.tables.parquet import FAILURES_SCHEMA, read_table
+
+ArrayKey = tuple[str, str]
+"""Name of a feature set and of one of its arrays."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureBatch:
+    """Features of the same clips, in the same order, from one or several sets."""
+
+    arrays: Mapping[ArrayKey, torch.Tensor]
+    """`(clip, *array shape)`; the layer axis as asked for, the token axis as long as the longest clip."""
+    lengths: Mapping[str, torch.Tensor]
+    """Tokens of each clip by set, int64 `(clip,)`; for sets of which a ragged array was asked for."""
+
+    @property
+    def nbytes(self) -> int:
+        return sum(values.nbytes for values in self.arrays.values())
+
+
+class BatchBuffers:
+    """Memory that batch after batch is read into; pinned where a GPU will fetch it from there.
+
+    A batch is a view of it: the next batch that is read into the same buffers overwrites the last one.
+    """
+
+    def __init__(self, *, pinned: bool | None = None) -> None:
+        """`pinned`: None for pinned where CUDA is there."""
+        self._pinned = torch.cuda.is_available() if pinned is None else pinned
+        self._storages: dict[ArrayKey, torch.Tensor] = {}
+
+    def tensor(self, key: ArrayKey, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """An uninitialised tensor in the memory kept for `key`, which grows to the largest batch."""
+        needed_bytes = math.prod(shape) * dtype.itemsize
+        storage = self._storages.get(key)
+        if storage is None or storage.numel() < needed_bytes:
+            storage = torch.empty(needed_bytes, dtype=torch.uint8, pin_memory=self._pinned)
+            self._storages[key] = storage
+        return storage[:needed_bytes].view(dtype).view(shape)
 
 
 class FeatureCache:

@@ -1,4 +1,6 @@
-"""What the cache stores, as frozen records: the contract between extraction and training.
+"""Records of a cache, their names and digests, and the project's exceptions. Standard library only.
+
+What the cache stores, as frozen records: the contract between extraction and training.
 
 Shape letters: L thinker layers, S tokens of a clip (ragged), D feature width, T latent time steps,
 P patches (row-major height x width), W future windows.
@@ -6,15 +8,55 @@ P patches (row-major height x width), W future windows.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from thinkjepa.cache.links import ARRAY_NAME, SET_NAME
-
-if TYPE_CHECKING:  # torch takes seconds to import, and records are read without it
+if TYPE_CHECKING:
     import torch
+
+
+class ThinkJepaError(Exception):
+    """Something the user can act on. The message says what, where, what was found and the remedy.
+
+    Command lines print it as one line and exit with status 2; anything else is a defect and keeps its
+    traceback.
+    """
+
+
+class CacheError(ThinkJepaError):
+    """The feature cache is missing, of another schema, damaged, held by someone else or full."""
+
+
+SET_NAME_HEX = 12
+
+VIDEO_ID_HEX = 16
+
+
+def canonical_json(value: Any) -> str:
+    """The same text for equal values: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def fingerprint(value: Any) -> str:
+    """sha256 (64 hex digits) of the canonical JSON of `value`."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 (64 hex digits) of a file's bytes. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+SET_NAME = re.compile(r"(thinker|encoder)-[0-9a-f]{12}")
+
+ARRAY_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 Codec = Literal["none", "zstd", "blosc"]
 """Compression of inner chunks; `none` can be mapped into memory: float16 features shrink by 8 %."""
@@ -244,3 +286,63 @@ class IndexRow:
     checksum: str = ""
     stage: str = ""
     reason: str = ""
+
+
+SHOWN_HEX = 12
+"""Digits of a digest that are enough for a person to tell two apart."""
+
+
+def differing(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each record the settings that are not equal in all of them, by dotted name.
+
+    A record without a setting that another has is given None. Names are in the order of the records.
+    """
+    flat = [dict(_flattened(record)) for record in records]
+    names = dict.fromkeys(name for record in flat for name in record)
+    apart = [name for name in names if any(record.get(name) != flat[0].get(name) for record in flat)]
+    return [{name: record.get(name) for name in apart} for record in flat]
+
+
+def set_differences(feature_sets: Iterable[FeatureSet]) -> dict[str, str]:
+    """What tells feature sets of a kind apart, in words by the set's name: `prompt 'a', dtype bfloat16`.
+
+    Digests are left out where a name differs that says the same: those of the weights and preprocessing
+    files beside the model's name, that of a sampling beside its settings.
+    """
+    items = list(feature_sets)
+    if len(items) < 2:
+        return {item.name: "" for item in items}
+    apart = differing([{"model": item.source.get("model"), **item.origin} for item in items])
+    implied = {"sampling.fingerprint"} if any(_is_sampling(name) for name in apart[0]) else set[str]()
+    if any("model" in settings for settings in apart):
+        implied |= {"weights", "preprocessing.files"}
+    return {
+        item.name: ", ".join(
+            f"{name} {shown(value)}" for name, value in settings.items() if name not in implied
+        )
+        for item, settings in zip(items, apart, strict=True)
+    }
+
+
+def shown(value: Any) -> str:
+    """A setting's value for a message."""
+    if value is None:
+        return "not set"
+    if isinstance(value, str):
+        is_digest = len(value) == 64 and set(value) <= set("0123456789abcdef")
+        return value[:SHOWN_HEX] if is_digest else repr(value)
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value)) or "none"
+    return str(value)
+
+
+def _is_sampling(name: str) -> bool:
+    return name.startswith("sampling.") and name != "sampling.fingerprint"
+
+
+def _flattened(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            yield from _flattened(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from thinkjepa.stages.data.decode_process import VideoDecoder
+from thinkjepa.stages.data.decoding.client import VideoDecoder
 
 FOCAL_WIDTHS = 1.0
 """Focal length in frame widths, 53 degrees across: your camera's, where you know it. Depths scale with it."""

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from thinkjepa.cache.ledger import read_listed, replace_listed
+from thinkjepa.cache.disk.checksums import read_listed, replace_listed
 from thinkjepa.stages.errors import StageError
 
 

@@ -16,7 +16,11 @@ ALL_CODE = [*SOURCES, *sorted((ROOT / "benchmarks").rglob("*.py")), *sorted((ROO
 
 # Library: the files that may import it.
 CONFINED = {
-    "av": ("stages/data/exact_frames.py", "pipeline/sample/encoding.py", "pipeline/playback.py"),
+    "av": (
+        "stages/data/decoding/exact_frames.py",
+        "pipeline/sample/videos.py",
+        "pipeline/picture/playback.py",
+    ),
     "transformers": ("stages/extract/*", "pipeline/sample/models.py"),
     "vllm": ("stages/extract/*",),
 }

@@ -11,7 +11,7 @@ import pytest
 
 from thinkjepa.cache.lazy_names import lazy_names
 
-PACKAGES = ("thinkjepa.cache", "thinkjepa.stages.train")
+PACKAGES = ("thinkjepa.cache",)
 
 
 @pytest.mark.parametrize("name", PACKAGES)
@@ -35,6 +35,6 @@ def test_a_name_that_no_module_has_is_an_attribute_error(name: str) -> None:
 def test_a_found_name_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     package = ModuleType("thinkjepa.cache")
     monkeypatch.setitem(sys.modules, "thinkjepa.cache", package)
-    package.__dict__["__getattr__"] = lazy_names("thinkjepa.cache", {"errors": ("CacheError",)})
+    package.__dict__["__getattr__"] = lazy_names("thinkjepa.cache", {"records": ("CacheError",)})
     found = package.CacheError
     assert vars(package)["CacheError"] is found

@@ -74,7 +74,7 @@ def test_every_folder_with_code_is_a_package():
 def test_a_project_is_made_from_the_wheel_alone(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
-    code = "from thinkjepa.pipeline import init_app; print(init_app.__file__, flush=True); init_app.main()"
+    code = "from thinkjepa.pipeline.cli import init; print(init.__file__, flush=True); init.main()"
     done = subprocess.run(
         [sys.executable, "-c", code, "project"],
         cwd=tmp_path,

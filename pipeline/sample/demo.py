@@ -1,4 +1,4 @@
-"""Pictures of a sample project that has run, for a newcomer to look at."""
+"""The sample project: what `dvc repro` needs on a laptop, and pictures of what came out."""
 
 from __future__ import annotations
 
@@ -6,11 +6,35 @@ import os
 import shlex
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
 
+import yaml
+
 from thinkjepa.cache import ClipRow, FeatureCache, ThinkJepaError
-from thinkjepa.pipeline.params import read_params
+from thinkjepa.cache.disk.files import explained_os_errors
+from thinkjepa.pipeline.project.params import read_params
+from thinkjepa.pipeline.project.setup import NewProject, set_up_project
+from thinkjepa.pipeline.sample.expand import expand_shipped
+from thinkjepa.pipeline.sample.folder import claim_folder, mark_files
+from thinkjepa.pipeline.sample.models import write_tiny_models
 from thinkjepa.stages.json_files import read_json
+
+
+def set_up_sample_project(folder: Path, *, seed: int, force: bool = False) -> NewProject:
+    """Videos with labels in `folder`/videos, UNTRAINED models in `folder`/models, and a project around them.
+
+    Sample files are written again. A folder of a user's own is refused unless `force` is given.
+    """
+    videos, models = folder / "videos", folder / "models"
+    with explained_os_errors("write the sample", folder):
+        claim_folder(videos, kind="hands", force=force)
+        claim_folder(models, kind="models", force=force)
+        mark_files(videos, kind="hands", files=expand_shipped(videos))
+        write_tiny_models(models, seed=seed)
+        mark_files(models, kind="models", files=[path for path in models.glob("*/*") if path.is_file()])
+    settings = files("thinkjepa.pipeline.sample").joinpath("project.yaml").read_text(encoding="utf-8")
+    return set_up_project(folder, changes=yaml.safe_load(settings))
 
 
 class DemoError(ThinkJepaError):

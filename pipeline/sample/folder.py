@@ -1,5 +1,7 @@
 """A mark in every folder of sample files, so that a second run replaces its own files and nothing else."""
 
+from __future__ import annotations
+
 import json
 from dataclasses import dataclass
 from pathlib import Path

@@ -11,12 +11,14 @@ seconds. `split_frame` is the first frame of the future.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 Times = npt.NDArray[np.float64]
+
 Frames = npt.NDArray[np.int64]
 
 TOLERANCE_S = 1e-3
@@ -141,3 +143,64 @@ def release_clip(num_frames: int, *, num_observed: int, num_future: int) -> Clip
     observed = np.linspace(0, split - 1, num_observed).astype(np.int64)
     future = np.linspace(split, num_frames - 1, num_future).astype(np.int64)
     return ClipFrames(split_frame=split, thinker=observed, observed=observed, future=future[None])
+
+
+def seconds_ahead(
+    times_s: float | Sequence[float] | npt.NDArray[np.float64], *, observed_times_s: Sequence[float]
+) -> npt.NDArray[np.float64]:
+    """Times of a video as seconds after the clip's last observed frame, which is at 0.
+
+    Observed frames are at 0 or before it, future ones after it. Same shape as `times_s`.
+    """
+    ahead: npt.NDArray[np.float64] = np.asarray(times_s, dtype=np.float64) - observed_times_s[-1]
+    return ahead
+
+
+def clock_text(seconds: float) -> str:
+    """`+0.27 s`, `-1.30 s`, and `0.00 s` for the last observed frame."""
+    return f"{seconds:+.2f} s" if abs(seconds) >= 0.005 else "0.00 s"
+
+
+NTSC_FPS = (14.985, 23.976, 29.97, 47.952, 59.94, 119.88, 239.76)
+"""Rates of television, a thousandth below a whole number: 30000/1001 is 29.97 here."""
+
+EXACT = 2e-4
+"""Relative. A fifth of what lies between 29.97 and 30, and far more than a container's clock is off."""
+
+ALIKE_S = 1.5e-3
+"""Gaps of whole milliseconds differ by one."""
+
+SIGNIFICANT_DIGITS = 3
+"""Of a rate that is not one of television's: two files of one camera agree."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrameRate:
+    """Frames a second, rounded so that equal rates are equal numbers whatever the container's clock."""
+
+    fps: float
+    is_steady: bool
+    """Whether all gaps between frames are alike; else `fps` is that of the median gap."""
+
+
+def measured_rate(times_s: Times) -> FrameRate | None:
+    """The rate of a video with frames at these times; None of a single frame.
+
+    It is the mean of the gaps that are like the median one: whole milliseconds would make 33 ms of 30
+    frames a second, and a frame that was dropped here and there counts as none.
+    """
+    gaps_s = np.diff(times_s)
+    if not len(gaps_s):
+        return None
+    median_s = float(np.median(gaps_s))
+    alike = np.abs(gaps_s - median_s) <= max(ALIKE_S, TOLERANCE_GAPS * median_s)
+    regular_s = float(gaps_s[alike].sum())
+    return FrameRate(_rounded(alike.sum() / regular_s, off=TOLERANCE_S / regular_s), bool(alike.all()))
+
+
+def _rounded(fps: float, *, off: float) -> float:
+    """The likely rate, where `fps` may be off by a share `off`."""
+    plain = float(f"{fps:.{SIGNIFICANT_DIGITS}g}")
+    near = min(NTSC_FPS, key=lambda rate: abs(rate - fps))
+    is_ntsc = abs(near / fps - 1) <= max(EXACT, off) and abs(near - fps) < abs(plain - fps)
+    return near if is_ntsc else plain

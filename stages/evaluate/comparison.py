@@ -13,10 +13,7 @@ import numpy as np
 
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.bootstrap import Floats, VideoBootstrap
-from thinkjepa.stages.evaluate.horizon import horizon_summary, time_summary
-from thinkjepa.stages.evaluate.latent_metrics import LATENT_METRICS
-from thinkjepa.stages.evaluate.ranking import rank
-from thinkjepa.stages.evaluate.run_groups import (
+from thinkjepa.stages.evaluate.groups import (
     EvaluatedRun,
     RunGroup,
     group_runs,
@@ -24,8 +21,14 @@ from thinkjepa.stages.evaluate.run_groups import (
     one_latent_space,
     varied_settings,
 )
-from thinkjepa.stages.evaluate.summary import CURVES, figures, interval_method, joint_frames
-from thinkjepa.stages.evaluate.trajectory_metrics import TRAJECTORY_METRICS
+from thinkjepa.stages.evaluate.metrics import (
+    LATENT_METRICS,
+    TRAJECTORY_METRICS,
+    horizon_summary,
+    time_summary,
+)
+from thinkjepa.stages.evaluate.ranking import rank
+from thinkjepa.stages.evaluate.table import CURVES, figures, interval_method, joint_frames
 
 COMPARISON_SCHEMA = "thinkjepa.comparison.v1"
 BEST_OF_SEEDS = "keypoint_best_m"

@@ -16,28 +16,33 @@ from torch import Tensor
 
 from thinkjepa.cache import ClipRow
 from thinkjepa.stages.data.joints import KEYPOINTS
-from thinkjepa.stages.data.selection import labels_digest
-from thinkjepa.stages.data.splits import Side, as_side
+from thinkjepa.stages.data.partition import Side, as_side
+from thinkjepa.stages.data.tracked_files import labels_digest
 from thinkjepa.stages.device import choose_device
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.evaluate.clip_table import (
+from thinkjepa.stages.evaluate.baselines import Predicted, known_at_split, partners_of, predict_all
+from thinkjepa.stages.evaluate.metrics import (
+    counted_joint_frames,
+    frames_ahead_s,
+    latent_metrics,
+    step_horizons_s,
+    trajectory_metrics,
+)
+from thinkjepa.stages.evaluate.runs import TrainedRun
+from thinkjepa.stages.evaluate.table import (
     EVALUATION_SCHEMA,
     ClipTable,
     ClipTableWriter,
+    headline,
     lists,
     numbers,
+    summarise,
     table_path,
 )
-from thinkjepa.stages.evaluate.forecasts import Predicted, known_at_split, partners_of, predict_all
-from thinkjepa.stages.evaluate.horizon import frames_ahead_s, step_horizons_s
-from thinkjepa.stages.evaluate.latent_metrics import latent_metrics
-from thinkjepa.stages.evaluate.summary import headline, summarise
-from thinkjepa.stages.evaluate.trained_run import TrainedRun
-from thinkjepa.stages.evaluate.trajectory_metrics import counted_joint_frames, trajectory_metrics
 from thinkjepa.stages.json_files import read_json, write_json
 from thinkjepa.stages.progress import NoProgress, Progress
-from thinkjepa.stages.train.features import Batch, Features, TrajectoryBatch
-from thinkjepa.stages.train.model import ForecastModel
+from thinkjepa.stages.train.data.features import Batch, Features, TrajectoryBatch
+from thinkjepa.stages.train.model.forecast import ForecastModel
 
 Columns = dict[str, pa.Array]
 

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from thinkjepa.cache import FeatureCache
-from thinkjepa.stages.data.selection import labels_digest
+from thinkjepa.stages.data.tracked_files import labels_digest
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.evaluate.clip_table import ClipTable, table_path
+from thinkjepa.stages.evaluate.groups import EvaluatedRun
 from thinkjepa.stages.evaluate.ranking import VALIDATION_METRICS
-from thinkjepa.stages.evaluate.run_groups import EvaluatedRun
-from thinkjepa.stages.evaluate.trained_run import TrainedRun
+from thinkjepa.stages.evaluate.runs import TrainedRun
+from thinkjepa.stages.evaluate.table import ClipTable, table_path
 from thinkjepa.stages.json_files import read_json
 
 

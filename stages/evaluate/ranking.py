@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.evaluate.run_groups import (
+from thinkjepa.stages.evaluate.groups import (
     EvaluatedRun,
     RunGroup,
     differing,
     one_latent_space,
     varied_settings,
 )
-from thinkjepa.stages.evaluate.summary import BETTER_WHEN_LARGER
+from thinkjepa.stages.evaluate.table import BETTER_WHEN_LARGER
 
 VALIDATION_DISTANCE, VALIDATION_LATENT, VALIDATION_LOSS = VALIDATION_METRICS = (
     "validation_distance_m",

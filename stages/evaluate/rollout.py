@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from thinkjepa.cache import ClipRow
-from thinkjepa.stages.data.splits import as_side
+from thinkjepa.stages.data.partition import as_side
 from thinkjepa.stages.device import choose_device
 from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.evaluate.baselines import FORECASTS, Predicted
 from thinkjepa.stages.evaluate.bootstrap import Floats, VideoBootstrap
 from thinkjepa.stages.evaluate.evaluation import (
     describe,
@@ -26,15 +27,17 @@ from thinkjepa.stages.evaluate.evaluation import (
     rows_of,
     score_columns,
 )
-from thinkjepa.stages.evaluate.forecasts import FORECASTS, Predicted
-from thinkjepa.stages.evaluate.horizon import frames_ahead_s, step_horizons_s
-from thinkjepa.stages.evaluate.latent_metrics import LATENT_METRICS
-from thinkjepa.stages.evaluate.summary import DESCRIBING, figures, interval_method
-from thinkjepa.stages.evaluate.trained_run import TrainedRun
-from thinkjepa.stages.evaluate.trajectory_metrics import TRAJECTORY_METRICS
+from thinkjepa.stages.evaluate.metrics import (
+    LATENT_METRICS,
+    TRAJECTORY_METRICS,
+    frames_ahead_s,
+    step_horizons_s,
+)
+from thinkjepa.stages.evaluate.runs import TrainedRun
+from thinkjepa.stages.evaluate.table import DESCRIBING, figures, interval_method
 from thinkjepa.stages.json_files import write_json
 from thinkjepa.stages.progress import NoProgress, Progress
-from thinkjepa.stages.train.features import Batch, Features
+from thinkjepa.stages.train.data.features import Batch, Features
 
 ROLLOUT_SCHEMA = "thinkjepa.rollout.v1"
 METRICS = {"latent": LATENT_METRICS, "trajectory": TRAJECTORY_METRICS}

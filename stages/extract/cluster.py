@@ -21,14 +21,13 @@ import torch
 from distributed import Client, Future, KilledWorker, Nanny, Scheduler, SpecCluster
 
 from thinkjepa.cache import ClipRow, Failure, ThinkJepaError, WriteSession
-from thinkjepa.stages.data.catalog import PlannedFolder
+from thinkjepa.stages.data.plan import PlannedFolder
+from thinkjepa.stages.device import usable_cores
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.extract.cluster_worker import Task, fill_on_worker, topic_of
-from thinkjepa.stages.extract.filling import BatchDone, Job, OnBatch
 from thinkjepa.stages.extract.settings import ExecutionSettings
-from thinkjepa.stages.extract.stopping import Stopping
-from thinkjepa.stages.extract.units import Unit, undecided
-from thinkjepa.stages.threads import usable_cores
+from thinkjepa.stages.extract.work.units import BatchDone, Job, OnBatch, Unit, undecided
+from thinkjepa.stages.extract.work.worker import Task, fill_on_worker, topic_of
+from thinkjepa.stages.signals import Stopping
 
 POLL_S = 0.05
 CONNECT_S = 30

@@ -18,34 +18,37 @@ import numpy as np
 import torch
 
 from thinkjepa.cache import ArraySpec, ClipRow, Failure
-from thinkjepa.stages.data.catalog import PlannedFolder, plan_folder, record
-from thinkjepa.stages.data.clips import ClipSettings
-from thinkjepa.stages.data.decode_process import DecodeError, VideoDecoder
+from thinkjepa.stages.data.decoding.client import DecodeError, VideoDecoder
+from thinkjepa.stages.data.plan import ClipSettings, PlannedFolder, plan_folder, record
 from thinkjepa.stages.data.repeated_frames import describe_repeats
 from thinkjepa.stages.data.videos import find_videos
 from thinkjepa.stages.device import choose_device
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.extract.beside_models import decoder_beside
-from thinkjepa.stages.extract.clip_frames import RAW_BYTES, ClipDecoding, see, watch
-from thinkjepa.stages.extract.device import choose_dtype, quiet_transformers
-from thinkjepa.stages.extract.disk_space import stored_bytes
-from thinkjepa.stages.extract.encoder import VideoEncoder
-from thinkjepa.stages.extract.encoders import open_encoder
-from thinkjepa.stages.extract.estimate_figures import (
+from thinkjepa.stages.extract.encoder.base import VideoEncoder
+from thinkjepa.stages.extract.encoder.families import open_encoder
+from thinkjepa.stages.extract.figures import (
     Estimate,
     FolderEstimate,
     MemoryFigures,
     ModelFigures,
+    known_clip_bytes,
+    stored_bytes,
 )
-from thinkjepa.stages.extract.feature_sets import latent_arrays
-from thinkjepa.stages.extract.hooked_thinker import HookedThinker
-from thinkjepa.stages.extract.hub import ModelUnavailableError
-from thinkjepa.stages.extract.known_models import known_clip_bytes
-from thinkjepa.stages.extract.model_costs import EncoderCosts, ThinkerCosts, encoder_costs, thinker_costs
-from thinkjepa.stages.extract.prompt_sizes import PromptSizes, seen_size
+from thinkjepa.stages.extract.models.costs import (
+    EncoderCosts,
+    PromptSizes,
+    ThinkerCosts,
+    encoder_costs,
+    seen_size,
+    thinker_costs,
+)
+from thinkjepa.stages.extract.models.pair import latent_arrays
+from thinkjepa.stages.extract.models.runtime import choose_dtype, decoder_beside, quiet_transformers
+from thinkjepa.stages.extract.models.weights import ModelUnavailableError, find_model
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
-from thinkjepa.stages.extract.thinker import TYPICAL_TOKENS, thinker_arrays
-from thinkjepa.stages.extract.weights import find_model
+from thinkjepa.stages.extract.thinker.contract import TYPICAL_TOKENS, thinker_arrays
+from thinkjepa.stages.extract.thinker.hooks import HookedThinker
+from thinkjepa.stages.extract.work.frames import RAW_BYTES, ClipDecoding, see, watch
 from thinkjepa.stages.progress import Progress
 
 UTILISATION = 0.3

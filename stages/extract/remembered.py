@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from thinkjepa.cache import CacheError, FeatureSet, Kind
-from thinkjepa.cache.catalog import read_catalog
-from thinkjepa.cache.last_extraction import read_last_extraction
-from thinkjepa.cache.layout import extraction_file
-from thinkjepa.stages.data.clips import ClipSettings
-from thinkjepa.stages.extract.settings import ModelSettings
-from thinkjepa.stages.extract.vllm_settings import VllmSettings
-from thinkjepa.stages.extract.weights import ModelFolder
+from thinkjepa.cache.disk.layout import extraction_file
+from thinkjepa.cache.tables.catalog import read_catalog, read_last_extraction
+from thinkjepa.stages.data.plan import ClipSettings
+from thinkjepa.stages.extract.models.weights import ModelFolder
+from thinkjepa.stages.extract.settings import ModelSettings, VllmSettings
 
 LOCAL = "local"
 """The revision of a model that is a folder."""

@@ -1,4 +1,8 @@
-"""A new video's future, from what is seen before the split and from nothing else: latents, and joints.
+"""Predicted latents next to the true ones: errors in time and space, and the steps they resemble most.
+
+Shape letters: T latent steps, P patches (row-major height x width), D latent dim.
+
+A new video's future, from what is seen before the split and from nothing else: latents, and joints.
 
 Frames from the split on never reach the prediction. Their *times* decide where the split can lie and which
 moments the prediction is for. Once it is made, they are encoded, to compare it with what came.
@@ -6,24 +10,226 @@ moments the prediction is for. Once it is made, they are encoded, to compare it 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from thinkjepa.stages.data.decode_process import VideoDecoder
-from thinkjepa.stages.data.splits import Side
+from thinkjepa.cache import FeatureCache, VideoLabels
+from thinkjepa.stages.data.decoding.client import VideoDecoder
+from thinkjepa.stages.data.framing import Framing
+from thinkjepa.stages.data.labels.readers import find_labels
+from thinkjepa.stages.data.labels.storing import read_fitting
+from thinkjepa.stages.data.partition import Side
+from thinkjepa.stages.data.trajectories import Poses, Positions, clip_trajectory, reference_frame
 from thinkjepa.stages.data.videos import SourceVideo, identify
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.evaluate.trained_run import TrainedRun
-from thinkjepa.stages.predict.hands import LabelledClip, PredictedHands
-from thinkjepa.stages.predict.latents import PredictedLatents
-from thinkjepa.stages.predict.run_models import load_encoder
-from thinkjepa.stages.predict.splits import ChosenFrames, SplitChoice, repeat_warnings
-from thinkjepa.stages.predict.watched import watched
+from thinkjepa.stages.evaluate.runs import TrainedRun
+from thinkjepa.stages.predict.frames import ChosenFrames, SplitChoice, Watched, repeat_warnings, watched
+from thinkjepa.stages.predict.models import load_encoder
 from thinkjepa.stages.progress import Progress
+from thinkjepa.stages.train.data.features import last_seen
+
+
+@dataclass(frozen=True, slots=True)
+class PredictedLatents:
+    """Latents of one video as the run looks at them, float32 on the CPU."""
+
+    grid: tuple[int, int]
+    """Patches of a frame, height and width."""
+    tubelet: int
+    """Frames of a latent step."""
+    framing: Framing
+    """The part of a frame that the encoder sees."""
+    observed: Tensor
+    """`(T, P, D)`"""
+    predicted: Tensor
+    """`(T, P, D)` of the future."""
+    true: Tensor | None
+    """As `predicted`; None where the video ends before the predicted future does."""
+
+    @property
+    def errors(self) -> Tensor | None:
+        """Mean square over dims of predicted less true `(T, P)`."""
+        return None if self.true is None else (self.predicted - self.true).square().mean(dim=-1)
+
+    @property
+    def persistence_errors(self) -> Tensor | None:
+        """As `errors`, of the last observed step taken for all of the future."""
+        return None if self.true is None else (self.observed[-1] - self.true).square().mean(dim=-1)
+
+    @property
+    def nearest(self) -> tuple[int, ...]:
+        """For each predicted step, the step of the video with the least mean square distance.
+
+        Steps count from the first observed one on, true future steps follow the observed ones.
+        """
+        known = self.observed if self.true is None else torch.cat([self.observed, self.true])
+        distances = [(known - step).square().mean(dim=(1, 2)) for step in self.predicted]
+        return tuple(int(of_step.argmin()) for of_step in distances)
+
+    @property
+    def num_found(self) -> int | None:
+        """Predicted steps whose nearest step is the true one."""
+        if self.true is None:
+            return None
+        first = len(self.observed)
+        return sum(step == first + place for place, step in enumerate(self.nearest))
+
+    def to_json(self, frames: ChosenFrames) -> dict[str, Any]:
+        """Figures for each predicted step; latents themselves are left out."""
+        return {
+            "grid": list(self.grid),
+            "step_times_s": [round(time_s, 6) for time_s in frames.future_times_s[:: self.tubelet]],
+            "mse": _means(self.errors),
+            "persistence_mse": _means(self.persistence_errors),
+            "nearest_frames": [step_frame(frames, step, self.tubelet) for step in self.nearest],
+            "nearest_is_true": self.num_found,
+        }
+
+
+def step_frame(frames: ChosenFrames, step: int, tubelet: int) -> int:
+    """The first frame of a latent step, counted from the first observed step on."""
+    return (*frames.observed, *frames.future)[step * tubelet]
+
+
+def step_time_s(frames: ChosenFrames, step: int, tubelet: int) -> float:
+    """The time of a step's first frame, seconds from the video's beginning."""
+    return (*frames.observed_times_s, *frames.future_times_s)[step * tubelet]
+
+
+def _means(errors_TP: Tensor | None) -> Sequence[float] | None:
+    return None if errors_TP is None else [float(value) for value in errors_TP.double().mean(dim=1)]
+
+
+@dataclass(frozen=True, slots=True)
+class PredictedHands:
+    """Joints predicted for a video, with the true ones where its labels have them."""
+
+    joints: tuple[str, ...]
+    positions_m: Positions
+    """`(future frame, joint, 3)`, in the camera frame of the last observed frame or in `reference_frame`."""
+    reference_frame: str
+    labels: VideoLabels | None
+    true_m: Positions | None
+    """As `positions_m`, as far as the labels reach; None without labels."""
+    true_confidence: Positions | None
+    camera_pose: Poses | None
+    """Of the last observed frame, camera to the labels' world; None where unknown."""
+
+    @property
+    def distance_m(self) -> float | None:
+        """Mean distance of predicted and true joints, over what is labelled."""
+        if self.true_m is None or self.true_confidence is None or not self.true_confidence.any():
+            return None
+        distances = np.linalg.norm(self.positions_m[: len(self.true_m)] - self.true_m, axis=-1)
+        return float(distances[self.true_confidence > 0].mean())
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the labels; positions in metres."""
+        camera = None if self.camera_pose is None else self.camera_pose.tolist()
+        return {
+            "joints": list(self.joints),
+            "reference_frame": self.reference_frame,
+            "positions_m": _rounded(self.positions_m),
+            "camera_pose": camera,
+            "true_positions_m": None if self.true_m is None else _rounded(self.true_m),
+            "true_confidence": None if self.true_confidence is None else self.true_confidence.tolist(),
+            "mean_distance_m": self.distance_m,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledClip:
+    """The joints of a run with a head, in a video before a split."""
+
+    run: TrainedRun
+    joints: tuple[str, ...]
+    labels: VideoLabels | None
+    frames: ChosenFrames
+
+    @classmethod
+    def find(cls, run: TrainedRun, clip: Watched, cache: FeatureCache) -> LabelledClip | None:
+        """None for a run without a head. Raises LabelError where the video's label file is broken."""
+        if run.shape.head is None:
+            return None
+        labels = _labels(cache, clip.source, num_frames=len(clip.info.times_s))
+        return cls(run, run.shape.head.joints, labels, clip.frames)
+
+    def last_pose(self) -> Tensor:
+        """Where each joint was last seen, `(1, joint, 3)`; zeros where the model does not ask.
+
+        Raises StageError where it asks and the labels do not tell.
+        """
+        assert self.run.shape.head is not None
+        if self.run.shape.head.anchor != "last_pose":
+            return torch.zeros(1, len(self.joints), 3)
+        if self.labels is None or self.labels.num_frames <= self.frames.observed[-1]:
+            raise StageError(
+                "the run predicts displacements from the last observed pose (anchor last_pose), and the "
+                "run's cache has no labels of this video up to the split, nor is there a label file beside it"
+            )
+        observed = self.frames.observed
+        seen = clip_trajectory(self.labels, self.joints, observed_frames=observed, future_frames=[[]])
+        pose, known = last_seen(seen)
+        if not known.any():
+            raise StageError("none of the run's joints was seen before the split, which it starts from")
+        return torch.from_numpy(pose)[None]
+
+    def predicted(self, joints_m: Tensor) -> PredictedHands:
+        """The prediction of a batch of one, `(1, step, frame, joint, 3)`, next to what the labels tell."""
+        labels = self.labels
+        true_m, true_confidence = self._truth()
+        stored = "/".join(self.run.record["reference_frames"])
+        return PredictedHands(
+            joints=self.joints,
+            positions_m=joints_m[0].flatten(0, 1).numpy(),
+            reference_frame=reference_frame(labels) if labels else stored,
+            labels=labels,
+            true_m=true_m,
+            true_confidence=true_confidence,
+            camera_pose=self._camera_pose(),
+        )
+
+    def _truth(self) -> tuple[Positions, Positions] | tuple[None, None]:
+        """True positions `(frame, joint, 3)` and confidences of the future frames that the labels reach."""
+        labels, observed = self.labels, self.frames.observed
+        future = [] if labels is None else [item for item in self.frames.future if item < labels.num_frames]
+        if labels is None or not future or observed[-1] >= labels.num_frames:
+            return None, None
+        found = clip_trajectory(labels, self.joints, observed_frames=observed, future_frames=[future])
+        return found.future_m[0], found.future_confidence[0]
+
+    def _camera_pose(self) -> Poses | None:
+        last = self.frames.observed[-1]
+        if self.labels is None or self.labels.camera_poses is None or last >= self.labels.num_frames:
+            return None
+        pose: Poses = self.labels.camera_poses[last]
+        return pose
+
+
+def _labels(cache: FeatureCache, source: SourceVideo, *, num_frames: int) -> VideoLabels | None:
+    """The cache's labels of the video, else those of the file beside it, None where there are none.
+
+    Raises LabelError where the file is broken, or is not of a video with so many frames.
+    """
+    if cache.labels.label_digest(source.digest):  # none where a file was broken when it was last looked at
+        return cache.labels.find(source.digest)
+    found = find_labels(source.path, source.path.parent)
+    if found is None:
+        return None
+    read = read_fitting(found, num_frames)
+    return read.of_video(source.name, video_digest=source.digest, label_digest=found.digest())
+
+
+def _rounded(positions_m: Positions) -> list[Any]:
+    """To a hundredth of a millimetre."""
+    values: list[Any] = np.round(positions_m.astype(np.float64), 5).tolist()
+    return values
 
 
 @dataclass(frozen=True, slots=True)

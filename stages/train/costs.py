@@ -5,13 +5,12 @@ from typing import Any
 
 import torch
 
-from thinkjepa.stages.train.attention import Span
-from thinkjepa.stages.train.features import Features
-from thinkjepa.stages.train.head import NUM_QUERIES
-from thinkjepa.stages.train.model import build_model
+from thinkjepa.stages.train.data.features import Features
+from thinkjepa.stages.train.model.attention import Span
+from thinkjepa.stages.train.model.config import ModelShape, ThinkerShape
+from thinkjepa.stages.train.model.forecast import NUM_QUERIES, build_model
+from thinkjepa.stages.train.model.trunk import MLP_RATIO, Trunk
 from thinkjepa.stages.train.settings import TrainSettings
-from thinkjepa.stages.train.shapes import ModelShape, ThinkerShape
-from thinkjepa.stages.train.trunk import MLP_RATIO, Trunk
 
 PARTS = ("predictor", "pyramid", "head")
 

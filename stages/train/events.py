@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from thinkjepa.stages.data.split_sizes import SideSize
-from thinkjepa.stages.data.splits import Side
+from thinkjepa.stages.data.partition import Side, SideSize
 
 if TYPE_CHECKING:  # command lines start without torch
-    from thinkjepa.stages.train.fit_state import EpochLosses
+    from thinkjepa.stages.train.fit.state import EpochLosses
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,20 +12,26 @@ from typing import Any
 import torch
 
 from thinkjepa.cache import ClipSelection, FeatureCache, FeatureSet, differing, shown
-from thinkjepa.stages.data.groups import group_of
-from thinkjepa.stages.data.selection import labels_digest
-from thinkjepa.stages.data.split_sizes import SideSize, side_sizes, split_warning
-from thinkjepa.stages.data.split_store import StoredSplit, planned_split, stored_split
-from thinkjepa.stages.data.splits import SIDES, Side, SplitRule
+from thinkjepa.stages.data.partition import (
+    SIDES,
+    Side,
+    SideSize,
+    SplitRule,
+    group_of,
+    side_sizes,
+    split_warning,
+)
+from thinkjepa.stages.data.stored_partition import StoredSplit, planned_split, stored_split
+from thinkjepa.stages.data.tracked_files import labels_digest
 from thinkjepa.stages.data.trajectories import Supervision
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.json_files import json_bytes
-from thinkjepa.stages.train.checkpoint import shape_to_json
 from thinkjepa.stages.train.costs import TrainingCosts, training_costs
-from thinkjepa.stages.train.features import Features, choose_features
+from thinkjepa.stages.train.data.features import Features, choose_features
+from thinkjepa.stages.train.fit.state import shape_to_json
+from thinkjepa.stages.train.init_from import WarmStart
+from thinkjepa.stages.train.model.config import HeadShape, ModelShape
 from thinkjepa.stages.train.settings import TrainSettings
-from thinkjepa.stages.train.shapes import HeadShape, ModelShape
-from thinkjepa.stages.train.warm_start import WarmStart
 
 RUN_SCHEMA = "thinkjepa.run.v1"
 LIBRARIES = ("thinkjepa", "torch", "accelerate", "safetensors", "numpy", "zarr")

@@ -1,6 +1,9 @@
 """Random streams with names: pure functions of a seed, apart from each other and from torch's global one."""
 
 import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -22,3 +25,23 @@ def epoch_order(num_items: int, *, seed: int, epoch: int) -> list[int]:
 def is_dropped(clip_id: str, *, share: float, seed: int, epoch: int, step: int) -> bool:
     """Whether a clip trains without guidance at this step: `share` of all, by these arguments alone."""
     return bool(torch.rand((), generator=named_generator(seed, "drop", epoch, step, clip_id)) < share)
+
+
+@contextmanager
+def repeatable_kernels(device: torch.device) -> Iterator[None]:
+    """Ask torch for deterministic kernels on CUDA, where attention's backward otherwise is not.
+
+    CPU kernels are deterministic for a given number of threads, so nothing changes there. The workspace
+    setting is cuBLAS's own condition, read when its first handle is made.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)

@@ -20,24 +20,29 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from thinkjepa.cache import CacheError, FeatureCache
-from thinkjepa.cache.holder import WAIT, WriteLock
-from thinkjepa.stages.data.selection import Selection, selected_clip_ids
-from thinkjepa.stages.data.splits import SplitRule
-from thinkjepa.stages.device import choose_device, device_name
+from thinkjepa.cache.disk.lock import WAIT, WriteLock
+from thinkjepa.stages.data.partition import SplitRule
+from thinkjepa.stages.data.tracked_files import Selection, selected_clip_ids
+from thinkjepa.stages.device import choose_device, chosen_threads, device_name, local_processes, torch_threads
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.json_files import read_json, write_json
-from thinkjepa.stages.threads import chosen_threads, local_processes, torch_threads
-from thinkjepa.stages.train.attention_kernel import check_kernel, use_kernel
-from thinkjepa.stages.train.batches import batches_in_order
-from thinkjepa.stages.train.checkpoint import save_weights
 from thinkjepa.stages.train.costs import training_costs
-from thinkjepa.stages.train.curve import write_curve
-from thinkjepa.stages.train.determinism import repeatable_kernels
+from thinkjepa.stages.train.data.batches import batches_in_order
+from thinkjepa.stages.train.data.features import choose_features
+from thinkjepa.stages.train.data.statistics import (
+    JointStatistics,
+    StateStatistics,
+    joint_statistics,
+    pooled_statistics,
+    token_statistics,
+)
 from thinkjepa.stages.train.events import Report, RunStarts, report_nothing
-from thinkjepa.stages.train.features import choose_features
-from thinkjepa.stages.train.fit_state import FitState
-from thinkjepa.stages.train.loop import TrainProgress, fit, persistence_loss, untrained_loss
-from thinkjepa.stages.train.model import ForecastModel, build_model
+from thinkjepa.stages.train.fit.loop import TrainProgress, fit, persistence_loss, untrained_loss
+from thinkjepa.stages.train.fit.state import FitState, ResumeFile, save_weights
+from thinkjepa.stages.train.fit.tracking import chosen_tracker, tracked, write_curve
+from thinkjepa.stages.train.init_from import WarmStart, start_from
+from thinkjepa.stages.train.model.flex_attention import check_kernel, use_kernel
+from thinkjepa.stages.train.model.forecast import ForecastModel, build_model
 from thinkjepa.stages.train.plan import (
     RunPlan,
     any_labels,
@@ -47,18 +52,8 @@ from thinkjepa.stages.train.plan import (
     same_run,
     supervised,
 )
-from thinkjepa.stages.train.randomness import epoch_order
-from thinkjepa.stages.train.resume import ResumeFile
+from thinkjepa.stages.train.randomness import epoch_order, repeatable_kernels
 from thinkjepa.stages.train.settings import TrainSettings
-from thinkjepa.stages.train.statistics import (
-    JointStatistics,
-    StateStatistics,
-    joint_statistics,
-    pooled_statistics,
-    token_statistics,
-)
-from thinkjepa.stages.train.tracking import chosen_tracker, tracked
-from thinkjepa.stages.train.warm_start import WarmStart, start_from
 
 RESUME = "resume.safetensors"
 STATISTICS_CLIPS = 4096  # enough for a mean and spread per dim; reading more takes time and adds nothing

@@ -1,22 +1,171 @@
-"""What a training run can be told, with the paper's settings as defaults."""
+"""The course of the learning rates: a pure function of the step, so that a resumed run needs no state."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, get_args
 
 from thinkjepa.stages.data.joints import JOINTS_HELP
-from thinkjepa.stages.device import DEVICES, check_device_name
-from thinkjepa.stages.threads import THREADS_HELP, check_threads
-from thinkjepa.stages.train.guidance_settings import GuidanceSettings
-from thinkjepa.stages.train.loss_settings import LossSettings
-from thinkjepa.stages.train.optimiser_settings import OptimiserSettings
-from thinkjepa.stages.train.predictor_settings import PredictorSettings
-from thinkjepa.stages.train.setting_checks import check_choice, check_not_negative, check_positive
-from thinkjepa.stages.train.shapes import Anchor, LatentView, Variant
+from thinkjepa.stages.device import DEVICES, THREADS_HELP, check_device_name, check_threads
+from thinkjepa.stages.settings import check_choice, check_not_negative, check_positive, check_share
+from thinkjepa.stages.train.model.config import (
+    Anchor,
+    GuidanceSettings,
+    LatentView,
+    PredictorSettings,
+    Variant,
+)
+
+Schedule = Literal["constant", "cosine", "paper"]
+
+PAPER_DECAY = 0.1
+"""The head's rate after one and after two thirds of training, each time (arXiv 2603.22281)."""
+
+
+def rate_factor(schedule: Schedule, *, part: str, step: int, total_steps: int, warmup: float) -> float:
+    """What a part's learning rate is multiplied by at `step`, counted from 0 over the whole run.
+
+    `part` is "head" or another part of the model: schedule `paper` lowers the head's rate only. `warmup` is
+    the share of the steps over which rates rise linearly; the last of them has the full rate.
+    """
+    warmup_steps = round(warmup * total_steps)
+    rise = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+    if schedule == "cosine":
+        done = max(0, step - warmup_steps) / max(1, total_steps - warmup_steps)
+        return rise * 0.5 * (1 + math.cos(math.pi * done))
+    if schedule == "paper" and part == "head":
+        return rise * PAPER_DECAY ** (3 * step // total_steps)
+    return rise
+
+
+@dataclass(frozen=True)
+class OptimiserSettings:
+    """AdamW and the batches it steps on."""
+
+    PANEL: ClassVar[str] = "Optimizer"
+
+    epochs: int = field(default=200, metadata={"help": "Passes over the training clips."})
+    batch_size: int = field(
+        default=32, metadata={"help": "Clips per optimiser step, over all processes together."}
+    )
+    clips_per_forward: int = field(
+        default=4,
+        metadata={
+            "rare": True,
+            "help": "Clips that go through the model at once on a process; gradients of a step's clips are "
+            "summed. About 3 GB a clip at the paper's sizes in fp32 (ours).",
+        },
+    )
+    learning_rate: float = field(default=1e-4, metadata={"help": "AdamW's learning rate."})
+    head_learning_rate: float = field(
+        default=1e-3, metadata={"rare": True, "help": "Learning rate of the trajectory head."}
+    )
+    gate_learning_rate: float = field(
+        default=1e-3,
+        metadata={
+            "rare": True,
+            "help": "Learning rate of the guidance gates, which start at zero (ours, as the head's).",
+        },
+    )
+    schedule: Schedule = field(
+        default="constant",
+        metadata={
+            "rare": True,
+            "help": "Course of the learning rates: constant, cosine (to zero at the end), or paper (the "
+            "head's x0.1 after 1/3 and again after 2/3 of all steps, the others constant).",
+        },
+    )
+    warmup: float = field(
+        default=0.0,
+        metadata={
+            "rare": True,
+            "help": "Share of all steps over which the learning rates rise from zero (ours).",
+        },
+    )
+    clip_norm: float = field(
+        default=0.0,
+        metadata={"rare": True, "help": "Gradients of a larger norm are scaled down to it; 0: never (ours)."},
+    )
+    weight_decay: float = field(
+        default=1e-4, metadata={"rare": True, "help": "AdamW's weight decay, on matrices only."}
+    )
+
+    def check_optimiser(self) -> None:
+        """Raises StageError for what cannot be."""
+        check_choice(self, "schedule", get_args(Schedule))
+        check_positive(self, "epochs", "batch_size", "clips_per_forward")
+        check_positive(self, "learning_rate", "head_learning_rate", "gate_learning_rate")
+        check_not_negative(self, "weight_decay", "clip_norm")
+        check_share(self, "warmup")
+
+
+LatentLoss = Literal["mse", "l1", "smooth_l1"]
+
+TrajectoryUnits = Literal["metres", "spread"]
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """The loss of a clip: weighted sum of its latents' and its joints' errors."""
+
+    PANEL: ClassVar[str] = "Loss"
+
+    latent_loss: LatentLoss = field(
+        default="mse", metadata={"help": "Error of the latents: mse (the paper's), l1 or smooth_l1."}
+    )
+    normalise_targets: bool = field(
+        default=False,
+        metadata={
+            "rare": True,
+            "help": "Train on latents that are layer-normed over their channels: the targets, and the "
+            "observed ones with them, so that forecasts can be fed back (V-JEPA 2).",
+        },
+    )
+    rollout_windows: int = field(
+        default=1,
+        metadata={
+            "rare": True,
+            "help": "Future windows that are predicted one from the other in training, the loss over all of "
+            "them (multi-step loss); the cache needs as many: extract --future-windows.",
+        },
+    )
+    context_weight: float = field(
+        default=0.0,
+        metadata={
+            "rare": True,
+            "help": "Weight of the same error at the observed steps, beside the future ones (dense loss, "
+            "V-JEPA 2.1); variant vlm, which sees none, has no part in it.",
+        },
+    )
+    latent_weight: float = field(
+        default=1.0, metadata={"rare": True, "help": "Weight of the latents' error."}
+    )
+    trajectory_weight: float = field(
+        default=1.0,
+        metadata={"rare": True, "help": "Weight of the joints' mean squared error (by confidence)."},
+    )
+    trajectory_units: TrajectoryUnits = field(
+        default="metres",
+        metadata={
+            "rare": True,
+            "help": "Joints' errors in the loss: in metres (the paper's; hundreds of times smaller than the "
+            "latents') or in each joint's spread over the training clips (ours, about as large as them).",
+        },
+    )
+
+    def check_losses(self) -> None:
+        """Raises StageError for what cannot be."""
+        check_choice(self, "latent_loss", get_args(LatentLoss))
+        check_choice(self, "trajectory_units", get_args(TrajectoryUnits))
+        check_positive(self, "rollout_windows")
+        check_not_negative(self, "latent_weight", "trajectory_weight", "context_weight")
+
 
 Task = Literal["auto", "latent", "trajectory"]
+
 Precision = Literal["fp32", "bf16"]
+
 Preset = Literal["default", "paper", "release"]
 
 PAPER: Mapping[str, Any] = MappingProxyType(
@@ -48,6 +197,7 @@ ONLY_OF_GUIDANCE = (
     "fusion_width",
     "gate_learning_rate",
 )
+
 IDLE: Mapping[Variant, tuple[str, ...]] = MappingProxyType(
     {
         "thinkjepa": (),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from thinkjepa.cache import CacheError, ClipFeatures, ClipRow, FeatureCache, FeatureSet, WriteSession
-from thinkjepa.cache.clip_names import clips_of, find_clip_id, videos_named
+from thinkjepa.pipeline.report.names import clips_of, find_clip_id, videos_named
 
 VIDEOS = ("cup.mp4", "pour/cup.mp4", "pour/jug.mp4", "odd/a@b [1].mp4")
 

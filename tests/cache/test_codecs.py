@@ -20,9 +20,9 @@ from thinkjepa.cache import (
     WriteSession,
     describe_set,
 )
-from thinkjepa.cache.layout import cache_json, shard_file
+from thinkjepa.cache.disk.layout import cache_json, shard_file
 from thinkjepa.cache.records import Codec
-from thinkjepa.cache.verification import clip_fault
+from thinkjepa.cache.upkeep.verify import clip_fault
 
 Build = Callable[..., FeatureSet]
 Make = Callable[..., ClipFeatures]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from thinkjepa.cache import CacheError, FeatureSet, differing, set_differences
-from thinkjepa.cache.catalog import choose_set, find_set
+from thinkjepa.cache.tables.catalog import choose_set, find_set
 
 Build = Callable[..., FeatureSet]
 

@@ -19,7 +19,7 @@ from thinkjepa.cache import (
     WriteSession,
     describe_set,
 )
-from thinkjepa.cache import index as index_module
+from thinkjepa.cache.tables import index as index_module
 
 from . import independent_reader as stranger
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thinkjepa.cache import ArraySpec, ClipFeatures, FeatureCache, FeatureSet, WriteSession
-from thinkjepa.cache.catalog import describe_set
-from thinkjepa.cache.fp8 import quantised, restored, token_errors
-from thinkjepa.cache.verification import clip_fault
+from thinkjepa.cache.shards.encoding import quantised, restored, token_errors
+from thinkjepa.cache.tables.catalog import describe_set
+from thinkjepa.cache.upkeep.verify import clip_fault
 
 
 @pytest.fixture

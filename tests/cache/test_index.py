@@ -13,13 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thinkjepa.cache import CacheError, ClipRow, IndexRow
-from thinkjepa.cache import index as index_module
-from thinkjepa.cache.clips import ClipTable
-from thinkjepa.cache.index import SetIndex, join_index_files
-from thinkjepa.cache.layout import clips_dir, index_dir, index_file
-from thinkjepa.cache.lookup import IdLookup, hash_ids, last_of_equal
-from thinkjepa.cache.parquet_rows import next_number, numbered_files
-from thinkjepa.cache.tables import CLIPS_SCHEMA, INDEX_SCHEMA, write_table
+from thinkjepa.cache.disk.layout import clips_dir, index_dir, index_file
+from thinkjepa.cache.tables import index as index_module
+from thinkjepa.cache.tables.clips import ClipTable
+from thinkjepa.cache.tables.index import SetIndex, join_index_files
+from thinkjepa.cache.tables.lookup import IdLookup, hash_ids, last_of_equal
+from thinkjepa.cache.tables.parquet import (
+    CLIPS_SCHEMA,
+    INDEX_SCHEMA,
+    next_number,
+    numbered_files,
+    write_table,
+)
 
 IDS = st.lists(st.text(alphabet="0123456789abcdef@é\n", max_size=80), max_size=60)
 
@@ -48,7 +53,7 @@ def test_of_equal_ids_the_last_place_counts(ids: list[str]) -> None:
 
 
 def test_equal_hashes_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("thinkjepa.cache.lookup.hash_ids", lambda ids: np.zeros(len(ids), np.uint64))
+    monkeypatch.setattr("thinkjepa.cache.tables.lookup.hash_ids", lambda ids: np.zeros(len(ids), np.uint64))
     lookup = IdLookup(pa.array(["a", "b", "c"]))
     assert lookup.find_all(["c", "x", "a", "b"]).tolist() == [2, -1, 0, 1]
 

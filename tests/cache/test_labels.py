@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from thinkjepa.cache import CacheError, FeatureCache, LabelTable, VideoLabels, WriteSession
-from thinkjepa.cache.labels import FILE_BYTES, write_labels
+from thinkjepa.cache.tables.labels import FILE_BYTES, write_labels
 
 
 def labels_of(video: str, *, frames: int = 5, camera: bool = True, label_digest: str = "a") -> VideoLabels:

@@ -22,8 +22,8 @@ from thinkjepa.cache import (
     WriteSession,
     verify,
 )
-from thinkjepa.cache import open_shard as open_shard_module
-from thinkjepa.cache.assignment import is_unfinished
+from thinkjepa.cache.shards import write as open_shard_module
+from thinkjepa.cache.shards.assignment import is_unfinished
 
 ROWS, SHARDS, BATCH = 4, 6, 2
 

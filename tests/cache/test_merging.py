@@ -17,9 +17,9 @@ from thinkjepa.cache import (
     FeatureSet,
     WriteSession,
     merge,
-    merging,
     verify,
 )
+from thinkjepa.cache.upkeep import merge as merging
 
 Build = Callable[..., FeatureSet]
 FIRST = [f"{video:016x}@4" for video in range(6)]

@@ -10,14 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from thinkjepa.cache import (
-    BatchBuffers,
-    CacheError,
-    ClipFeatures,
-    FeatureCache,
-    FeatureSet,
-    WriteSession,
-)
+from thinkjepa.cache import BatchBuffers, CacheError, ClipFeatures, FeatureCache, FeatureSet, WriteSession
 
 Build = Callable[..., FeatureSet]
 Make = Callable[..., ClipFeatures]

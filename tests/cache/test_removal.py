@@ -15,12 +15,12 @@ from thinkjepa.cache import (
     WriteSession,
     plan_clip_removal,
     plan_set_removal,
-    removal,
     remove,
     verify,
 )
-from thinkjepa.cache.assignment import is_unfinished
-from thinkjepa.cache.layout import shard_file, store_dir
+from thinkjepa.cache.disk.layout import shard_file, store_dir
+from thinkjepa.cache.shards.assignment import is_unfinished
+from thinkjepa.cache.upkeep import remove as removal
 
 Build = Callable[..., object]
 CLIPS = [f"{video:016x}@{split}" for video in range(5) for split in (4, 9)]

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from thinkjepa.cache import CacheError
-from thinkjepa.cache.holder import WriteLock
-from thinkjepa.cache.layout import holder_file, lock_file
+from thinkjepa.cache.disk.layout import holder_file, lock_file
+from thinkjepa.cache.disk.lock import WriteLock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from thinkjepa.cache.holder import WriteLock
+from thinkjepa.cache.disk.lock import WriteLock
 
 with WriteLock(Path(sys.argv[1]), file=sys.argv[2], remedy="wait"):
     print("held", flush=True)

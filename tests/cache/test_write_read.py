@@ -24,7 +24,7 @@ from thinkjepa.cache import (
     WriteSession,
     done_clip_ids,
 )
-from thinkjepa.cache.layout import shard_file
+from thinkjepa.cache.disk.layout import shard_file
 
 Build = Callable[..., FeatureSet]
 Make = Callable[..., ClipFeatures]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from thinkjepa.stages.data.clock import clock_text, seconds_ahead
+from thinkjepa.stages.data.sampling import clock_text, seconds_ahead
 
 
 def test_the_last_observed_frame_is_at_zero() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-from thinkjepa.stages.data.decode_process import DecodeError, VideoDecoder, check_times
+from thinkjepa.stages.data.decoding.client import DecodeError, VideoDecoder, check_times
 from thinkjepa.stages.errors import StageError
 
 TIMEOUT_S = 20.0
@@ -146,7 +146,7 @@ def test_a_hanging_decoder_does_not_outlive_a_killed_parent(
     path = make_video(tmp_path / "v.mp4", num_frames=10)
     script = (
         "import os, signal, sys, time\nfrom pathlib import Path\n"
-        "from thinkjepa.stages.data.decode_process import VideoDecoder\n"
+        "from thinkjepa.stages.data.decoding.client import VideoDecoder\n"
         "decoder = VideoDecoder(timeout_s=60)\ndecoder.open(Path(sys.argv[1]))\n"
         "os.kill(decoder.pid, signal.SIGSTOP)\nprint(decoder.pid, flush=True)\ntime.sleep(60)\n"
     )

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from thinkjepa.cache import file_digest
-from thinkjepa.stages.data.digest_memory import CLOCK_GRAIN_NS, DigestMemory
-from thinkjepa.stages.data.manifest import UNREADABLE, folder_manifest
+from thinkjepa.stages.data.tracked_files import UNREADABLE, folder_manifest
+from thinkjepa.stages.data.videos import CLOCK_GRAIN_NS, DigestMemory
 from thinkjepa.stages.progress import NoProgress
 
 
@@ -117,7 +117,7 @@ def test_a_manifest_from_memory_is_the_same_whatever_the_names(tmp_path: Path) -
 def test_the_step_that_lists_videos_needs_neither_torch_nor_zarr() -> None:
     """It runs in every `dvc repro`."""
     code = (
-        "import sys, thinkjepa.pipeline.stage_app, thinkjepa.stages.data.manifest; "
+        "import sys, thinkjepa.pipeline.cli.stage, thinkjepa.stages.data.tracked_files; "
         "print(sorted({'torch', 'zarr', 'accelerate', 'matplotlib'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -6,13 +6,7 @@ import numpy as np
 import pytest
 from transformers import BitImageProcessor, VJEPA2VideoProcessor
 
-from thinkjepa.stages.data.framing import (
-    VJEPA2_FRAMING,
-    Box,
-    Framing,
-    processor_framing,
-    seen_box,
-)
+from thinkjepa.stages.data.framing import VJEPA2_FRAMING, Box, Framing, processor_framing, seen_box
 
 
 def processors() -> dict[str, object]:

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from thinkjepa.cache import Failure, FeatureCache, WriteSession
-from thinkjepa.stages.data.catalog import PlannedFolder, plan_folder
-from thinkjepa.stages.data.clips import ClipSettings
-from thinkjepa.stages.data.decode_process import VideoDecoder
+from thinkjepa.stages.data.decoding.client import VideoDecoder
+from thinkjepa.stages.data.plan import ClipSettings, PlannedFolder, plan_folder
 from thinkjepa.stages.data.repeated_frames import describe_repeats, planned_repeats, stored_repeats
 from thinkjepa.stages.data.videos import find_videos
 

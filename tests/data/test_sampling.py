@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from thinkjepa.stages.data.clips import ClipSettings
+from thinkjepa.stages.data.plan import ClipSettings
 from thinkjepa.stages.data.sampling import (
     SAME_RATE,
     TOLERANCE_GAPS,

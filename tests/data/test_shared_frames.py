@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from thinkjepa.stages.data.shared_frames import SharedFrames
+from thinkjepa.stages.data.decoding.client import SharedFrames
 
 CHILD = (
-    "import sys\nfrom thinkjepa.stages.data.shared_frames import SharedFrames\n"
+    "import sys\nfrom thinkjepa.stages.data.decoding.client import SharedFrames\n"
     "room = SharedFrames(int(sys.argv[1])).room(2, (4, 6, 3))\n"
     "assert (room[0] == 7).all()\nroom[1] = 9\n"
 )

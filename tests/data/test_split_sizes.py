@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from thinkjepa.stages.data.split_sizes import SideSize, side_sizes, split_warning
-from thinkjepa.stages.data.splits import Side, SplitRule
+from thinkjepa.stages.data.partition import Side, SideSize, SplitRule, side_sizes, split_warning
 
 RULE = SplitRule()  # 70, 15 and 15 %
 

@@ -9,9 +9,16 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from thinkjepa.stages.data.groups import group_of, resolve_rule
-from thinkjepa.stages.data.split_store import split_file, stored_split
-from thinkjepa.stages.data.splits import SIDES, Split, SplitRule, assign_splits, hashed_side
+from thinkjepa.stages.data.partition import (
+    SIDES,
+    Split,
+    SplitRule,
+    assign_splits,
+    group_of,
+    hashed_side,
+    resolve_rule,
+)
+from thinkjepa.stages.data.stored_partition import split_file, stored_split
 from thinkjepa.stages.errors import StageError
 
 Members = dict[str, frozenset[str]]

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from thinkjepa.stages.data.digest_memory import DigestMemory
-from thinkjepa.stages.data.manifest import folder_manifest
-from thinkjepa.stages.data.videos import display_name, find_videos, identify
+from thinkjepa.stages.data.tracked_files import folder_manifest
+from thinkjepa.stages.data.videos import DigestMemory, display_name, find_videos, identify
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.progress import NoProgress
 

@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from thinkjepa.cache import FeatureCache
+from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.evaluate import evaluate
-from thinkjepa.stages.train import SplitRule, TrainSettings, train
+from thinkjepa.stages.evaluate.evaluation import evaluate
+from thinkjepa.stages.train.run import train
+from thinkjepa.stages.train.settings import TrainSettings
 
 BuildCache = Callable[..., Path]
 

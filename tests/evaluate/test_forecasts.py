@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thinkjepa.cache import ClipRow, FeatureCache
-from thinkjepa.stages.evaluate.baseline_poses import constant_velocity
-from thinkjepa.stages.evaluate.forecasts import partners_of
+from thinkjepa.stages.evaluate.baselines import constant_velocity, partners_of
 
 
 def along_x(*metres: float) -> np.ndarray:

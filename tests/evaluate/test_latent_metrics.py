@@ -12,8 +12,7 @@ import torch.nn.functional as F
 
 from thinkjepa.cache import ClipRow, FeatureCache
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.evaluate.horizon import horizon_summary, step_horizons_s
-from thinkjepa.stages.evaluate.latent_metrics import LATENT_METRICS, latent_metrics
+from thinkjepa.stages.evaluate.metrics import LATENT_METRICS, horizon_summary, latent_metrics, step_horizons_s
 
 
 @pytest.fixture

@@ -13,14 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from thinkjepa.pipeline import eval_app
+from thinkjepa.pipeline.cli import eval as eval_app
+from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.evaluate import evaluate
-from thinkjepa.stages.evaluate.evaluation import predictions, rows_of
+from thinkjepa.stages.evaluate.evaluation import evaluate, predictions, rows_of
 from thinkjepa.stages.evaluate.rollout import evaluate_rollout
-from thinkjepa.stages.evaluate.trained_run import TrainedRun
-from thinkjepa.stages.train import SplitRule, TrainSettings, train
-from thinkjepa.stages.train.model import ForecastModel
+from thinkjepa.stages.evaluate.runs import TrainedRun
+from thinkjepa.stages.train.model.forecast import ForecastModel
+from thinkjepa.stages.train.run import train
+from thinkjepa.stages.train.settings import TrainSettings
 
 BuildCache = Callable[..., Path]
 WINDOW, OBSERVED = 2, 3

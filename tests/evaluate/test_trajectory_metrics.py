@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thinkjepa.stages.evaluate.trajectory_metrics import counted_joint_frames, trajectory_metrics
+from thinkjepa.stages.evaluate.metrics import counted_joint_frames, trajectory_metrics
 
 # One clip of two latent steps of two frames, two joints; the first joint is off by 3-4-5 triangles (cm).
 FUTURE_M = torch.zeros(1, 2, 2, 2, 3)

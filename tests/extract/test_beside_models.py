@@ -12,8 +12,8 @@ import psutil
 import pytest
 import torch
 
-from thinkjepa.stages.data.decode_process import VideoDecoder
-from thinkjepa.stages.extract.beside_models import BEHIND_MODELS, decoder_beside, thread_beside
+from thinkjepa.stages.data.decoding.client import VideoDecoder
+from thinkjepa.stages.extract.models.runtime import BEHIND_MODELS, decoder_beside, thread_beside
 
 
 def niceness() -> int:

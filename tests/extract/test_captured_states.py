@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from thinkjepa.stages.extract.captured_states import CapturedStates, captured_states
+from thinkjepa.stages.extract.thinker.hooks import CapturedStates, captured_states
 
 LAYERS = (0, 2, 3)
 WIDTH = 4

@@ -22,13 +22,13 @@ from transformers import (
 )
 
 from thinkjepa.cache import FeatureCache
-from thinkjepa.stages.data.clips import ClipSettings
-from thinkjepa.stages.data.decode_process import VideoDecoder
+from thinkjepa.stages.data.decoding.client import VideoDecoder
+from thinkjepa.stages.data.plan import ClipSettings
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.extract.encoder import VideoEncoder, encoder_arrays
-from thinkjepa.stages.extract.encoders import open_encoder
-from thinkjepa.stages.extract.model_costs import count_parameters, encoder_costs
-from thinkjepa.stages.extract.weights import find_model
+from thinkjepa.stages.extract.encoder.base import VideoEncoder, encoder_arrays
+from thinkjepa.stages.extract.encoder.families import open_encoder
+from thinkjepa.stages.extract.models.costs import count_parameters, encoder_costs
+from thinkjepa.stages.extract.models.weights import find_model
 
 FRAMES = 8
 SIZES: dict[str, Any] = {

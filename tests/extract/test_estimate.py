@@ -15,26 +15,25 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from thinkjepa.cache import Failure, FeatureCache
-from thinkjepa.cache.layout import array_dir
-from thinkjepa.pipeline.estimate_report import describe_estimate
-from thinkjepa.stages.data.clips import ClipSettings
+from thinkjepa.cache.disk.layout import array_dir
+from thinkjepa.pipeline.report.extraction import describe_estimate
+from thinkjepa.stages.data.plan import ClipSettings
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.extract.disk_space import stored_bytes
-from thinkjepa.stages.extract.encoder import VideoEncoder
-from thinkjepa.stages.extract.encoders import open_encoder
+from thinkjepa.stages.extract.encoder.base import VideoEncoder
+from thinkjepa.stages.extract.encoder.families import open_encoder
 from thinkjepa.stages.extract.estimate import estimate
-from thinkjepa.stages.extract.estimate_figures import Estimate
-from thinkjepa.stages.extract.hooked_thinker import HookedThinker
-from thinkjepa.stages.extract.model_costs import (
+from thinkjepa.stages.extract.figures import Estimate, stored_bytes
+from thinkjepa.stages.extract.models.costs import (
     count_parameters,
     encoder_costs,
     multiplied_weights,
     prompt_size,
     thinker_costs,
 )
+from thinkjepa.stages.extract.models.weights import MEMORY_FILE, find_model
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
-from thinkjepa.stages.extract.thinker import Scene, thinker_arrays
-from thinkjepa.stages.extract.weights import MEMORY_FILE, find_model
+from thinkjepa.stages.extract.thinker.contract import Scene, thinker_arrays
+from thinkjepa.stages.extract.thinker.hooks import HookedThinker
 from thinkjepa.stages.progress import NoProgress
 
 CPU = torch.device("cpu")

@@ -14,14 +14,14 @@ import torch
 import zarr
 
 from thinkjepa.cache import ClipRow, FeatureCache
-from thinkjepa.stages.data.clips import ClipSettings
-from thinkjepa.stages.data.decode_process import VideoDecoder
-from thinkjepa.stages.extract.encoders import open_encoder
-from thinkjepa.stages.extract.extraction import ExtractReport, extract
-from thinkjepa.stages.extract.hooked_thinker import HookedThinker
+from thinkjepa.stages.data.decoding.client import VideoDecoder
+from thinkjepa.stages.data.plan import ClipSettings
+from thinkjepa.stages.extract.encoder.families import open_encoder
+from thinkjepa.stages.extract.models.weights import find_model
+from thinkjepa.stages.extract.run import ExtractReport, extract
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
-from thinkjepa.stages.extract.thinker import Scene
-from thinkjepa.stages.extract.weights import find_model
+from thinkjepa.stages.extract.thinker.contract import Scene
+from thinkjepa.stages.extract.thinker.hooks import HookedThinker
 from thinkjepa.stages.progress import NoProgress
 
 RunExtract = Callable[..., Any]

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from thinkjepa.cache import ClipRow, Failure, FeatureCache, Problem, WriteSession, drop_clips
-from thinkjepa.pipeline.cache_info import cache_info, describe_info
-from thinkjepa.stages.data.clips import ClipSettings
-from thinkjepa.stages.data.decode_process import DecodeError
+from thinkjepa.pipeline.report.cache import cache_info, describe_info
+from thinkjepa.stages.data.decoding.client import DecodeError
+from thinkjepa.stages.data.plan import ClipSettings
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.extract import batches
-from thinkjepa.stages.extract.extraction import ExtractReport, extract
+from thinkjepa.stages.extract.run import ExtractReport, extract
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
+from thinkjepa.stages.extract.work import forward as batches
 from thinkjepa.stages.progress import NoProgress
 
 CLIPS = ClipSettings(thinker_frames=4, observed_frames=4, future_frames=4, dense_fps=10, stride_s=0.5)
@@ -163,7 +163,7 @@ def test_too_little_space_is_told_before_anything_is_computed(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = SimpleNamespace(free=1000)
-    monkeypatch.setattr("thinkjepa.stages.extract.disk_space.shutil.disk_usage", lambda path: free)
+    monkeypatch.setattr("thinkjepa.stages.extract.figures.shutil.disk_usage", lambda path: free)
     with pytest.raises(
         StageError, match=r"clips without features take about .* GB, and '.*cache' has 1e-06 GB"
     ):

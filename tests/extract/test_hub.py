@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.extract.models.weights import find_model
 from thinkjepa.stages.extract.settings import ModelSettings
-from thinkjepa.stages.extract.weights import find_model
 
 ANSWERS = {
     "no/such": (404, "RepoNotFound"),
@@ -29,7 +29,7 @@ ANSWERS = {
 ASK = """
 import json, sys
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.extract.weights import find_model
+from thinkjepa.stages.extract.models.weights import find_model
 said = {}
 for name in sys.argv[1:]:
     try:
@@ -142,7 +142,7 @@ def test_a_folder_that_lacks_a_file_names_it(
 def test_a_processor_that_lacks_a_file_names_it(tmp_path: Path, tiny_models: Path, lacking: str) -> None:
     import torch
 
-    from thinkjepa.stages.extract.hooked_thinker import HookedThinker
+    from thinkjepa.stages.extract.thinker.hooks import HookedThinker
 
     folder = shutil.copytree(tiny_models / "thinker", tmp_path / "thinker")
     (folder / lacking).unlink()

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from thinkjepa.cache import FeatureCache
-from thinkjepa.stages.data.clips import ClipSettings
-from thinkjepa.stages.extract.encoders import open_encoder
-from thinkjepa.stages.extract.extraction import extract
+from thinkjepa.stages.data.plan import ClipSettings
+from thinkjepa.stages.extract.encoder.families import open_encoder
+from thinkjepa.stages.extract.models.weights import find_model
+from thinkjepa.stages.extract.run import extract
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
-from thinkjepa.stages.extract.weights import find_model
 from thinkjepa.stages.progress import NoProgress
 
 TOLERANCE = 1e-5

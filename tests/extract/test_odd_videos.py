@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from thinkjepa.cache import FeatureCache
-from thinkjepa.stages.data.decode_process import DecodeError, VideoDecoder
+from thinkjepa.stages.data.decoding.client import DecodeError, VideoDecoder
 
 TIMEOUT_S = 60.0
 TIME_STEP_S = 1e-3

@@ -12,17 +12,16 @@ import pytest
 import torch
 
 from thinkjepa.cache import ClipFeatures, Failure, FeatureCache, OpenShard
-from thinkjepa.stages.data.catalog import PlannedFolder, plan_folder
-from thinkjepa.stages.data.clips import ClipSettings
-from thinkjepa.stages.data.decode_process import DecodeError, FrameStack, VideoDecoder
+from thinkjepa.stages.data.decoding.client import DecodeError, FrameStack, VideoDecoder
+from thinkjepa.stages.data.plan import ClipSettings, PlannedFolder, plan_folder
 from thinkjepa.stages.data.videos import find_videos
-from thinkjepa.stages.extract import clip_frames
-from thinkjepa.stages.extract.clip_frames import ClipDecoding, encoder_view, see, thinker_view, watch
-from thinkjepa.stages.extract.encoder import VideoEncoder
-from thinkjepa.stages.extract.extraction import ExtractReport, extract
-from thinkjepa.stages.extract.frozen_models import FrozenModels
-from thinkjepa.stages.extract.hooked_thinker import HookedThinker
+from thinkjepa.stages.extract.encoder.base import VideoEncoder
+from thinkjepa.stages.extract.models.pair import FrozenModels
+from thinkjepa.stages.extract.run import ExtractReport, extract
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
+from thinkjepa.stages.extract.thinker.hooks import HookedThinker
+from thinkjepa.stages.extract.work import frames as clip_frames
+from thinkjepa.stages.extract.work.frames import ClipDecoding, encoder_view, see, thinker_view, watch
 from thinkjepa.stages.progress import NoProgress
 
 CLIPS = ClipSettings(
@@ -200,7 +199,7 @@ def test_a_batch_is_decoded_and_another_written_while_one_is_in_the_models(
             await_count("in the models", counts["written"] + 1)
         return append(self, batch, failures)
 
-    from thinkjepa.stages.extract import filling
+    from thinkjepa.stages.extract.work import units as filling
 
     look, answer, append, prepare = (
         ClipDecoding.look,

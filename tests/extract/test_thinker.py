@@ -13,12 +13,12 @@ from torch import Tensor
 
 from thinkjepa.cache import TOKEN_KINDS
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.extract.encoders import open_encoder
-from thinkjepa.stages.extract.hooked_thinker import HookedThinker, until_stop
-from thinkjepa.stages.extract.prompting import clock_metadata
+from thinkjepa.stages.extract.encoder.families import open_encoder
+from thinkjepa.stages.extract.models.weights import find_model
 from thinkjepa.stages.extract.settings import ModelSettings, allowed_failures, parse_layers, spread_layers
-from thinkjepa.stages.extract.thinker import KIND, Scene, Thought, pool_streams, token_kinds
-from thinkjepa.stages.extract.weights import find_model
+from thinkjepa.stages.extract.thinker.contract import KIND, Scene, Thought, pool_streams, token_kinds
+from thinkjepa.stages.extract.thinker.hooks import HookedThinker, until_stop
+from thinkjepa.stages.extract.thinker.prompting import clock_metadata
 
 ALL_LAYERS = "0,1,2,3,4,5,6"
 

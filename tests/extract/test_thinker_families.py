@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.extract.hooked_thinker import HookedThinker, find_decoder_layers
-from thinkjepa.stages.extract.model_costs import prompt_size
+from thinkjepa.stages.extract.models.costs import prompt_size
+from thinkjepa.stages.extract.models.weights import ModelFolder, find_model
 from thinkjepa.stages.extract.settings import ModelSettings
-from thinkjepa.stages.extract.thinker import KIND, Scene
-from thinkjepa.stages.extract.weights import ModelFolder, find_model
+from thinkjepa.stages.extract.thinker.contract import KIND, Scene
+from thinkjepa.stages.extract.thinker.hooks import HookedThinker, find_decoder_layers
 
 NEW_TOKENS = 4
 DEEPSTACK_LAYERS = 3

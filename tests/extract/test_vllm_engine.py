@@ -11,10 +11,15 @@ import pytest
 import torch
 
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.extract.vllm_engine import EngineSpec, VllmEngine, vllm_versions
-from thinkjepa.stages.extract.vllm_questions import Question, Reply
-from thinkjepa.stages.extract.vllm_settings import PYTHON_VARIABLE, VllmSettings
-from thinkjepa.stages.extract.vllm_thinker import check_model_type, reply_problem
+from thinkjepa.stages.extract.settings import PYTHON_VARIABLE, VllmSettings
+from thinkjepa.stages.extract.thinker.vllm.engine import (
+    EngineSpec,
+    Question,
+    Reply,
+    VllmEngine,
+    vllm_versions,
+)
+from thinkjepa.stages.extract.thinker.vllm.thinker import check_model_type, reply_problem
 
 PROMPT, GENERATED = (5, 6, 7), (8, 9)
 QUESTION = Question(prompts=[], contents=[], frames=[], videos=[], processor={})

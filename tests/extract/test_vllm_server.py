@@ -21,11 +21,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.extract import vllm_server
-from thinkjepa.stages.extract.vllm_questions import Question
-from thinkjepa.stages.extract.vllm_server import DESCRIPTION, ServedThinker, ServerSpec, VllmServer
-from thinkjepa.stages.extract.vllm_serving import as_flags
-from thinkjepa.stages.extract.vllm_settings import VllmSettings
+from thinkjepa.stages.extract.settings import VllmSettings
+from thinkjepa.stages.extract.thinker.vllm import server as vllm_server
+from thinkjepa.stages.extract.thinker.vllm.engine import Question
+from thinkjepa.stages.extract.thinker.vllm.server import DESCRIPTION, ServedThinker, ServerSpec, VllmServer
+from thinkjepa.stages.extract.thinker.vllm.serving import as_flags
 
 PROMPT, GENERATED = [5, 6, 7], [8, 9]
 SERVED = ServedThinker("digest", (0, 2), "float32", "", "video", {"vllm": "0.32.0", "torch": "2.13.0"})

@@ -13,7 +13,9 @@ import time
 import traceback
 from pathlib import Path
 
-from thinkjepa.stages.train import SplitRule, TrainSettings, train
+from thinkjepa.stages.data.partition import SplitRule
+from thinkjepa.stages.train.run import train
+from thinkjepa.stages.train.settings import TrainSettings
 
 
 def train_killed(cache: Path, folder: Path, settings: TrainSettings, num_kills: int) -> None:

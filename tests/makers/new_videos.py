@@ -9,8 +9,9 @@ from typing import Any
 import av
 import numpy as np
 
-from thinkjepa.stages.data.splits import SplitRule
-from thinkjepa.stages.train import TrainSettings, train
+from thinkjepa.stages.data.partition import SplitRule
+from thinkjepa.stages.train.run import train
+from thinkjepa.stages.train.settings import TrainSettings
 
 SIZE = (160, 128)
 FPS, NUM_FRAMES = 10, 40

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from thinkjepa.cache import FeatureCache, WriteSession, drop_clips, verify
-from thinkjepa.cache.layout import shard_file
-from thinkjepa.pipeline.cache_list import HEADER
+from thinkjepa.cache.disk.layout import shard_file
+from thinkjepa.pipeline.report.cache import HEADER
 
 SMALL = ("--thinker-frames", "4", "--observed-frames", "4", "--future-frames", "4", "--dense-fps", "10")
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from thinkjepa.cache import ArraySpec, ClipFeatures, ClipRow, FeatureSet, WriteSession, describe_set
-from thinkjepa.pipeline.cache_compare import compare_sets, cosines
+from thinkjepa.pipeline.report.compare import compare_sets, cosines
 from thinkjepa.stages.progress import NoProgress
 
 SAMPLING = {"fingerprint": "s"}

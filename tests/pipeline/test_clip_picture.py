@@ -28,10 +28,10 @@ from thinkjepa.cache import (
     describe_set,
     file_digest,
 )
-from thinkjepa.pipeline.clip_picture import draw
-from thinkjepa.pipeline.clip_view import ClipView, clip_view, evenly
-from thinkjepa.pipeline.latent_colors import LatentColors
-from thinkjepa.pipeline.page import MONO, Page, printable, wrapped
+from thinkjepa.pipeline.picture.clip import draw
+from thinkjepa.pipeline.picture.clip_view import ClipView, clip_view, evenly
+from thinkjepa.pipeline.picture.latent_panels import LatentColors
+from thinkjepa.pipeline.picture.page import MONO, Page, printable, wrapped
 from thinkjepa.stages.errors import StageError
 
 FPS, SPLIT, WINDOWS, TUBELET = 10.0, 24, 2, 2

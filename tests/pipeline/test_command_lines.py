@@ -16,8 +16,8 @@ import pytest
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from thinkjepa.pipeline.console import built_command
-from thinkjepa.pipeline.help_page import help_page, option_name
+from thinkjepa.pipeline.cli.console import built_command
+from thinkjepa.pipeline.cli.help import help_page, option_name
 
 PROGRAMS = sorted(
     (script.name, script.value.removesuffix(":main"))

@@ -16,9 +16,13 @@ import pytest
 from PIL import Image
 
 from thinkjepa.cache import FeatureCache
-from thinkjepa.stages.data.digest_memory import DigestMemory
-from thinkjepa.stages.data.manifest import folder_manifest
-from thinkjepa.stages.data.selection import make_selection, read_selection, write_selection
+from thinkjepa.stages.data.tracked_files import (
+    folder_manifest,
+    make_selection,
+    read_selection,
+    write_selection,
+)
+from thinkjepa.stages.data.videos import DigestMemory
 from thinkjepa.stages.progress import NoProgress
 
 SMALL = ("--thinker-frames", "4", "--observed-frames", "4", "--future-frames", "4", "--dense-fps", "10")

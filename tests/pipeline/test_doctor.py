@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from thinkjepa.pipeline import doctor
-from thinkjepa.pipeline.doctor import Finding, describe_finding, examine, is_healthy
+from thinkjepa.pipeline.report import doctor
+from thinkjepa.pipeline.report.doctor import Finding, describe_finding, examine, is_healthy
 
 
 def broken(findings: list[Finding]) -> dict[str, Finding]:

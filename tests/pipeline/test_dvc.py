@@ -21,9 +21,9 @@ from dvc_render.html import render_html
 from dvc_render.image import ImageRenderer
 
 from thinkjepa.cache import FeatureCache
-from thinkjepa.pipeline.options import SettingsError
-from thinkjepa.pipeline.params import SECTIONS, read_params
-from thinkjepa.pipeline.project_setup import set_up_project
+from thinkjepa.pipeline.cli.options import SettingsError
+from thinkjepa.pipeline.project.params import SECTIONS, read_params
+from thinkjepa.pipeline.project.setup import set_up_project
 
 ROOT = Path(__file__).parents[2]
 SMALL: dict[str, Any] = {
@@ -155,7 +155,7 @@ def test_another_prompt_runs_nothing_of_a_variant_without_thinker(
 @pytest.mark.parametrize("revisions", [["workspace"], ["HEAD", "workspace"]])
 def test_the_page_of_plots_names_a_revision_only_among_several(tmp_path: Path, revisions: list[str]) -> None:
     """Its style hides a paragraph in the only box of a picture's frame: this is how DVC nests them."""
-    template = ROOT / "pipeline" / "new_project" / "plots.html"
+    template = ROOT / "pipeline" / "project" / "template" / "plots.html"
     assert "body > div > div:only-of-type > p { display: none; }" in template.read_text()
     points = [{"rev": name, "src": f"{name}.png"} for name in revisions]
     page = render_html([ImageRenderer(points, "curve.png")], tmp_path / "index.html", template)

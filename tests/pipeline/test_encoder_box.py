@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from thinkjepa.cache import FeatureCache, WriteSession, describe_set
-from thinkjepa.pipeline.encoder_box import draw_box, outlined
-from thinkjepa.pipeline.label_view import THUMBNAIL_PX, encoder_framing, label_views
-from thinkjepa.stages.data.decode_process import VideoDecoder
+from thinkjepa.pipeline.picture.labels import THUMBNAIL_PX, encoder_framing, label_views
+from thinkjepa.pipeline.picture.page import draw_box, outlined
+from thinkjepa.stages.data.decoding.client import VideoDecoder
 from thinkjepa.stages.data.framing import VJEPA2_FRAMING, Box
-from thinkjepa.stages.data.labels.folder_check import check_folder
+from thinkjepa.stages.data.labels.check import check_folder
 from thinkjepa.stages.progress import NoProgress
 
 GREY = 120

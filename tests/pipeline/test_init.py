@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from thinkjepa.pipeline.params import Folders, Matrix, read_params
-from thinkjepa.pipeline.params_file import params_text
+from thinkjepa.pipeline.project.params import Folders, Matrix, params_text, read_params
 from thinkjepa.stages.extract.settings import ModelSettings
 from thinkjepa.stages.train.settings import TrainSettings
 

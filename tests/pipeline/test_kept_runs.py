@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from thinkjepa.pipeline.kept_runs import find_kept, kept_name, show_run
-from thinkjepa.stages.data.selection import Selection
-from thinkjepa.stages.data.splits import SplitRule
+from thinkjepa.pipeline.project.run_store import find_kept, kept_name, show_run
+from thinkjepa.stages.data.partition import SplitRule
+from thinkjepa.stages.data.tracked_files import Selection
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.train import TrainSettings
 from thinkjepa.stages.train.plan import RUN_SCHEMA
+from thinkjepa.stages.train.settings import TrainSettings
 
 SELECTION = Selection("s", "thinker-1", "encoder-1", num_clips=3, clips="c", names="n")
 WEIGHTS = "checkpoints/model-0.safetensors"

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import pytest
 import typer
 
-from thinkjepa.pipeline.console import built_command, new_single_app
-from thinkjepa.pipeline.options import Sections, SettingsError, with_settings
-from thinkjepa.stages.data.clips import ClipSettings
-from thinkjepa.stages.data.splits import SplitRule
+from thinkjepa.pipeline.cli.console import built_command, new_single_app
+from thinkjepa.pipeline.cli.options import Sections, SettingsError, with_settings
+from thinkjepa.stages.data.partition import SplitRule
+from thinkjepa.stages.data.plan import ClipSettings
 from thinkjepa.stages.extract.settings import ModelSettings
 from thinkjepa.stages.train.settings import TrainSettings
 

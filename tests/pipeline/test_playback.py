@@ -10,7 +10,7 @@ import pytest
 from new_videos import frames_of
 from PIL import Image, ImageColor
 
-from thinkjepa.pipeline.playback import (
+from thinkjepa.pipeline.picture.playback import (
     BAR_TOP_PX,
     MARGIN_PX,
     TIMELINE_PX,
@@ -22,7 +22,7 @@ from thinkjepa.pipeline.playback import (
     speed_text,
 )
 from thinkjepa.stages.picture_style import PREDICTED
-from thinkjepa.stages.predict import ChosenFrames
+from thinkjepa.stages.predict.frames import ChosenFrames
 
 WIDTH, HEIGHT = 320, 64
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from thinkjepa.cache import CacheError, FeatureCache, verify
-from thinkjepa.pipeline.cache_info import cache_info
-from thinkjepa.pipeline.options import SettingsError
-from thinkjepa.pipeline.remembering import cache_memory, setting_flags
+from thinkjepa.pipeline.cli.options import SettingsError
+from thinkjepa.pipeline.project.remembering import cache_memory, setting_flags
+from thinkjepa.pipeline.report.cache import cache_info
 from thinkjepa.stages.extract.remembered import remembered_settings
 
 TEN_FLAGS = (

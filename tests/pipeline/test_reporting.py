@@ -11,14 +11,13 @@ import pytest
 from rich.console import Console
 
 from thinkjepa.cache import Failure
-from thinkjepa.pipeline import reporting
-from thinkjepa.pipeline.extract_report import describe_report
-from thinkjepa.pipeline.reporting import TerminalProgress, TrainingBar, rate_text
-from thinkjepa.stages.data.split_sizes import SideSize
-from thinkjepa.stages.data.splits import Side
-from thinkjepa.stages.extract.extraction import ExtractReport
+from thinkjepa.pipeline.cli import progress as reporting
+from thinkjepa.pipeline.cli.progress import TerminalProgress, TrainingBar, rate_text
+from thinkjepa.pipeline.report.extraction import describe_report
+from thinkjepa.stages.data.partition import Side, SideSize
+from thinkjepa.stages.extract.run import ExtractReport
 from thinkjepa.stages.train.events import EpochEnds, RunStarts
-from thinkjepa.stages.train.fit_state import EpochLosses
+from thinkjepa.stages.train.fit.state import EpochLosses
 
 
 def in_a_log() -> tuple[Console, io.StringIO]:

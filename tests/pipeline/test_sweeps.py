@@ -16,11 +16,10 @@ import pytest
 import yaml
 
 from thinkjepa.cache import FeatureCache
-from thinkjepa.pipeline.params import read_params
-from thinkjepa.pipeline.project import model_place, project_folder
-from thinkjepa.pipeline.project_setup import set_up_project
-from thinkjepa.pipeline.stage_app import DIGESTS
-from thinkjepa.stages.data.digest_memory import CLOCK_GRAIN_NS
+from thinkjepa.pipeline.cli.stage import DIGESTS
+from thinkjepa.pipeline.project.params import model_place, project_folder, read_params
+from thinkjepa.pipeline.project.setup import set_up_project
+from thinkjepa.stages.data.videos import CLOCK_GRAIN_NS
 
 PARAMS: dict[str, Any] = {
     "videos": "videos",

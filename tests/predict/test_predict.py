@@ -15,14 +15,14 @@ import torch
 from new_videos import FPS, NUM_FRAMES, SIZE, frames_of, lossless_video, train_run
 
 from thinkjepa.cache import FeatureCache, VideoLabels, WriteSession, file_digest
-from thinkjepa.cache.holder import WriteLock
-from thinkjepa.pipeline.overlay import CAPTION_PX, PANEL_SHORT_SIDE_PX, PREDICTED_RGB, TRUE_RGB
-from thinkjepa.pipeline.playback import held_frames
+from thinkjepa.cache.disk.lock import WriteLock
+from thinkjepa.pipeline.picture.overlay import CAPTION_PX, PANEL_SHORT_SIDE_PX, PREDICTED_RGB, TRUE_RGB
+from thinkjepa.pipeline.picture.playback import held_frames
 from thinkjepa.stages.data.trajectories import project, to_camera
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.evaluate.trained_run import TrainedRun
-from thinkjepa.stages.predict import SplitChoice
-from thinkjepa.stages.predict import predict as predict_in_process
+from thinkjepa.stages.evaluate.runs import TrainedRun
+from thinkjepa.stages.predict.frames import SplitChoice
+from thinkjepa.stages.predict.prediction import predict as predict_in_process
 from thinkjepa.stages.progress import NoProgress
 
 RunCommand = Callable[..., Any]

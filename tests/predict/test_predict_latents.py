@@ -15,16 +15,15 @@ from new_videos import FPS, NUM_FRAMES, frames_of, lossless_video, train_run
 from PIL import Image
 
 from thinkjepa.cache import file_digest
-from thinkjepa.pipeline.latent_colors import LatentColors
-from thinkjepa.pipeline.latent_panels import PANEL_SHORT_SIDE_PX, LatentPanels
-from thinkjepa.pipeline.latent_video import BACKGROUND
-from thinkjepa.pipeline.playback import TIMELINE_PX, held_frames
+from thinkjepa.pipeline.picture.latent_panels import PANEL_SHORT_SIDE_PX, LatentColors, LatentPanels
+from thinkjepa.pipeline.picture.latents import BACKGROUND
+from thinkjepa.pipeline.picture.playback import TIMELINE_PX, held_frames
 from thinkjepa.stages.data.framing import VJEPA2_FRAMING
-from thinkjepa.stages.evaluate.latent_metrics import latent_metrics
-from thinkjepa.stages.evaluate.trained_run import TrainedRun
-from thinkjepa.stages.predict import Prediction, SplitChoice
-from thinkjepa.stages.predict import predict as predict_in_process
-from thinkjepa.stages.predict.latents import PredictedLatents
+from thinkjepa.stages.evaluate.metrics import latent_metrics
+from thinkjepa.stages.evaluate.runs import TrainedRun
+from thinkjepa.stages.predict.frames import SplitChoice
+from thinkjepa.stages.predict.prediction import PredictedLatents, Prediction
+from thinkjepa.stages.predict.prediction import predict as predict_in_process
 from thinkjepa.stages.progress import NoProgress
 
 RunCommand = Callable[..., Any]

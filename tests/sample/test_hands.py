@@ -8,8 +8,9 @@ import av
 import h5py
 import numpy as np
 import pytest
+from hands.plan import PLACES
 
-from thinkjepa.pipeline.sample.episodes.archive import (
+from thinkjepa.pipeline.sample.archive import (
     POSES_FILE,
     ArchiveError,
     Episode,
@@ -18,9 +19,8 @@ from thinkjepa.pipeline.sample.episodes.archive import (
     stored_checks_m,
     write_archive,
 )
-from thinkjepa.pipeline.sample.episodes.expand import camera_transforms, expand, joint_transforms
-from thinkjepa.pipeline.sample.episodes.plan import PLACES
-from thinkjepa.pipeline.sample.episodes.skeleton import Skeleton
+from thinkjepa.pipeline.sample.expand import camera_transforms, expand, joint_transforms
+from thinkjepa.pipeline.sample.skeleton import Skeleton
 from thinkjepa.stages.data.joints import PAPER_JOINTS
 from thinkjepa.stages.data.labels.readers import read_labels
 from thinkjepa.stages.data.trajectories import project, to_camera, to_world

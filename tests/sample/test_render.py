@@ -1,17 +1,23 @@
 """How episodes are planned and rendered; rendering itself only where mujoco and a GL library are."""
 
 import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hands import generate
+from hands.generate import RenderError, check_renderable, render_episode
+from hands.minimum_jerk import Path as JerkPath
+from hands.minimum_jerk import minimum_jerk
+from hands.plan import CONDITIONS, TASKS, draw_plan, episode_rng
+from hands.things import KINDS, draw_thing
 
-from thinkjepa.pipeline.sample.episodes import generate
-from thinkjepa.pipeline.sample.episodes.archive import POSES_FILE, read_archive
-from thinkjepa.pipeline.sample.episodes.generate import RenderError, check_renderable, render_episode
-from thinkjepa.pipeline.sample.episodes.minimum_jerk import Path as JerkPath
-from thinkjepa.pipeline.sample.episodes.minimum_jerk import minimum_jerk
-from thinkjepa.pipeline.sample.episodes.plan import CONDITIONS, TASKS, draw_plan, episode_rng
-from thinkjepa.pipeline.sample.episodes.things import KINDS, draw_thing
+from thinkjepa.pipeline.sample.archive import POSES_FILE, read_archive
+
+RENDER_HANDS = Path(__file__).parents[2] / "tools" / "render_hands"
 
 
 def test_minimum_jerk_goes_from_rest_to_rest_and_stays():
@@ -133,10 +139,10 @@ def test_conditions_share_all_but_the_card(tmp_path):
 @pytest.mark.usefixtures("gl")
 def test_the_shipped_skeleton_is_that_of_the_installed_hand_and_agrees_with_the_simulator():
     import mujoco
+    from hands.motion import draw_episode
+    from hands.scene import HAND_BODY, build_model, read_skeleton
 
-    from thinkjepa.pipeline.sample.episodes.motion import draw_episode
-    from thinkjepa.pipeline.sample.episodes.scene import HAND_BODY, build_model, read_skeleton
-    from thinkjepa.pipeline.sample.episodes.skeleton import EGODEX_BODIES, NUM_BASE, quaternion_of
+    from thinkjepa.pipeline.sample.skeleton import EGODEX_BODIES, NUM_BASE, quaternion_of
 
     skeleton = read_skeleton()
     plan, motion = draw_episode(episode_rng(0, 0), "move_ball", skeleton)
@@ -153,3 +159,16 @@ def test_the_shipped_skeleton_is_that_of_the_installed_hand_and_agrees_with_the_
         np.testing.assert_allclose(ours[skeleton.joints.index(joint), :3, 3], data.body(body).xpos, atol=1e-9)
         turn = data.body(body).xmat.reshape(3, 3)
         np.testing.assert_allclose(ours[skeleton.joints.index(joint), :3, :3], turn, atol=1e-9)
+
+
+def test_the_command_refuses_impossible_sizes_before_anything_is_written(tmp_path):
+    out = tmp_path / "episodes"
+    command = [RENDER_HANDS, out, "--size", "97"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "VENV": sys.prefix}
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "97 px" in done.stderr
+    assert "even" in done.stderr
+    assert not out.exists()

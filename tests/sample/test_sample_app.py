@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from thinkjepa.pipeline import sample_app
+from thinkjepa.pipeline.cli import sample as sample_app
 
 SHORT = ("--seconds", "0.5", "--fps", "10", "--width", "64", "--height", "48")
 
@@ -140,9 +140,3 @@ def test_expand_command_writes_episodes_and_replaces_its_own(tmp_path, sample):
 
 def test_expand_refuses_a_folder_without_poses(tmp_path, sample):
     assert_one_line_error(sample("expand", tmp_path / "out", "--episodes", tmp_path), "poses.npz")
-
-
-def test_render_refuses_impossible_sizes_before_anything_is_written(tmp_path, sample):
-    out = tmp_path / "episodes"
-    assert_one_line_error(sample("render", out, "--size", 97), "97 px", "even")
-    assert not out.exists()

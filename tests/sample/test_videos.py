@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from thinkjepa.cache import ThinkJepaError
-from thinkjepa.pipeline.sample.motions import MOTIONS
-from thinkjepa.pipeline.sample.videos import draw_frames, write_videos
+from thinkjepa.pipeline.sample.videos import MOTIONS, draw_frames, write_videos
 
 
 def test_videos_have_the_asked_length_rate_and_size(tmp_path):

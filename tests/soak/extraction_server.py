@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from thinkjepa.cache import Failure, ThinkJepaError
-from thinkjepa.stages.data.clips import ClipSettings
-from thinkjepa.stages.extract.extraction import extract
+from thinkjepa.stages.data.plan import ClipSettings
+from thinkjepa.stages.extract.run import extract
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
 
 CLIPS = ClipSettings(

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from thinkjepa.cache import CacheError, FeatureCache, VideoLabels, WriteSession, verify
-from thinkjepa.cache.journal import read_lines
-from thinkjepa.cache.layout import journal_dir, shard_file
-from thinkjepa.stages.data.selection import make_selection
-from thinkjepa.stages.data.split_store import stored_split
-from thinkjepa.stages.data.splits import SplitRule
-from thinkjepa.stages.train import train
+from thinkjepa.cache.disk.layout import journal_dir, shard_file
+from thinkjepa.cache.disk.lines import read_lines
+from thinkjepa.stages.data.partition import SplitRule
+from thinkjepa.stages.data.stored_partition import stored_split
+from thinkjepa.stages.data.tracked_files import make_selection
+from thinkjepa.stages.train.run import train
 from thinkjepa.stages.train.settings import TrainSettings
 
 SHORT, LONG = 40, int(os.environ.get("THINKJEPA_SOAK_FLIPS", "200"))

@@ -21,7 +21,7 @@ from thinkjepa.stages.picture_style import (
     png_bytes,
     variant_look,
 )
-from thinkjepa.stages.train.shapes import Variant
+from thinkjepa.stages.train.model.config import Variant
 
 
 def drawn(values: dict[str, list[float]]) -> bytes:

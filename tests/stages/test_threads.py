@@ -13,8 +13,8 @@ import dask.system
 import pytest
 import torch
 
+from thinkjepa.stages.device import busy_note, check_threads, chosen_threads, torch_threads, usable_cores
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.threads import busy_note, check_threads, chosen_threads, torch_threads, usable_cores
 
 CPU = min(os.sched_getaffinity(0))
 
@@ -30,7 +30,7 @@ def answer(code: str, **environment: str) -> str:
 
 def test_a_process_of_one_core_computes_with_one_thread() -> None:
     pinned = f"import os; os.sched_setaffinity(0, {{{CPU}}})\n"
-    code = "from thinkjepa.stages.threads import *; print(usable_cores(), chosen_threads(0))"
+    code = "from thinkjepa.stages.device import *; print(usable_cores(), chosen_threads(0))"
     assert answer(pinned + code) == "1 1\n"
     assert answer(code).split()[0] == str(len(os.sched_getaffinity(0))), "the control"
 
@@ -82,14 +82,14 @@ def test_the_number_holds_for_a_while_and_is_put_back() -> None:
 
 
 def test_threads_of_the_command_lines_sleep_while_they_wait() -> None:
-    code = "import thinkjepa.pipeline.train_app, torch; torch.ones(9)"
+    code = "import thinkjepa.pipeline.cli.train, torch; torch.ones(9)"
     assert "OMP_WAIT_POLICY = 'PASSIVE'" in answer(code, OMP_DISPLAY_ENV="TRUE")
     assert "OMP_WAIT_POLICY = 'ACTIVE'" in answer(code, OMP_DISPLAY_ENV="TRUE", OMP_WAIT_POLICY="ACTIVE")
 
 
 MEASURE = """
 import os, subprocess, sys, time
-from thinkjepa.stages import threads
+from thinkjepa.stages import device as threads
 
 os.sched_setaffinity(0, {int(sys.argv[1])})
 threads.MEASURED_S = 1.0

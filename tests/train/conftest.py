@@ -19,7 +19,7 @@ from thinkjepa.cache import (
     WriteSession,
     describe_set,
 )
-from thinkjepa.stages.train.shapes import LatentGrid, ModelShape, ThinkerShape, TrunkShape, Variant
+from thinkjepa.stages.train.model.config import LatentGrid, ModelShape, ThinkerShape, TrunkShape, Variant
 
 GRID = LatentGrid(observed_steps=3, future_steps=2, height=2, width=3, dim=8)
 THINKER = ThinkerShape(levels=3, dim=10)

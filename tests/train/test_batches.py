@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thinkjepa.stages.train.batches import batches_in_order, shares_of, training_batches
+from thinkjepa.stages.train.data.batches import batches_in_order, shares_of, training_batches
 
 IDS = [f"clip{number:03d}" for number in range(50)]
 

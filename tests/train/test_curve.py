@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from thinkjepa.stages.picture_style import DPI
-from thinkjepa.stages.train import curve as curves
-from thinkjepa.stages.train.curve import write_curve
-from thinkjepa.stages.train.fit_state import EpochLosses
+from thinkjepa.stages.train.fit import tracking as curves
+from thinkjepa.stages.train.fit.state import EpochLosses
+from thinkjepa.stages.train.fit.tracking import write_curve
 
 LATENTS = [EpochLosses(1, 0.9, 0.8, 0.8), EpochLosses(2, 0.5, 0.4, 0.4), EpochLosses(3, 0.2, 0.6, 0.6)]
 HANDS = [EpochLosses(1, 0.9, 0.8, 0.7, 0.1), EpochLosses(2, 0.5, 0.4, 0.3, 0.2)]

@@ -21,17 +21,18 @@ import pytest
 from transformers import VJEPA2Config, VJEPA2Model
 
 from thinkjepa.cache import FeatureCache
-from thinkjepa.pipeline import train_app
-from thinkjepa.pipeline.sample.episodes.expand import expand_shipped
-from thinkjepa.stages.data.clips import ClipSettings
-from thinkjepa.stages.data.selection import make_selection, write_selection
-from thinkjepa.stages.data.splits import SplitRule
+from thinkjepa.pipeline.cli import train as train_app
+from thinkjepa.pipeline.sample.expand import expand_shipped
+from thinkjepa.stages.data.partition import SplitRule
+from thinkjepa.stages.data.plan import ClipSettings
+from thinkjepa.stages.data.tracked_files import make_selection, write_selection
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.evaluate.trained_run import TrainedRun
-from thinkjepa.stages.extract.extraction import extract
+from thinkjepa.stages.evaluate.runs import TrainedRun
+from thinkjepa.stages.extract.run import extract
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
 from thinkjepa.stages.progress import NoProgress
-from thinkjepa.stages.train import TrainSettings, curve
+from thinkjepa.stages.train.fit import tracking as curve
+from thinkjepa.stages.train.settings import TrainSettings
 
 NUM_VIDEOS = 8
 TINY = {

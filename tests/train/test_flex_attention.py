@@ -12,17 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import flex_attention
 
+from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.train import SplitRule, TrainSettings, train
-from thinkjepa.stages.train import flex_attention as flex
-from thinkjepa.stages.train.attention import Span, attend, bidirectional_spans, frame_causal_spans
-from thinkjepa.stages.train.attention_kernel import use_kernel
-from thinkjepa.stages.train.flex_attention import block_mask, flex_attend
-from thinkjepa.stages.train.predictor import Predictor
+from thinkjepa.stages.train.model import flex_attention as flex
+from thinkjepa.stages.train.model.attention import Span, attend, bidirectional_spans, frame_causal_spans
+from thinkjepa.stages.train.model.config import AttentionPattern, LatentGrid, ModelShape, TrunkShape
+from thinkjepa.stages.train.model.flex_attention import block_mask, flex_attend, use_kernel
+from thinkjepa.stages.train.model.trunk import initialise
+from thinkjepa.stages.train.model.variants import Predictor, build_forecaster
 from thinkjepa.stages.train.randomness import named_generator
-from thinkjepa.stages.train.shapes import AttentionPattern, LatentGrid, ModelShape, TrunkShape
-from thinkjepa.stages.train.trunk import initialise
-from thinkjepa.stages.train.variants import build_forecaster
+from thinkjepa.stages.train.run import train
+from thinkjepa.stages.train.settings import TrainSettings
 
 BuildCache = Callable[..., Path]
 BuildShape = Callable[..., ModelShape]

@@ -10,16 +10,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from thinkjepa.stages.train.features import Batch, TrajectoryBatch
-from thinkjepa.stages.train.loop import clip_terms
-from thinkjepa.stages.train.model import ForecastModel, build_model
-from thinkjepa.stages.train.optimiser import make_optimizer
+from thinkjepa.stages.train.data.batches import TokenBatch
+from thinkjepa.stages.train.data.features import Batch, TrajectoryBatch
+from thinkjepa.stages.train.fit.loop import clip_terms
+from thinkjepa.stages.train.fit.optimizer import make_optimizer
+from thinkjepa.stages.train.model.config import GuidanceShape, HeadShape, ModelShape
+from thinkjepa.stages.train.model.forecast import ForecastModel, build_model
+from thinkjepa.stages.train.model.trunk import MLP, MLP_RATIO, initialise
+from thinkjepa.stages.train.model.variants import ThinkJepa
 from thinkjepa.stages.train.randomness import named_generator
 from thinkjepa.stages.train.settings import TrainSettings
-from thinkjepa.stages.train.shapes import GuidanceShape, HeadShape, ModelShape
-from thinkjepa.stages.train.thinker_states import TokenBatch
-from thinkjepa.stages.train.trunk import MLP, MLP_RATIO, initialise
-from thinkjepa.stages.train.variants import ThinkJepa
 
 BuildShape = Callable[..., ModelShape]
 KINDS = ("film", "adaln", "cross")

@@ -11,12 +11,12 @@ import torch
 
 from thinkjepa.cache import FeatureCache
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.train.features import choose_features
-from thinkjepa.stages.train.losses import latent_error
+from thinkjepa.stages.train.data.batches import TokenBatch
+from thinkjepa.stages.train.data.features import choose_features
+from thinkjepa.stages.train.fit.losses import latent_error
+from thinkjepa.stages.train.model.config import GuidanceShape, ModelShape
+from thinkjepa.stages.train.model.variants import Forecaster, ThinkJepa, build_forecaster
 from thinkjepa.stages.train.randomness import is_dropped
-from thinkjepa.stages.train.shapes import GuidanceShape, ModelShape
-from thinkjepa.stages.train.thinker_states import TokenBatch
-from thinkjepa.stages.train.variants import Forecaster, ThinkJepa, build_forecaster
 
 BuildShape = Callable[..., ModelShape]
 KINDS = ("film", "adaln", "cross")

@@ -13,12 +13,14 @@ import pytest
 import torch
 from transformers import VJEPA2Config, VJEPA2Model
 
-from thinkjepa.pipeline.warm_start import find_warm_start
+from thinkjepa.pipeline.project.run_store import find_warm_start
+from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.train import SplitRule, TrainSettings, train
-from thinkjepa.stages.train.model import build_model
-from thinkjepa.stages.train.shapes import ModelShape
-from thinkjepa.stages.train.warm_start import WarmStart, start_from
+from thinkjepa.stages.train.init_from import WarmStart, start_from
+from thinkjepa.stages.train.model.config import ModelShape
+from thinkjepa.stages.train.model.forecast import build_model
+from thinkjepa.stages.train.run import train
+from thinkjepa.stages.train.settings import TrainSettings
 
 BuildCache = Callable[..., Path]
 BuildShape = Callable[..., ModelShape]

@@ -13,17 +13,15 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from thinkjepa.cache import FeatureCache
-from thinkjepa.stages.train.features import Batch, Features, TrajectoryBatch, choose_features
-from thinkjepa.stages.train.latent_views import viewed
-from thinkjepa.stages.train.loop import Fitting, clip_terms, train_step
-from thinkjepa.stages.train.loss_settings import LatentLoss
-from thinkjepa.stages.train.losses import latent_loss, trajectory_error
-from thinkjepa.stages.train.model import Forecast, build_model
-from thinkjepa.stages.train.optimiser import Moment, make_optimizer
+from thinkjepa.stages.train.data.features import Batch, Features, TrajectoryBatch, choose_features, viewed
+from thinkjepa.stages.train.fit.loop import Fitting, clip_terms, train_step
+from thinkjepa.stages.train.fit.losses import latent_loss, trajectory_error
+from thinkjepa.stages.train.fit.optimizer import Moment, make_optimizer
+from thinkjepa.stages.train.model.config import LatentGrid, LatentView, ModelShape
+from thinkjepa.stages.train.model.forecast import Forecast, build_model
 from thinkjepa.stages.train.plan import model_shape as shape_of
 from thinkjepa.stages.train.plan import supervised
-from thinkjepa.stages.train.settings import TrainSettings
-from thinkjepa.stages.train.shapes import LatentGrid, LatentView, ModelShape
+from thinkjepa.stages.train.settings import LatentLoss, TrainSettings
 
 BuildCache = Callable[..., Path]
 BuildShape = Callable[..., ModelShape]

@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from thinkjepa.cache import FeatureCache
-from thinkjepa.pipeline.options import parse_settings
+from thinkjepa.pipeline.cli.options import parse_settings
+from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.evaluate.trained_run import TrainedRun
-from thinkjepa.stages.train import SplitRule, TrainSettings, train
-from thinkjepa.stages.train.features import choose_features
-from thinkjepa.stages.train.latent_views import viewed, viewed_grid
-from thinkjepa.stages.train.shapes import LatentGrid, LatentView
+from thinkjepa.stages.evaluate.runs import TrainedRun
+from thinkjepa.stages.train.data.features import choose_features, viewed, viewed_grid
+from thinkjepa.stages.train.model.config import LatentGrid, LatentView
+from thinkjepa.stages.train.run import train
+from thinkjepa.stages.train.settings import TrainSettings
 
 BuildCache = Callable[..., Path]
 

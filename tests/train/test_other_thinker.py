@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from thinkjepa.cache import ClipFeatures, FeatureCache, WriteSession, describe_set
-from thinkjepa.stages.data.selection import Selection, make_selection, selected_clip_ids, without_thinker
+from thinkjepa.stages.data.partition import SplitRule
+from thinkjepa.stages.data.tracked_files import Selection, make_selection, selected_clip_ids, without_thinker
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.train import SplitRule, TrainSettings, train
+from thinkjepa.stages.train.run import train
+from thinkjepa.stages.train.settings import TrainSettings
 
 BuildCache = Callable[..., Path]
 TINY = TrainSettings(

@@ -18,16 +18,15 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from thinkjepa.cache import BatchBuffers, FeatureCache
-from thinkjepa.pipeline.train_report import describe_costs
-from thinkjepa.stages.data.splits import SIDES
-from thinkjepa.stages.evaluate.trained_run import TrainedRun
-from thinkjepa.stages.train import SplitRule, TrainSettings, plan_costs, train
+from thinkjepa.pipeline.report.training import describe_costs
+from thinkjepa.stages.data.partition import SIDES, SplitRule
+from thinkjepa.stages.evaluate.runs import TrainedRun
 from thinkjepa.stages.train.costs import STEP_TO_FORWARD, forward_flops, memory_bytes
-from thinkjepa.stages.train.features import Batch, TrajectoryBatch
-from thinkjepa.stages.train.loop import clip_terms
-from thinkjepa.stages.train.model import ForecastModel, build_model
-from thinkjepa.stages.train.optimiser import make_optimizer
-from thinkjepa.stages.train.shapes import (
+from thinkjepa.stages.train.data.batches import TokenBatch
+from thinkjepa.stages.train.data.features import Batch, TrajectoryBatch
+from thinkjepa.stages.train.fit.loop import clip_terms
+from thinkjepa.stages.train.fit.optimizer import make_optimizer
+from thinkjepa.stages.train.model.config import (
     GuidanceShape,
     HeadShape,
     LatentGrid,
@@ -35,7 +34,10 @@ from thinkjepa.stages.train.shapes import (
     ThinkerShape,
     TrunkShape,
 )
-from thinkjepa.stages.train.thinker_states import TokenBatch
+from thinkjepa.stages.train.model.forecast import ForecastModel, build_model
+from thinkjepa.stages.train.plan import plan_costs
+from thinkjepa.stages.train.run import train
+from thinkjepa.stages.train.settings import TrainSettings
 
 BuildCache = Callable[..., Path]
 GRID = LatentGrid(observed_steps=4, future_steps=4, height=4, width=4, dim=64)

@@ -7,11 +7,11 @@ import torch
 from transformers import VJEPA2Config, VJEPA2Model
 
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.train.predictor import Predictor
+from thinkjepa.stages.train.init_from import copy_vjepa2_predictor
+from thinkjepa.stages.train.model.config import AttentionPattern, LatentGrid, TrunkShape
+from thinkjepa.stages.train.model.trunk import initialise
+from thinkjepa.stages.train.model.variants import Predictor
 from thinkjepa.stages.train.randomness import named_generator
-from thinkjepa.stages.train.shapes import AttentionPattern, LatentGrid, TrunkShape
-from thinkjepa.stages.train.trunk import initialise
-from thinkjepa.stages.train.vjepa2 import copy_vjepa2_predictor
 
 GRID = LatentGrid(observed_steps=3, future_steps=2, height=4, width=4, dim=16)
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from thinkjepa.cache import BatchBuffers, FeatureCache
-from thinkjepa.stages.train.features import choose_features
-from thinkjepa.stages.train.prefetch import new_buffers, prefetched
+from thinkjepa.stages.train.data.batches import new_buffers, prefetched
+from thinkjepa.stages.train.data.features import choose_features
 
 BuildCache = Callable[..., Path]
 CPU = torch.device("cpu")

@@ -11,12 +11,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thinkjepa.stages.train.levels import FixedLevels, MixedLevels, assign_levels, build_levels
-from thinkjepa.stages.train.pyramid import Pyramid, ThinkerProjection, signature
+from thinkjepa.stages.train.data.statistics import StateStatistics, pooled_statistics
+from thinkjepa.stages.train.model.config import GuidanceShape, LevelChoice, ThinkerShape
+from thinkjepa.stages.train.model.guidance import (
+    FixedLevels,
+    MixedLevels,
+    Pyramid,
+    ThinkerProjection,
+    assign_levels,
+    build_levels,
+    signature,
+)
+from thinkjepa.stages.train.model.trunk import initialise
 from thinkjepa.stages.train.randomness import named_generator
-from thinkjepa.stages.train.shapes import GuidanceShape, LevelChoice, ThinkerShape
-from thinkjepa.stages.train.statistics import StateStatistics, pooled_statistics
-from thinkjepa.stages.train.trunk import initialise
 
 THINKER = ThinkerShape(levels=3, dim=10)
 

@@ -19,8 +19,10 @@ import killed_training
 import pytest
 import torch
 
-from thinkjepa.stages.train import SplitRule, TrainSettings, train
+from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.train.events import Report, RunStarts, TrainEvent, report_nothing
+from thinkjepa.stages.train.run import train
+from thinkjepa.stages.train.settings import TrainSettings
 
 BuildCache = Callable[..., Path]
 

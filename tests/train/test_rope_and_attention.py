@@ -9,8 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.models.vjepa2.modeling_vjepa2 import rotate_queries_or_keys
 
-from thinkjepa.stages.train.attention import attend, bidirectional_spans, frame_causal_spans
-from thinkjepa.stages.train.rope import axis_dims, grid_positions, rotate, rotation_at
+from thinkjepa.stages.train.model.attention import (
+    attend,
+    axis_dims,
+    bidirectional_spans,
+    frame_causal_spans,
+    grid_positions,
+    rotate,
+    rotation_at,
+)
 
 CPU = torch.device("cpu")
 

@@ -14,11 +14,13 @@ import torch
 from safetensors.torch import load_file
 
 from thinkjepa.cache import CacheError, FeatureCache
+from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.train import SplitRule, TrainSettings, train
-from thinkjepa.stages.train.features import choose_features
-from thinkjepa.stages.train.loop import persistence_loss
+from thinkjepa.stages.train.data.features import choose_features
+from thinkjepa.stages.train.fit.loop import persistence_loss
 from thinkjepa.stages.train.plan import divide_clips
+from thinkjepa.stages.train.run import train
+from thinkjepa.stages.train.settings import TrainSettings
 
 BuildCache = Callable[..., Path]
 

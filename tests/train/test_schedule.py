@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from thinkjepa.stages.train.model import ForecastModel
-from thinkjepa.stages.train.optimiser import Moment, make_optimizer, set_rates
-from thinkjepa.stages.train.schedule import Schedule, rate_factor
-from thinkjepa.stages.train.settings import TrainSettings
+from thinkjepa.stages.train.fit.optimizer import Moment, make_optimizer, set_rates
+from thinkjepa.stages.train.model.forecast import ForecastModel
+from thinkjepa.stages.train.settings import Schedule, TrainSettings, rate_factor
 
 
 def course(

@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.train import SplitRule, TrainSettings, tracking, train
+from thinkjepa.stages.train.fit import tracking
+from thinkjepa.stages.train.run import train
+from thinkjepa.stages.train.settings import TrainSettings
 
 BuildCache = Callable[..., Path]
 TINY = TrainSettings(

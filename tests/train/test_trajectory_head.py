@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from thinkjepa.stages.train.head import TrajectoryHead
-from thinkjepa.stages.train.losses import joint_distance, trajectory_error
+from thinkjepa.stages.train.data.statistics import JointStatistics, joint_statistics
+from thinkjepa.stages.train.fit.losses import joint_distance, trajectory_error
+from thinkjepa.stages.train.model.config import Anchor, HeadShape, LatentGrid
+from thinkjepa.stages.train.model.forecast import TrajectoryHead
+from thinkjepa.stages.train.model.trunk import initialise
 from thinkjepa.stages.train.randomness import named_generator
-from thinkjepa.stages.train.shapes import Anchor, HeadShape, LatentGrid
-from thinkjepa.stages.train.statistics import JointStatistics, joint_statistics
-from thinkjepa.stages.train.trunk import initialise
 
 GRID = LatentGrid(observed_steps=3, future_steps=4, height=2, width=3, dim=8)
 JOINTS = ("rightHand", "rightThumbTip", "rightIndexFingerTip")

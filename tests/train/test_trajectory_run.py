@@ -15,17 +15,18 @@ import torch
 from safetensors.torch import load_file
 
 from thinkjepa.cache import FeatureCache, WriteSession
+from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.data.trajectories import Supervision, Trajectory
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.train import SplitRule, TrainSettings, train
-from thinkjepa.stages.train.features import Features, choose_features, last_seen
-from thinkjepa.stages.train.fit_state import FitState
-from thinkjepa.stages.train.loop import DISTANCE_M, Fitting, train_epoch, validation_terms
-from thinkjepa.stages.train.model import build_model
-from thinkjepa.stages.train.optimiser import make_optimizer
+from thinkjepa.stages.train.data.features import Features, choose_features, last_seen
+from thinkjepa.stages.train.fit.loop import DISTANCE_M, Fitting, train_epoch, validation_terms
+from thinkjepa.stages.train.fit.optimizer import make_optimizer
+from thinkjepa.stages.train.fit.state import FitState
+from thinkjepa.stages.train.model.config import HeadShape
+from thinkjepa.stages.train.model.forecast import build_model
 from thinkjepa.stages.train.plan import divide_clips, plan_run, supervised
-from thinkjepa.stages.train.run import make_accelerator, untrained_model
-from thinkjepa.stages.train.shapes import HeadShape
+from thinkjepa.stages.train.run import make_accelerator, train, untrained_model
+from thinkjepa.stages.train.settings import TrainSettings
 
 BuildCache = Callable[..., Path]
 

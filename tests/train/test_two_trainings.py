@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from thinkjepa.cache.holder import WriteLock
+from thinkjepa.cache.disk.lock import WriteLock
+from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.train import SplitRule, TrainSettings, train
+from thinkjepa.stages.train.run import train
+from thinkjepa.stages.train.settings import TrainSettings
 
 BuildCache = Callable[..., Path]
 ENDLESS = 10_000

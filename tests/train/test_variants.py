@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.train.checkpoint import shape_from_json, shape_to_json
-from thinkjepa.stages.train.losses import latent_error
+from thinkjepa.stages.train.data.batches import TokenBatch
+from thinkjepa.stages.train.fit.losses import latent_error
+from thinkjepa.stages.train.fit.state import shape_from_json, shape_to_json
+from thinkjepa.stages.train.model.config import GuidanceShape, LatentGrid, ModelShape, ThinkerShape
+from thinkjepa.stages.train.model.variants import Forecaster, ThinkerOnly, ThinkJepa, build_forecaster
 from thinkjepa.stages.train.settings import TrainSettings
-from thinkjepa.stages.train.shapes import GuidanceShape, LatentGrid, ModelShape, ThinkerShape
-from thinkjepa.stages.train.thinker_states import TokenBatch
-from thinkjepa.stages.train.variants import Forecaster, ThinkerOnly, ThinkJepa, build_forecaster
 
 BuildShape = Callable[..., ModelShape]
 TRUNK_WIDTH = 24

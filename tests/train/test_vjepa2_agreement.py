@@ -8,11 +8,10 @@ import pytest
 import torch
 from transformers import VJEPA2Config, VJEPA2Model
 
-from thinkjepa.stages.train.attention import bidirectional_spans
-from thinkjepa.stages.train.predictor import Predictor
-from thinkjepa.stages.train.rope import grid_positions, rotation_at
-from thinkjepa.stages.train.shapes import LatentGrid, TrunkShape
-from thinkjepa.stages.train.vjepa2 import copy_vjepa2_predictor
+from thinkjepa.stages.train.init_from import copy_vjepa2_predictor
+from thinkjepa.stages.train.model.attention import bidirectional_spans, grid_positions, rotation_at
+from thinkjepa.stages.train.model.config import LatentGrid, TrunkShape
+from thinkjepa.stages.train.model.variants import Predictor
 
 PATCH, DIM, BATCH = 8, 16, 2
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}

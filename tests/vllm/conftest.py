@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from thinkjepa.stages.extract.settings import ModelSettings
-from thinkjepa.stages.extract.thinker import Scene
-from thinkjepa.stages.extract.vllm_settings import PYTHON_VARIABLE, VllmSettings
-from thinkjepa.stages.extract.vllm_thinker import VllmThinker
-from thinkjepa.stages.extract.weights import find_model
+from thinkjepa.stages.extract.models.weights import find_model
+from thinkjepa.stages.extract.settings import PYTHON_VARIABLE, ModelSettings, VllmSettings
+from thinkjepa.stages.extract.thinker.contract import Scene
+from thinkjepa.stages.extract.thinker.vllm.thinker import VllmThinker
 
 ALL_LAYERS = "0,1,2,3,4,5,6"
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.extract.hooked_thinker import HookedThinker
-from thinkjepa.stages.extract.thinker import Scene, Thought
-from thinkjepa.stages.extract.vllm_engine import EngineSpec, VllmEngine
-from thinkjepa.stages.extract.vllm_thinker import VllmThinker
+from thinkjepa.stages.extract.thinker.contract import Scene, Thought
+from thinkjepa.stages.extract.thinker.hooks import HookedThinker
+from thinkjepa.stages.extract.thinker.vllm.engine import EngineSpec, VllmEngine
+from thinkjepa.stages.extract.thinker.vllm.thinker import VllmThinker
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(400)]
 

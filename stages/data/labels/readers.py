@@ -1,4 +1,6 @@
-"""Where a video's hand labels are, and who reads them. A new format is a line in READERS.
+"""Readers of hand labels, and where a video has its labels. A new format is a line in READERS.
+
+Where a video's hand labels are, and who reads them. A new format is a line in READERS.
 
 The rule: a file next to the video with its name (READERS), or its rows in a table `joints.parquet` or
 `joints.csv` of its folder or of one above, up to the videos folder. Labels in two places are an error.

@@ -1,4 +1,4 @@
-"""Hand labels from beside the videos into a cache: what is new or changed is read, what is broken listed."""
+"""Hand labels into a cache: what is new or changed is read, what is broken is listed."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from thinkjepa.stages.data.videos import display_name
 from thinkjepa.stages.progress import Progress
 
 EXTRA_FRAMES = 2
+
 EXTRA_SHARE = 0.02
 """A label file may have this many frames more than its video, and at least `EXTRA_FRAMES`: recorders stop one
 or two frames apart. Beyond that it belongs to another video, or to another frame rate."""

@@ -10,14 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from thinkjepa.stages.evaluate import EvaluatedRun
-from thinkjepa.stages.evaluate.clip_table import (
-    EVALUATION_SCHEMA,
-    ClipTable,
-    ClipTableWriter,
-    lists,
-    numbers,
-)
+from thinkjepa.stages.evaluate.groups import EvaluatedRun
+from thinkjepa.stages.evaluate.table import EVALUATION_SCHEMA, ClipTable, ClipTableWriter, lists, numbers
 
 SETS = {"encoder": {"name": "encoder-1"}, "thinker": None}
 DIVISION = {"rule": {"group_by": "auto", "split_seed": 0}, "grouping": "video"}

@@ -10,13 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.evaluate.clip_table import (
-    EVALUATION_SCHEMA,
-    ClipTable,
-    ClipTableWriter,
-    lists,
-    numbers,
-)
+from thinkjepa.stages.evaluate.table import EVALUATION_SCHEMA, ClipTable, ClipTableWriter, lists, numbers
 
 RECORD = {"schema": EVALUATION_SCHEMA}
 

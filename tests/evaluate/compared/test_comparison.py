@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.evaluate import EvaluatedRun, compare
+from thinkjepa.stages.evaluate.comparison import compare
+from thinkjepa.stages.evaluate.groups import EvaluatedRun
 
 AddRun = Callable[..., EvaluatedRun]
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from thinkjepa.pipeline.eval_markdown import comparison_markdown
+from thinkjepa.pipeline.report.markdown import comparison_markdown
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.evaluate import EvaluatedRun, compare
+from thinkjepa.stages.evaluate.comparison import compare
+from thinkjepa.stages.evaluate.groups import EvaluatedRun, group_runs
 from thinkjepa.stages.evaluate.ranking import rank
-from thinkjepa.stages.evaluate.run_groups import group_runs
 
 AddRun = Callable[..., EvaluatedRun]
 MANY = np.linspace(0.1, 0.3, 21)

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from thinkjepa.pipeline import eval_plots
-from thinkjepa.pipeline.eval_markdown import comparison_markdown
-from thinkjepa.pipeline.eval_page import comparison_page
-from thinkjepa.pipeline.eval_plots import difference_picture, distance_picture, horizon_picture
-from thinkjepa.stages.evaluate import EvaluatedRun, compare
+from thinkjepa.pipeline.report import plots as eval_plots
+from thinkjepa.pipeline.report.evaluation import comparison_page
+from thinkjepa.pipeline.report.markdown import comparison_markdown
+from thinkjepa.pipeline.report.plots import difference_picture, distance_picture, horizon_picture
+from thinkjepa.stages.evaluate.comparison import compare
+from thinkjepa.stages.evaluate.groups import EvaluatedRun
 from thinkjepa.stages.picture_style import png_bytes
 
 AddRun = Callable[..., EvaluatedRun]

@@ -10,15 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from thinkjepa.pipeline.eval_markdown import comparison_markdown, signed_text
-from thinkjepa.pipeline.eval_verdict import (
-    Evidence,
-    baseline_verdicts,
-    model_verdicts,
-    outcome,
-    verdict,
-)
-from thinkjepa.stages.evaluate import EvaluatedRun, compare
+from thinkjepa.pipeline.report.markdown import comparison_markdown, signed_text
+from thinkjepa.pipeline.report.verdict import Evidence, baseline_verdicts, model_verdicts, outcome, verdict
+from thinkjepa.stages.evaluate.comparison import compare
+from thinkjepa.stages.evaluate.groups import EvaluatedRun
 
 AddRun = Callable[..., EvaluatedRun]
 ENOUGH = Evidence(num_videos=12, num_seeds=5)

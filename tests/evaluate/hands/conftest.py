@@ -11,7 +11,9 @@ import numpy.typing as npt
 import pytest
 
 from thinkjepa.cache import FeatureCache, VideoLabels, WriteSession
-from thinkjepa.stages.train import SplitRule, TrainSettings, train
+from thinkjepa.stages.data.partition import SplitRule
+from thinkjepa.stages.train.run import train
+from thinkjepa.stages.train.settings import TrainSettings
 
 JOINTS = ("rightHand", "rightThumbTip", "rightIndexFingerTip", "leftHand")
 NUM_FRAMES = 24

@@ -14,8 +14,8 @@ import matplotlib.image
 import pytest
 
 from thinkjepa.cache import FeatureCache, VideoLabels, WriteSession
-from thinkjepa.cache.holder import WriteLock
-from thinkjepa.pipeline import eval_app
+from thinkjepa.cache.disk.lock import WriteLock
+from thinkjepa.pipeline.cli import eval as eval_app
 
 TrainRun = Callable[..., Path]
 Result = subprocess.CompletedProcess[str]

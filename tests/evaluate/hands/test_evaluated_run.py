@@ -13,8 +13,8 @@ import torch
 
 from thinkjepa.cache import FeatureCache, VideoLabels
 from thinkjepa.stages.data.trajectories import Supervision, to_world
-from thinkjepa.stages.evaluate import evaluate
-from thinkjepa.stages.evaluate.trained_run import TrainedRun
+from thinkjepa.stages.evaluate.evaluation import evaluate
+from thinkjepa.stages.evaluate.runs import TrainedRun
 
 TrainRun = Callable[..., Path]
 TRAJECTORY_METHODS = (

@@ -1,0 +1,225 @@
+"""One zarr v3 shard as a file: streamed by the writer, mapped by the reader.
+
+Format (zarr v3 specification, `sharding_indexed` codec, index at the end): encoded inner chunks in any
+order, then the index, a little-endian uint64 pair (offset, bytes) per inner chunk in C order of the
+shard's chunk grid, (2^64 - 1, 2^64 - 1) where a chunk is missing, then the crc32c of the index. An inner
+chunk is its raw little-endian values followed by their crc32c (4 bytes), by which any zarr
+implementation detects a flipped bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import mmap
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import zarr
+from zarr.codecs import Crc32cCodec
+
+from thinkjepa.cache.disk.checksums import adopt, read_listed, replace_listed
+from thinkjepa.cache.disk.files import (
+    BackgroundSync,
+    Bytes,
+    crc32c,
+    explained_os_errors,
+    fsync_folder,
+    write_all,
+)
+from thinkjepa.cache.disk.layout import array_dir, store_dir
+from thinkjepa.cache.records import ArraySpec, CacheError, FeatureSet
+from thinkjepa.cache.shards.encoding import zarr_compressors
+
+ChunkEntry = tuple[int, int, int]
+"""Number of an inner chunk in C order of the shard's grid, offset in the file, encoded bytes."""
+
+CRC_BYTES = 4
+
+MISSING = np.uint64(2**64 - 1)
+
+INDEX_DTYPE = np.dtype("<u8")
+
+
+class ShardWriter:
+    """Appends inner chunks to `<shard>.partial`; sealing adds the index and gives the file its name."""
+
+    def __init__(self, path: Path, *, num_chunks: int, sync: BackgroundSync, size: int = 0) -> None:
+        """Continue the partial file at `size` bytes (0: begin). Raises CacheError if it is shorter."""
+        self._sync = sync
+        self.path = path
+        self.partial = path.with_name(path.name + ".partial")
+        self._index = np.full((num_chunks, 2), MISSING, dtype=INDEX_DTYPE)
+        with explained_os_errors("write", self.partial):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.partial.open("r+b" if size else "wb", buffering=0)
+            found = os.fstat(self._file.fileno()).st_size
+            if found < size:
+                self._file.close()
+                raise CacheError(
+                    f"{str(self.partial)!r} has {found} bytes, the journal says {size}: the file was changed "
+                    "from outside; remove it and the journal beside the set's index, then extract again"
+                )
+            self._file.truncate(size)
+            self._file.seek(size)
+        self.size = size
+
+    def append_all(self, numbers: Sequence[int], raws: Sequence[Bytes]) -> list[ChunkEntry]:
+        """Append inner chunks (their numbers and raw bytes, which must stay as they are until the flush).
+
+        They are written meanwhile, in few system calls; `end_flush` raises what goes wrong.
+        """
+        buffers: list[memoryview | bytes] = []
+        entries: list[ChunkEntry] = []
+        for number, raw in zip(numbers, raws, strict=True):
+            buffers += [raw.data, crc32c(raw).to_bytes(CRC_BYTES, "little")]
+            entries.append((number, self.size, raw.nbytes + CRC_BYTES))
+            self.size += raw.nbytes + CRC_BYTES
+        self._sync.write(self._file.fileno(), buffers)
+        self.adopt(entries)
+        return entries
+
+    def adopt(self, entries: Sequence[ChunkEntry]) -> None:
+        """Take entries (of this run or an earlier one's journal) into the index."""
+        for number, offset, length in entries:
+            self._index[number] = (offset, length)
+
+    def begin_flush(self) -> None:
+        """Start to make everything appended durable; several shards may do so at once."""
+        with explained_os_errors("write", self.partial):
+            self._sync.start(self._file.fileno())
+
+    def end_flush(self) -> None:
+        """Return when everything appended before `begin_flush` is durable."""
+        with explained_os_errors("write", self.partial):
+            self._sync.finish(self._file.fileno())
+
+    def begin_seal(self) -> None:
+        """Append the index and start to make it durable."""
+        raw = self._index.view(np.uint8).reshape(-1)
+        with explained_os_errors("write", self.partial):
+            write_all(self._file.fileno(), [raw.data, crc32c(raw).to_bytes(CRC_BYTES, "little")])
+        self.begin_flush()
+
+    def end_seal(self) -> None:
+        """Make the whole shard visible under its own name."""
+        self.end_flush()
+        with explained_os_errors("write", self.partial):
+            self._file.close()
+            self.partial.replace(self.path)
+            fsync_folder(self.path.parent)
+
+    def close(self) -> None:
+        """Leave the partial file for a later run; what was not flushed was never committed."""
+        if self._file.closed:
+            return
+        with contextlib.suppress(OSError):
+            self._sync.finish(self._file.fileno())
+        self._file.close()
+
+
+READ_AROUND_BYTES = 1 << 18
+"""Around a page that is touched the kernel reads up to some megabytes more. Smaller chunks are asked for by
+themselves: 4,000 pooled states of 65 kB out of 100,000 clips are 0.3 GB then, instead of all 6.5."""
+
+
+class MappedShard:
+    """A sealed shard, mapped read-only. Chunks are checked against their crc32c when first touched."""
+
+    def __init__(self, path: Path, *, num_chunks: int, chunk_bytes: int) -> None:
+        """Raises CacheError where the file is missing, too short or its index is damaged."""
+        self.path = path
+        self._fetches = chunk_bytes < READ_AROUND_BYTES and hasattr(mmap, "MADV_WILLNEED")
+        if not path.is_file():
+            raise CacheError(f"shard {str(path)!r} is missing: restore it, or extract into a new cache")
+        with explained_os_errors("read", path), path.open("rb") as file:
+            index_bytes = num_chunks * 2 * INDEX_DTYPE.itemsize
+            size = os.fstat(file.fileno()).st_size
+            if size < index_bytes + CRC_BYTES:
+                raise CacheError(
+                    f"shard {str(path)!r} is truncated: {size} bytes, its index alone has {index_bytes}"
+                )
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if self._fetches:
+            self._map.madvise(mmap.MADV_RANDOM)
+        self._bytes: Bytes = np.frombuffer(self._map, dtype=np.uint8)
+        raw = self._bytes[-index_bytes - CRC_BYTES : -CRC_BYTES]
+        if crc32c(raw) != int.from_bytes(self._bytes[-CRC_BYTES:].tobytes(), "little"):
+            raise CacheError(f"shard {str(path)!r} has a damaged or truncated index: restore it from a copy")
+        self._index = raw.view(INDEX_DTYPE).reshape(num_chunks, 2)
+        self._end = size - index_bytes - CRC_BYTES
+        self._checked = np.zeros(num_chunks, dtype=bool)
+
+    def chunk(self, number: int) -> Bytes | None:
+        """The raw bytes of an inner chunk, a view into the map; None where it was never written."""
+        offset, length = self._index[number]
+        if offset == MISSING and length == MISSING:
+            return None
+        if length <= CRC_BYTES or offset + length > self._end:
+            raise CacheError(f"shard {str(self.path)!r}: inner chunk {number} lies outside the file")
+        if self._fetches:
+            page = int(offset) // mmap.PAGESIZE * mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_WILLNEED, page, int(offset + length) - page)
+        encoded = self._bytes[int(offset) : int(offset) + int(length)]
+        raw = encoded[:-CRC_BYTES]
+        if not self._checked[number]:
+            if crc32c(raw) != int.from_bytes(encoded[-CRC_BYTES:].tobytes(), "little"):
+                raise CacheError(
+                    f"shard {str(self.path)!r}: inner chunk {number} is damaged (crc32c differs)"
+                )
+            self._checked[number] = True
+        return raw
+
+
+def chunk_number(grid: tuple[int, ...], row: int, position: tuple[int, ...]) -> int:
+    """C-order number, within a shard, of the chunk at `position` of the clip in `row`."""
+    return row * math.prod(grid) + int(np.ravel_multi_index(position, grid)) if grid else row
+
+
+ZARR_DTYPES: Mapping[torch.dtype, str] = {
+    torch.float16: "float16",
+    torch.bfloat16: "uint16",
+    torch.float32: "float32",
+    torch.uint8: "uint8",
+}
+"""zarr-python 3.1 has no bfloat16: its bits are stored."""
+
+
+def create_arrays(root: Path, feature_set: FeatureSet) -> None:
+    """Write the zarr metadata of a feature set; what exists is kept."""
+    with explained_os_errors("write", store_dir(root)):
+        group = zarr.open_group(store_dir(root), mode="a", zarr_format=3)
+        group = group.require_group(feature_set.name)
+        for spec in feature_set.arrays.values():
+            if spec.name not in group:
+                _create_array(group, spec, feature_set.rows_per_shard)
+    adopt(root)
+
+
+def _create_array(group: zarr.Group, spec: ArraySpec, rows_per_shard: int) -> None:
+    fp8 = {"stored": "float8_e4m3fn bits, times <array>_scale"} if spec.encoding == "fp8" else {}
+    group.create_array(
+        spec.name,
+        shape=(0, *spec.shape),
+        chunks=(1, *spec.chunks),
+        shards=(rows_per_shard, *(n * size for n, size in zip(spec.chunk_grid, spec.chunks, strict=True))),
+        dtype=ZARR_DTYPES[spec.stored_dtype],
+        compressors=[*zarr_compressors(spec.codec, itemsize=spec.stored_dtype.itemsize), Crc32cCodec()],
+        fill_value=0,
+        dimension_names=("clip", *spec.dims),
+        attributes={"encoding": spec.dtype, **fp8},
+    )
+
+
+def grow(root: Path, set_name: str, array: str, rows: int) -> None:
+    """Let the clip axis of an array have at least so many rows."""
+    path = array_dir(root, set_name, array) / "zarr.json"
+    with explained_os_errors("write", path):
+        metadata = json.loads(read_listed(path))
+    if metadata["shape"][0] < rows:  # written here, as zarr would not announce it in the ledger
+        metadata["shape"][0] = rows
+        replace_listed(path, json.dumps(metadata, indent=2).encode())

@@ -1,0 +1,207 @@
+"""cache.json: the schema version and the feature sets of a cache."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from thinkjepa.cache.disk.checksums import read_listed, replace_listed
+from thinkjepa.cache.disk.files import explained_os_errors, refuse_links_out
+from thinkjepa.cache.disk.layout import SCHEMA, cache_json, extraction_file
+from thinkjepa.cache.records import (
+    SET_NAME_HEX,
+    ArraySpec,
+    CacheError,
+    Codec,
+    FeatureSet,
+    Kind,
+    fingerprint,
+    set_differences,
+)
+from thinkjepa.cache.shards.encoding import companions
+
+
+def read_catalog(root: Path) -> dict[str, FeatureSet]:
+    """Feature sets by name.
+
+    Raises CacheError where `root` is no cache, one of another schema, or one that leads out of its folder.
+    """
+    path = cache_json(root)
+    if not path.is_file():
+        raise CacheError(
+            f"{str(root)!r} is not a feature cache (it has no cache.json): "
+            "check the path, or run the extraction again"
+        )
+    refuse_links_out(root)
+    with _explained_damage(path), explained_os_errors("read", path):
+        content = json.loads(read_listed(path))
+        schema = content["schema"]
+    if schema != SCHEMA:
+        raise CacheError(
+            f"{str(root)!r} has schema {schema!r}, this version reads {SCHEMA!r}: "
+            "use the version of thinkjepa that wrote it, or extract into a new folder"
+        )
+    with _explained_damage(path):
+        return {record["name"]: FeatureSet.from_json(record) for record in content["feature_sets"]}
+
+
+@contextmanager
+def _explained_damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CacheError(
+            f"{str(path)!r} is damaged or was changed by hand ({error}): restore it from a copy"
+        ) from error
+
+
+def write_catalog(root: Path, feature_sets: Mapping[str, FeatureSet]) -> None:
+    records = [feature_sets[name].to_json() for name in sorted(feature_sets)]
+    text = json.dumps(
+        {"schema": SCHEMA, "feature_sets": records}, indent=2, ensure_ascii=False, sort_keys=True
+    )
+    replace_listed(cache_json(root), (text + "\n").encode())
+
+
+def describe_set(
+    kind: Kind,
+    *,
+    origin: Mapping[str, Any],
+    source: Mapping[str, Any],
+    arrays: tuple[ArraySpec, ...],
+    shard_bytes: int,
+    typical_clip_bytes: int,
+    codec: Codec = "none",
+    fp8_arrays: Collection[str] = (),
+) -> FeatureSet:
+    """A feature set named by the fingerprint of its origin.
+
+    `codec` compresses all arrays and does not change the name: of a set that exists already, its own
+    codec holds. `fp8_arrays` names float arrays to store as float8: other values, so another set.
+    """
+    if fp8_arrays:
+        origin = {**origin, "fp8": sorted(fp8_arrays)}
+    arrays = tuple(replace(spec, codec=codec) for spec in _with_fp8(arrays, fp8_arrays))
+    digest = fingerprint({"kind": kind, **origin})
+    return FeatureSet(
+        name=f"{kind}-{digest[:SET_NAME_HEX]}",
+        kind=kind,
+        fingerprint=digest,
+        origin=json.loads(json.dumps(dict(origin))),
+        source=dict(source),
+        arrays={spec.name: spec for spec in sorted(arrays, key=lambda spec: spec.name)},
+        rows_per_shard=max(1, min(MAX_ROWS_PER_SHARD, shard_bytes // max(1, typical_clip_bytes))),
+    )
+
+
+def _with_fp8(arrays: tuple[ArraySpec, ...], names: Collection[str]) -> Iterator[ArraySpec]:
+    for spec in arrays:
+        if spec.name in names:
+            encoded = replace(spec, encoding="fp8")
+            yield from (encoded, *companions(encoded))
+        else:
+            yield spec
+
+
+MAX_ROWS_PER_SHARD = 256
+"""Keeps a shard's index small: 256 clips x 8 layers x 64 token chunks x 16 B = 2 MiB."""
+
+
+def resolve_set(wanted: FeatureSet, existing: Mapping[str, FeatureSet]) -> FeatureSet:
+    """The existing set that already answers `wanted`, or `wanted` itself.
+
+    A set answers when it is the same, or differs only in holding more thinker layers.
+    """
+    if wanted.name in existing:
+        return existing[wanted.name]
+    for candidate in existing.values():
+        same = replace(candidate, origin={**candidate.origin, "layers": ()}).origin == {
+            **wanted.origin,
+            "layers": (),
+        }
+        if (
+            candidate.kind == wanted.kind == "thinker"
+            and same
+            and set(wanted.layers) <= set(candidate.layers)
+        ):
+            return candidate
+    return wanted
+
+
+def find_set(feature_sets: Mapping[str, FeatureSet], selector: str) -> FeatureSet:
+    """The one set, of any kind, that a selector (name or fingerprint, or its beginning) names."""
+    named = [item for item in feature_sets.values() if _names(selector, item)]
+    if len(named) == 1:
+        return named[0]
+    how = "several feature sets" if named else "no feature set; there are"
+    raise CacheError(f"--set {selector!r} names {how}: {_listed(named or feature_sets.values()) or 'none'}")
+
+
+def choose_set(feature_sets: Mapping[str, FeatureSet], kind: Kind, selectors: tuple[str, ...]) -> FeatureSet:
+    """The one set of `kind` that is named (or begun) by a selector, or the only one there is.
+
+    A selector may name a set of another kind, but not nothing and not several.
+    """
+    for text in selectors:
+        find_set(feature_sets, text)
+    of_kind = {name: item for name, item in feature_sets.items() if item.kind == kind}
+    named = [item for item in of_kind.values() if any(_names(text, item) for text in selectors)]
+    candidates = named or list(of_kind.values())
+    if len(candidates) == 1:
+        return candidates[0]
+    if not candidates:
+        raise CacheError(f"the cache holds no {kind} features: run thinkjepa-cache extract first")
+    raise CacheError(
+        f"the cache holds {len(candidates)} {kind} sets, choose one with --set NAME: {_listed(candidates)}"
+    )
+
+
+def _names(selector: str, item: FeatureSet) -> bool:
+    return item.name.startswith(selector) or item.fingerprint.startswith(selector)
+
+
+def _listed(feature_sets: Iterable[FeatureSet]) -> str:
+    """Names of sets, each with what tells it from the others of its kind, or with its model."""
+    by_kind: dict[Kind, list[FeatureSet]] = {}
+    for item in feature_sets:
+        by_kind.setdefault(item.kind, []).append(item)
+    return "; ".join(
+        f"{item.name} ({apart[item.name] or item.source.get('model', '?')})"
+        for items in by_kind.values()
+        for apart in [set_differences(items)]
+        for item in items
+    )
+
+
+def read_last_extraction(root: Path) -> Mapping[str, Any]:
+    """The record as it was written; empty where the cache has none, as that of an older version or a merge.
+
+    Raises CacheError where the file is damaged.
+    """
+    path = extraction_file(root)
+    if not path.is_file():
+        return {}
+    with explained_os_errors("read", path):
+        content = read_listed(path)
+    try:
+        record = json.loads(content)
+    except ValueError as error:
+        raise CacheError(
+            f"{str(path)!r} is damaged ({error}): remove it, and give settings by flags"
+        ) from error
+    if not isinstance(record, dict):
+        raise CacheError(
+            f"{str(path)!r} is no record of an extraction: remove it, and give settings by flags"
+        )
+    return record
+
+
+def write_last_extraction(root: Path, record: Mapping[str, Any]) -> None:
+    """Replace the record. The caller holds the cache for writing."""
+    if read_last_extraction(root) != record:
+        text = json.dumps(record, indent=2, ensure_ascii=False, sort_keys=True)
+        replace_listed(extraction_file(root), (text + "\n").encode())

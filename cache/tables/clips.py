@@ -1,0 +1,126 @@
+"""The clips of a cache: a table of a million rows of which only what is asked for becomes objects."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from thinkjepa.cache.disk.layout import clips_dir
+from thinkjepa.cache.records import ClipRow, Kind
+from thinkjepa.cache.tables.lookup import IdLookup, Places, last_of_equal
+from thinkjepa.cache.tables.parquet import CLIPS_SCHEMA, ParquetRows, frozen, release_unused
+
+Frames = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+
+KEY = ("clip_id", "thinker_sampling", "dense_sampling")
+"""What identifies a clip row: the clip, and how the frames of each model were chosen."""
+
+
+class ClipTable:
+    """All planned clips, with features or without; of rows with the same key the newest holds."""
+
+    def __init__(self, root: Path) -> None:
+        self._rows = ParquetRows(clips_dir(root), columns=KEY, schema=CLIPS_SCHEMA)
+        self._ids, thinker, dense = (self._rows.release(name) for name in KEY)
+        keys = pc.binary_join_element_wise(self._ids, thinker, dense, " ")
+        self._samplings = {"thinker": thinker.dictionary_encode(), "encoder": dense.dictionary_encode()}
+        self._newest = last_of_equal(keys)
+
+    def all(self) -> ClipSelection:
+        """Every clip, once for each way of choosing its frames."""
+        return self._selection(self._newest)
+
+    def sampled(self, kind: Kind, sampling: str, *, within: ClipSelection) -> ClipSelection:
+        """The clips of `within` whose frames for one model were chosen in the given way."""
+        column = self._samplings[kind].take(pa.array(within.positions))
+        return within.where(pc.equal(column, sampling).to_numpy(zero_copy_only=False))
+
+    def find_all(self, clips: Sequence[ClipRow]) -> list[ClipRow | None]:
+        """The stored row with the key of each clip, None where there is none."""
+        newest = pa.array(self._newest)
+        columns = (self._ids, *(column.cast(pa.string()) for column in self._samplings.values()))
+        keys = pc.binary_join_element_wise(*(column.take(newest) for column in columns), " ")
+        places = IdLookup(keys).find_all([" ".join(getattr(clip, name) for name in KEY) for clip in clips])
+        known = np.flatnonzero(places >= 0)
+        stored = iter(self._selection(self._newest[places[known]]))
+        found: list[ClipRow | None] = [None] * len(clips)
+        for place in known:
+            found[place] = next(stored)
+        return found
+
+    def _selection(self, positions: Places) -> ClipSelection:
+        return ClipSelection(self._rows, self._ids, positions)
+
+
+class ClipSelection(Sequence[ClipRow]):
+    """Chosen clips in a fixed order. Columns are read whole, rows when they are asked for."""
+
+    def __init__(self, rows: ParquetRows, ids: pa.Array, positions: Places) -> None:
+        self._rows = rows
+        self._ids = ids
+        self.positions = positions
+
+    @property
+    def clip_ids(self) -> pa.Array:
+        return self._ids.take(pa.array(self.positions))
+
+    def by_clip_id(self) -> ClipSelection:
+        """Sorted by clip_id, each id once."""
+        ids = self.clip_ids
+        once = last_of_equal(ids)
+        order = pc.sort_indices(ids.take(pa.array(once))).to_numpy()
+        release_unused()
+        return ClipSelection(self._rows, self._ids, self.positions[once[order]])
+
+    def where(self, chosen: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> ClipSelection:
+        """The clips marked True, in the same order."""
+        return ClipSelection(self._rows, self._ids, self.positions[chosen])
+
+    def only(self, clip_ids: Collection[str]) -> ClipSelection:
+        """The clips that are named, in the same order."""
+        named = pa.array(sorted(clip_ids), pa.string())
+        return self.where(pc.is_in(self.clip_ids, value_set=named).to_numpy(zero_copy_only=False))
+
+    def values(self, column: str) -> list[Any]:
+        """One column for all clips; equal texts are one object."""
+        chosen = self._rows.read_column(column).take(pa.array(self.positions))
+        if pa.types.is_string(chosen.type):
+            encoded = chosen.dictionary_encode()
+            texts = encoded.dictionary.to_pylist()
+            values = [texts[place] for place in encoded.indices.to_numpy()]
+        else:
+            values = chosen.to_pylist()
+        release_unused()
+        return values
+
+    def frames(self, column: str) -> Frames:
+        """A column of frame indices, `(clip, frame)`, future windows one after the other.
+
+        All clips have as many frames: those that were chosen in one way.
+        """
+        chosen = self._rows.read_column(column).take(pa.array(self.positions))
+        while pa.types.is_list(chosen.type):
+            chosen = chosen.flatten()
+        frames: Frames = chosen.to_numpy().reshape(len(self), -1 if len(self) else 0)
+        return frames
+
+    @overload
+    def __getitem__(self, index: int) -> ClipRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> ClipSelection: ...
+    def __getitem__(self, index: int | slice) -> ClipRow | ClipSelection:
+        if isinstance(index, slice):
+            return ClipSelection(self._rows, self._ids, self.positions[index])
+        return next(iter(ClipSelection(self._rows, self._ids, self.positions[[index]])))
+
+    def __iter__(self) -> Iterator[ClipRow]:
+        for row in self._rows.take(self.positions):
+            yield ClipRow(**frozen(row))
+
+    def __len__(self) -> int:
+        return len(self.positions)

@@ -1,0 +1,225 @@
+"""Parquet tables of the frozen records."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from thinkjepa.cache.disk.checksums import replace_listed
+from thinkjepa.cache.records import CacheError, ClipRow, Failure, IndexRow
+from thinkjepa.cache.tables.lookup import Places
+
+Record = TypeVar("Record", ClipRow, IndexRow, Failure)
+
+CLIPS_SCHEMA = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("video", pa.string()),
+        ("video_digest", pa.string()),
+        ("thinker_sampling", pa.string()),
+        ("dense_sampling", pa.string()),
+        ("split_frame", pa.int64()),
+        ("split_time_s", pa.float64()),
+        ("thinker_frames", pa.list_(pa.int64())),
+        ("thinker_times_s", pa.list_(pa.float64())),
+        ("observed_frames", pa.list_(pa.int64())),
+        ("observed_times_s", pa.list_(pa.float64())),
+        ("future_frames", pa.list_(pa.list_(pa.int64()))),
+        ("future_times_s", pa.list_(pa.list_(pa.float64()))),
+    ]
+)
+
+INDEX_SCHEMA = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("status", pa.string()),
+        ("row", pa.int64()),
+        ("shard", pa.int64()),
+        ("token_count", pa.int32()),
+        ("prompt_token_count", pa.int32()),
+        ("token_ids", pa.list_(pa.int32())),
+        ("generated_text", pa.string()),
+        ("checksum", pa.string()),
+        ("stage", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
+
+FAILURES_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("video", "stage", "reason", "clip_id", "video_digest")]
+)
+
+
+def write_table(path: Path, records: Iterable[ClipRow | IndexRow | Failure], schema: pa.Schema) -> None:
+    """Write records as one parquet file, atomically; the same records give the same bytes."""
+    write_arrow(path, pa.Table.from_pylist([asdict(record) for record in records], schema=schema))
+
+
+READING = {"page_checksum_verification": True, "use_threads": False}
+"""For `pq.read_table`: Arrow's threads may outlive the interpreter and abort it at its very end
+(apache/arrow#34314), with a status that says failed though all was done. Our tables are small.
+"""
+
+
+def write_arrow(path: Path, table: pa.Table) -> None:
+    """Write a table as one parquet file, atomically."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    replace_listed(path, buffer.getvalue())
+
+
+def read_table(path: Path, record: type[Record], schema: pa.Schema) -> list[Record]:
+    """Read records back. Raises CacheError on a damaged file or missing columns."""
+    try:
+        rows = pq.read_table(path, columns=schema.names, **READING).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise CacheError(
+            f"cannot read {str(path)!r}: {error}; restore it, or extract into a new cache"
+        ) from error
+    return [record(**frozen(row)) for row in rows]
+
+
+def frozen(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as read from parquet, its lists as tuples, ready for a frozen record."""
+    return {name: _tuples(value) for name, value in row.items()}
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+TRIES = 5
+"""A writer may join small files into one between listing and opening them: then they are listed again."""
+
+Identity = tuple[int, int, int, int]
+"""Device, inode, bytes and time of change: a file that was replaced has another."""
+
+
+class RowsChangedError(CacheError):
+    """The files are no longer those whose rows were counted: a writer joined them, or removed clips."""
+
+
+@dataclass(frozen=True, slots=True)
+class NumberedFile:
+    """A file of one number, `000007.parquet`, or of all from first to last, `000000-000063.parquet`."""
+
+    path: Path
+    first: int
+    last: int
+
+
+def numbered_files(folder: Path) -> list[NumberedFile]:
+    """The files of a folder in the order of their numbers, without those that a joined file stands for."""
+    found = sorted(map(_parse, folder.glob("[0-9]*.parquet")), key=lambda item: (item.first, -item.last))
+    files: list[NumberedFile] = []
+    for item in found:
+        if not files or item.first > files[-1].last:
+            files.append(item)
+    return files
+
+
+def next_number(folder: Path) -> int:
+    """The number behind the last file's."""
+    files = numbered_files(folder)
+    return files[-1].last + 1 if files else 0
+
+
+def _parse(path: Path) -> NumberedFile:
+    first, _, last = path.stem.partition("-")
+    return NumberedFile(path, int(first), int(last or first))
+
+
+def release_unused() -> None:
+    """Give memory back that arrow keeps for its next reading."""
+    pa.default_memory_pool().release_unused()
+
+
+class ParquetRows:
+    """Rows of all numbered files of a folder, by their position in the order of the files.
+
+    Positions hold as long as the files do: reading one that has changed raises RowsChangedError.
+    """
+
+    def __init__(self, folder: Path, *, columns: Sequence[str], schema: pa.Schema) -> None:
+        """Read `columns` of all files. Raises CacheError for a damaged file."""
+        self._folder, self._schema = folder, schema
+        for attempt in range(TRIES):
+            self.files = numbered_files(folder)
+            self._identities: dict[Path, Identity] = {}
+            try:
+                tables = [self._read(item.path, columns) for item in self.files]
+                break
+            except FileNotFoundError:
+                if attempt == TRIES - 1:
+                    raise CacheError(f"{str(folder)!r}: its files vanish while they are read") from None
+        self._starts = np.cumsum([0, *(table.num_rows for table in tables)])
+        empty = pa.schema([schema.field(name) for name in columns]).empty_table()
+        self._table: pa.Table = pa.concat_tables([empty, *tables])
+
+    def release(self, name: str) -> pa.Array:
+        """A column that was read, as one array, which from now on only the caller holds."""
+        chunked = self._table[name]
+        self._table = self._table.drop_columns([name])
+        return pa.concat_arrays(chunked.chunks) if chunked.num_chunks > 1 else chunked.chunk(0)
+
+    def read_column(self, name: str) -> pa.Array:
+        """A column of all rows that was not read at the beginning."""
+        parts = [self._read(item.path, [name])[name] for item in self.files]
+        return pa.concat_arrays(
+            [chunk for part in parts for chunk in part.chunks]
+            or [pa.array([], self._schema.field(name).type)]
+        )
+
+    def take(self, positions: Places, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+        """Rows in the given order, with all columns or the named ones; each file is read once a run of it."""
+        owners = np.searchsorted(self._starts, positions, side="right") - 1
+        start = 0
+        while start < len(positions):
+            stop = start
+            while stop < len(positions) and owners[stop] == owners[start]:
+                stop += 1
+            table = self._read(self.files[owners[start]].path, columns or self._schema.names)
+            inside = positions[start:stop] - self._starts[owners[start]]
+            yield from table.take(pa.array(inside)).to_pylist()
+            start = stop
+
+    def _read(self, path: Path, columns: Sequence[str]) -> pa.Table:
+        """Columns of one file. Raises FileNotFoundError at the first reading, later RowsChangedError."""
+        try:
+            with path.open("rb") as raw:
+                self._check_identity(path, _identity(raw.fileno()))
+                with pq.ParquetFile(raw, page_checksum_verification=True) as file:
+                    # Arrow's threads would each keep some megabytes for the next reading.
+                    return file.read(columns=list(columns), use_threads=False).cast(
+                        pa.schema([self._schema.field(name) for name in columns])
+                    )
+        except FileNotFoundError:
+            if path in self._identities:
+                raise self._changed() from None
+            raise
+        except (OSError, pa.ArrowException, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CacheError(f"cannot read {str(path)!r}: {reason}; restore it from a copy") from error
+
+    def _check_identity(self, path: Path, found: Identity) -> None:
+        if self._identities.setdefault(path, found) != found:
+            raise self._changed()
+
+    def _changed(self) -> RowsChangedError:
+        return RowsChangedError(
+            f"{str(self._folder)!r} was changed while it was read (clips were removed, or files joined): "
+            "run the same command again"
+        )
+
+
+def _identity(descriptor: int) -> Identity:
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

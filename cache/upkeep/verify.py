@@ -1,0 +1,267 @@
+"""Checking what an interrupted run left: its journal and the chunks that were committed to an open shard.
+
+Checking a cache against itself: index, clip rows, zarr metadata, and every stored byte.
+
+Quick: what can be told without reading features (small files against the ledger, sizes, shard indexes,
+rows). Full: also every block's crc32c, every clip's checksum, and that all values are finite.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from thinkjepa.cache.disk.checksums import checked_lines, ledger_faults
+from thinkjepa.cache.disk.files import crc32c
+from thinkjepa.cache.disk.layout import (
+    array_dir,
+    assigned_file,
+    clips_dir,
+    index_dir,
+    journal_dir,
+    shard_file,
+)
+from thinkjepa.cache.reader import FeatureCache
+from thinkjepa.cache.records import (
+    DROPPED,
+    ArraySpec,
+    CacheError,
+    ClipFeatures,
+    ClipRow,
+    FeatureSet,
+    IndexRow,
+    fingerprint,
+)
+from thinkjepa.cache.shards.format import CRC_BYTES, ChunkEntry
+from thinkjepa.cache.shards.write import clip_problem, features_checksum
+from thinkjepa.cache.tables.index import SetIndex
+from thinkjepa.cache.tables.labels import LabelTable
+from thinkjepa.cache.tables.parquet import CLIPS_SCHEMA, INDEX_SCHEMA, numbered_files, read_table, write_table
+
+
+def unfinished_faults(root: Path, feature_set: FeatureSet) -> Iterator[tuple[str, str]]:
+    """Clips (empty: a journal) with what is wrong: damaged lines, chunks not as they were written."""
+    plan = assigned_file(root, feature_set.name)
+    if plan.exists():
+        yield from (("", f"{str(plan)!r}: {reason}") for reason in checked_lines(plan.read_bytes())[1])
+    for path in sorted(journal_dir(root, feature_set.name).glob("[0-9]*.jsonl")):
+        yield from _journal_faults(path, root, feature_set)
+
+
+def _journal_faults(path: Path, root: Path, feature_set: FeatureSet) -> Iterator[tuple[str, str]]:
+    lines, damage = checked_lines(path.read_bytes())
+    yield from (("", f"{str(path)!r}: {reason}") for reason in damage)
+    if not lines or "shard" not in lines[0]:
+        return
+    shard = int(lines[0]["shard"])
+    for line in lines[1:]:
+        clips = {int(row["row"]) % feature_set.rows_per_shard: str(row["clip_id"]) for row in line["rows"]}
+        for name, chunks in line["chunks"].items():
+            spec = feature_set.arrays[name]
+            file = _open_shard(root, feature_set, spec, shard)
+            for number in _damaged_chunks(file, chunks):
+                clip_id = clips.get(number // math.prod(spec.chunk_grid), "")
+                reason = f"array {name}, inner chunk {number} of the unfinished shard is damaged or missing"
+                yield clip_id, reason
+
+
+def _open_shard(root: Path, feature_set: FeatureSet, spec: ArraySpec, shard: int) -> Path:
+    """The file of a shard that an interrupted run left: unfinished, or just sealed."""
+    sealed = shard_file(root, feature_set.name, spec.name, shard=shard, rank=1 + len(spec.shape))
+    return sealed if sealed.exists() else sealed.with_name(sealed.name + ".partial")
+
+
+def _damaged_chunks(path: Path, chunks: Iterable[ChunkEntry]) -> Iterator[int]:
+    """Numbers of the chunks whose bytes in a file do not have their crc32c."""
+    if not path.exists():
+        yield from (number for number, _, _ in chunks)
+        return
+    with path.open("rb") as file:
+        for number, offset, size in chunks:
+            file.seek(offset)
+            raw = np.frombuffer(file.read(size), dtype=np.uint8)
+            if len(raw) < size or crc32c(raw[:-CRC_BYTES]) != int.from_bytes(
+                raw[-CRC_BYTES:].tobytes(), "little"
+            ):
+                yield number
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that is not as it should be. `clip_id` is empty where a file is at fault, not a clip."""
+
+    feature_set: str
+    clip_id: str
+    reason: str
+
+
+Advance = Callable[[int], None]
+
+
+def count_clips(cache: FeatureCache) -> int:
+    """Clips to be checked, once for every set that holds them; 0 where an index cannot be read."""
+    try:
+        return sum(len(cache.index(name).clip_ids) for name in cache.feature_sets)
+    except CacheError:
+        return 0
+
+
+def verify(root: Path, *, full: bool, advance: Advance) -> list[Problem]:
+    """All problems of a cache. Raises CacheError where it is none, or cannot be opened at all."""
+    cache = FeatureCache.open(root)
+    problems = [Problem("", "", f"{str(root / file)!r}: {reason}") for file, reason in ledger_faults(root)]
+    unreadable = list(_planned_clips(root))
+    if unreadable:
+        return [*problems, *unreadable]
+    problems += _labels(root)
+    for feature_set in cache.feature_sets.values():
+        faults = unfinished_faults(root, feature_set)
+        problems += [Problem(feature_set.name, clip_id, reason) for clip_id, reason in faults]
+        try:
+            index = cache.index(feature_set.name)
+        except CacheError as error:
+            problems += [*_described(cache, feature_set), Problem(feature_set.name, "", str(error))]
+            continue
+        problems += _described(cache, feature_set, may_lack_arrays=not len(index.clip_ids))
+        problems += _rows(cache, feature_set, index)
+        for clip_id in index.clip_ids.to_pylist():
+            reason = clip_fault(cache, feature_set, clip_id, full=full)
+            if reason:
+                problems.append(Problem(feature_set.name, clip_id, reason))
+            advance(1)
+    return problems
+
+
+def clip_fault(cache: FeatureCache, feature_set: FeatureSet, clip_id: str, *, full: bool) -> str:
+    """What is wrong with one clip's features, or an empty string."""
+    try:
+        if not full:
+            for name in feature_set.arrays:
+                cache.shard_of(feature_set.name, name, clip_id)
+            return ""
+        row = cache.index(feature_set.name)[clip_id]
+        features = stored_features(cache, feature_set, row)
+    except CacheError as error:
+        return str(error)
+    if features_checksum(features, feature_set) != row.checksum:
+        return "the stored features do not have the checksum of the index"
+    return clip_problem(features, feature_set)
+
+
+def stored_features(cache: FeatureCache, feature_set: FeatureSet, row: IndexRow) -> ClipFeatures:
+    """A clip's features as they were given to the writer."""
+    arrays = {}
+    for name, spec in feature_set.arrays.items():
+        values = cache.read(feature_set.name, name, [row.clip_id])[0]
+        if "token" in spec.dims:
+            values = values.narrow(spec.dims.index("token"), 0, row.token_count)
+        arrays[name] = values.contiguous()
+    return ClipFeatures(
+        clip_id=row.clip_id,
+        arrays=arrays,
+        token_count=row.token_count,
+        prompt_token_count=row.prompt_token_count,
+        token_ids=row.token_ids,
+        generated_text=row.generated_text,
+    )
+
+
+def drop_clips(root: Path, problems: Iterable[Problem]) -> int:
+    """Mark clips with problems as failed in the index, so that extraction computes them again.
+
+    The caller holds the cache for writing. Returns how many were dropped.
+    """
+    dropped = 0
+    by_set: dict[str, dict[str, str]] = {}
+    for problem in problems:
+        if problem.clip_id:
+            by_set.setdefault(problem.feature_set, {})[problem.clip_id] = problem.reason
+    for name, reasons in by_set.items():
+        for file in numbered_files(index_dir(root, name)):
+            rows = read_table(file.path, IndexRow, INDEX_SCHEMA)
+            if any(row.clip_id in reasons and row.status == "ok" for row in rows):
+                mended = [_dropped(row, reasons) for row in rows]
+                dropped += sum(new != old for new, old in zip(mended, rows, strict=True))
+                write_table(file.path, mended, INDEX_SCHEMA)
+    return dropped
+
+
+def _dropped(row: IndexRow, reasons: dict[str, str]) -> IndexRow:
+    if row.status != "ok" or row.clip_id not in reasons:
+        return row
+    return replace(IndexRow(row.clip_id, "failed"), stage=DROPPED, reason=f"dropped: {reasons[row.clip_id]}")
+
+
+def _planned_clips(root: Path) -> Iterator[Problem]:
+    for file in numbered_files(clips_dir(root)):
+        try:
+            read_table(file.path, ClipRow, CLIPS_SCHEMA)
+        except CacheError as error:
+            yield Problem("", "", str(error))
+
+
+def _labels(root: Path) -> Iterator[Problem]:
+    """Labels that cannot be read, or whose numbers are not those that were stored."""
+    table = LabelTable(root)
+    try:
+        for digest in table.video_digests:
+            table.find(digest)
+    except CacheError as error:
+        yield Problem("", "", str(error))
+
+
+def _described(
+    cache: FeatureCache, feature_set: FeatureSet, *, may_lack_arrays: bool = False
+) -> list[Problem]:
+    """The set's name against its origin, and zarr's metadata against the catalog.
+
+    An array is made when its first features are written: a set without any `may_lack_arrays`.
+    """
+    problems = []
+    digest = fingerprint({"kind": feature_set.kind, **feature_set.origin})
+    if digest != feature_set.fingerprint or not feature_set.name.endswith(digest[:12]):
+        problems.append(
+            Problem(feature_set.name, "", "cache.json: the set's origin does not have its name's fingerprint")
+        )
+    for spec in feature_set.arrays.values():
+        path = array_dir(cache.path, feature_set.name, spec.name) / "zarr.json"
+        if may_lack_arrays and not path.exists():
+            continue
+        if reason := _metadata_fault(path, feature_set, spec):
+            problems.append(Problem(feature_set.name, "", f"{str(path)!r}: {reason}"))
+    return problems
+
+
+def _metadata_fault(path: Path, feature_set: FeatureSet, spec: ArraySpec) -> str:
+    try:
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+        shape, sharding = metadata["shape"], metadata["codecs"][0]["configuration"]
+        found = (tuple(shape[1:]), tuple(sharding["chunk_shape"]), metadata["attributes"].get("encoding"))
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        return f"cannot be read ({type(error).__name__}: {error})"
+    expected = (spec.shape, (1, *spec.chunks), spec.dtype)
+    return "" if found == expected else f"describes {found}, the catalog {expected}"
+
+
+def _rows(cache: FeatureCache, feature_set: FeatureSet, index: SetIndex) -> list[Problem]:
+    """Places used twice, and clips of the set that no clip row describes."""
+    problems = []
+    seen: dict[int, str] = {}
+    for clip_id in index.clip_ids.to_pylist():
+        row = index.locate(clip_id)
+        assert row is not None
+        if row in seen:
+            problems.append(Problem(feature_set.name, clip_id, f"stands in the same place as {seen[row]!r}"))
+        seen[row] = clip_id
+    known = set(cache.clips.all().clip_ids.to_pylist())
+    problems += [
+        Problem(feature_set.name, clip_id, "has features, but no row under clips/")
+        for clip_id in seen.values()
+        if clip_id not in known
+    ]
+    return problems

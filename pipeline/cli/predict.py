@@ -1,0 +1,161 @@
+"""thinkjepa-predict: predict the future of a new video, and draw it."""
+
+from __future__ import annotations
+
+import json as json_format
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from thinkjepa.pipeline.cli.console import (
+    JsonOption,
+    errors,
+    loading,
+    new_single_app,
+    print_json,
+    print_text,
+    run_app,
+)
+from thinkjepa.pipeline.cli.help import examples
+from thinkjepa.pipeline.cli.options import with_settings
+from thinkjepa.pipeline.cli.progress import TerminalProgress
+from thinkjepa.stages.data.joints import HANDS_NEED_LABELS
+from thinkjepa.stages.data.partition import Side
+from thinkjepa.stages.device import DEVICES, THREADS_HELP, torch_threads
+from thinkjepa.stages.errors import StageError
+
+if TYPE_CHECKING:
+    from thinkjepa.stages.predict.prediction import Prediction
+
+app = new_single_app()
+
+SIDE_WORDS: dict[Side | None, str] = {
+    "train": "one of the run's training videos: the run was fitted to it",
+    "validation": "one of the run's validation videos: the best epoch was chosen on them",
+    "test": "one of the run's test videos: training has not touched it",
+    None: "none of the run's training, validation or test videos",
+}
+
+
+@app.command(
+    epilog=examples(
+        "thinkjepa-predict --run runs/thinkjepa-0 --video pour.mp4 --out future.mp4",
+        "thinkjepa-predict --run runs/thinkjepa-0 --video pour.mp4 --out future.mp4 --split-time 1.5",
+        "thinkjepa-predict --run runs/latents-0 --video pour.mp4 --out future.png",
+    )
+)
+@with_settings(
+    keys={"device": "execution.device", "decode_timeout": "execution.decode_timeout", "cache_dir": None}
+)
+def predict_command(
+    *,
+    context: typer.Context,
+    run: Annotated[Path, typer.Option("--run", help="Folder of a finished training run.")],
+    video: Annotated[Path, typer.Option("--video", help="The video file.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="What to write: a video (.mp4; hands where the run predicts them, else latents) or a "
+            "picture of the latents (.png).",
+        ),
+    ],
+    joints_out: Annotated[
+        Path | None,
+        typer.Option(
+            "--joints-out", metavar="JSON", help="The figures to write, joints too; default: FILE with .json."
+        ),
+    ] = None,
+    split_frame: Annotated[
+        int | None, typer.Option(help="First frame of the future, counted from 0; default: see below.")
+    ] = None,
+    split_time: Annotated[
+        float | None, typer.Option(help="Where the future begins, seconds from the video's start.")
+    ] = None,
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option("--cache-dir", help="The run's cache, where it is no longer where the run found it."),
+    ] = None,
+    thinker: Annotated[
+        str | None, typer.Option(help="The thinker's folder or hub name, where it has moved.")
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="The encoder's folder or hub name, where it has moved.")
+    ] = None,
+    device: Annotated[str, typer.Option(help=f"Where to compute: {DEVICES}.")] = "auto",
+    threads: Annotated[int, typer.Option(min=0, help=THREADS_HELP)] = 0,
+    decode_timeout: Annotated[
+        float, typer.Option(help="Seconds without an answer after which the decoder is ended.")
+    ] = 60.0,
+    json: JsonOption = False,
+) -> None:
+    """Predict the future of one video: latents, and the hands' joints where the run was trained with labels.
+
+    The models see frames before the split only. By default the split lies as late as the video still shows
+    the whole future; in a shorter video it lies at the end. Where the run's cache has labels of the video, or
+    a label file lies beside it, the true hand is drawn in a second panel and the distance is given.
+    """
+    if out.suffix not in (".mp4", ".png"):
+        raise StageError(f"--out {str(out)!r}: give a name that ends in .mp4 or .png")
+    with loading():
+        from thinkjepa.cache.disk.files import replace_file
+        from thinkjepa.cache.disk.lock import WAIT, WriteLock
+        from thinkjepa.stages.predict.frames import SplitChoice
+        from thinkjepa.stages.predict.prediction import predict
+
+    context.with_resource(WriteLock(out.parent, file=out.name, remedy=f"{WAIT}, or choose another --out"))
+    context.with_resource(torch_threads(threads))
+    with TerminalProgress(errors) as progress:
+        prediction = predict(
+            run,
+            video,
+            split=SplitChoice(frame=split_frame, time_s=split_time),
+            places={"thinker": thinker, "encoder": encoder},
+            cache_dir=cache_dir,
+            device=device,
+            decode_timeout_s=decode_timeout,
+            progress=progress,
+        )
+        for warning in prediction.warnings:
+            progress.note(f"warning: {warning}")
+    record = prediction.to_json()
+    joints_file = joints_out or out.with_suffix(".json")
+    with errors.status("drawing"):
+        replace_file(out, _drawn(prediction, out.suffix, decode_timeout_s=decode_timeout))
+    replace_file(joints_file, json_format.dumps(record, allow_nan=False).encode() + b"\n")
+    if json:
+        print_json({**record, "overlay": str(out)})
+    else:
+        print_text(_described(prediction, out, joints_file))
+
+
+def _drawn(prediction: Prediction, suffix: str, *, decode_timeout_s: float) -> bytes:
+    from thinkjepa.pipeline.picture.latent_panels import LatentPanels
+    from thinkjepa.pipeline.picture.latents import latent_picture, latent_video
+    from thinkjepa.pipeline.picture.overlay import overlay_video
+
+    if suffix == ".mp4" and prediction.hands:
+        return overlay_video(prediction, prediction.hands, decode_timeout_s=decode_timeout_s)
+    panels = LatentPanels(prediction, decode_timeout_s=decode_timeout_s)
+    draw = latent_video if suffix == ".mp4" else latent_picture
+    return draw(prediction, panels)
+
+
+def _described(prediction: Prediction, out: Path, figures: Path) -> str:
+    from thinkjepa.pipeline.picture.latents import summary
+
+    frames, hands = prediction.frames, prediction.hands
+    lines = [f"{out}: {summary(prediction)}", SIDE_WORDS[prediction.side]]
+    if hands is None:
+        why = f"no hands: the run was trained without them; {HANDS_NEED_LABELS}"
+        return "\n".join([*lines, f"{figures}: the figures", why])
+    apart = "" if hands.distance_m is None else f", {1000 * hands.distance_m:.1f} mm from the true one"
+    lines.append(f"{len(hands.joints)} joints over {len(frames.future_times_s)} frames{apart}")
+    return "\n".join([*lines, f"{figures}: the joints, metres, and the figures"])
+
+
+def main() -> None:
+    run_app(app)

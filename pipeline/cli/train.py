@@ -1,0 +1,110 @@
+"""thinkjepa-train: train a predictor from a feature cache; reads nothing else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from thinkjepa.pipeline.cli.console import JsonOption, errors, loading, new_single_app, print_result, run_app
+from thinkjepa.pipeline.cli.help import examples
+from thinkjepa.pipeline.cli.options import set_names, with_settings
+from thinkjepa.pipeline.cli.progress import TrainingBar
+from thinkjepa.pipeline.report.training import describe_costs, describe_metrics, describe_split
+from thinkjepa.stages.data.partition import SplitRule
+from thinkjepa.stages.train.settings import TrainSettings
+
+app = new_single_app()
+
+
+@app.command(
+    epilog=examples(
+        "thinkjepa-train --cache-dir features --out runs/thinkjepa-0",
+        "thinkjepa-train --cache-dir features --out runs/jepa-0 --variant jepa --epochs 50",
+        "thinkjepa-train --params params.yaml --out runs/big --width 768 --plan",
+    )
+)
+@with_settings(settings=TrainSettings, split=SplitRule)
+def train_command(
+    *,
+    cache_dir: Annotated[Path, typer.Option("--cache-dir", help="Folder of the feature cache.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run; an interrupted run continues.")],
+    feature_set: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            autocompletion=set_names,
+            help="Feature set (or the beginning of its name), where the cache holds several.",
+        ),
+    ] = None,
+    selection: Annotated[
+        Path | None,
+        typer.Option(
+            help="Train only on the clips of a selection, results/selections/VARIANT.json of `dvc repro`."
+        ),
+    ] = None,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan", help="Print parameters, memory, FLOPs, bytes read per clip, the split; train nothing."
+        ),
+    ] = False,
+    json: JsonOption = False,
+    settings: TrainSettings,
+    split: SplitRule,
+) -> None:
+    """Train a predictor of future video latents, and of hand trajectories, from a feature cache.
+
+    Writes metrics.json, curve.csv and curve.png, split.json, run.json and the best epoch's weights. The best
+    epoch is chosen on the validation clips; the test clips are never read.
+    """
+    with loading():
+        from thinkjepa.cache import FeatureCache
+        from thinkjepa.pipeline.project.run_store import find_warm_start
+        from thinkjepa.stages.data.tracked_files import read_selection
+        from thinkjepa.stages.train.plan import plan_costs
+        from thinkjepa.stages.train.run import train
+
+    cache = FeatureCache.open(cache_dir)
+    named = {cache.find_set(text).kind: text for text in feature_set or ()}
+    if plan:
+        costs, clips = plan_costs(
+            cache_dir,
+            settings,
+            thinker_set=named.get("thinker"),
+            encoder_set=named.get("encoder"),
+            split=split,
+        )
+        record = {**costs.to_json(), "split": clips.sizes_to_json()}
+        table = describe_split(clips.sizes, grouping=clips.stored.grouping)
+        print_result(json, record, lambda: f"{describe_costs(record)}\n{table}")
+        if clips.warning:
+            errors.print(escape(clips.warning), style="yellow", soft_wrap=True)
+        return
+    was_finished = (out / "run.json").is_file()  # then it is this very run: another one is refused
+    with TrainingBar(errors) as bar:
+        metrics = train(
+            cache_dir,
+            out,
+            settings,
+            thinker_set=named.get("thinker"),
+            encoder_set=named.get("encoder"),
+            split=split,
+            progress=bar,
+            selection=read_selection(selection) if selection else None,
+            warm_start=find_warm_start(settings),
+            report=bar.report,
+        )
+    if os.environ.get("RANK", "0") == "0":  # of several processes that torchrun or accelerate starts
+        print_result(
+            json,
+            {"run": str(out), **metrics},
+            lambda: describe_metrics(out, metrics, was_finished=was_finished),
+        )
+
+
+def main() -> None:
+    run_app(app)

@@ -1,0 +1,234 @@
+"""A prediction as a video: the hand drawn over the frames, the true one in a second panel where it is known.
+
+Drawing alone looks at the future: its frames are decoded, and the camera's later poses place a joint that was
+predicted in the frame of the last observed camera into each later picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, repeat
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageColor, ImageDraw, ImageFont
+
+from thinkjepa.pipeline.picture.page import outlined
+from thinkjepa.pipeline.picture.playback import prediction_mp4
+from thinkjepa.stages.data.decoding.client import VideoDecoder
+from thinkjepa.stages.data.framing import Framing, seen_box
+from thinkjepa.stages.data.joints import Bone, hand_bones
+from thinkjepa.stages.data.sampling import clock_text, seconds_ahead
+from thinkjepa.stages.data.trajectories import Poses, Positions, project, to_camera, to_world
+from thinkjepa.stages.picture_style import PREDICTED, TRUE
+from thinkjepa.stages.predict.frames import ChosenFrames
+from thinkjepa.stages.predict.prediction import PredictedHands, Prediction
+
+PANEL_SHORT_SIDE_PX = 480
+
+CAPTION_PX = 56
+
+TRUE_RGB, PREDICTED_RGB = ImageColor.getrgb(TRUE), ImageColor.getrgb(PREDICTED)
+
+GREY = (70, 70, 70)
+
+GHOST_OPACITY = 0.6
+"""Of the true hand under the predicted one."""
+
+OBSERVED_NOTE = "observed: both models' input; hands are drawn from the split on"
+
+Color = tuple[int, ...]
+
+Pixels = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """One frame of the overlay: the video's frame to show, what is drawn on it, and its caption."""
+
+    frame: int
+    predicted: Pixels | None
+    true: Pixels | None
+    observed: bool
+    caption: str
+
+
+def overlay_video(prediction: Prediction, hands: PredictedHands, *, decode_timeout_s: float) -> bytes:
+    """An H.264 MP4: observed frames, then the future ones with the predicted hand (and the true one).
+
+    `hands` are those of `prediction`.
+    """
+    moments = list(_moments(prediction.frames, hands))
+    with VideoDecoder(timeout_s=decode_timeout_s) as decoder:
+        frames = (
+            frame
+            for index, shown in groupby(moments, key=lambda moment: moment.frame)
+            for frame in repeat(decoder.frames(prediction.video, [index])[0], len(list(shown)))
+        )
+        bones, note = hand_bones(hands.joints), _note(prediction.frames, hands)
+        pictures = (
+            _picture(
+                frame,
+                moment,
+                bones,
+                two_panels=hands.true_m is not None,
+                note=note,
+                framing=prediction.latents.framing,
+            )
+            for frame, moment in zip(frames, moments, strict=True)
+        )
+        return prediction_mp4(pictures, prediction.frames)
+
+
+def _moments(frames: ChosenFrames, hands: PredictedHands) -> Iterator[Moment]:
+    """What is shown, in order. Past the video's end its last frame stays."""
+    observed_s = seconds_ahead(frames.observed_times_s, observed_times_s=frames.observed_times_s)
+    ahead_s = seconds_ahead(frames.future_times_s, observed_times_s=frames.observed_times_s)
+    for index, seconds in zip(frames.observed, observed_s, strict=True):
+        yield Moment(index, None, None, True, f"observed  {clock_text(seconds)}")
+    for step, seconds in enumerate(ahead_s):
+        shown = frames.future[step] if step < len(frames.future) else frames.split_frame - 1
+        true, distance = None, ""
+        if hands.true_m is not None and step < len(hands.true_m):
+            true = _pixels(hands, hands.true_m[step], shown)
+            assert hands.true_confidence is not None, "comes with the true joints"
+            known = hands.true_confidence[step] > 0
+            true[~known] = np.nan
+            if not known.any():
+                true = None
+            else:
+                apart_m = np.linalg.norm(hands.positions_m[step] - hands.true_m[step], axis=-1)
+                distance = f"   {1000 * apart_m[known].mean():.0f} mm apart"
+        predicted = _pixels(hands, hands.positions_m[step], shown)
+        yield Moment(shown, predicted, true, False, f"future  {clock_text(seconds)}{distance}")
+
+
+def _pixels(hands: PredictedHands, positions_m: Positions, frame: int) -> Pixels:
+    """Where joints appear in a frame, `(joint, 2)`; NaN behind the camera.
+
+    Without intrinsics there is no picture to draw over: x and y, one metre to the picture's width.
+    """
+    intrinsics = _intrinsics(hands)
+    if intrinsics is None:
+        return np.asarray(positions_m[:, :2], dtype=np.float64)
+    labels, then = hands.labels, hands.camera_pose
+    if then is not None and labels is not None and labels.camera_poses is not None:
+        now = labels.camera_poses[min(frame, labels.num_frames - 1)]
+        positions_m = to_camera(to_world(positions_m, then), now)
+    return project(positions_m, intrinsics)
+
+
+def _intrinsics(hands: PredictedHands) -> Poses | None:
+    """Of the camera in whose frame the joints are; None where they cannot be placed in a picture."""
+    if hands.labels is None or hands.reference_frame != "camera":
+        return None
+    return hands.labels.intrinsics
+
+
+def _note(frames: ChosenFrames, hands: PredictedHands) -> str:
+    """What a viewer has to know of how the joints were placed."""
+    labels = hands.labels
+    if labels is None or _intrinsics(hands) is None:
+        return "camera unknown: joints from the front, not placed in the picture"
+    if hands.camera_pose is None:
+        return "camera taken as still"
+    if max(frames.future, default=0) >= labels.num_frames:
+        return f"camera known up to frame {labels.num_frames - 1}, then taken as still"
+    return ""
+
+
+def _picture(
+    frame: npt.NDArray[np.uint8],
+    moment: Moment,
+    bones: Sequence[Bone],
+    *,
+    two_panels: bool,
+    note: str,
+    framing: Framing,
+) -> Image.Image:
+    """One frame of the overlay: a panel or two, and a caption under each."""
+    height, width = frame.shape[:2]
+    scale = PANEL_SHORT_SIDE_PX / min(height, width)
+    size = (_even(width * scale), _even(height * scale))
+    placed = not note.startswith("camera unknown")
+    shown = [("predicted", moment.predicted, PREDICTED_RGB)]
+    if two_panels:
+        shown.append(("true", moment.true, TRUE_RGB))
+    canvas = Image.new("RGB", (size[0] * len(shown), size[1] + CAPTION_PX), GREY)
+    for place, (title, pixels, colour) in enumerate(shown):
+        scaled = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS))
+        panel = Image.fromarray(outlined(scaled, seen_box(framing, width_px=size[0], height_px=size[1])))
+        if place == 0 and moment.true is not None and placed:
+            ghost = panel.copy()
+            _draw_hand(ghost, moment.true * scale, bones, TRUE_RGB)
+            panel = Image.blend(panel, ghost, GHOST_OPACITY)
+        if pixels is not None:
+            points = pixels * scale if placed else _unplaced(pixels, size)
+            _draw_hand(panel, points, bones, colour)
+        if not moment.observed:
+            ImageDraw.Draw(panel).rectangle((0, 0, size[0] - 1, size[1] - 1), outline=colour, width=4)
+        canvas.paste(panel, (place * size[0], 0))
+        text = moment.caption if place == 0 else ""
+        small_print = note if place == 0 else ""
+        if moment.observed and place == len(shown) - 1:
+            small_print = small_print or OBSERVED_NOTE
+        _caption(canvas, place * size[0], size, title, colour, text, small_print)
+        if place == 0 and moment.true is not None and placed:
+            _ghost_legend(canvas, size)
+    return canvas
+
+
+def _caption(
+    canvas: Image.Image,
+    left: int,
+    size: tuple[int, int],
+    label: str,
+    colour: Color,
+    text: str,
+    note: str,
+) -> None:
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(size=20)
+    draw.text((left + 10, size[1] + 6), text, font=font, fill="white")
+    draw.rectangle((left + size[0] - 130, size[1] + 8, left + size[0] - 112, size[1] + 26), fill=colour)
+    draw.text((left + size[0] - 104, size[1] + 6), label, font=font, fill="white")
+    if note:
+        draw.text((left + 10, size[1] + 32), note, font=ImageFont.load_default(size=14), fill=(220, 220, 220))
+
+
+def _ghost_legend(canvas: Image.Image, size: tuple[int, int]) -> None:
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=14)
+    swatch = tuple(
+        round(GHOST_OPACITY * one + (1 - GHOST_OPACITY) * grey)
+        for one, grey in zip(TRUE_RGB, GREY, strict=True)
+    )
+    draw.rectangle((size[0] - 130, size[1] + 35, size[0] - 112, size[1] + 47), fill=swatch)
+    draw.text((size[0] - 104, size[1] + 32), "faint: true", font=font, fill=(220, 220, 220))
+
+
+def _draw_hand(
+    panel: Image.Image,
+    points: Pixels,
+    bones: Sequence[Bone],
+    colour: Color,
+) -> None:
+    """Bones with a dark rim, so that they stand out on any picture, and joints as dots."""
+    draw = ImageDraw.Draw(panel)
+    for width, fill in ((7, (20, 20, 20)), (4, colour)):
+        for bone in bones:
+            if np.isfinite(points[[bone.start, bone.end]]).all():
+                draw.line([tuple(points[bone.start]), tuple(points[bone.end])], fill=fill, width=width)
+    for x, y in points[np.isfinite(points).all(axis=1)]:
+        draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=colour, outline=(20, 20, 20))
+
+
+def _unplaced(positions_m: Pixels, size: tuple[int, int]) -> Pixels:
+    """A hand from the front in the middle of the panel, a metre as wide as the panel."""
+    centre = np.nanmean(positions_m, axis=0)
+    points: Pixels = (positions_m - centre) * size[0] + np.array(size) / 2
+    return points
+
+
+def _even(value: float) -> int:
+    return 2 * round(value / 2)

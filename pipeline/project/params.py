@@ -1,0 +1,259 @@
+"""params.yaml: every setting of the pipeline, checked before anything runs, and its text for a new project.
+
+params.yaml: every setting of the pipeline, checked before anything runs, unknown keys refused.
+
+The text of a project's params.yaml: every setting with its meaning, from the classes that check it.
+
+`make params` writes the one of the repository.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import textwrap
+from collections.abc import Mapping
+from dataclasses import Field, asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from thinkjepa.pipeline.cli.options import SettingsError, meant, parse_settings
+from thinkjepa.stages.data.partition import SplitRule
+from thinkjepa.stages.data.plan import ClipSettings, setting
+from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings, VllmSettings
+from thinkjepa.stages.train.settings import TrainSettings
+
+WORKSPACES = (".dvc", "tmp", "exps")
+
+
+def project_folder(workspace: Path) -> Path:
+    """The folder that relative paths of `workspace`/params.yaml are meant from.
+
+    `workspace` as it is given, or, in an experiment's workspace, the same folder of the project that the
+    experiment was queued in, absolute.
+    """
+    here = workspace.resolve()
+    root = next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), None)
+    if root is None:
+        return workspace
+    parts = root.parts
+    for place in range(len(parts) - len(WORKSPACES), 0, -1):
+        if parts[place : place + len(WORKSPACES)] == WORKSPACES:
+            return Path(*parts[:place]) / here.relative_to(root)
+    return workspace
+
+
+def model_place(name: str, project: Path) -> str:
+    """A model's name, or its folder in the project, if there is one of that name."""
+    folder = project / Path(name).expanduser()
+    return str(folder) if name and folder.is_dir() else name
+
+
+Settings = TypeVar("Settings")
+
+Item = TypeVar("Item", str, int)
+
+SECTIONS: Mapping[str, type[Any]] = {
+    "clips": ClipSettings,
+    "models": ModelSettings,
+    "vllm": VllmSettings,
+    "execution": ExecutionSettings,
+    "split": SplitRule,
+    "train": TrainSettings,
+}
+
+MATRIX_CELL = ("variant", "seed")
+"""Settings of a training run that the matrix sets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """The project's folders: keys of params.yaml without a section."""
+
+    videos: str = setting("videos", "Folder of the videos, searched recursively.")
+    cache_dir: str = setting("features", "Folder of the feature cache, which experiments share.")
+    runs_dir: str = setting(
+        "runs",
+        "Folder that keeps all finished runs with their weights, those of experiments too; empty: a run "
+        "stays in results/runs.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """The runs of a project: every variant with every seed."""
+
+    variants: tuple[str, ...] = setting(
+        ("thinkjepa", "jepa", "vlm"),
+        "Models to train: thinkjepa (guided), jepa (unguided), vlm (thinker features only).",
+    )
+    seeds: tuple[int, ...] = setting(
+        (0, 1, 2, 3, 4), "Seeds of initial weights and data order: each variant is trained with each."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Params:
+    """What params.yaml says. Its paths are relative to the folder that it is in, or absolute."""
+
+    project: Path
+    """The project's folder, of which the pipeline's may be a copy: see `project_folder`."""
+    videos: Path
+    cache_dir: Path
+    runs_dir: Path | None
+    """Where the runs of all experiments are kept, None where each stays in its own results."""
+    clips: ClipSettings
+    models: ModelSettings
+    vllm: VllmSettings
+    execution: ExecutionSettings
+    split: SplitRule
+    train: TrainSettings
+    variants: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    def training(self, *, variant: str, seed: int) -> TrainSettings:
+        """Training settings of one cell of the matrix: a sweep over guidance has one `jepa`, not many."""
+        given = {**asdict(self.train), "variant": variant, "seed": seed}
+        return parse_settings(TrainSettings, given).in_effect()
+
+
+def read_params(path: Path) -> Params:
+    """Raises SettingsError naming file, section and setting."""
+    content = _read_mapping(path)
+    known = [*(item.name for item in (*fields(Folders), *fields(Matrix))), *SECTIONS]
+    if unknown := sorted(set(content) - set(known)):
+        raise SettingsError(f"{path}: unknown key {unknown[0]!r}{meant(unknown[0], known)}")
+    folders = _folders(content, path)
+    train = _section(content, "train", path)
+    if fixed := sorted(set(MATRIX_CELL) & set(train)):
+        raise SettingsError(f"{path}: train.{fixed[0]} is set by the matrix: use the key {fixed[0]}s")
+    project, models = project_folder(path.parent), _settings(ModelSettings, content, "models", path)
+    return Params(
+        project=project,
+        videos=project / folders.videos,
+        cache_dir=project / folders.cache_dir,
+        runs_dir=project / folders.runs_dir if folders.runs_dir else None,
+        clips=_settings(ClipSettings, content, "clips", path),
+        models=replace(
+            models,
+            thinker=model_place(models.thinker, project),
+            encoder=model_place(models.encoder, project),
+        ),
+        vllm=_settings(VllmSettings, content, "vllm", path),
+        execution=_settings(ExecutionSettings, content, "execution", path),
+        split=_settings(SplitRule, content, "split", path),
+        train=_settings(TrainSettings, content, "train", path),
+        variants=_matrix(content, "variants", str, path),
+        seeds=_matrix(content, "seeds", int, path),
+    )
+
+
+def read_given(path: Path) -> Mapping[str, Any]:
+    """The folders and sections that params.yaml itself names, without defaults; checked like all of it."""
+    params, content = read_params(path), _read_mapping(path)
+    sections = {name: dict(_section(content, name, path)) for name in SECTIONS}
+    places = {role: getattr(params.models, role) for role in ("thinker", "encoder")}
+    sections["models"] |= {role: place for role, place in places.items() if role in sections["models"]}
+    return {"videos": params.videos, "cache_dir": params.cache_dir, **sections}
+
+
+def _read_mapping(path: Path) -> Mapping[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise SettingsError(f"cannot read {str(path)!r}: {error}") from error
+    if not isinstance(content, dict):
+        raise SettingsError(f"{path}: expected keys such as videos, cache_dir, clips")
+    return content
+
+
+def _folders(content: Mapping[str, Any], path: Path) -> Folders:
+    """Videos and cache have to be named; where runs_dir is left out, runs stay in results/runs."""
+    if missing := [name for name in ("videos", "cache_dir") if not isinstance(content.get(name), str)]:
+        raise SettingsError(f"{path}: {missing[0]} is missing: give a folder")
+    if not isinstance(runs_dir := content.get("runs_dir", ""), str):
+        raise SettingsError(f"{path}: runs_dir holds {runs_dir!r}, expected a folder")
+    return Folders(videos=content["videos"], cache_dir=content["cache_dir"], runs_dir=runs_dir)
+
+
+def _matrix(content: Mapping[str, Any], name: str, kind: type[Item], path: Path) -> tuple[Item, ...]:
+    """One axis of the matrix of runs; empty where it is left out, as for a cache without training."""
+    items = content.get(name) or []
+    if not isinstance(items, list) or not all(type(item) is kind for item in items):
+        raise SettingsError(f"{path}: {name} holds {items!r}, expected a list of {kind.__name__}")
+    return tuple(items)
+
+
+def _section(content: Mapping[str, Any], name: str, path: Path) -> Mapping[str, Any]:
+    section = content.get(name) or {}
+    if not isinstance(section, dict):
+        raise SettingsError(f"{path}: {name} holds {section!r}, expected settings with names")
+    return section
+
+
+def _settings(kind: type[Settings], content: Mapping[str, Any], name: str, path: Path) -> Settings:
+    return parse_settings(kind, _section(content, name, path), where=f"{path}, {name}")
+
+
+WIDTH = 100
+
+HEADING = (
+    "Settings of `dvc repro`. Relative paths are meant from this folder, in experiments too. What is "
+    "left out has its default. An unknown key is an error. A flag that a message names, such as --dense-fps, "
+    "is the key of that name here, dense_fps."
+)
+
+OF_A_PROJECT: Mapping[str, Mapping[str, Any]] = {
+    "execution": {"max_failures": "5%"},  # a step that fails over one broken video stops the whole pipeline
+}
+"""What a project starts with that is no default of the command line."""
+
+NOT_LISTED: Mapping[str, tuple[str, ...]] = {"train": (*MATRIX_CELL, "preset")}
+"""The matrix sets a run's cell. A preset does nothing where every setting is listed: they override it."""
+
+
+def params_text(changes: Mapping[str, Any] | None = None) -> str:
+    """A whole params.yaml, with `changes` by section (or, of top-level keys, by key) in place of defaults."""
+    changes = changes or {}
+    blocks = [_comment(HEADING, indent="")]
+    blocks += [_entry(item, changes, indent="") for item in fields(Folders)]
+    for name, kind in SECTIONS.items():
+        section = {**OF_A_PROJECT.get(name, {}), **changes.get(name, {})}
+        shown = [item for item in fields(kind) if item.name not in NOT_LISTED.get(name, ())]
+        entries = [_entry(item, section, indent="  ") for item in shown]
+        blocks.append("\n".join([_comment(_meaning(kind), indent=""), f"{name}:", "\n".join(entries)]))
+    blocks += [_entry(item, changes, indent="") for item in fields(Matrix)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _meaning(kind: type[Any]) -> str:
+    """The first paragraph of a class's docstring."""
+    return inspect.getdoc(kind).split("\n\n")[0]  # type: ignore[union-attr]
+
+
+def _entry(item: Field[Any], values: Mapping[str, Any], *, indent: str) -> str:
+    value = values.get(item.name, item.default)
+    plain = list(value) if isinstance(value, tuple) else value
+    in_one_line = None if isinstance(plain, list) else False  # yaml's words for a list, and for its key
+    line = yaml.safe_dump(
+        {item.name: plain}, allow_unicode=True, default_flow_style=in_one_line, width=math.inf
+    )
+    return _comment(item.metadata["help"], indent=indent) + "\n" + textwrap.indent(line.rstrip("\n"), indent)
+
+
+def _comment(text: str, *, indent: str) -> str:
+    prefix = f"{indent}# "
+    return textwrap.fill(
+        text,
+        width=WIDTH,
+        initial_indent=prefix,
+        subsequent_indent=prefix,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+if __name__ == "__main__":
+    print(params_text(), end="")  # noqa: T201

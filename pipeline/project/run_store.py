@@ -1,0 +1,100 @@
+"""Runs of all experiments in one folder, `runs_dir` of params.yaml, where they outlive DVC workspaces.
+
+Where a project's own folders are, also as seen from the temporary workspace of a DVC experiment.
+
+`dvc exp run --queue` and `--temp` check the project out again under PROJECT/.dvc/tmp/exps/. What git does not
+keep (videos, models, features, runs) is not there, so relative paths are meant from the project itself.
+
+Runs of all experiments in one folder, `runs_dir` of params.yaml, where they outlive DVC's workspaces.
+
+Training goes straight into RUNS_DIR/VARIANT-SEED-DIGEST, the digest being of all that determines the run: an
+experiment that was stopped goes on from there, and one that asks for the same run again finds it finished.
+Its files are then shown in the workspace, where DVC looks for them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from thinkjepa.cache import fingerprint
+from thinkjepa.cache.disk.files import replace_file
+from thinkjepa.pipeline.project.params import model_place
+from thinkjepa.stages.data.partition import SplitRule
+from thinkjepa.stages.data.tracked_files import Selection
+from thinkjepa.stages.device import chosen_threads
+from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.evaluate.runs import TrainedRun
+from thinkjepa.stages.extract.models.weights import find_model, weights_digest
+from thinkjepa.stages.train.init_from import WarmStart
+from thinkjepa.stages.train.plan import library_versions, same_run
+from thinkjepa.stages.train.settings import TrainSettings
+
+HERE = Path()
+
+
+def find_warm_start(settings: TrainSettings, project: Path = HERE) -> WarmStart | None:
+    """The folder in `project` or the hub's snapshot, None where training starts at random.
+
+    Raises StageError where there is no such checkpoint.
+    """
+    if not settings.init_from or settings.variant == "vlm":  # a matrix of variants shares its settings
+        return None
+    found = find_model(model_place(settings.init_from, project), revision="main", role="init-from")
+    return WarmStart(path=found.path, digest=weights_digest(found))
+
+
+DIGEST_HEX = 8
+
+WEIGHTS = "checkpoints"
+
+
+def kept_name(
+    settings: TrainSettings, split: SplitRule, selection: Selection, warm_start: WarmStart | None
+) -> str:
+    """The folder of a run in `runs_dir`."""
+    determines = {
+        "settings": asdict(replace(settings, threads=0)),
+        "split": asdict(split),
+        "selection": asdict(selection),
+        "init_from": warm_start.digest if warm_start else "",
+        "threads": chosen_threads(settings.threads),
+        "versions": library_versions(),
+    }
+    return f"{settings.variant}-{settings.seed}-{fingerprint(determines)[:DIGEST_HEX]}"
+
+
+def find_kept(runs_dir: Path, run: Path) -> Path:
+    """The folder in `runs_dir` of the run that `run`/run.json speaks of, which may have no weights beside it.
+
+    Raises StageError where there is none.
+    """
+    record = TrainedRun.open(run).record
+    for path in sorted(runs_dir.glob(f"*/{record['checkpoint']['file']}")):
+        folder = path.parents[1]
+        if (folder / "run.json").is_file() and same_run(TrainedRun.open(folder).record, record):
+            return folder
+    raise StageError(
+        f"{str(runs_dir)!r} does not hold the run of {str(run / 'run.json')!r}: it was removed; train again "
+        "(dvc repro -f train)"
+    )
+
+
+def show_run(kept: Path, shown: Path) -> None:
+    """Copy a run's files to `shown`; weights are linked where both are on one file system."""
+    for path in kept.iterdir():
+        if path.is_file() and not path.name.startswith("."):
+            replace_file(shown / path.name, path.read_bytes())
+    for path in (kept / WEIGHTS).glob("*.safetensors"):
+        _link(path, shown / WEIGHTS / path.name)
+
+
+def _link(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copyfile(source, target)

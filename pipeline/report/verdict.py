@@ -1,0 +1,280 @@
+"""What tables and plots call metrics, and whom they show where room is short."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from thinkjepa.stages.evaluate.comparison import BEST_OF_SEEDS, MOST_GROUPS_BY_PAIRS
+from thinkjepa.stages.evaluate.metrics import LATENT_METRICS
+from thinkjepa.stages.evaluate.table import BETTER_WHEN_LARGER, POSE_BASELINES
+
+DECIMALS = 4
+
+Figure = Mapping[str, float | None]
+"""Mean, low and high end of its interval."""
+
+METRIC_LABELS = {
+    "ade_m": "ADE (m)",
+    "fde_m": "FDE (m)",
+    "acc_5cm": "within 5 cm",
+    "keypoint_m": "keypoints (m)",
+    BEST_OF_SEEDS: "keypoints, best of seeds (m)",
+    "l1": "L1",
+    "l2": "L2 (squared)",
+    "smooth_l1": "smooth L1",
+    "cosine": "cosine",
+}
+
+AXIS_LABELS = {
+    "ade_m": "mean distance (m)",
+    "fde_m": "mean distance (m)",
+    "acc_5cm": "share of joints (0 to 1)",
+    "keypoint_m": "mean distance (m)",
+    "l2": "mean squared error (latent units²)",
+    "cosine": "cosine (1: equal)",
+}
+"""What the numbers on a picture's axis are, with their unit."""
+
+DIFFERENCE_LABELS = {
+    "ade_m": "difference (m)",
+    "fde_m": "difference (m)",
+    "acc_5cm": "difference of shares",
+    "keypoint_m": "difference (m)",
+    "l2": "difference (latent units²)",
+    "cosine": "difference of cosines",
+}
+
+VERDICT_LABELS = {"ade_m": "ADE", "l2": "latent L2"}
+"""What a verdict is about."""
+
+
+def metric_label(metric: str, *, last_frame_s: float | None = None) -> str:
+    """What a table calls a metric. FDE says when its frame is, where `last_frame_s` is given."""
+    if metric == "fde_m" and last_frame_s is not None:
+        return f"FDE at {last_frame_s:.2f} s (m)"
+    return METRIC_LABELS[metric]
+
+
+def metric_title(metric: str, *, last_frame_s: float | None = None) -> str:
+    """What a panel of a picture is about; its axis has the unit."""
+    label = metric_label(metric, last_frame_s=last_frame_s).removesuffix(" (m)").removesuffix(" (squared)")
+    return f"latent {label}" if metric in LATENT_METRICS else label
+
+
+def better_arrow(metric: str) -> str:
+    """Up where more is better, else down."""
+    return "↑" if metric in BETTER_WHEN_LARGER else "↓"
+
+
+def is_main(entry: Mapping[str, Any]) -> bool:
+    """Whether it is a model, or a baseline that needs none."""
+    return entry["method"] == "model" or entry["group"] is None
+
+
+def signed_number(value: float, decimals: int = DECIMALS) -> str:
+    """`-0.0100`, `+0.0100`, and `0.0000` of what rounds to zero."""
+    text = f"{value:+.{decimals}f}"
+    return text if float(text) else text[1:]
+
+
+def figure_text(figure: Figure) -> str:
+    """`0.0612 [0.0580, 0.0640]`; without the interval where it is unknown."""
+    mean = f"{figure['mean']:.{DECIMALS}f}"
+    if figure["low"] is None:
+        return mean
+    return f"{mean} [{figure['low']:.{DECIMALS}f}, {figure['high']:.{DECIMALS}f}]"
+
+
+FEWEST_VIDEOS, FEWEST_SEEDS = 10, 3
+"""Below them an interval is drawn from too little to call a difference by it."""
+
+ENDS = ("mean", "low", "high")
+
+FEW = 10
+"""Of the last decimal: amounts below it are given with two more."""
+
+MORE_DECIMALS = 2
+
+EQUAL_SHARE = 1e-6
+"""Of the other method's score: a smaller difference is one of rounding."""
+
+Outcome = Literal["better", "worse", "no difference", "open"]
+
+TO_BEAT = {"ade_m": POSE_BASELINES, "l2": ("latent_persistence",)}
+"""The metric of a verdict, and the methods without training that a model has to beat in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """How many videos an interval was drawn from, and how many seeds the method with fewer of them has."""
+
+    num_videos: int
+    num_seeds: int
+
+    @property
+    def missing(self) -> str:
+        """Why it is too little for a verdict; empty where it is not."""
+        if self.num_videos < FEWEST_VIDEOS:
+            return f"{_count(self.num_videos, 'video')} too few to tell"
+        if self.num_seeds < FEWEST_SEEDS:
+            return f"{_count(self.num_seeds, 'seed')} too few to tell"
+        return ""
+
+
+def outcome(metric: str, figure: Figure, evidence: Evidence) -> Outcome:
+    """What a difference a - b says of a. `open`: no interval, or one drawn from too little to rely on."""
+    mean, low, high = figure["mean"], figure["low"], figure["high"]
+    if mean is None or low is None or high is None:
+        return "open"
+    if low <= 0 <= high or _equal_below(metric, mean, None):
+        return "no difference"
+    if evidence.missing:
+        return "open"
+    return "better" if _is_better(metric, mean) else "worse"
+
+
+def verdict(
+    a: str,
+    b: str,
+    metric: str,
+    figure: Figure,
+    evidence: Evidence,
+    *,
+    of_b: float | None = None,
+    by_seed: Sequence[float] = (),
+) -> str:
+    """One line on the difference a - b.
+
+    `of_b` is b's own mean, `by_seed` the difference of each seed of a. A difference that rounds to nothing is
+    called equality, and one whose interval holds 0 is none. One that is drawn from too little is described,
+    and said to be open.
+    """
+    mean = figure["mean"]
+    assert mean is not None, "a difference that no clip has is not in the table"
+    if limit := _equal_below(metric, mean, of_b):
+        return f"{a} is equal to {b} (difference below {limit})"
+    found = outcome(metric, figure, evidence)
+    if found == "no difference":
+        return f"no difference between {a} and {b}: {_amount(metric, figure, 1, of_b, signed=True)}"
+    better = _is_better(metric, mean)
+    amount = _amount(metric, figure, 1 if mean > 0 else -1, of_b)
+    seeds = _seeds(metric, by_seed, better=better)
+    if found == "open":
+        missing = evidence.missing or "one video is too few to tell"
+        return f"{a} is {'better' if better else 'worse'} than {b} by {amount}{seeds}; {missing}"
+    return f"{a} {'beats' if better else 'loses to'} {b} by {amount}{seeds}"
+
+
+def baseline_verdicts(comparison: Mapping[str, Any], metric: str) -> list[str]:
+    """A line for each model and each method without training; of many models only the first in the ranking
+    and how many of all beat, and lose to, each of these methods."""
+    methods = _methods(comparison)
+    chosen = [
+        item
+        for item in comparison["differences"]
+        if metric in item["metrics"] and methods[item["b"]] in TO_BEAT[metric]
+    ]
+    models = list(dict.fromkeys(item["a"] for item in chosen))
+    if len(models) <= MOST_GROUPS_BY_PAIRS:
+        return [_line(comparison, item, metric) for item in chosen]
+    first = comparison["ranking"]["rows"][0]["name"] if comparison["ranking"] else models[0]
+    lines = [_line(comparison, item, metric) for item in chosen if item["a"] == first]
+    for name in dict.fromkeys(item["b"] for item in chosen):
+        counts = Counter(
+            outcome(metric, item["metrics"][metric], evidence_of(comparison, item))
+            for item in chosen
+            if item["b"] == name
+        )
+        lines.append(
+            f"of {len(models)} settings {counts['better']} beat {name}, {counts['worse']} lose to it, "
+            f"{counts['no difference']} do not differ from it, {counts['open']} have too little evidence"
+        )
+    return lines
+
+
+def model_verdicts(comparison: Mapping[str, Any], metric: str, *, of: str | None = None) -> list[str]:
+    """A line for each two models, and for each model and its own shuffled guidance; all, or `of` one."""
+    methods = _methods(comparison)
+    return [
+        _line(comparison, item, metric)
+        for item in comparison["differences"]
+        if metric in item["metrics"]
+        and methods[item["b"]] in ("model", "shuffled_guidance")
+        and (of is None or of in (item["a"], item["b"]))
+    ]
+
+
+def evidence_of(comparison: Mapping[str, Any], difference: Mapping[str, Any]) -> Evidence:
+    """What a difference of a comparison stands on."""
+    seeds = [number for number in difference["num_seeds"] if number]
+    return Evidence(comparison["num_videos"], min(seeds, default=0))
+
+
+def _line(comparison: Mapping[str, Any], item: Mapping[str, Any], metric: str) -> str:
+    scores = {entry["name"]: entry["metrics"] for entry in comparison["entries"]}
+    line = verdict(
+        item["a"],
+        item["b"],
+        metric,
+        item["metrics"][metric],
+        evidence_of(comparison, item),
+        of_b=scores[item["b"]][metric]["mean"],
+        by_seed=item["by_seed"].get(metric, ()),
+    )
+    return f"{VERDICT_LABELS[metric]}: {line}"
+
+
+def _methods(comparison: Mapping[str, Any]) -> dict[str, str]:
+    return {entry["name"]: entry["method"] for entry in comparison["entries"]}
+
+
+def _is_better(metric: str, difference: float) -> bool:
+    return (difference > 0) == (metric in BETTER_WHEN_LARGER)
+
+
+def _equal_below(metric: str, difference: float, of_b: float | None) -> str:
+    """The limit below which a difference counts as none, where it is below one; else empty."""
+    if of_b and abs(difference / of_b) < EQUAL_SHARE:
+        return f"{100 * EQUAL_SHARE:.4f} %"
+    scale, decimals, unit = _precision(metric)
+    decimals += MORE_DECIMALS
+    return "" if round(scale * difference, decimals) else f"{10**-decimals:.{decimals}f}{unit}"
+
+
+def _precision(metric: str) -> tuple[int, int, str]:
+    """What a metric is multiplied by to be shown, with how many decimals, and its unit."""
+    return (1000, 1, " mm") if metric.endswith("_m") else (1, DECIMALS, "")
+
+
+def _amount(metric: str, figure: Figure, sign: int, of_b: float | None, *, signed: bool = False) -> str:
+    """`12.1 mm [9.0, 15.2] (18 %)`, times `sign`; the interval and the share where they are known."""
+    scale, decimals, unit = _precision(metric)
+    values = [sign * scale * value for value in map(figure.get, ENDS) if value is not None]
+    mean, *ends = values
+    if max(map(abs, values)) < FEW * 10**-decimals:
+        decimals += MORE_DECIMALS
+    shown = [signed_number(value, decimals) for value in (mean, *sorted(ends))]
+    if not signed:
+        shown = [number.removeprefix("+") for number in shown]
+    text = f"{shown[0]}{unit}"
+    if ends:
+        text += f" [{shown[1]}, {shown[2]}]"
+    if of_b:
+        share = 100 * abs(mean / scale / of_b)
+        text += f" ({share:.0f} %)" if share >= 1 else f" ({share:.1g} %)"
+    return text
+
+
+def _seeds(metric: str, by_seed: Sequence[float], *, better: bool) -> str:
+    """In how many seeds the difference has this direction."""
+    if not by_seed:
+        return ""
+    agreeing = sum(value != 0 and _is_better(metric, value) == better for value in by_seed)
+    return f", in {agreeing} of {len(by_seed)} seed{'' if len(by_seed) == 1 else 's'}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun} is" if number == 1 else f"{number} {noun}s are"

@@ -1,0 +1,266 @@
+"""Frames in memory that two processes see: a file without a name, mapped by both.
+
+Imports nothing of the project, like the decoder's process, which lives with it.
+
+Decoding in a process of its own, because a decoder may hang holding the interpreter's lock.
+
+The parent asks over a pipe (JSON; nothing is pickled) and kills the child when no answer comes in time. The
+child aborting on a malformed file costs that file only. Frames lie in memory that both processes see: sent
+through the pipe, each was copied twice, and woke the two up dozens of times.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thinkjepa.stages.errors import StageError
+
+
+class SharedFrames:
+    """Room for some frames of one shape at a time. It grows with what is asked for, and never shrinks."""
+
+    def __init__(self, file: int) -> None:
+        self.file = file
+        """Descriptor of the file, for the other process."""
+        self._bytes = np.empty(0, dtype=np.uint8)
+
+    @classmethod
+    def create(cls) -> SharedFrames:
+        """In memory where the system has such files, else in the folder of temporary ones."""
+        if hasattr(os, "memfd_create"):
+            return cls(os.memfd_create("thinkjepa-frames"))
+        file, path = tempfile.mkstemp(prefix="thinkjepa-frames-")
+        Path(path).unlink()
+        return cls(file)
+
+    def room(self, count: int, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+        """Room `(count, *shape)` for frames uint8; both sides ask for the same, and share it.
+
+        Raises OSError where there is no memory.
+        """
+        needed = count * prod(shape)
+        if needed > len(self._bytes):
+            os.truncate(self.file, max(needed, os.fstat(self.file).st_size))
+            self._bytes = np.frombuffer(mmap.mmap(self.file, needed), dtype=np.uint8)
+        return self._bytes[:needed].reshape(count, *shape)
+
+    def close(self) -> None:
+        """Let go of the file; room that is still referred to stays."""
+        if self.file >= 0:
+            os.close(self.file)
+        self.file, self._bytes = -1, np.empty(0, dtype=np.uint8)
+
+
+FrameStack = npt.NDArray[np.uint8]
+"""Decoded frames `(frame, height, width, 3)`, RGB, 0-255."""
+
+CHILD = "thinkjepa.stages.data.decoding.child"
+
+START_TIMEOUT_S = 120.0
+"""For the child's own start (interpreter, numpy, libav): half a second on an idle machine."""
+
+KILLED = (signal.SIGKILL, signal.SIGBUS)
+"""What ends a process where memory runs out, of itself or of what it shares."""
+
+EXIT_TIMEOUT_S = 10.0
+"""From the end of the pipe to the end of the process that closed it."""
+
+
+class DecodeError(StageError):
+    """A video cannot be opened or decoded, or its frame times are not real."""
+
+
+@dataclass(frozen=True, slots=True)
+class VideoInfo:
+    """A video as decoded: presentation time of every frame `(frame,)` in seconds, and its size."""
+
+    times_s: npt.NDArray[np.float64]
+    width_px: int
+    height_px: int
+
+
+class VideoDecoder:
+    """Reads exact frames of one video after another through a child process; a context manager.
+
+    The child decodes with `threads`, 0 for one on every core, and is as nice as the thread that starts it.
+    Every method raises DecodeError with the reason, and StageError where there is no memory for frames; after
+    a time-out or a crash the next `open` starts a new child.
+    """
+
+    def __init__(self, *, timeout_s: float, threads: int = 0) -> None:
+        self.timeout_s = timeout_s
+        self.threads = threads
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: Connection | None = None
+        self._frames = SharedFrames.create()
+        self._path: Path | None = None
+        self._shape = (0, 0, 3)
+        self._unread = 0
+        """Frames that were asked for and are still to come."""
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the child, where there is one."""
+        return self._process.pid if self._process else None
+
+    def open(self, path: Path) -> VideoInfo:
+        """Open a video and read the times of all its frames."""
+        if self._unread:  # who asked for them wants no more
+            self._stop()
+        if self._process is None:
+            self._start()
+        self._path = None  # the child lets go of the last video even if this one does not open
+        # Absolute, or a file named `http:...` or `concat:...` would be taken for a URL.
+        self._send({"open": os.fspath(path.absolute())})
+        header = self._header()
+        times_s = np.frombuffer(self._receive(), dtype=np.float64)
+        self._path, self._shape = path, (header["height"], header["width"], 3)
+        check_times(times_s)
+        return VideoInfo(times_s, width_px=header["width"], height_px=header["height"])
+
+    def frames(self, path: Path, indices: Sequence[int]) -> FrameStack:
+        """Frames `(len(indices), height, width, 3)` by index; `path` is opened if it is not at hand."""
+        rising = sorted(set(indices))
+        stacks = self.stream(path, rising, at_once=1)
+        frames = {index: stack[0].copy() for index, stack in zip(rising, stacks, strict=True)}
+        return np.stack([frames[index] for index in indices])
+
+    def stream(self, path: Path, indices: Sequence[int], *, at_once: int) -> Iterator[FrameStack]:
+        """Frames by rising index, `at_once` at a time and the rest at the end.
+
+        A stack lasts until the next one is asked for: its memory is used again. Meanwhile the child is at
+        the next frames, one stack ahead. A caller that wants no more leaves the iteration; the next request
+        starts a new child then.
+        """
+        if self._path != path or self._process is None or self._unread:
+            self.open(path)
+        at_once = max(1, min(at_once, len(indices)))
+        room = self._room(min(2 * at_once, len(indices)))
+        self._send({"frames": [int(index) for index in indices], "at_once": at_once, "room": len(room)})
+        self._unread = len(indices)
+        for start in range(0, len(indices), at_once):
+            place, count = start % len(room), min(at_once, self._unread)
+            for _ in range(count):
+                self._header()
+                self._unread -= 1
+            yield room[place : place + count]
+            if self._unread > at_once:
+                self._send({"free": at_once})
+
+    def _room(self, count: int) -> FrameStack:
+        try:
+            return self._frames.room(count, self._shape)
+        except OSError as error:
+            raise StageError(
+                f"no memory for {count} frames of {self._shape[1]}x{self._shape[0]} px, which the decoder "
+                f"shares with us: {error.strerror} (a limit of this machine, see ulimit -a)"
+            ) from error
+
+    def interrupt(self) -> None:
+        """From another thread: end whatever is being decoded, with a DecodeError."""
+        process = self._process
+        if process:
+            process.kill()
+
+    def __enter__(self) -> VideoDecoder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+        self._frames.close()
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            handles = (theirs.fileno(), self._frames.file)
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", CHILD, *map(str, (*handles, self.threads))],
+                pass_fds=handles,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                process_group=0,  # Ctrl-C is for us: a decoder that ends looks like a broken video
+            )
+        self._pipe = Connection(ours.detach())
+        self._answer(START_TIMEOUT_S)
+
+    def _send(self, request: dict[str, Any]) -> None:
+        assert self._pipe is not None
+        try:
+            self._pipe.send_bytes(json.dumps(request).encode())
+        except OSError as error:
+            raise self._crashed() from error
+
+    def _header(self) -> dict[str, Any]:
+        """The next header; an error is the last one of a request."""
+        header = self._answer(self.timeout_s)
+        if "error" in header:
+            self._unread = 0
+            raise DecodeError(header["error"])
+        return header
+
+    def _answer(self, timeout_s: float) -> dict[str, Any]:
+        assert self._pipe is not None
+        if not self._pipe.poll(timeout_s):
+            self._stop()
+            raise DecodeError(f"no answer from the decoder for {timeout_s:g} s, ended it (--decode-timeout)")
+        answer: dict[str, Any] = json.loads(self._receive())
+        return answer
+
+    def _receive(self) -> bytes:
+        assert self._pipe is not None
+        try:
+            return self._pipe.recv_bytes()
+        except (EOFError, OSError) as error:
+            raise self._crashed() from error
+
+    def _crashed(self) -> DecodeError:
+        process = self._process
+        status = process.wait(timeout=EXIT_TIMEOUT_S) if process else None
+        self._stop()
+        how = f"signal {-status}" if status is not None and status < 0 else f"exit status {status}"
+        if status is not None and -status in KILLED:
+            return DecodeError(f"the decoder process was killed ({how}), perhaps for lack of memory")
+        return DecodeError(f"the decoder process ended by itself ({how}): the file is malformed")
+
+    def _stop(self) -> None:
+        process, pipe = self._process, self._pipe
+        self._process = self._pipe = self._path = None
+        self._unread = 0
+        if process:
+            process.kill()
+            process.wait()
+        if pipe:
+            pipe.close()
+
+
+def check_times(times_s: npt.NDArray[np.float64]) -> None:
+    """Raise DecodeError where frame times are not real: they decide what is past and what is future."""
+    if not np.isfinite(times_s).all():
+        raise DecodeError("the container gives no time for some of its frames: remux the video")
+    falling = np.flatnonzero(np.diff(times_s) <= 0)
+    if len(falling):
+        at = int(falling[0])
+        raise DecodeError(
+            f"frame times do not increase (frame {at} at {times_s[at]:.3f} s, frame {at + 1} at "
+            f"{times_s[at + 1]:.3f} s): re-encode the video"
+        )

@@ -1,0 +1,345 @@
+"""Planning clips: from a video's frame times and the settings to clip rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from thinkjepa.cache import ClipRow, Failure, fingerprint
+from thinkjepa.stages.data.decoding.client import DecodeError, VideoDecoder, VideoInfo
+from thinkjepa.stages.data.repeated_frames import RepeatedFrames, planned_repeats
+from thinkjepa.stages.data.sampling import (
+    ClipFrames,
+    FrameRate,
+    Times,
+    dual_clip,
+    measured_rate,
+    release_clip,
+    window_splits,
+)
+from thinkjepa.stages.data.videos import FileSignature, SourceVideo, display_name, identify
+from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.progress import Progress
+
+
+class PlanError(StageError):
+    """A video cannot give a clip with these settings."""
+
+
+def setting(default: Any, text: str, *, rare: bool = False) -> Any:
+    """A settings field: its default, the one sentence that is its help, and whether few need it."""
+    return field(default=default, metadata={"help": text, "rare": rare})
+
+
+@dataclass(frozen=True, slots=True)
+class ClipSettings:
+    """How clips are cut from videos and which frames the two frozen models see."""
+
+    PANEL: ClassVar[str] = "Clips"
+
+    preset: Literal["dual", "release"] = setting(
+        "dual",
+        "dual: thinker over the whole history, encoder over a dense window; "
+        "release: as the published code, split at half the frames, the thinker sees the observed frames.",
+    )
+    thinker_frames: int = setting(16, "Frames for the thinker, spread over everything before the split.")
+    observed_frames: int = setting(32, "Frames of the observed window, a multiple of the encoder's tubelet.")
+    future_frames: int = setting(32, "Frames of a future window, a multiple of the encoder's tubelet.")
+    future_windows: int = setting(1, "Future windows one after the other; more than 1 for long rollouts.")
+    dense_fps: float | Literal["auto"] = setting(
+        "auto",
+        "Rate of the observed and future windows, frames per second. auto: the videos' own, the slowest "
+        "one's where they differ; above a video's own rate frames repeat.",
+    )
+    stride_s: float = setting(2.0, "Seconds between the splits of a long video.")
+
+    def __post_init__(self) -> None:
+        for name in ("thinker_frames", "observed_frames", "future_frames"):
+            number = getattr(self, name)
+            if number < 2 or number % 2:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} {number}: give an even number of frames, 2 or more"
+                )
+        if self.future_windows < 1:
+            raise ValueError(f"--future-windows {self.future_windows}: give 1 or more")
+        if self.preset == "release" and self.future_windows != 1:
+            raise ValueError("--preset release has one future window: leave --future-windows at 1")
+        if self.dense_fps != "auto" and not (np.isfinite(self.dense_fps) and self.dense_fps > 0):
+            raise ValueError(f"--dense-fps {self.dense_fps}: give a number above 0, or auto")
+        if not (np.isfinite(self.stride_s) and self.stride_s > 0):
+            raise ValueError(f"--stride-s {self.stride_s}: give a number above 0")
+
+    @property
+    def fps(self) -> float:
+        """`dense_fps` as a number: `auto` has become one when clips are planned."""
+        assert self.dense_fps != "auto", "the rate is known when the videos are: PlannedFolder.settings"
+        return float(self.dense_fps)
+
+    @property
+    def thinker_sampling(self) -> dict[str, Any]:
+        """What determines the thinker's frames, given the split; with its fingerprint."""
+        if self.preset == "release":
+            return _named({"rule": "release", "frames": self.observed_frames})
+        return _named({"rule": "history", "frames": self.thinker_frames})
+
+    @property
+    def dense_sampling(self) -> dict[str, Any]:
+        """What determines the encoder's frames, given the split; with its fingerprint."""
+        numbers = {"observed": self.observed_frames, "future": self.future_frames}
+        if self.preset == "release":
+            return _named({"rule": "release", **numbers})
+        return _named({"rule": "window", **numbers, "windows": self.future_windows, "fps": self.fps})
+
+    @property
+    def observed_span_s(self) -> float:
+        return (self.observed_frames - 1) / self.fps
+
+    @property
+    def future_span_s(self) -> float:
+        return (self.future_windows * self.future_frames - 1) / self.fps
+
+    @property
+    def clip_span_s(self) -> float:
+        """Seconds that a video has to last for one clip."""
+        return self.observed_span_s + 1 / self.fps + self.future_span_s
+
+
+def plan_clips(video: SourceVideo, info: VideoInfo, settings: ClipSettings) -> list[ClipRow]:
+    """The clips of one video in the order of their splits. Raises PlanError where it gives none."""
+    rows = [_row(video, info.times_s, frames, settings) for frames in _choose(info.times_s, settings)]
+    if not rows:
+        raise PlanError(
+            f"too short: {info.times_s[-1]:.2f} s, a clip needs {settings.clip_span_s:.2f} s "
+            f"({settings.observed_frames} + {settings.future_windows * settings.future_frames} frames at "
+            f"{settings.fps:g} fps); use fewer frames or a higher --dense-fps"
+        )
+    return rows
+
+
+def has_clip(times_s: Times, settings: ClipSettings) -> bool:
+    """Whether a video with frames at these times gives a clip."""
+    return bool(_splits(times_s, settings))
+
+
+def _choose(times_s: Times, settings: ClipSettings) -> list[ClipFrames]:
+    if settings.preset == "release":
+        if len(times_s) < 2:
+            raise PlanError(f"too short: {len(times_s)} frame, the release preset needs 2 or more")
+        return [
+            release_clip(
+                len(times_s), num_observed=settings.observed_frames, num_future=settings.future_frames
+            )
+        ]
+    return [
+        dual_clip(
+            times_s,
+            split,
+            thinker_frames=settings.thinker_frames,
+            num_observed=settings.observed_frames,
+            num_future=settings.future_frames,
+            num_windows=settings.future_windows,
+            fps=settings.fps,
+        )
+        for split in _splits(times_s, settings)
+    ]
+
+
+def _splits(times_s: Times, settings: ClipSettings) -> list[int]:
+    return window_splits(
+        times_s,
+        observed_span_s=settings.observed_span_s,
+        future_span_s=settings.future_span_s,
+        stride_s=settings.stride_s,
+    )
+
+
+def _row(video: SourceVideo, times_s: Times, frames: ClipFrames, settings: ClipSettings) -> ClipRow:
+    return ClipRow(
+        clip_id=f"{video.video_id}@{frames.split_frame}",
+        video=video.name,
+        video_digest=video.digest,
+        thinker_sampling=settings.thinker_sampling["fingerprint"],
+        dense_sampling=settings.dense_sampling["fingerprint"],
+        split_frame=frames.split_frame,
+        split_time_s=float(times_s[frames.split_frame]),
+        thinker_frames=tuple(frames.thinker.tolist()),
+        thinker_times_s=tuple(times_s[frames.thinker].tolist()),
+        observed_frames=tuple(frames.observed.tolist()),
+        observed_times_s=tuple(times_s[frames.observed].tolist()),
+        future_frames=tuple(tuple(window) for window in frames.future.tolist()),
+        future_times_s=tuple(tuple(window) for window in times_s[frames.future].tolist()),
+    )
+
+
+def _named(record: dict[str, Any]) -> dict[str, Any]:
+    return {**record, "fingerprint": fingerprint(record)[:12]}
+
+
+UNKNOWN_FPS = 30.0
+"""Where no video opens: nothing is made with it."""
+
+
+@dataclass(slots=True)
+class PlannedFolder:
+    """The clips of a folder, in the order of the videos' names and of their splits."""
+
+    num_videos: int
+    names: list[str]
+    """Every video that was looked at, with clips or without."""
+    clips: list[ClipRow] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    repeats: list[tuple[str, str]] = field(default_factory=list)
+    """Videos that hold the same content as an earlier one, which stands for both."""
+    paths: dict[str, Path] = field(default_factory=dict)
+    """Where each video digest is read from."""
+    frame_sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Width and height in pixels by video digest."""
+    num_frames: dict[str, int] = field(default_factory=dict)
+    """Frames by video digest."""
+    signatures: dict[str, FileSignature] = field(default_factory=dict)
+    """What each file was when its digest was taken."""
+    duration_s: float = 0.0
+    settings: ClipSettings = field(default_factory=ClipSettings)
+    """How the clips were cut: `dense_fps` is a number here, also where it was asked to be found."""
+
+    @property
+    def fps(self) -> float | None:
+        """Rate of the dense windows; None where the preset cuts by index."""
+        return None if self.settings.preset == "release" else self.settings.fps
+
+    @property
+    def repeated_frames(self) -> RepeatedFrames:
+        return planned_repeats(self.clips)
+
+
+def plan_folder(
+    files: Sequence[Path],
+    folder: Path,
+    settings: ClipSettings,
+    *,
+    decoder: VideoDecoder,
+    progress: Progress,
+    failure_limit: int | None = None,
+) -> PlannedFolder:
+    """Plan the video files found under `folder`, as long as no more than `failure_limit` of them fail.
+
+    All are opened before the first clip is cut: the rate of the dense windows may depend on all of them.
+    """
+    planned = PlannedFolder(num_videos=len(files), names=[])
+    opened: dict[str, tuple[SourceVideo, VideoInfo]] = {}
+    progress.begin("planning", total=len(files), unit="videos")
+    for path in files:
+        if failure_limit is not None and len(planned.failures) > failure_limit:
+            break
+        planned.names.append(display_name(path, folder))
+        video = _identified(path, folder, planned, progress)
+        if video and video.digest in opened:
+            planned.repeats.append((video.name, opened[video.digest][0].name))
+        elif video and (info := _opened(video, decoder, planned, progress)):
+            opened[video.digest] = (video, info)
+        progress.advance(1)
+    planned.settings = _with_rate(settings, list(opened.values()), progress)
+    for video, info in opened.values():
+        _plan_video(video, info, planned, progress)
+    return planned
+
+
+def record(failures: Sequence[Failure], planned: list[Failure], progress: Progress) -> None:
+    """Keep failures and show them as they happen."""
+    for failure in failures:
+        planned.append(failure)
+        progress.failed(failure)
+
+
+def _identified(path: Path, folder: Path, planned: PlannedFolder, progress: Progress) -> SourceVideo | None:
+    try:
+        return identify(path, folder=folder)
+    except OSError as error:
+        name = display_name(path, folder)
+        reason = f"cannot be read: {error.strerror or error}"
+        record([Failure(name, "open", reason)], planned.failures, progress)
+        return None
+
+
+def _opened(
+    video: SourceVideo, decoder: VideoDecoder, planned: PlannedFolder, progress: Progress
+) -> VideoInfo | None:
+    try:
+        return decoder.open(video.path)
+    except DecodeError as error:
+        failure = Failure(video.name, "open", str(error), video_digest=video.digest)
+        record([failure], planned.failures, progress)
+        return None
+
+
+def _plan_video(video: SourceVideo, info: VideoInfo, planned: PlannedFolder, progress: Progress) -> None:
+    try:
+        clips = plan_clips(video, info, planned.settings)
+    except PlanError as error:
+        failure = Failure(video.name, "plan", str(error), video_digest=video.digest)
+        record([failure], planned.failures, progress)
+        return
+    planned.clips.extend(clips)
+    planned.paths[video.digest] = video.path
+    planned.signatures[video.digest] = video.signature
+    planned.frame_sizes[video.digest] = (info.width_px, info.height_px)
+    planned.num_frames[video.digest] = len(info.times_s)
+    planned.duration_s += float(info.times_s[-1])
+
+
+def _with_rate(
+    settings: ClipSettings, opened: Sequence[tuple[SourceVideo, VideoInfo]], progress: Progress
+) -> ClipSettings:
+    """The settings with a number for the rate, which is told where it had to be found.
+
+    The slowest rate that a video has, of those that give a clip at their own: a scrap of two frames a second
+    apart would slow down all.
+    """
+    if settings.dense_fps != "auto" or settings.preset == "release":
+        return settings
+    rates = {video.name: rate for video, info in opened if (rate := measured_rate(info.times_s))}
+    lasting = {
+        video.name: rates[video.name]
+        for video, info in opened
+        if video.name in rates and has_clip(info.times_s, replace(settings, dense_fps=rates[video.name].fps))
+    }
+    if not rates:
+        return replace(settings, dense_fps=UNKNOWN_FPS)
+    chosen = lasting or rates
+    settled = replace(settings, dense_fps=min(rate.fps for rate in chosen.values()))
+    short = [name for name in rates if rates[name].fps < settled.fps]
+    progress.note(_described_rates(chosen) + _described_short(short, rates, settings))
+    return settled
+
+
+def _described_rates(rates: Mapping[str, FrameRate]) -> str:
+    """What `auto` has come to, and why."""
+    slowest = min(rates, key=lambda name: rates[name].fps)
+    fps, fastest = rates[slowest].fps, max(rate.fps for rate in rates.values())
+    faster = sum(rate.fps > fps for rate in rates.values())
+    uneven = "" if rates[slowest].is_steady else ", by the median gap of its uneven frames"
+    if not faster:
+        return f"--dense-fps auto: {fps:g} frames a second, the rate of the videos{uneven}"
+    return (
+        f"--dense-fps auto: {fps:g} frames a second, the rate of {slowest!r}{uneven}; {faster} of "
+        f"{len(rates)} videos are faster, up to {fastest:g}, and give only some of their frames: a number "
+        "sets another rate, frames of slower videos repeat then"
+    )
+
+
+def _described_short(names: Sequence[str], rates: Mapping[str, FrameRate], settings: ClipSettings) -> str:
+    """Which slower videos `auto` leaves out of account; empty where there are none."""
+    if not names:
+        return ""
+    slowest = min(names, key=lambda name: rates[name].fps)
+    fps = rates[slowest].fps
+    others = f" and {len(names) - 1} more are" if len(names) > 1 else " is"
+    return (
+        f"; {slowest!r}{others} slower but too short for a clip at that rate: at {fps:g} it takes "
+        f"{replace(settings, dense_fps=fps).clip_span_s:.1f} s, with fewer --observed-frames and "
+        "--future-frames less"
+    )

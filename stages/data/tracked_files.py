@@ -1,0 +1,148 @@
+"""What a folder of videos contains, as a small file: a change of a video, a name or labels changes it.
+
+Which clips and features a piece of work stands on: small enough to track, exact enough to rely on.
+
+A selection names the feature sets that are read and the digest of the chosen clips (ids and checksums). The
+list itself is in the cache, `CACHE/selections/<12 hex digits>.json`, so that tracking a selection never
+copies it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thinkjepa.cache import file_digest, fingerprint
+from thinkjepa.stages.data.labels.readers import is_readable_place, label_files
+from thinkjepa.stages.data.videos import DigestMemory, display_name, find_videos
+from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.json_files import read_json, write_json
+from thinkjepa.stages.progress import Progress
+
+if TYPE_CHECKING:
+    from thinkjepa.cache import FeatureCache
+
+UNREADABLE = "unreadable"
+"""Stands for the digest of a file that cannot be read: extraction reports it."""
+
+
+def folder_manifest(folder: Path, *, progress: Progress, memory: DigestMemory) -> dict[str, Any]:
+    """Relative name and content digest of every video, and of the label files next to them, if any.
+
+    Files that `memory` knows are not read. Raises StageError where there is no video.
+    """
+    files = find_videos(folder)
+    progress.begin("reading", total=len(files), unit="videos")
+    root = folder.resolve()
+    videos: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    for path in files:
+        videos[display_name(path, folder)] = _digest(path, root, memory)
+        for found in label_files(path, folder):
+            labels[display_name(found, folder)] = _digest(found, root, memory)
+        progress.advance(1)
+    manifest = {"schema": "thinkjepa.clips.v1", "videos": videos}
+    return {**manifest, "labels": labels} if labels else manifest
+
+
+def _digest(path: Path, root: Path, memory: DigestMemory) -> str:
+    try:
+        return memory.digest(path, file_digest) if is_readable_place(path, root) else UNREADABLE
+    except OSError:
+        return UNREADABLE
+
+
+SELECTION_SCHEMA = "thinkjepa.selection.v1"
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Chosen sets and clips. Holds no times and no paths: the same features give the same selection."""
+
+    schema: str
+    thinker: str
+    """Empty where no thinker is read."""
+    encoder: str
+    num_clips: int
+    clips: str
+    """Digest of the clips' ids and the checksums of their features in the sets that are read."""
+    names: str
+    """Digest of the videos' contents and relative names, from which the groups of a split follow."""
+    labels: str = ""
+    """Digest of the label files that the chosen clips' videos have hand labels from; empty where none has."""
+
+
+def make_selection(
+    cache_dir: Path, *, thinker_set: str, encoder_set: str, clip_ids: Collection[str]
+) -> Selection:
+    """Describe the chosen clips that are complete in both sets, and keep their list in the cache."""
+    return _selection(cache_dir, clip_ids, encoder_set=encoder_set, thinker_set=thinker_set)
+
+
+def without_thinker(cache_dir: Path, selection: Selection) -> Selection:
+    """The same clips for a reader of the encoder's features alone; equal for all thinkers that have them."""
+    clip_ids = selected_clip_ids(cache_dir, selection)
+    return _selection(cache_dir, clip_ids, encoder_set=selection.encoder)
+
+
+def _selection(
+    cache_dir: Path, clip_ids: Collection[str], *, encoder_set: str, thinker_set: str | None = None
+) -> Selection:
+    from thinkjepa.cache import FeatureCache  # torch comes with it, which a manifest does not need
+
+    cache = FeatureCache.open(cache_dir)
+    read = [name for name in (thinker_set, encoder_set) if name]
+    chosen = cache.select(*read).only(clip_ids)
+    ids = chosen.clip_ids.to_pylist()
+    checksums = [cache.index(name).values_of(ids, "checksum") for name in read]
+    videos = set(zip(chosen.values("video_digest"), chosen.values("video"), strict=True))
+    selection = Selection(
+        schema=SELECTION_SCHEMA,
+        thinker=thinker_set or "",
+        encoder=encoder_set,
+        num_clips=len(chosen),
+        clips=fingerprint(list(zip(ids, *checksums, strict=True))),
+        names=fingerprint(sorted(videos)),
+        labels=labels_digest(cache, {digest for digest, _ in videos}),
+    )
+    write_json(_list_file(cache_dir, selection), {"clip_ids": ids})
+    return selection
+
+
+def write_selection(path: Path, selection: Selection) -> None:
+    """Without labels the file is what it was before there were any: nothing trains again for their sake."""
+    record = asdict(selection)
+    write_json(path, {name: value for name, value in record.items() if name != "labels" or value})
+
+
+def read_selection(path: Path) -> Selection:
+    """Raises StageError where the file is no selection."""
+    record = read_json(path)
+    if record.get("schema") != SELECTION_SCHEMA:
+        raise StageError(
+            f"{str(path)!r} is no selection of clips: the extract step of `dvc repro` writes one"
+        )
+    return Selection(**record)
+
+
+def selected_clip_ids(cache_dir: Path, selection: Selection) -> list[str]:
+    """The chosen clips, sorted. Raises StageError where the cache does not hold the list."""
+    path = _list_file(cache_dir, selection)
+    if not path.is_file():
+        raise StageError(
+            f"cache {str(cache_dir)!r} does not hold this selection of clips: run the extraction again"
+        )
+    return list(read_json(path)["clip_ids"])
+
+
+def labels_digest(cache: FeatureCache, video_digests: Collection[str]) -> str:
+    """Tells apart the hand labels of some videos; empty where none of them has any."""
+    digests = {video: cache.labels.label_digest(video) for video in video_digests}
+    labelled = sorted((video, digest) for video, digest in digests.items() if digest)
+    return fingerprint(labelled) if labelled else ""
+
+
+def _list_file(cache_dir: Path, selection: Selection) -> Path:
+    return cache_dir / "selections" / f"{selection.clips[:12]}.json"

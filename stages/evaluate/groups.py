@@ -1,0 +1,232 @@
+"""Evaluated runs, grouped by everything but their seed, on the clips that all of them share."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any, get_args
+
+import numpy as np
+
+from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.evaluate.bootstrap import Floats
+from thinkjepa.stages.evaluate.metrics import LATENT_METRICS
+from thinkjepa.stages.evaluate.table import ClipTable
+from thinkjepa.stages.json_files import json_bytes
+from thinkjepa.stages.train.model.config import Variant
+
+NOT_PART_OF_A_GROUP = (
+    "variant",
+    "seed",
+    "device",
+    "clips_per_forward",
+    "attention_kernel",
+    "preset",
+    "save_every_s",
+)
+"""Settings: the variant is named by itself, the others say where and how, not what."""
+
+SAME_TIME_S = 1e-3
+
+OF_THE_LATENTS = ("latent_pool", "normalise_targets")
+"""Settings that change what is predicted: latents of other sizes or scales."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluatedRun:
+    """One run's scores, and what to call it."""
+
+    name: str
+    table: ClipTable
+    validation: Mapping[str, float] = field(default_factory=dict)
+    """What `metrics.json` says of the validation clips, by name."""
+
+    @property
+    def variant(self) -> str:
+        return str(self.table.record["variant"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.table.record["seed"])
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """All that runs of one group have in common, without the variant."""
+        record = self.table.record
+        settings = {
+            name: value for name, value in record["settings"].items() if name not in NOT_PART_OF_A_GROUP
+        }
+        sets = {kind: item and item["name"] for kind, item in record["feature_sets"].items()}
+        return {**settings, "joints": ",".join(record["joints"]), **sets}
+
+
+@dataclass(frozen=True, slots=True)
+class RunGroup:
+    """Runs that differ in their seed only, sorted by it."""
+
+    name: str
+    runs: tuple[EvaluatedRun, ...]
+
+    @property
+    def variant(self) -> str:
+        return self.runs[0].variant
+
+    @property
+    def seeds(self) -> list[int]:
+        return [run.seed for run in self.runs]
+
+    def has(self, method: str, metric: str) -> bool:
+        return all(run.table.has(method, metric) for run in self.runs)
+
+    def by_seed(self, method: str, metric: str) -> Floats:
+        """Scores `(seed, clip)`; NaN where a clip has none."""
+        return np.stack([run.table.scores(method, metric) for run in self.runs])
+
+    def curves(self, method: str, metric: str) -> Floats:
+        """Scores `(clip, step)`, means over seeds."""
+        mean: Floats = np.mean([run.table.curves(method, metric) for run in self.runs], axis=0)
+        return mean
+
+
+def group_runs(runs: Sequence[EvaluatedRun]) -> list[RunGroup]:
+    """Groups in the order of variants, each named by its variant and by the settings that tell it apart.
+
+    Raises StageError where a group has a seed twice.
+    """
+    members: dict[bytes, list[EvaluatedRun]] = {}
+    for run in runs:
+        members.setdefault(json_bytes([run.variant, run.description]), []).append(run)
+    found = [tuple(sorted(group, key=lambda run: run.seed)) for group in members.values()]
+    names = _names([group[0] for group in found])
+    groups = [RunGroup(name, group) for name, group in zip(names, found, strict=True)]
+    for group in groups:
+        _check_seeds(group)
+    return sorted(groups, key=lambda group: (get_args(Variant).index(group.variant), group.name))
+
+
+def on_shared_clips(runs: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
+    """The runs limited to the clips that all were evaluated on, sorted by id.
+
+    Of runs whose latents are not in one space, latent scores are left out: their differences mean nothing.
+    Raises StageError where runs have another split, future or joints, where labels changed between the
+    evaluations, or where nothing is left to compare.
+    """
+    first = runs[0]
+    for run in runs[1:]:
+        _check_same_split(first, run)
+    shared = sorted(set.intersection(*(set(run.table.clip_ids) for run in runs)))
+    if not shared:
+        raise StageError(f"runs {_list(runs)} have no {first.table.record['split']} clip in common")
+    limited = [replace(run, table=run.table.only(shared)) for run in runs]
+    _check_same_future(limited)
+    _check_same_labels([run for run in limited if run.table.record["joints"]])
+    if one_latent_space(limited):
+        return limited
+    if not all(run.table.record["joints"] for run in limited):
+        raise StageError(
+            f"the latents of runs {_list(runs)} are not in one space (another encoder, --latent-pool or "
+            "--normalise-targets), and not all of them predict hands: there is nothing to compare"
+        )
+    return [replace(run, table=run.table.without(LATENT_METRICS)) for run in limited]
+
+
+def one_latent_space(runs: Sequence[EvaluatedRun]) -> bool:
+    """Whether latent distances of these runs are distances between the same things."""
+    spaces = [
+        (record["feature_sets"]["encoder"], [record["settings"].get(name) for name in OF_THE_LATENTS])
+        for record in (run.table.record for run in runs)
+    ]
+    return all(space == spaces[0] for space in spaces)
+
+
+def varied_settings(groups: Sequence[RunGroup]) -> dict[str, list[Any]]:
+    """Settings in which groups differ, with their values; variant and seed are named by themselves.
+
+    A run that reads no thinker differs in its variant, so that None is no value of `thinker`.
+    """
+    descriptions = [group.runs[0].description for group in groups]
+    found = {}
+    for name in differing(descriptions):
+        values = [item.get(name) for item in descriptions]
+        own = list(
+            {json_bytes(value): value for value in values if value is not None or name != "thinker"}.values()
+        )
+        if len(own) > 1:
+            found[name] = own
+    return found
+
+
+def _names(first_runs: Sequence[EvaluatedRun]) -> list[str]:
+    """A name for each group, from one of its runs: its variant, with what differs within the variant."""
+    names = []
+    for run in first_runs:
+        peers = [other.description for other in first_runs if other.variant == run.variant]
+        names_of_peers = differing(peers)
+        own = {name: value for name, value in run.description.items() if name in names_of_peers}
+        details = ", ".join(f"{name} {value}" for name, value in sorted(own.items()))
+        names.append(f"{run.variant} ({details})" if details else run.variant)
+    return names
+
+
+def differing(descriptions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names, sorted, of what is not the same in all of them."""
+    names = set().union(*descriptions)
+    first = descriptions[0]
+    return sorted(name for name in names if any(other.get(name) != first.get(name) for other in descriptions))
+
+
+def _check_seeds(group: RunGroup) -> None:
+    for one, other in pairwise(group.runs):
+        if one.seed == other.seed:
+            raise StageError(
+                f"runs {one.name!r} and {other.name!r} have the same settings and seed {one.seed}: "
+                "leave one of them out"
+            )
+
+
+def _check_same_split(one: EvaluatedRun, other: EvaluatedRun) -> None:
+    for name, what in (("split", "evaluated on"), ("division", "divided by")):
+        first, second = one.table.record[name], other.table.record[name]
+        if first != second:
+            raise StageError(
+                f"runs {one.name!r} and {other.name!r} cannot be compared, their clips are not the same: "
+                f"{what} {_short(first)} and {_short(second)}; train them with the same --group-by, "
+                "fractions and --split-seed, and evaluate the same --split"
+            )
+
+
+def _check_same_future(runs: Sequence[EvaluatedRun]) -> None:
+    """Ids of clips name video and split: frames of another rate or number would go unnoticed."""
+    for one, other in pairwise(runs):
+        first, second = (run.table.lists("horizon_s") for run in (one, other))
+        if first.shape != second.shape or not np.allclose(first, second, atol=SAME_TIME_S):
+            raise StageError(
+                f"runs {one.name!r} and {other.name!r} predict other moments of the same clips (another "
+                "--dense-fps or --future-frames): compare runs on features of the same frames"
+            )
+
+
+def _check_same_labels(runs: Sequence[EvaluatedRun]) -> None:
+    for one, other in pairwise(runs):
+        joints, others = (run.table.record["joints"] for run in (one, other))
+        if joints != others:
+            raise StageError(
+                f"runs {one.name!r} and {other.name!r} predict {len(joints)} and {len(others)} joints that "
+                "are not the same: compare runs with the same --joints"
+            )
+        counted = (run.table.numbers("counted_joint_frames") for run in (one, other))
+        if not np.equal(*counted).all():
+            raise StageError(
+                f"labels changed between the evaluations of {one.name!r} and {other.name!r}: evaluate both "
+                "again (--again)"
+            )
+
+
+def _short(value: object) -> str:
+    if isinstance(value, dict):
+        rule = {**value["rule"], "group_by": value["grouping"]}
+        return ", ".join(f"{name} {setting}" for name, setting in sorted(rule.items()))
+    return str(value)
+
+
+def _list(runs: Sequence[EvaluatedRun]) -> str:
+    return ", ".join(repr(run.name) for run in runs)

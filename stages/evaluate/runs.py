@@ -1,0 +1,94 @@
+"""A training run read back: its model, its split and the features it was trained on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from thinkjepa.cache import FeatureCache, FeatureSet
+from thinkjepa.stages.data.partition import SIDES, Side
+from thinkjepa.stages.data.trajectories import Supervision
+from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.json_files import read_json
+from thinkjepa.stages.train.data.features import Features
+from thinkjepa.stages.train.fit.state import Checkpoint, load_model, shape_from_json
+from thinkjepa.stages.train.model.config import ModelShape
+from thinkjepa.stages.train.model.forecast import ForecastModel
+from thinkjepa.stages.train.plan import RUN_SCHEMA
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedRun:
+    """The record `run.json` of a run, and where it lies."""
+
+    path: Path
+    record: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, path: Path) -> "TrainedRun":
+        """Raises StageError where `path` holds no finished run, or one of another schema."""
+        if not (path / "run.json").is_file():
+            raise StageError(f"{str(path)!r} has no run.json: it is no finished training run")
+        record = read_json(path / "run.json")
+        if record.get("schema") != RUN_SCHEMA:
+            raise StageError(
+                f"run {str(path)!r} has schema {record.get('schema')!r}, this version reads {RUN_SCHEMA!r}: "
+                "train again"
+            )
+        return cls(path=path, record=record)
+
+    @property
+    def variant(self) -> str:
+        return str(self.record["model"]["variant"])
+
+    @property
+    def clips_per_forward(self) -> int:
+        return int(self.record["settings"]["clips_per_forward"])
+
+    @property
+    def shape(self) -> ModelShape:
+        return shape_from_json(self.record["model"])
+
+    def model(self) -> ForecastModel:
+        """The best epoch's model, in evaluation mode."""
+        checkpoint = Checkpoint(**self.record["checkpoint"])
+        return load_model(self.path, checkpoint, self.shape)
+
+    def features(self, cache_dir: Path | None) -> Features:
+        """The feature sets of the run, in `cache_dir` or, where None, the cache that the run names."""
+        cache = FeatureCache.open(cache_dir or Path(self.record["cache"]))
+        sets = self.record["feature_sets"]
+        encoder = _same_set(cache, sets["encoder"])
+        thinker = None if sets["thinker"] is None else _same_set(cache, sets["thinker"])
+        features = Features(cache=cache, encoder=encoder, thinker=thinker).needed_by(self.shape)
+        return replace(features, supervision=self._supervision(features))
+
+    def _supervision(self, features: Features) -> Supervision | None:
+        """Trajectories of the run's own joints, None for a run on latents alone."""
+        if self.shape.head is None:
+            return None
+        joints = ",".join(self.shape.head.joints)
+        return Supervision(features.cache.labels, features.clips(), joints=joints)
+
+    def clip_ids(self, side: Side) -> tuple[str, ...]:
+        """The clips that were on this side when the run was trained, sorted."""
+        return tuple(read_json(self.path / "split.json")["clips"][side])
+
+    def side_of(self, video_id: str) -> Side | None:
+        """The side that has clips of this video, None where the run has none."""
+        prefix = f"{video_id}@"
+        return next(
+            (side for side in SIDES if any(name.startswith(prefix) for name in self.clip_ids(side))), None
+        )
+
+
+def _same_set(cache: FeatureCache, wanted: Mapping[str, str]) -> FeatureSet:
+    """The set of the fingerprint that the run was trained on: features of another origin are refused."""
+    for item in cache.feature_sets.values():
+        if item.fingerprint == wanted["fingerprint"]:
+            return item
+    held = ", ".join(sorted(cache.feature_sets)) or "none"
+    raise StageError(
+        f"cache {str(cache.path)!r} lacks feature set {wanted['name']}, on which the run was trained; it "
+        f"holds {held}: name the run's own cache"
+    )

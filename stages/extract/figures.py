@@ -1,0 +1,212 @@
+"""What an estimate says: of a folder of videos, and of its models where they can be described."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+
+from thinkjepa.cache import ArraySpec, ClipRow, Failure, FeatureSet, Kind, WriteSession
+from thinkjepa.cache.shards.format import CRC_BYTES
+from thinkjepa.stages.data.plan import ClipSettings
+from thinkjepa.stages.data.repeated_frames import RepeatedFrames
+from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.extract.settings import ModelSettings, parse_layers
+from thinkjepa.stages.extract.thinker.contract import TYPICAL_TOKENS, thinker_arrays
+
+
+@dataclass(slots=True)
+class ModelFigures:
+    """One of the two models and its feature set; totals are over all clips."""
+
+    model: str
+    parameters: int
+    weights_bytes: int
+    tokens_per_clip: list[int] | None
+    """Least and most; of the encoder, latent tokens of all windows. None where there are no clips."""
+    total_flops: int
+    disk_bytes: int
+    array_bytes: dict[str, int]
+    """Payload on disk by array, without the indexes of shards (below 0.1 % at real sizes)."""
+
+
+@dataclass(slots=True)
+class MemoryFigures:
+    """Bytes at the peak of a batch, roughly; on the CPU both sums share one memory."""
+
+    weights_bytes: int
+    """Of both models, on the device."""
+    activation_bytes: int
+    """Of the larger of the two forwards, on the device."""
+    key_value_bytes: int
+    """What the thinker keeps while it generates, on the device."""
+    frame_bytes: int
+    """Decoded frames and preprocessed pixels, on the host."""
+    state_bytes: int
+    """Hidden states and latents on their way to the disk, on the host."""
+
+    @property
+    def device_bytes(self) -> int:
+        return self.weights_bytes + self.activation_bytes + self.key_value_bytes
+
+    @property
+    def host_bytes(self) -> int:
+        return self.frame_bytes + self.state_bytes
+
+    def to_json(self) -> dict[str, int]:
+        return {**asdict(self), "device_bytes": self.device_bytes, "host_bytes": self.host_bytes}
+
+
+@dataclass(slots=True, kw_only=True)
+class FolderEstimate:
+    """What an extraction of a folder is made of, as far as that is known without the models."""
+
+    videos: int
+    video_hours: float
+    clips: int
+    thinker_frames: int
+    """Frames that the thinker is given, of all clips."""
+    encoder_windows: int
+    encoder_frames: int
+    """Frames of all windows."""
+    failed_videos: int
+    allowed_failed_videos: int | None
+    """None where no number was given."""
+    failures: list[Failure]
+    repeats: list[tuple[str, str]]
+    dense_fps: float | None
+    """Rate of the dense windows; None where the preset cuts by index."""
+    repeated_frames: RepeatedFrames
+    dtype: str
+    disk_bytes: int | None
+    """Of all features; without the models by their published shapes, None where these are not known."""
+    warnings: list[str]
+    assumptions: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """All keys of an estimate; those of the models are null where these are not described."""
+        unknown = dict.fromkeys([field.name for field in fields(Estimate)] + ["hours"])
+        return {**unknown, **asdict(self), "repeated_frames": self.repeated_frames.to_json()}
+
+
+@dataclass(slots=True, kw_only=True)
+class Estimate(FolderEstimate):
+    """What an extraction will take. `to_json` has all of it, and `hours`."""
+
+    device: str
+    batch_size: int
+    thinker: ModelFigures
+    encoder: ModelFigures
+    disk_bytes: int
+    memory: MemoryFigures
+    tflops: float
+    tflops_measured: bool
+    """Whether `tflops` was measured here by matrix products rather than given."""
+    utilisation: float
+    model_hours: float
+    decode_hours: float
+    """Decoding and preprocessing, as measured here on `decode_clips` clips."""
+    decode_clips: int
+
+    @property
+    def hours(self) -> float:
+        """One batch is decoded while another is in the models; where these run on the CPU, they share it."""
+        on_cpu = self.device == "cpu" and self.tflops_measured
+        parts = (self.model_hours, self.decode_hours)
+        return sum(parts) if on_cpu else max(parts)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**FolderEstimate.to_json(self), "memory": self.memory.to_json(), "hours": self.hours}
+
+
+GB = 10**9
+
+
+def stored_bytes(spec: ArraySpec, *, num_tokens: int) -> int:
+    """Bytes of one clip in an array's shards: whole chunks, each with its checksum; ragged arrays have only
+    the chunks that their tokens reach into."""
+    sizes = [
+        num_tokens if name == "token" else size for name, size in zip(spec.dims, spec.shape, strict=True)
+    ]
+    num_chunks = math.prod(math.ceil(size / chunk) for size, chunk in zip(sizes, spec.chunks, strict=True))
+    return num_chunks * (spec.chunk_bytes + CRC_BYTES)
+
+
+def require_space(session: WriteSession, sets: Mapping[Kind, FeatureSet], clips: Sequence[ClipRow]) -> None:
+    """Raise StageError where the features that clips lack, uncompressed, take more than what is free.
+
+    A clip of the thinker counts with a typical number of tokens.
+    """
+    missing = {
+        kind: {clip.clip_id for clip in clips} - session.done_clip_ids(item) for kind, item in sets.items()
+    }
+    needed = sum(
+        len(missing[kind]) * stored_bytes(spec, num_tokens=TYPICAL_TOKENS)
+        for kind, item in sets.items()
+        for spec in item.arrays.values()
+    )
+    free = shutil.disk_usage(session.root).free
+    if needed > free:
+        number = len(set.union(*missing.values()))
+        raise StageError(
+            f"{number} clips without features take about {needed / GB:.2g} GB, and {str(session.root)!r} has "
+            f"{free / GB:.2g} GB free: free space, choose another --cache-dir, keep fewer --layers or give "
+            "--fp8 all; --ignore-space extracts as much as there is room for"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkerShape:
+    """Decoder layers, and the width of the residual stream."""
+
+    num_layers: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderShape:
+    """Patches of a latent step, their width, and the frames of a step."""
+
+    num_patches: int
+    width: int
+    tubelet: int = 2
+
+
+THINKERS = {
+    f"Qwen/Qwen3-VL-{size}-{kind}": shape
+    for size, shape in {
+        "2B": ThinkerShape(28, 2048),
+        "4B": ThinkerShape(36, 2560),
+        "8B": ThinkerShape(36, 4096),
+    }.items()
+    for kind in ("Thinking", "Instruct")
+}
+
+ENCODERS = {
+    "facebook/vjepa2-vitl-fpc64-256": EncoderShape(16 * 16, 1024),
+    "facebook/vjepa2-vith-fpc64-256": EncoderShape(16 * 16, 1280),
+    "facebook/vjepa2-vitg-fpc64-256": EncoderShape(16 * 16, 1408),
+    "facebook/vjepa2-vitg-fpc64-384": EncoderShape(24 * 24, 1408),
+}
+"""Of their configurations on the hub."""
+
+
+def known_clip_bytes(models: ModelSettings, clips: ClipSettings, *, dtype: str) -> tuple[int, int] | None:
+    """About how many bytes a clip takes, of the thinker and of the encoder; None where one is not known.
+
+    The thinker's tokens are a typical number. Raises StageError for layers that the thinker does not have.
+    """
+    thinker, encoder = THINKERS.get(models.thinker), ENCODERS.get(models.encoder)
+    if thinker is None or encoder is None:
+        return None
+    layers = parse_layers(models.layers, num_layers=thinker.num_layers)
+    arrays = thinker_arrays(layers, width=thinker.width, dtype=dtype)
+    states = sum(stored_bytes(spec, num_tokens=TYPICAL_TOKENS) for spec in arrays)
+    frames = clips.observed_frames + clips.future_windows * clips.future_frames
+    values = math.ceil(frames / encoder.tubelet) * encoder.num_patches * encoder.width
+    element: torch.dtype = getattr(torch, dtype)
+    return states, values * element.itemsize

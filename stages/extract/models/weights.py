@@ -1,0 +1,233 @@
+"""Models on a hub: their files, downloaded if need be, or one sentence that says what stands in the way."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.filesize import decimal
+
+from thinkjepa.cache import file_digest, fingerprint
+from thinkjepa.stages.errors import StageError
+
+REVISION_FLAGS = {"thinker": "--revision", "encoder": "--encoder-revision"}
+
+
+class ModelUnavailableError(StageError):
+    """A hub's model is out of reach, for now or from here."""
+
+
+def hub_snapshot(name: str, *, revision: str, role: str, files: Sequence[str]) -> Path:
+    """The folder of a model's files that match `files`. Raises StageError with the remedy.
+
+    Without network, and where HF_HUB_OFFLINE is set, it is what an earlier download left, perhaps not all.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
+    except HFValidationError as error:
+        raise StageError(
+            f"--{role} {name!r} is neither a folder nor a hub name such as 'Qwen/Qwen3-VL-2B'"
+        ) from error
+    except (OSError, ValueError) as error:
+        reason = _reason(error, name, revision=revision, role=role)
+        raise ModelUnavailableError(f"--{role} {name!r} is no local folder, and {reason}") from error
+
+
+def _reason(error: Exception, name: str, *, revision: str, role: str) -> str:
+    """Why a snapshot is not to be had, and what to do."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RevisionNotFoundError
+
+    causes = list(_causes(error))
+    status = next((code for cause in causes if (code := _status(cause))), None)
+    missing = f"HF_HOME ({constants.HF_HOME}) does not hold it"
+    elsewhere = f"fetch it where there is network (hf download {name}) and bring HF_HOME or the folder here"
+    if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes):
+        return f"{missing} while HF_HUB_OFFLINE forbids to fetch it: unset HF_HUB_OFFLINE, or {elsewhere}"
+    if status == 403 or any(isinstance(cause, GatedRepoError) for cause in causes):
+        page = f"{constants.ENDPOINT}/{name}"
+        return f"the hub gates it: accept its conditions at {page}, then log in (hf auth login, or HF_TOKEN)"
+    if any(isinstance(cause, RevisionNotFoundError) for cause in causes):
+        flag = REVISION_FLAGS.get(role, "revision")
+        return f"the hub has it, but not at {flag} {revision!r}: give a branch, tag or commit"
+    if status in (401, 404):
+        return (
+            f"the hub ({constants.ENDPOINT}) shows no model of that name: check the name, log in where it is "
+            "private (hf auth login, or HF_TOKEN), or give a folder that holds the model"
+        )
+    if status is not None:
+        return (
+            f"the hub ({constants.ENDPOINT}) answers with status {status}: try again later, or {elsewhere}; "
+            f"{missing}"
+        )
+    last = " ".join(str(causes[-1]).split())[:100]
+    return f"the hub ({constants.ENDPOINT}) cannot be reached ({last}) and {missing}: {elsewhere}"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, and what it was raised from."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
+def _status(error: BaseException) -> int | None:
+    """The status of a server's answer, where an error carries one."""
+    number = getattr(getattr(error, "response", None), "status_code", None)
+    return number if isinstance(number, int) else None
+
+
+DESCRIPTION = ("*.json", "*.jinja", "*.txt", "*.model")
+"""The small files of a model: configuration, tokenizer, processor, chat template; no code."""
+
+NEEDED = (*DESCRIPTION, "*.safetensors")
+"""What is fetched from a hub to run a model; no pickled weights."""
+
+MEMORY_FILE = ".thinkjepa-digest.json"
+"""Remembers a weights digest beside the weights, for as long as their sizes and change times stay."""
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+"""One of them is a thinker's: without any, transformers makes an empty one of the rest, silently."""
+
+LACKING = r"a directory containing an? (?:file named )?([\w.-]+\.\w+)"
+"""How transformers says that a file is missing, behind much about its hub."""
+
+UNFINISHED = "where its download into {path} never ended, run again with network and without HF_HUB_OFFLINE"
+
+INFORMATIVE = ("README.md", MEMORY_FILE, ".gitattributes")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """A model in standard transformers files. `name` is what the user asked for."""
+
+    name: str
+    path: Path
+    revision: str
+
+    @property
+    def weight_files(self) -> Sequence[Path]:
+        return sorted(path for path in self.path.glob("*.safetensors") if path.is_file())
+
+    @property
+    def described(self) -> str:
+        """Its name and the size of its weights, for messages."""
+        return f"{self.name} ({decimal(sum(path.stat().st_size for path in self.weight_files))})"
+
+
+def find_model(name: str, *, revision: str, role: str, need_weights: bool = True) -> ModelFolder:
+    """The local folder, or the hub's snapshot (downloaded if need be). Raises StageError with the remedy.
+
+    Without `need_weights` the model can be described but not loaded, and its weights are not downloaded.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        found = ModelFolder(name, folder, revision="local")
+    else:
+        files = NEEDED if need_weights else DESCRIPTION
+        path = hub_snapshot(name, revision=revision, role=role, files=files)
+        found = ModelFolder(name, path, revision=path.name)
+    if problem := _missing_files(found, role, need_weights=need_weights):
+        remedy = "copy the whole folder" if found.revision == "local" else UNFINISHED.format(path=found.path)
+        raise StageError(f"--{role} {name!r}: {problem}; {remedy}")
+    return found
+
+
+def _missing_files(model: ModelFolder, role: str, *, need_weights: bool) -> str:
+    """What a model's folder lacks, empty where it is complete."""
+    if not (model.path / "config.json").is_file():
+        return "the folder has no config.json, so it is not a transformers model"
+    if need_weights and not model.weight_files:
+        return "no .safetensors weights, and other formats are never loaded: convert them first"
+    listed = {shard for index in model.path.glob("*.safetensors.index.json") for shard in _shards(index)}
+    missing = sorted(listed - {path.name for path in model.weight_files})
+    if need_weights and missing:
+        return f"{len(missing)} of {len(listed)} weight files are missing, e.g. {missing[0]}"
+    if role == "thinker" and not any((model.path / name).is_file() for name in TOKENIZERS):
+        return f"the folder has no tokenizer ({', '.join(TOKENIZERS)})"
+    return ""
+
+
+def _shards(index: Path) -> set[str]:
+    """The weight files that an index names. Raises StageError where it cannot be read."""
+    try:
+        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StageError(f"{str(index)!r} cannot be read ({error}): copy the model again") from error
+
+
+def weights_digest(model: ModelFolder) -> str:
+    """sha256 over the names and contents of the weight files and config.json."""
+    if (known := _remembered(model)) is not None:
+        return known
+    digest = fingerprint([[path.name, file_digest(path)] for path in _identifying(model)])
+    try:
+        memory = {"files": _state(model), "digest": digest}
+        (model.path / MEMORY_FILE).write_text(json.dumps(memory), encoding="utf-8")
+    except OSError:
+        return digest  # a read-only model folder: computed again next time
+    return digest
+
+
+def is_identified(model: ModelFolder) -> bool:
+    """Whether the digest of a model's weights is known without reading them."""
+    return _remembered(model) is not None
+
+
+def preprocessing_digest(model: ModelFolder) -> str:
+    """sha256 over everything beside the weights: tokenizer, chat template, processor settings."""
+    weights = {path.name for path in model.weight_files}
+    files = [
+        path
+        for path in sorted(model.path.iterdir())
+        if path.is_file() and path.name not in weights and path.name not in ("config.json", *INFORMATIVE)
+    ]
+    joined = hashlib.sha256()
+    for path in files:
+        joined.update(f"{path.name} {file_digest(path)}\n".encode())
+    return joined.hexdigest()
+
+
+@contextmanager
+def explained_load_errors(model: ModelFolder, role: str) -> Iterator[None]:
+    """Turn what transformers raises for a folder it cannot load into one line."""
+    try:
+        yield
+    except StageError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        if lacking := re.search(LACKING, reason):
+            raise StageError(
+                f"--{role} {model.name!r} has no {lacking[1]}: copy the whole folder of the model"
+            ) from error
+        raise StageError(
+            f"--{role} {model.name!r} cannot be loaded: {type(error).__name__}: {reason[:300]}"
+        ) from error
+
+
+def _identifying(model: ModelFolder) -> list[Path]:
+    return [model.path / "config.json", *model.weight_files]
+
+
+def _state(model: ModelFolder) -> list[list[Any]]:
+    """What tells that the identifying files are those that were read."""
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in _identifying(model)]
+
+
+def _remembered(model: ModelFolder) -> str | None:
+    try:
+        known = json.loads((model.path / MEMORY_FILE).read_text(encoding="utf-8"))
+        return str(known["digest"]) if known["files"] == _state(model) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,297 @@
+"""Which frames of a new video a prediction sees, and which moments it is for.
+
+A new video before one split, through the frozen models: what a run's predictor is given, then what came.
+
+The encoder gets the observed window, the thinker the history. The future window goes through the encoder in
+a call of its own, for comparison only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thinkjepa.cache import ClipRow, FeatureSet
+from thinkjepa.stages.data.decoding.client import DecodeError, VideoDecoder, VideoInfo
+from thinkjepa.stages.data.plan import PlannedFolder
+from thinkjepa.stages.data.sampling import (
+    TOLERANCE_S,
+    Times,
+    future_frames,
+    history_frames,
+    measured_rate,
+    observed_frames,
+    release_clip,
+)
+from thinkjepa.stages.data.videos import SourceVideo
+from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.evaluate.runs import TrainedRun
+from thinkjepa.stages.extract.encoder.base import VideoEncoder
+from thinkjepa.stages.extract.thinker.contract import Thought, thought_features
+from thinkjepa.stages.extract.work.frames import ClipDecoding, see, watch
+from thinkjepa.stages.predict.models import as_stored, load_thinker, version_differences
+from thinkjepa.stages.progress import Progress
+from thinkjepa.stages.train.data.batches import TokenBatch, of_kinds, packed
+from thinkjepa.stages.train.data.features import Features
+
+LATE_S = 1.0
+"""A split at the end lies up to a frame behind the last one: no video has fewer than one a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class SplitChoice:
+    """Where the future shall begin: a frame, a time in seconds, or neither for the latest sensible place."""
+
+    frame: int | None = None
+    time_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.frame is not None and self.time_s is not None:
+            raise StageError("give --split-frame or --split-time, not both")
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenFrames:
+    """Frames of one video around one split, by index; `future` is empty where the video ends there."""
+
+    split_frame: int
+    thinker: tuple[int, ...]
+    observed: tuple[int, ...]
+    observed_times_s: tuple[float, ...]
+    future: tuple[int, ...]
+    future_times_s: tuple[float, ...]
+    """The moments that are predicted, also those past the video's end."""
+    fps: float
+    """Of the windows; of a video's own average rate where they were chosen by index."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "split_frame": self.split_frame,
+            "split_time_s": round(self.future_times_s[0], 6),
+            "observed_frames": list(self.observed),
+            "thinker_frames": list(self.thinker),
+            "future_frames": list(self.future),
+            "future_times_s": [round(time_s, 6) for time_s in self.future_times_s],
+        }
+
+
+def choose_frames(
+    times_s: Times, split: SplitChoice, *, encoder: FeatureSet, thinker: FeatureSet | None
+) -> ChosenFrames:
+    """Frames by the rules that the run's features were sampled with.
+
+    By default the future begins as late as the video still shows all of it, or at the end of a video
+    that is too short for that. Raises StageError for a split with nothing before it.
+    """
+    dense = encoder.origin["sampling"]
+    if dense["rule"] == "release":
+        return _release(times_s, split, num_observed=dense["observed"], num_future=dense["future"])
+    fps, num_future = float(dense["fps"]), int(dense["future"])
+    chosen = _split_frame(times_s, split, future_span_s=(num_future - 1) / fps)
+    observed = observed_frames(times_s, chosen, num_frames=int(dense["observed"]), fps=fps)
+    history = _history(times_s, chosen, thinker)
+    begins_s = float(times_s[chosen]) if chosen < len(times_s) else float(times_s[-1]) + 1 / fps
+    future: tuple[int, ...] = ()
+    if chosen < len(times_s):
+        window = future_frames(times_s, chosen, num_windows=1, num_frames=num_future, fps=fps)[0]
+        shown = begins_s + np.arange(num_future) / fps <= times_s[-1] + TOLERANCE_S
+        future = tuple(window[shown].tolist())
+    ahead = tuple((begins_s + np.arange(num_future) / fps).tolist())
+    known = tuple(times_s[list(future)].tolist())
+    return ChosenFrames(
+        split_frame=chosen,
+        thinker=history,
+        observed=tuple(observed.tolist()),
+        observed_times_s=tuple(times_s[observed].tolist()),
+        future=future,
+        future_times_s=(*known, *ahead[len(known) :]),
+        fps=fps,
+    )
+
+
+def repeat_warnings(times_s: Times, frames: ChosenFrames) -> list[str]:
+    """Where the run sees a frame more than once, because of the video's rate or its beginning."""
+    windows = (frames.observed, frames.future)
+    repeated = sum(int((np.diff(window) == 0).sum()) for window in windows)
+    if not repeated:
+        return []
+    found = f"{repeated} of {sum(map(len, windows))} frames repeat the frame before them"
+    begins_s = float(times_s[frames.split_frame - 1]) - (len(frames.observed) - 1) / frames.fps
+    if begins_s < times_s[0] - TOLERANCE_S:
+        return [f"{found}: the observed window begins before the video does; give a later --split-time"]
+    rate = measured_rate(times_s)
+    own = f"{rate.fps:g}" if rate else "fewer"
+    return [
+        f"{found}: the run reads {frames.fps:g} frames a second, the video has {own}; a run on features of "
+        "--dense-fps auto or of a lower rate fits it"
+    ]
+
+
+def _history(times_s: Times, split_frame: int, thinker: FeatureSet | None) -> tuple[int, ...]:
+    if thinker is None:
+        return ()
+    number = int(thinker.origin["sampling"]["frames"])
+    return tuple(history_frames(times_s, split_frame, num_frames=number).tolist())
+
+
+def _split_frame(times_s: Times, split: SplitChoice, *, future_span_s: float) -> int:
+    number = len(times_s)
+    if split.frame is not None:
+        chosen = split.frame
+    elif split.time_s is not None:
+        if not 0 <= split.time_s - times_s[0] <= times_s[-1] - times_s[0] + LATE_S:
+            raise StageError(
+                f"split time {split.time_s:g} s of a video from {times_s[0]:.2f} s to {times_s[-1]:.2f} s"
+            )
+        chosen = int(np.searchsorted(times_s, split.time_s - TOLERANCE_S))
+    else:
+        chosen = int(np.searchsorted(times_s, times_s[-1] - future_span_s + TOLERANCE_S, side="right")) - 1
+        chosen = chosen if chosen > 1 else number
+    if not 1 < chosen <= number:
+        raise StageError(
+            f"split frame {chosen} of a video of {number} frames ({times_s[-1]:.2f} s): "
+            f"give one from 2 to {number}"
+        )
+    return chosen
+
+
+def _release(times_s: Times, split: SplitChoice, *, num_observed: int, num_future: int) -> ChosenFrames:
+    """The published code's rule: half of the video is the future."""
+    if split != SplitChoice():
+        raise StageError(
+            "the run's clips are split at half of the video (preset release): leave the split out"
+        )
+    if len(times_s) < 2:
+        raise StageError(f"the video has {len(times_s)} frame, preset release needs 2 or more")
+    clip = release_clip(len(times_s), num_observed=num_observed, num_future=num_future)
+    future = clip.future[0]
+    return ChosenFrames(
+        split_frame=clip.split_frame,
+        thinker=tuple(clip.thinker.tolist()),
+        observed=tuple(clip.observed.tolist()),
+        observed_times_s=tuple(times_s[clip.observed].tolist()),
+        future=tuple(future.tolist()),
+        future_times_s=tuple(times_s[future].tolist()),
+        fps=num_observed / max(float(times_s[clip.split_frame]), TOLERANCE_S),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a run's model is given of a video, a batch of one."""
+
+    observed: Tensor
+    pooled: Tensor | None
+    tokens: TokenBatch | None
+    warnings: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """One video before one split, for the frozen models."""
+
+    source: SourceVideo
+    info: VideoInfo
+    frames: ChosenFrames
+    thinker_set: FeatureSet | None
+    decoder: VideoDecoder
+    device: str
+
+    def through(
+        self,
+        encoder: VideoEncoder,
+        features: Features,
+        places: Mapping[str, str | None],
+        progress: Progress,
+    ) -> Seen:
+        """Run both frozen models, or the encoder alone where the run reads no thinker."""
+        progress.begin("encoding", total=1, unit="windows")
+        observed = self._encoded("observed", self._clip, encoder, features)
+        warnings = version_differences(encoder.origin, features.encoder)
+        progress.advance(1)
+        if self.thinker_set is None:
+            return Seen(observed, None, None, warnings)
+        progress.note(f"loading {places.get('thinker') or self.thinker_set.source['model']} ...")
+        progress.begin("thinking", total=1, unit="clips")
+        thinker = load_thinker(self.thinker_set, place=places.get("thinker"), device=self.device)
+        thought = thinker.think([see(self._clip, thinker, self._decoding)])[0]
+        warnings += version_differences(thinker.origin, self.thinker_set)
+        progress.advance(1)
+        pooled = thought_features(self._clip.clip_id, thought).arrays["pooled"][None]
+        return Seen(observed, pooled, _tokens(thought, features.token_kinds, self.thinker_set), warnings)
+
+    def future_latents(self, encoder: VideoEncoder, features: Features) -> Tensor | None:
+        """The true future as the run's targets are, `(1, step, patch, dim)`; None past the video's end."""
+        if len(self.frames.future) < len(self.frames.future_times_s):
+            return None
+        future = replace(self._clip, observed_frames=self.frames.future)
+        return self._encoded("future", future, encoder, features)
+
+    def _encoded(self, array: str, clip: ClipRow, encoder: VideoEncoder, features: Features) -> Tensor:
+        """The clip's only window, as the run reads it from the cache."""
+        latents = encoder.encode(watch(clip, encoder, self._decoding))
+        return features.viewed(as_stored(latents, array, features.encoder), torch.device("cpu"))
+
+    @property
+    def _clip(self) -> ClipRow:
+        """A clip without a future: there is nothing in it that could be decoded too much."""
+        frames, times_s = self.frames, self.info.times_s
+        return ClipRow(
+            clip_id=f"{self.source.video_id}@{frames.split_frame}",
+            video=self.source.name,
+            video_digest=self.source.digest,
+            thinker_sampling="",
+            dense_sampling="",
+            split_frame=frames.split_frame,
+            split_time_s=frames.future_times_s[0],
+            thinker_frames=frames.thinker,
+            thinker_times_s=tuple(times_s[list(frames.thinker)].tolist()),
+            observed_frames=frames.observed,
+            observed_times_s=frames.observed_times_s,
+            future_frames=(),
+            future_times_s=(),
+        )
+
+    @property
+    def _decoding(self) -> ClipDecoding:
+        digest, size = self.source.digest, (self.info.width_px, self.info.height_px)
+        folder = PlannedFolder(
+            num_videos=1,
+            names=[self.source.name],
+            paths={digest: self.source.path},
+            frame_sizes={digest: size},
+            signatures={digest: self.source.signature},
+        )
+        return ClipDecoding(self.decoder, folder)
+
+
+def watched(
+    source: SourceVideo,
+    split: SplitChoice,
+    run: TrainedRun,
+    features: Features,
+    *,
+    decoder: VideoDecoder,
+    device: str,
+) -> Watched:
+    """Choose the frames of a video. Raises StageError where it cannot be decoded or split so."""
+    try:
+        info = decoder.open(source.path)
+    except DecodeError as error:
+        raise StageError(f"--video {str(source.path)!r}: {error}") from error
+    thinker = features.thinker if run.shape.thinker else None
+    frames = choose_frames(info.times_s, split, encoder=features.encoder, thinker=thinker)
+    return Watched(source, info, frames, thinker, decoder, device)
+
+
+def _tokens(thought: Thought, kinds: Sequence[int], made: FeatureSet) -> TokenBatch | None:
+    """The tokens that guide by cross-attention, as a batch of one clip; None where none do."""
+    if not kinds:
+        return None
+    hidden_LSD = as_stored(thought.hidden_LSD, "tokens", made)
+    return packed([of_kinds(hidden_LSD, thought.token_kind_S, kinds)]).to(torch.device("cpu"))

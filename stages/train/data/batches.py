@@ -1,0 +1,160 @@
+"""Which clips make up which batch, on which process: pure functions, so that a run can be repeated.
+
+The thinker's states of a batch: pooled means and, where a model reads them one by one, tokens.
+
+Shape letters: B batch, L levels, S tokens, D thinker dim.
+
+Batches read ahead of their use by a thread, into buffers that are used again and again.
+
+A fresh buffer of 270 MB costs as much in page faults as its copy from the cache; and while a step computes,
+the next batch can be copied. Order and values are those of reading each batch when it is needed.
+"""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import cycle
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from thinkjepa.cache import BatchBuffers, FeatureCache
+from thinkjepa.stages.train.randomness import epoch_order
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Clips of a global batch that go through the model at once, on one process.
+
+    Weights are 1, or 0 for a clip that only fills an empty part.
+    """
+
+    clip_ids: tuple[str, ...]
+    weights: tuple[float, ...]
+
+
+def training_batches(
+    clip_ids: Sequence[str], *, batch_size: int, seed: int, epoch: int
+) -> list[tuple[str, ...]]:
+    """An epoch's global batches: every clip once, in the order of (seed, epoch); the last may be smaller."""
+    shuffled = [clip_ids[index] for index in epoch_order(len(clip_ids), seed=seed, epoch=epoch)]
+    return batches_in_order(shuffled, batch_size=batch_size)
+
+
+def batches_in_order(clip_ids: Sequence[str], *, batch_size: int) -> list[tuple[str, ...]]:
+    """Consecutive batches, every clip once."""
+    return [tuple(clip_ids[start : start + batch_size]) for start in range(0, len(clip_ids), batch_size)]
+
+
+def shares_of(batch: tuple[str, ...], *, process: int, num_processes: int, most_clips: int) -> list[Share]:
+    """The parts of `batch` that `process` works on one after another, of at most `most_clips` each.
+
+    Together the processes have every clip once. All have the same number of parts, because they exchange
+    gradients in step: a part that would be empty runs the batch's first clip at weight 0.
+    """
+    own = batch[process::num_processes]
+    largest = -(-len(batch) // num_processes)
+    parts = [own[start : start + most_clips] for start in range(0, largest, most_clips)]
+    return [Share(part, (1.0,) * len(part)) if part else Share(batch[:1], (0.0,)) for part in parts]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """Chosen tokens of some clips, packed to the front of the token axis; what lies behind is zero."""
+
+    states: Tensor
+    """`(batch, level, token, dim)`, as long as the clip that has most."""
+    counts: tuple[int, ...]
+    """Tokens of each clip, maybe 0."""
+
+    def to(self, device: torch.device) -> "TokenBatch":
+        """In float32 on `device`."""
+        return TokenBatch(self.states.to(device).float(), self.counts)
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkerStates:
+    """What guides a batch."""
+
+    pooled: Tensor
+    """`(batch, level, stream, dim)`"""
+    tokens: TokenBatch | None = None
+    """For cross-attention."""
+    guided: Tensor | None = None
+    """`(batch,)`: a sample where it is 0 is forecast as if it had no thinker; None guides all."""
+
+
+def read_tokens(
+    cache: FeatureCache, set_name: str, clip_ids: Sequence[str], *, kinds: Sequence[int]
+) -> TokenBatch:
+    """The tokens of these kinds (values of `token_kind`), in the clips' and the tokens' order, on the CPU."""
+    buffers, arrays = BatchBuffers(pinned=False), [(set_name, "tokens"), (set_name, "token_kind")]
+
+    def chosen(clip_id: str) -> Tensor:
+        """Clip by clip, as the tokens of other kinds would take several times the batch's memory."""
+        read = cache.read_many([clip_id], arrays, out=buffers).arrays
+        return of_kinds(read[set_name, "tokens"][0], read[set_name, "token_kind"][0], kinds)
+
+    return packed(chosen(clip_id) for clip_id in clip_ids)
+
+
+def of_kinds(states_LSD: Tensor, kind_S: Tensor, kinds: Sequence[int]) -> Tensor:
+    """A clip's tokens of these kinds (values of `token_kind`), in their order."""
+    keep_S = torch.isin(kind_S, torch.tensor(list(kinds), dtype=kind_S.dtype))
+    return states_LSD[:, keep_S]
+
+
+def packed(clips: Iterable[Tensor]) -> TokenBatch:
+    """A batch of clips' tokens `(level, token, dim)`."""
+    chosen = list(clips)
+    longest = max(states.shape[1] for states in chosen)
+    levels, _, dim = chosen[0].shape
+    packed_BLSD = torch.zeros(len(chosen), levels, longest, dim, dtype=chosen[0].dtype)
+    for place, states_LSD in enumerate(chosen):
+        packed_BLSD[place, :, : states_LSD.shape[1]] = states_LSD
+    return TokenBatch(packed_BLSD, tuple(states.shape[1] for states in chosen))
+
+
+Request = TypeVar("Request")
+
+Result = TypeVar("Result")
+
+
+def new_buffers() -> tuple[BatchBuffers, ...]:
+    """For a batch with the consumer, one that waits for it, and one in the making."""
+    return tuple(BatchBuffers() for _ in range(3))
+
+
+def prefetched(
+    requests: Iterable[Request],
+    load: Callable[[Request, BatchBuffers], Result],
+    *,
+    buffers: Sequence[BatchBuffers],
+) -> Generator[Result]:
+    """`load(request, buffers)` of every request, in order; what it raises is raised here, in its turn.
+
+    `buffers`, 2 or more, are used in turn: as many batches, less one, are read ahead. Those of an earlier
+    call may be given again. A result that lies in buffers is valid until the next one is asked for. Closing
+    the iterator early waits for the load that is running and forgets the others.
+    """
+    turns = cycle(buffers)
+    source = iter(requests)
+    loading: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as reader:
+
+        def submit_next() -> None:
+            for request in source:
+                loading.append(reader.submit(load, request, next(turns)))
+                return
+
+        for _ in range(len(buffers) - 1):  # one is the consumer's
+            submit_next()
+        try:
+            while loading:
+                result = loading.popleft().result()
+                submit_next()
+                yield result
+        finally:
+            reader.shutdown(cancel_futures=True)

@@ -1,0 +1,277 @@
+"""The sizes a model is built from: plain records, written to `run.json` and read back."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, get_args
+
+from thinkjepa.cache import TOKEN_KINDS
+from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.settings import check_choice, check_positive, check_share
+
+AttentionPattern = Literal["frame_causal", "bidirectional"]
+
+Variant = Literal["thinkjepa", "jepa", "vlm"]
+
+WITHOUT_THINKER: frozenset[Variant] = frozenset({"jepa"})
+"""Variants that read no thinker states: their runs are the same whatever the thinker was asked."""
+
+Anchor = Literal["none", "last_pose"]
+
+GuidanceKind = Literal["film", "adaln", "cross"]
+
+LevelAssignment = Literal["fixed", "mixture"]
+
+LevelChoice = Literal["all", "last", "middle"]
+
+StreamChoice = Literal["both", "prompt", "generated"]
+
+PROMPT_KINDS, GENERATED_KINDS = ("text", "visual"), ("generated", "reasoning")
+
+SMALLEST_HEAD_DIM = 6  # a pair of dims for each of the three axes
+
+
+@dataclass(frozen=True, slots=True)
+class LatentGrid:
+    """The encoder's latents of one clip: steps of the observed and future windows, patches, latent dim."""
+
+    observed_steps: int
+    future_steps: int
+    height: int
+    width: int
+    dim: int
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.height * self.width
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkerShape:
+    """The thinker's pooled states of one clip: number of levels (stored layers) and their dim."""
+
+    levels: int
+    dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class LatentView:
+    """How a run looks at the stored latents, observed and future alike."""
+
+    pool: int = 1
+    """Side, in patches, of the squares that are averaged into one latent."""
+    normalised: bool = False
+    """Whether each latent is layer-normed over its channels."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuidanceShape:
+    """How the thinker's levels and streams reach the predictor's depths."""
+
+    kind: GuidanceKind = "film"
+    levels: LevelAssignment = "fixed"
+    use_levels: LevelChoice = "all"
+    use_streams: StreamChoice = "both"
+    cross_tokens: str = "all"
+
+    def used_levels(self, num_levels: int) -> tuple[int, ...]:
+        """Levels that guide, in order, of those stored."""
+        if self.use_levels == "all":
+            return tuple(range(num_levels))
+        return (num_levels - 1,) if self.use_levels == "last" else (num_levels // 2,)
+
+    @property
+    def token_kinds(self) -> tuple[int, ...]:
+        """Values of the cache's `token_kind` that cross-attention reads. Raises StageError for none."""
+        parts = {"all": TOKEN_KINDS, "prompt": PROMPT_KINDS, **{kind: (kind,) for kind in TOKEN_KINDS}}
+        names = [name.strip() for name in self.cross_tokens.split(",")]
+        if unknown := [name for name in names if name not in parts]:
+            raise StageError(f"cross_tokens has {unknown[0]!r}, it may have {', '.join(parts)}")
+        streams = {"both": TOKEN_KINDS, "prompt": PROMPT_KINDS, "generated": GENERATED_KINDS}
+        kinds = {kind for name in names for kind in parts[name]} & set(streams[self.use_streams])
+        if not kinds:
+            raise StageError(
+                f"cross_tokens {self.cross_tokens!r} has no token of the {self.use_streams} stream, to which "
+                "use_streams limits it: change one of the two"
+            )
+        return tuple(number for number, kind in enumerate(TOKEN_KINDS, start=1) if kind in kinds)
+
+
+@dataclass(frozen=True, slots=True)
+class TrunkShape:
+    """The stack of transformer blocks: how many, how wide, how many heads, and who sees whom."""
+
+    depth: int
+    width: int
+    heads: int
+    attention: AttentionPattern = "frame_causal"
+
+    def __post_init__(self) -> None:
+        if self.depth < 1 or self.heads < 1 or self.width % self.heads:
+            raise StageError(
+                f"predictor of depth {self.depth}, width {self.width} and {self.heads} heads: depth and "
+                "heads must be positive and the width a multiple of the heads; V-JEPA 2 has 12, 384 and 12"
+            )
+        if self.head_dim < SMALLEST_HEAD_DIM:
+            raise StageError(
+                f"predictor of width {self.width} with {self.heads} heads has {self.head_dim} dims a head; "
+                f"rotary positions on three axes need {SMALLEST_HEAD_DIM}: use fewer heads or a larger width"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+
+@dataclass(frozen=True, slots=True)
+class HeadShape:
+    """The trajectory head: which joints, at how many frames of a latent step, relative to what, how wide."""
+
+    joints: tuple[str, ...]
+    frames_per_step: int
+    anchor: Anchor
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """All that determines a model's parameters, except their values."""
+
+    variant: Variant
+    grid: LatentGrid
+    trunk: TrunkShape
+    thinker: ThinkerShape | None
+    fusion_width: int
+    head: HeadShape | None = None
+    guidance: GuidanceShape = field(default_factory=GuidanceShape)
+    view: LatentView = field(default_factory=LatentView)
+
+    @property
+    def token_kinds(self) -> tuple[int, ...]:
+        """Kinds of thinker tokens that the model reads one by one; none where means are enough."""
+        crosses = self.variant != "jepa" and self.guidance.kind == "cross"
+        return self.guidance.token_kinds if crosses else ()
+
+
+AttentionKernel = Literal["blocks", "flex"]
+
+
+@dataclass(frozen=True)
+class PredictorSettings:
+    """The stack of blocks that every variant shares."""
+
+    PANEL: ClassVar[str] = "Predictor"
+
+    depth: int = field(default=12, metadata={"help": "Transformer blocks of the predictor."})
+    width: int = field(default=384, metadata={"help": "Channels of the predictor."})
+    heads: int = field(
+        default=12,
+        metadata={"help": "Attention heads of the predictor (V-JEPA 2's published predictors have 12)."},
+    )
+    attention: AttentionPattern = field(
+        default="frame_causal",
+        metadata={
+            "rare": True,
+            "help": "Who sees whom: frame_causal (own and earlier latent steps) or bidirectional.",
+        },
+    )
+    attention_kernel: AttentionKernel = field(
+        default="blocks",
+        metadata={
+            "rare": True,
+            "help": "How attention is computed: blocks (a call for each latent step, on any device) or flex "
+            "(FlexAttention, compiled, on a GPU). The result is the same (ours).",
+        },
+    )
+    latent_pool: int = field(
+        default=1,
+        metadata={
+            "rare": True,
+            "help": "Side of the squares of patches that are averaged into one latent, observed and future: "
+            "2 makes a quarter of the tokens (ours).",
+        },
+    )
+    init_from: str = field(
+        default="",
+        metadata={
+            "rare": True,
+            "help": "V-JEPA 2 checkpoint (hub name or local folder) whose predictor the training starts "
+            "from; depth, width and heads must be its own. Not for variant vlm.",
+        },
+    )
+
+    def check_predictor(self) -> None:
+        """Raises StageError for what cannot be."""
+        check_choice(self, "attention", get_args(AttentionPattern))
+        check_choice(self, "attention_kernel", get_args(AttentionKernel))
+        check_positive(self, "latent_pool")
+        _ = self.trunk  # raises where depth, width and heads do not fit together
+
+    @property
+    def trunk(self) -> TrunkShape:
+        return TrunkShape(depth=self.depth, width=self.width, heads=self.heads, attention=self.attention)
+
+
+@dataclass(frozen=True)
+class GuidanceSettings:
+    """The pyramid: from the thinker's layers and streams to the predictor's depths."""
+
+    PANEL: ClassVar[str] = "Guidance"
+
+    guidance: GuidanceKind = field(
+        default="film",
+        metadata={
+            "help": "How variant thinkjepa is guided at each depth: film (scale and shift of a block's "
+            "input), adaln (of its normed inputs, and its outputs' sizes) or cross (attention over tokens, "
+            "which variant vlm reads too then, beside pooled states)."
+        },
+    )
+    levels: LevelAssignment = field(
+        default="fixed",
+        metadata={"help": "Thinker layer that guides a depth: fixed (early to late) or a learned mixture."},
+    )
+    use_levels: LevelChoice = field(
+        default="all",
+        metadata={"rare": True, "help": "Stored thinker layers that are used: all, last or middle."},
+    )
+    use_streams: StreamChoice = field(
+        default="both",
+        metadata={"rare": True, "help": "Thinker states that are used: of prompt, generated, or both."},
+    )
+    cross_tokens: str = field(
+        default="all",
+        metadata={
+            "rare": True,
+            "help": "Tokens that --guidance cross reads: all, or some of prompt (text and visual), text, "
+            "visual, generated, reasoning, with commas between.",
+        },
+    )
+    drop_guidance: float = field(
+        default=0.0,
+        metadata={
+            "rare": True,
+            "help": "Share of clips that train without guidance, drawn anew at every step, so that one "
+            "thinkjepa model forecasts with and without a thinker (ours).",
+        },
+    )
+    fusion_width: int = field(
+        default=512, metadata={"rare": True, "help": "Hidden channels of the pyramid's MLP at each depth."}
+    )
+
+    def check_guidance(self) -> None:
+        """Raises StageError for what cannot be."""
+        check_choice(self, "guidance", get_args(GuidanceKind))
+        check_choice(self, "levels", get_args(LevelAssignment))
+        check_choice(self, "use_levels", get_args(LevelChoice))
+        check_choice(self, "use_streams", get_args(StreamChoice))
+        check_positive(self, "fusion_width")
+        check_share(self, "drop_guidance")
+        _ = self.guidance_shape.token_kinds  # raises where no kind of token is left
+
+    @property
+    def guidance_shape(self) -> GuidanceShape:
+        return GuidanceShape(
+            kind=self.guidance,
+            levels=self.levels,
+            use_levels=self.use_levels,
+            use_streams=self.use_streams,
+            cross_tokens=self.cross_tokens,
+        )

@@ -1,0 +1,311 @@
+"""The JEPA predictor: from the observed window's latents to the future window's.
+
+Observed latents become context tokens, each future position a mask token; the trunk fills the latter in. The
+grid is the encoder's own: observed steps stand at 0 .. T_o - 1, future steps at T_o .. T_o + T_f - 1.
+
+Shape letters: B batch, T latent steps, P patches (row-major height x width), D latent dim, N tokens, W width.
+
+The three models that one cache can train, behind one call: `forecaster(observed, pooled, tokens)`.
+
+    thinkjepa   the predictor, guided at every depth by the pyramid
+    jepa        the predictor alone
+    vlm         the thinker's features alone, pooled or all tokens, without observed latents
+
+Parameters of `thinkjepa` and `jepa` with the same seed start equal: each part draws from a stream of its own.
+
+Shape letters: B batch, T latent steps, P patches, D latent dim, L levels, S streams, W width.
+"""
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.train.data.batches import ThinkerStates, TokenBatch
+from thinkjepa.stages.train.data.statistics import StateStatistics
+from thinkjepa.stages.train.model.attention import grid_positions, rotation_at
+from thinkjepa.stages.train.model.config import (
+    GuidanceShape,
+    LatentGrid,
+    ModelShape,
+    ThinkerShape,
+    TrunkShape,
+)
+from thinkjepa.stages.train.model.guidance import (
+    STREAMS,
+    Pyramid,
+    ThinkerProjection,
+    TokenPyramid,
+    only_streams,
+)
+from thinkjepa.stages.train.model.trunk import Guidance, Trunk, initialise
+from thinkjepa.stages.train.randomness import named_generator
+
+
+class Predictor(nn.Module):
+    """Predicts `(batch, future step, patch, dim)` from `(batch, observed step, patch, dim)`."""
+
+    def __init__(self, grid: LatentGrid, trunk: TrunkShape) -> None:
+        super().__init__()
+        self.grid = grid
+        self.embed = nn.Linear(grid.dim, trunk.width)
+        self.mask_token = nn.Parameter(torch.zeros(1, trunk.width))
+        self.trunk = Trunk(trunk)
+        self.proj = nn.Linear(trunk.width, grid.dim)
+
+    def forward(self, observed: Tensor, *, guidance: Guidance | None = None) -> Tensor:
+        """Future latents."""
+        states_BTPW = self.hidden_states(observed, guidance=guidance)
+        future: Tensor = self.proj(states_BTPW[:, self.grid.observed_steps :])
+        return future
+
+    def all_steps(self, observed: Tensor, *, guidance: Guidance | None = None) -> Tensor:
+        """Latents read off every position, the observed ones first: `(batch, step, patch, dim)`."""
+        latents: Tensor = self.proj(self.hidden_states(observed, guidance=guidance))
+        return latents
+
+    def hidden_states(self, observed: Tensor, *, guidance: Guidance | None = None) -> Tensor:
+        """The trunk's output at every step, observed ones first: `(batch, step, patch, width)`."""
+        grid = self.grid
+        context_BNW = self.embed(observed.flatten(1, 2))
+        num_masked = grid.future_steps * grid.tokens_per_step
+        masked_BNW = self.mask_token.expand(len(context_BNW), num_masked, -1).to(context_BNW.dtype)
+        num_steps = grid.observed_steps + grid.future_steps
+        positions = grid_positions(
+            first_step=0,
+            num_steps=num_steps,
+            height=grid.height,
+            width=grid.width,
+            device=context_BNW.device,
+        )
+        states_BNW: Tensor = self.trunk(
+            torch.cat((context_BNW, masked_BNW), dim=1),
+            rotation_at(positions, head_dim=self.trunk.shape.head_dim),
+            self.trunk.spans(num_steps=num_steps, tokens_per_step=grid.tokens_per_step),
+            guidance=guidance,
+        )
+        return states_BNW.view(len(states_BNW), num_steps, grid.tokens_per_step, -1)
+
+
+class Forecaster(nn.Module):
+    """Predicts future latents `(batch, future step, patch, dim)` from what is known at the split frame.
+
+    `pooled` `(batch, level, stream, dim)` and `tokens` are the thinker's states, None where a variant reads
+    none. A sample where `guided` `(batch,)` is 0 is forecast as if it had no thinker. Variants say what they
+    make of the observed latents and these states.
+    """
+
+    def forward(
+        self,
+        observed: Tensor,
+        pooled: Tensor | None,
+        tokens: TokenBatch | None = None,
+        guided: Tensor | None = None,
+        *,
+        num_steps: int | None = None,
+    ) -> Tensor:
+        """`num_steps` future steps are rolled out, window by window; None: one window."""
+        thinker = _states(pooled, tokens, guided)
+        return self.rolled_on(observed, self.future_steps(observed, thinker), thinker, num_steps)
+
+    def all_steps(
+        self,
+        observed: Tensor,
+        pooled: Tensor | None,
+        tokens: TokenBatch | None = None,
+        guided: Tensor | None = None,
+        *,
+        num_steps: int | None = None,
+    ) -> Tensor:
+        """The observed steps' latents, as read off their own positions, before the future ones."""
+        thinker = _states(pooled, tokens, guided)
+        steps = self.observed_and_future_steps(observed, thinker)
+        context, future = steps[:, : observed.shape[1]], steps[:, observed.shape[1] :]
+        return torch.cat((context, self.rolled_on(observed, future, thinker, num_steps)), dim=1)
+
+    def rolled_on(
+        self, observed: Tensor, future: Tensor, thinker: ThinkerStates | None, num_steps: int | None
+    ) -> Tensor:
+        """`num_steps` steps that begin with the predicted window `future`; None: that window.
+
+        What was predicted becomes context: the last steps of all there are, as many as were observed, go in
+        for the next window. The thinker's states stay those of the split.
+        """
+        num_steps = future.shape[1] if num_steps is None else num_steps
+        while future.shape[1] < num_steps:
+            context = torch.cat((observed, future), dim=1)[:, -observed.shape[1] :]
+            future = torch.cat((future, self.future_steps(context, thinker)), dim=1)
+        return future[:, :num_steps]
+
+    @abstractmethod
+    def future_steps(self, observed: Tensor, thinker: ThinkerStates | None) -> Tensor:
+        """What `forward` gives."""
+
+    def observed_and_future_steps(self, observed: Tensor, thinker: ThinkerStates | None) -> Tensor:
+        """What `all_steps` gives."""
+        raise StageError("this variant has no positions of observed steps")
+
+    def set_thinker_statistics(self, pooled: StateStatistics, tokens: StateStatistics | None) -> None:
+        """Standardise the thinker's pooled states, and its tokens where they are read, with these; a model
+        without a thinker needs none."""
+
+
+def _states(pooled: Tensor | None, tokens: TokenBatch | None, guided: Tensor | None) -> ThinkerStates | None:
+    return None if pooled is None else ThinkerStates(pooled, tokens, guided)
+
+
+class Jepa(Forecaster):
+    """The unguided predictor; thinker states are ignored."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        super().__init__()
+        self.predictor = predictor
+
+    def future_steps(self, observed: Tensor, thinker: ThinkerStates | None) -> Tensor:
+        future: Tensor = self.predictor(observed)
+        return future
+
+    def observed_and_future_steps(self, observed: Tensor, thinker: ThinkerStates | None) -> Tensor:
+        return self.predictor.all_steps(observed)
+
+
+class ThinkJepa(Forecaster):
+    """The predictor under the pyramid's guidance, each sample under its own."""
+
+    def __init__(self, predictor: Predictor, pyramid: Pyramid | TokenPyramid) -> None:
+        super().__init__()
+        self.predictor = predictor
+        self.pyramid = pyramid
+
+    def future_steps(self, observed: Tensor, thinker: ThinkerStates | None) -> Tensor:
+        future: Tensor = self.predictor(observed, guidance=self._guide(thinker))
+        return future
+
+    def observed_and_future_steps(self, observed: Tensor, thinker: ThinkerStates | None) -> Tensor:
+        return self.predictor.all_steps(observed, guidance=self._guide(thinker))
+
+    def _guide(self, thinker: ThinkerStates | None) -> Guidance:
+        assert thinker is not None, "guided variants are always given pooled states"
+        return self.pyramid.guide(thinker)
+
+    def set_thinker_statistics(self, pooled: StateStatistics, tokens: StateStatistics | None) -> None:
+        self.pyramid.projection.set_statistics(tokens or pooled)
+
+
+class ThinkerOnly(Forecaster):
+    """Future latents from the thinker's states alone.
+
+    Each level and stream of the pooled states is a context token; with a pyramid of tokens, all tokens are
+    read at every depth as well. Queries carry learned position embeddings, since identical mask tokens over
+    a context without positions would all give the same output.
+    """
+
+    def __init__(
+        self,
+        grid: LatentGrid,
+        trunk: TrunkShape,
+        thinker: ThinkerShape,
+        guidance: GuidanceShape,
+    ) -> None:
+        super().__init__()
+        self.grid = grid
+        self.guidance = guidance
+        self.levels = guidance.used_levels(thinker.levels)
+        self.projection = ThinkerProjection(thinker, width=trunk.width)
+        self.context_embedding = nn.Parameter(torch.zeros(len(self.levels) * STREAMS, trunk.width))
+        self.step_embedding = nn.Parameter(torch.zeros(grid.future_steps, trunk.width))
+        self.patch_embedding = nn.Parameter(torch.zeros(grid.tokens_per_step, trunk.width))
+        self.trunk = Trunk(trunk)
+        self.proj = nn.Linear(trunk.width, grid.dim)
+        self.pyramid: TokenPyramid | None = None
+        """What reads the tokens, where they are given."""
+
+    def future_steps(self, observed: Tensor, thinker: ThinkerStates | None) -> Tensor:
+        assert thinker is not None, "guided variants are always given pooled states"
+        guidance = None if self.pyramid is None else self.pyramid.guide(thinker)
+        projected_BLSW = self.projection(only_streams(thinker.pooled, self.guidance.use_streams))
+        context_BNW = projected_BLSW[:, list(self.levels)].flatten(1, 2) + self.context_embedding
+        queries_BNW = self._queries().to(context_BNW.dtype).expand(len(context_BNW), -1, -1)
+        num_context, grid = context_BNW.shape[1], self.grid
+        spans = self.trunk.spans(
+            num_steps=grid.future_steps, tokens_per_step=grid.tokens_per_step, prefix_tokens=num_context
+        )
+        rotation = rotation_at(
+            self._positions(num_context, context_BNW.device), head_dim=self.trunk.shape.head_dim
+        )
+        states_BNW = self.trunk(
+            torch.cat((context_BNW, queries_BNW), dim=1), rotation, spans, guidance=guidance
+        )
+        future: Tensor = self.proj(states_BNW[:, num_context:])
+        return future.view(len(future), grid.future_steps, grid.tokens_per_step, -1)
+
+    def rolled_on(
+        self, observed: Tensor, future: Tensor, thinker: ThinkerStates | None, num_steps: int | None
+    ) -> Tensor:
+        """Nothing that is predicted goes in again, so behind its window the last step stays."""
+        num_steps = future.shape[1] if num_steps is None else num_steps
+        held = future[:, -1:].expand(-1, max(0, num_steps - future.shape[1]), -1, -1)
+        return torch.cat((future, held), dim=1)[:, :num_steps]
+
+    def set_thinker_statistics(self, pooled: StateStatistics, tokens: StateStatistics | None) -> None:
+        self.projection.set_statistics(pooled)
+        if self.pyramid is not None and tokens is not None:
+            self.pyramid.projection.set_statistics(tokens)
+
+    def _queries(self) -> Tensor:
+        """One query per future step and patch, `(1, step * patch, width)`."""
+        return (self.step_embedding[:, None] + self.patch_embedding[None]).flatten(0, 1).unsqueeze(0)
+
+    def _positions(self, num_context: int, device: torch.device) -> Tensor:
+        """Future positions as in the predictor; context tokens at the origin, which rotates nothing."""
+        grid = self.grid
+        queries = grid_positions(
+            first_step=grid.observed_steps,
+            num_steps=grid.future_steps,
+            height=grid.height,
+            width=grid.width,
+            device=device,
+        )
+        return torch.cat((torch.zeros(num_context, queries.shape[1], device=device), queries))
+
+
+def build_forecaster(shape: ModelShape, *, seed: int) -> Forecaster:
+    """The variant that `shape` names, its parameters drawn from `seed` (and nothing else)."""
+    if shape.variant == "vlm":
+        only = ThinkerOnly(shape.grid, shape.trunk, _thinker(shape), shape.guidance)
+        initialise(only, named_generator(seed, "thinker only"))
+        if shape.token_kinds:
+            only.pyramid = TokenPyramid(_thinker(shape), shape.trunk, shape.guidance)
+            initialise(only.pyramid, named_generator(seed, "pyramid"))
+        return only
+    predictor = Predictor(shape.grid, shape.trunk)
+    initialise(predictor, named_generator(seed, "predictor"))
+    if shape.variant == "jepa":
+        return Jepa(predictor)
+    pyramid = build_pyramid(shape)
+    initialise(pyramid, named_generator(seed, "pyramid"))
+    return ThinkJepa(predictor, pyramid)
+
+
+def build_pyramid(shape: ModelShape) -> Pyramid | TokenPyramid:
+    """The pyramid of the kind that `shape` names, without drawn parameters."""
+    trunk = shape.trunk
+    if shape.guidance.kind == "cross":
+        return TokenPyramid(_thinker(shape), trunk, shape.guidance)
+    return Pyramid(
+        _thinker(shape),
+        depth=trunk.depth,
+        width=trunk.width,
+        fusion_width=shape.fusion_width,
+        guidance=shape.guidance,
+    )
+
+
+def _thinker(shape: ModelShape) -> ThinkerShape:
+    if shape.thinker is None:
+        raise StageError(
+            f"variant {shape.variant!r} needs a thinker's features, the cache gave none; extract them, or "
+            "train --variant jepa"
+        )
+    return shape.thinker

@@ -1,0 +1,1 @@
+"""Episodes of a simulated right hand that reaches for, grasps and moves things, rendered by MuJoCo."""

@@ -1,0 +1,74 @@
+"""`tools/render_hands`: render episodes into a folder, which `thinkjepa-sample expand` reads."""
+
+import os
+from time import monotonic
+from typing import Annotated
+
+import typer
+
+from hands.generate import check_renderable, render_episodes
+from hands.plan import Condition
+from thinkjepa.pipeline.cli.console import JsonOption, errors, new_single_app, print_json, print_text, run_app
+from thinkjepa.pipeline.cli.help import examples
+from thinkjepa.pipeline.cli.progress import TerminalProgress
+from thinkjepa.pipeline.cli.sample import Force, Out, Seed
+from thinkjepa.pipeline.sample.folder import claim_folder, mark_files
+
+app = new_single_app()
+
+
+@app.command(epilog=examples("tools/render_hands episodes --episodes 24 --workers 2"))
+def render(
+    out: Out,
+    episodes: Annotated[int, typer.Option(min=1, help="Number of episodes.")] = 96,
+    condition: Annotated[
+        Condition,
+        typer.Option(help="When a card tells object and place: before the split, never, or only after it."),
+    ] = "cue",
+    size: Annotated[int, typer.Option(help="Side of the square picture in pixels: even, at least 64.")] = 128,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes. [default: one per core]")] = None,
+    seed: Seed = 0,
+    force: Force = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Render episodes of a simulated hand: OUT/<task>/<i>.mp4 and OUT/poses.npz.
+
+    Needs pip install 'thinkjepa[sample]', and a GL library. `thinkjepa-sample expand` reads the folder.
+    """
+    check_renderable(size_px=size)
+    claim_folder(out, kind="episodes", force=force)
+    started_s = monotonic()
+    with TerminalProgress(errors) as progress:
+        progress.begin("render", total=episodes, unit="episodes")
+        written = render_episodes(
+            out,
+            num_episodes=episodes,
+            seed=seed,
+            condition=condition,
+            size_px=size,
+            workers=workers or os.cpu_count() or 1,
+            advance=progress.advance,
+        )
+    mark_files(out, kind="episodes", files=written)
+    seconds, num_bytes = monotonic() - started_s, sum(path.stat().st_size for path in written)
+    if as_json:
+        print_json(
+            {
+                "folder": str(out),
+                "episodes": episodes,
+                "seed": seed,
+                "condition": condition,
+                "size_px": size,
+                "bytes": num_bytes,
+                "seconds": round(seconds, 1),
+            }
+        )
+        return
+    print_text(
+        f"{episodes} episodes, {num_bytes / 1e6:.1f} MB, {seconds / episodes:.2f} s each: {out}; "
+        f"with poses as EgoDex has them: thinkjepa-sample expand DIR --episodes {out}"
+    )
+
+
+if __name__ == "__main__":
+    run_app(app)

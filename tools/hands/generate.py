@@ -1,0 +1,146 @@
+"""Render episodes into a folder: videos and the pose archive, in as many processes as there are cores."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache, partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from hands.motion import Motion, draw_episode
+from hands.plan import FPS, PAD_HEIGHT_M, PLACES, TASKS, Condition, Plan, episode_rng, task_of
+from thinkjepa.cache import ThinkJepaError
+from thinkjepa.pipeline.sample.archive import POSES_FILE, Episode, Facts, write_archive
+from thinkjepa.pipeline.sample.expand import Y_UP
+from thinkjepa.pipeline.sample.skeleton import Skeleton
+from thinkjepa.pipeline.sample.videos import encode_video
+
+Floats = npt.NDArray[np.float64]
+
+QP, PRESET, KEY_INTERVAL_S = 25, "veryslow", 4.0
+"""About 50 kB an episode, fingers still told apart."""
+
+MIN_SIZE_PX = 64
+
+REMEDY = (
+    "pip install 'thinkjepa[sample]', and a GL library without a screen: "
+    "apt-get install libegl1 libgl1-mesa-dri, or libosmesa6"
+)
+
+GL_KINDS = ("egl", "osmesa")
+
+GL_PROBE = "import mujoco; mujoco.GLContext(8, 8).make_current()"
+
+
+class RenderError(ThinkJepaError):
+    """Episodes cannot be rendered here; the message says what is missing."""
+
+
+def check_renderable(*, size_px: int) -> None:
+    """Raise RenderError where packages or a GL library are missing, or the size cannot be encoded.
+
+    Chooses the GL library for this process and those it starts (MUJOCO_GL), where none is chosen.
+    """
+    if size_px % 2 or size_px < MIN_SIZE_PX:
+        raise RenderError(f"a video of {size_px} px: the side must be even and at least {MIN_SIZE_PX} px")
+    missing = [name for name in ("mujoco", "gymnasium_robotics") if find_spec(name) is None]
+    if missing:
+        raise RenderError(f"rendering needs {' and '.join(missing)}: {REMEDY}")
+    chosen = os.environ.get("MUJOCO_GL")
+    for kind in (chosen,) if chosen else GL_KINDS:
+        environment = {**os.environ, "MUJOCO_GL": kind}
+        probe = subprocess.run(
+            [sys.executable, "-c", GL_PROBE], env=environment, capture_output=True, check=False
+        )
+        if probe.returncode == 0:
+            os.environ["MUJOCO_GL"] = kind
+            return
+    raise RenderError(f"mujoco finds no GL library ({chosen or ', '.join(GL_KINDS)}): {REMEDY}")
+
+
+def render_episodes(
+    out: Path,
+    *,
+    num_episodes: int,
+    seed: int,
+    condition: Condition,
+    size_px: int,
+    workers: int,
+    advance: Callable[[int], None] = lambda count: None,
+) -> list[Path]:
+    """Write `out/<task>/<i>.mp4` and `out/poses.npz`, after `check_renderable`. Returns the files written.
+
+    Episode i depends on the seed and on i alone. The same seed gives the same bytes of poses; those of videos
+    depend on the GL library and the encoder too.
+    """
+    render = partial(render_episode, out, seed=seed, condition=condition, size_px=size_px)
+    episodes = []
+    # Fresh processes: a GL library's state does not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, num_episodes), mp_context=context) as pool:
+        for episode in pool.map(render, range(num_episodes)):
+            episodes.append(episode)
+            advance(1)
+    write_archive(out / POSES_FILE, _skeleton(), episodes)
+    return [out / POSES_FILE, *(out / episode.facts.video for episode in episodes)]
+
+
+def render_episode(out: Path, number: int, *, seed: int, condition: Condition, size_px: int) -> Episode:
+    """Render one episode's video, and return its poses and facts."""
+    from hands.render import draw_frames
+
+    skeleton = _skeleton()
+    plan, motion = draw_episode(episode_rng(seed, number), task_of(number), skeleton)
+    video = f"{plan.task}/{number // len(TASKS)}.mp4"
+    frames = draw_frames(plan, motion, skeleton, condition=condition, size_px=size_px)
+    encode_video(out / video, frames, fps=FPS, qp=QP, preset=PRESET, key_interval_s=KEY_INTERVAL_S)
+    facts = _facts(plan, motion, video=video, condition=condition, seed=seed, number=number)
+    focal_px = size_px / 2 / np.tan(plan.look.vertical_fov / 2)
+    middle_px = size_px / 2
+    intrinsics = np.array([[focal_px, 0, middle_px], [0, focal_px, middle_px], [0, 0, 1.0]])
+    return Episode(facts, motion.hand, motion.camera, intrinsics)
+
+
+@cache
+def _skeleton() -> Skeleton:
+    from hands.scene import read_skeleton
+
+    return read_skeleton()
+
+
+def _facts(plan: Plan, motion: Motion, *, video: str, condition: Condition, seed: int, number: int) -> Facts:
+    taken, timing = plan.things[0], plan.timing
+    height_m = taken.half_sizes_m[2] + PAD_HEIGHT_M
+    return Facts(
+        video=video,
+        task=plan.task,
+        description=plan.description,
+        verb=plan.verb,
+        object=taken.name,
+        objects=tuple(thing.name for thing in plan.things),
+        place=PLACES[plan.place],
+        object_m=_y_up(taken.centre_m),
+        place_m=_y_up(np.array([*plan.pads_m[plan.place], height_m])),
+        condition=condition,
+        card_frames=timing.card_frames(condition),
+        split_frame=timing.split_frame,
+        grasp_frame=int(np.ceil(timing.bring_s * FPS)),
+        release_frame=int(np.floor(timing.release_s * FPS)) + 1,
+        num_frames=len(motion.hand),
+        fps=FPS,
+        seed=seed,
+        episode=number,
+    )
+
+
+def _y_up(position_m: Floats) -> tuple[float, float, float]:
+    x, y, z = (Y_UP[:3, :3] @ position_m).round(5).tolist()
+    return x, y, z

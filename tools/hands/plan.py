@@ -1,0 +1,242 @@
+"""What happens in an episode, drawn from its seed: things and pads, when what is done, light, camera."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from hands.things import COLOURS, KINDS, Thing, draw_thing
+
+Floats = npt.NDArray[np.float64]
+
+Colour = tuple[float, float, float]
+
+Condition = Literal["cue", "no-cue", "late-cue"]
+
+CONDITIONS: tuple[Condition, ...] = get_args(Condition)
+
+FPS = 30
+
+TASKS = {
+    "move_ball": ("ball", "move"),
+    "move_cube": ("cube", "move"),
+    "move_lemon": ("lemon", "move"),
+    "carry_can": ("can", "carry"),
+    "carry_bottle": ("bottle", "carry"),
+    "slide_box": ("box", "slide"),
+    "slide_cup": ("cup", "slide"),
+    "turn_cube": ("cube", "turn"),
+}
+"""Task -> what is taken, and how it is brought to its pad."""
+
+SENTENCES = {
+    "move": "Pick up the {thing} and put it on the {place} pad.",
+    "carry": "Lift the {thing} high and carry it to the {place} pad.",
+    "slide": "Slide the {thing} over the table to the {place} pad.",
+    "turn": "Pick up the {thing}, turn it and put it on the {place} pad.",
+}
+
+PLACES = ("left", "middle", "right")
+
+NUM_CANDIDATES = 3
+"""Things that the hand might take: of different colours, so that a colour tells which."""
+
+COLUMNS_X_M = (-0.165, -0.055, 0.055, 0.165)
+
+ROWS_Y_M = (0.205, 0.31, 0.415)
+
+JITTER_M = 0.010
+
+PAD_RADIUS_M, PAD_HEIGHT_M = 0.042, 0.002
+
+SKIN: tuple[Colour, ...] = (
+    (0.93, 0.72, 0.60),
+    (0.85, 0.61, 0.48),
+    (0.72, 0.50, 0.37),
+    (0.53, 0.35, 0.25),
+    (0.38, 0.25, 0.18),
+)
+
+SLEEVES: tuple[Colour, ...] = ((0.2, 0.25, 0.35), (0.55, 0.55, 0.52), (0.15, 0.15, 0.16), (0.45, 0.2, 0.2))
+
+TABLES: tuple[Colour, ...] = (
+    (0.62, 0.47, 0.32),
+    (0.45, 0.32, 0.22),
+    (0.72, 0.68, 0.60),
+    (0.42, 0.44, 0.46),
+    (0.35, 0.42, 0.38),
+)
+
+CLUTTER = ("pen", "coin", "note", "ring")
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds since the video's start; each phase begins where the one before it ends."""
+
+    card_on_s: float
+    card_off_s: float
+    split_frame: int
+    reach_s: float
+    """The hand sets out: not before the split."""
+    grasp_s: float
+    bring_s: float
+    release_s: float
+    retreat_s: float
+    rest_s: float
+    num_frames: int
+
+    def card_frames(self, condition: Condition) -> tuple[int, int]:
+        """First frame with the card, and the first without it again; equal where there is none."""
+        if condition == "no-cue":
+            return 0, 0
+        start, stop = round(self.card_on_s * FPS), round(self.card_off_s * FPS)
+        shift = self.split_frame + 2 - start if condition == "late-cue" else 0
+        return start + shift, stop + shift
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What only the picture depends on, and where the camera is."""
+
+    skin: Colour
+    sleeve: Colour
+    table: Colour
+    texture_seed: int
+    light_m: tuple[float, float, float]
+    light: Colour
+    ambient: float
+    eye_m: tuple[float, float, float]
+    gaze_m: tuple[float, float, float]
+    tilt: float
+    vertical_fov: float
+    clutter: tuple[tuple[str, float, float, float], ...]
+    """Kind, x and y (m), angle."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """An episode. `things[0]` is the one that the hand takes, to `pads_m[place]`."""
+
+    task: str
+    things: tuple[Thing, ...]
+    pads_m: tuple[tuple[float, float], ...]
+    """x and y, from left to right."""
+    place: int
+    timing: Timing
+    look: Look
+
+    @property
+    def verb(self) -> str:
+        return TASKS[self.task][1]
+
+    @property
+    def description(self) -> str:
+        return SENTENCES[self.verb].format(thing=self.things[0].name, place=PLACES[self.place])
+
+
+def episode_rng(seed: int, episode: int) -> np.random.Generator:
+    """Randomness that depends on these two alone, so that more episodes only add to those already there."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, episode])))
+
+
+def task_of(episode: int) -> str:
+    """Tasks in turn."""
+    return list(TASKS)[episode % len(TASKS)]
+
+
+def draw_plan(rng: np.random.Generator, task: str) -> Plan:
+    """A table, a thing to take, a place for it, and when what is done."""
+    columns = rng.permutation(len(COLUMNS_X_M))[: len(PLACES)]
+    pads = sorted((int(column), int(rng.integers(len(ROWS_Y_M)))) for column in columns)
+    cells = [(c, r) for c in range(len(COLUMNS_X_M)) for r in range(len(ROWS_Y_M)) if (c, r) not in pads]
+    free = [cells[index] for index in rng.permutation(len(cells))]
+    pads_m = tuple(_spot(rng, cell) for cell in pads)
+    things = _draw_things(rng, task, free[:NUM_CANDIDATES])
+    return Plan(
+        task=task,
+        things=things,
+        pads_m=pads_m,
+        place=int(rng.integers(len(PLACES))),
+        timing=_draw_timing(rng, TASKS[task][1]),
+        look=_draw_look(rng, free[NUM_CANDIDATES:]),
+    )
+
+
+def _draw_things(rng: np.random.Generator, task: str, cells: list[tuple[int, int]]) -> tuple[Thing, ...]:
+    others = [str(kind) for kind in rng.choice(list(KINDS), len(cells) - 1)]
+    colours = [str(colour) for colour in rng.permutation(list(COLOURS))]
+    kinds = [TASKS[task][0], *others]
+    return tuple(
+        draw_thing(rng, kind, colour, *_spot(rng, cell))
+        for kind, colour, cell in zip(kinds, colours, cells, strict=False)
+    )
+
+
+def _draw_timing(rng: np.random.Generator, verb: str) -> Timing:
+    """The card is gone for half a second before the split, and the hand rests until the split."""
+    card_on_s, card_s = rng.uniform(0.2, 0.35), rng.uniform(0.55, 0.7)
+    card_off_s = card_on_s + card_s
+    split_frame = round((card_off_s + rng.uniform(0.5, 0.65)) * FPS)
+    pace = rng.uniform(0.85, 1.2)
+    bring_s = {"move": 0.85, "carry": 1.0, "slide": 0.8, "turn": 1.0}[verb] * rng.uniform(0.9, 1.15)
+    lengths_s = [rng.uniform(0.7, 0.95), rng.uniform(0.26, 0.36), bring_s, rng.uniform(0.25, 0.35), 0.7]
+    starts_s = split_frame / FPS + rng.uniform(0.0, 0.07) + pace * np.cumsum([0.0, *lengths_s])
+    times_s = [round(float(time_s), 4) for time_s in (card_on_s, card_off_s, *starts_s)]
+    assert all(earlier < later for earlier, later in pairwise(times_s))
+    card_on_s, card_off_s, reach_s, grasp_s, bring_s, release_s, retreat_s, rest_s = times_s
+    return Timing(
+        card_on_s=card_on_s,
+        card_off_s=card_off_s,
+        split_frame=split_frame,
+        reach_s=reach_s,
+        grasp_s=grasp_s,
+        bring_s=bring_s,
+        release_s=release_s,
+        retreat_s=retreat_s,
+        rest_s=rest_s,
+        num_frames=int(np.ceil((rest_s + rng.uniform(0.1, 0.3)) * FPS)),
+    )
+
+
+def _draw_look(rng: np.random.Generator, free: list[tuple[int, int]]) -> Look:
+    clutter = tuple(
+        (str(rng.choice(CLUTTER)), *_spot(rng, cell), float(rng.uniform(0, np.pi)))
+        for cell in free[: rng.integers(3)]
+    )
+    warmth = rng.uniform(-0.08, 0.08)
+    strength = rng.uniform(0.45, 0.75)
+    return Look(
+        skin=_tinted(rng, SKIN),
+        sleeve=_tinted(rng, SLEEVES),
+        table=_tinted(rng, TABLES),
+        texture_seed=int(rng.integers(2**31)),
+        light_m=(float(rng.uniform(-0.8, 0.8)), float(rng.uniform(-0.2, 1.0)), float(rng.uniform(1.0, 1.8))),
+        light=(float(strength + warmth), float(strength), float(strength - warmth)),
+        ambient=float(rng.uniform(0.3, 0.45)),
+        eye_m=(
+            float(rng.uniform(-0.03, 0.03)),
+            float(rng.uniform(-0.06, 0.0)),
+            float(rng.uniform(0.44, 0.52)),
+        ),
+        gaze_m=(float(rng.uniform(-0.015, 0.015)), float(rng.uniform(0.24, 0.262)), 0.0),
+        tilt=float(rng.uniform(-0.06, 0.06)),
+        vertical_fov=float(rng.uniform(0.84, 0.92)),
+        clutter=clutter,
+    )
+
+
+def _tinted(rng: np.random.Generator, choices: tuple[Colour, ...]) -> Colour:
+    colour = np.array(choices[rng.integers(len(choices))]) + rng.uniform(-0.03, 0.03, 3)
+    red, green, blue = np.clip(colour, 0.02, 0.98).round(4).tolist()
+    return red, green, blue
+
+
+def _spot(rng: np.random.Generator, cell: tuple[int, int]) -> tuple[float, float]:
+    column, row = cell
+    x_m, y_m = np.array([COLUMNS_X_M[column], ROWS_Y_M[row]]) + rng.uniform(-JITTER_M, JITTER_M, 2)
+    return round(float(x_m), 4), round(float(y_m), 4)
