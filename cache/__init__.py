@@ -1,12 +1,12 @@
 """The feature cache: frozen models' features, standard zarr on disk, mapped in memory.
 
-Records, digests and errors are imported at once, the rest when it is asked for: torch, zarr and Arrow take
-seconds to import, which commands that only check settings or files need not wait for.
+Records, digests and errors are imported at once, everything else on first use (PEP 562). Torch, zarr and
+Arrow take seconds to import, and commands that only check settings or files do not need them.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from thinkjepa.cache.lazy_names import lazy_names
 from thinkjepa.cache.records import (
     STREAMS,
     TOKEN_CHUNK,
@@ -41,22 +41,20 @@ if TYPE_CHECKING:
     from thinkjepa.cache.upkeep.merge import MergeReport, count_features, merge
     from thinkjepa.cache.upkeep.remove import Removal, plan_clip_removal, plan_set_removal, remove
     from thinkjepa.cache.upkeep.verify import Problem, count_clips, drop_clips, verify
-else:
-    __getattr__ = lazy_names(
-        __name__,
-        {
-            "tables.catalog": ("describe_set",),
-            "tables.clips": ("ClipSelection",),
-            "dataset": ("FeatureDataset",),
-            "tables.labels": ("LabelTable", "ReferenceFrame", "VideoLabels"),
-            "upkeep.merge": ("MergeReport", "count_features", "merge"),
-            "shards.write": ("OpenShard",),
-            "reader": ("ArrayKey", "BatchBuffers", "FeatureBatch", "FeatureCache"),
-            "upkeep.remove": ("Removal", "plan_clip_removal", "plan_set_removal", "remove"),
-            "upkeep.verify": ("Problem", "count_clips", "drop_clips", "verify"),
-            "session": ("SetWriter", "WriteSession", "done_clip_ids"),
-        },
-    )
+
+_LAZY = {
+    "dataset": ("FeatureDataset",),
+    "reader": ("ArrayKey", "BatchBuffers", "FeatureBatch", "FeatureCache"),
+    "session": ("SetWriter", "WriteSession", "done_clip_ids"),
+    "shards.write": ("OpenShard",),
+    "tables.catalog": ("describe_set",),
+    "tables.clips": ("ClipSelection",),
+    "tables.labels": ("LabelTable", "ReferenceFrame", "VideoLabels"),
+    "upkeep.merge": ("MergeReport", "count_features", "merge"),
+    "upkeep.remove": ("Removal", "plan_clip_removal", "plan_set_removal", "remove"),
+    "upkeep.verify": ("Problem", "count_clips", "drop_clips", "verify"),
+}
+"""Names by the module that defines them. No name is that of a module, which its import would replace."""
 
 __all__ = [
     "STREAMS",
@@ -105,3 +103,13 @@ __all__ = [
     "shown",
     "verify",
 ]
+
+if not TYPE_CHECKING:  # mypy would take any name for one that exists
+
+    def __getattr__(name: str) -> object:
+        """Import an exported name on first use, and keep it."""
+        for module, names in _LAZY.items():
+            if name in names:
+                value = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
+                return value
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
-from types import ModuleType
 
 import pytest
 
-from thinkjepa.cache.lazy_names import lazy_names
+import thinkjepa.cache
 
 PACKAGES = ("thinkjepa.cache",)
 
@@ -33,8 +32,6 @@ def test_a_name_that_no_module_has_is_an_attribute_error(name: str) -> None:
 
 
 def test_a_found_name_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    package = ModuleType("thinkjepa.cache")
-    monkeypatch.setitem(sys.modules, "thinkjepa.cache", package)
-    package.__dict__["__getattr__"] = lazy_names("thinkjepa.cache", {"records": ("CacheError",)})
-    found = package.CacheError
-    assert vars(package)["CacheError"] is found
+    monkeypatch.delitem(vars(thinkjepa.cache), "SetWriter", raising=False)
+    found = thinkjepa.cache.SetWriter
+    assert vars(thinkjepa.cache)["SetWriter"] is found
