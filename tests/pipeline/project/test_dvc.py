@@ -25,7 +25,7 @@ from thinkjepa.pipeline.cli.options import SettingsError
 from thinkjepa.pipeline.project.params import SECTIONS, read_params
 from thinkjepa.pipeline.project.setup import set_up_project
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SMALL: dict[str, Any] = {
     "videos": "videos",
     "cache_dir": "../features",

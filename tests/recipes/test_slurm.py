@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from documents import check_call
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ONE_GPU = ROOT / "recipes" / "slurm" / "one_gpu.sbatch"
 
 SRUN = '#!/bin/bash\nprintf "%q " "$@" >> "$CALLS"\necho >> "$CALLS"\n'

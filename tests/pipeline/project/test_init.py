@@ -17,7 +17,7 @@ from thinkjepa.pipeline.project.params import Folders, Matrix, params_text, read
 from thinkjepa.stages.extract.settings import ModelSettings
 from thinkjepa.stages.train.settings import TrainSettings
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
 FILES = {"params.yaml", "dvc.yaml", "README.md", ".gitignore", ".dvcignore"}
 HOSTILE = ["with space", "#1 [a]*? !", "'quoted\" $HOME ${x}", "a: {b}, - c", "ünï\nline"]
