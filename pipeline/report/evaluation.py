@@ -12,27 +12,20 @@ from thinkjepa.cache.disk.lock import WAIT, WriteLock
 from thinkjepa.pipeline.report.markdown import comparison_markdown, count_of, markdown_table
 from thinkjepa.pipeline.report.plots import difference_picture, distance_picture, horizon_picture
 from thinkjepa.pipeline.report.verdict import (
-    DECIMALS,
     baseline_verdicts,
-    better_arrow,
     figure_text,
     is_main,
-    metric_label,
-    metric_title,
     model_verdicts,
 )
 from thinkjepa.stages.evaluate.comparison import compare
 from thinkjepa.stages.evaluate.evaluation import evaluate
 from thinkjepa.stages.evaluate.finished import read_evaluations, runs_beneath
 from thinkjepa.stages.evaluate.groups import EvaluatedRun
-from thinkjepa.stages.evaluate.metrics import LATENT_METRICS
+from thinkjepa.stages.evaluate.metrics import DECIMALS, METRICS, Metric, exhibited
 from thinkjepa.stages.evaluate.runs import TrainedRun
 from thinkjepa.stages.evaluate.table import table_path
 from thinkjepa.stages.json_files import write_json
 from thinkjepa.stages.progress import Progress
-
-SHOWN = ("ade_m", "fde_m", "acc_5cm", "l2", "cosine")
-"""Metrics of the page's table; the first one that there is has its intervals."""
 
 MOST_MODELS = 10
 
@@ -41,10 +34,15 @@ Comparison = Mapping[str, Any]
 
 def comparison_page(comparison: Comparison, files: Sequence[str]) -> str:
     """The page; `files` are lines that say where the rest is."""
-    metrics = [metric for metric in SHOWN if any(metric in item["metrics"] for item in comparison["entries"])]
+    metrics = [
+        metric.name
+        for metric in exhibited("page")
+        if any(metric.name in item["metrics"] for item in comparison["entries"])
+    ]
     lines = [_measured(comparison), "", *_table(comparison, metrics), ""]
-    for metric in ("ade_m", "l2"):
-        lines += baseline_verdicts(comparison, metric)
+    for metric in METRICS.values():
+        if metric.to_beat:
+            lines += baseline_verdicts(comparison, metric.name)
     if metrics:
         models = [item for item in comparison["entries"] if item["method"] == "model"]
         lines += model_verdicts(comparison, metrics[0], of=_ranked(comparison, models)[0]["name"])
@@ -92,7 +90,7 @@ def _table(comparison: Comparison, metrics: Sequence[str]) -> list[str]:
     models = _ranked(comparison, [entry for entry in entries if entry["method"] == "model"])
     others = [entry for entry in entries if entry["method"] != "model"]
     left_out = len(models) - MOST_MODELS
-    labels = [_head(metric, comparison["last_frame"]["seconds"]) for metric in metrics]
+    labels = [_head(METRICS[metric], comparison["last_frame"]["seconds"]) for metric in metrics]
     rows = [
         [entry["name"], str(entry["num_seeds"] or ""), *(_cell(entry, name, metrics[0]) for name in metrics)]
         for entry in [*models[:MOST_MODELS], *others]
@@ -101,11 +99,9 @@ def _table(comparison: Comparison, metrics: Sequence[str]) -> list[str]:
     return [table, *([f"{count_of(left_out, 'more setting')} in the file below"] if left_out > 0 else [])]
 
 
-def _head(metric: str, last_frame_s: float) -> str:
-    label = (
-        metric_title(metric) if metric in LATENT_METRICS else metric_label(metric, last_frame_s=last_frame_s)
-    )
-    return f"{label} {better_arrow(metric)}"
+def _head(metric: Metric, last_frame_s: float) -> str:
+    label = metric.heading() if metric.kind == "latent" else metric.label(last_frame_s=last_frame_s)
+    return f"{label} {metric.arrow}"
 
 
 def _ranked(comparison: Comparison, models: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

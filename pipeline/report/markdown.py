@@ -6,33 +6,26 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from thinkjepa.pipeline.report.verdict import (
-    DECIMALS,
     FEWEST_SEEDS,
     FEWEST_VIDEOS,
-    METRIC_LABELS,
     Evidence,
     Figure,
     baseline_verdicts,
-    better_arrow,
     evidence_of,
     figure_text,
     is_main,
-    metric_label,
     model_verdicts,
     outcome,
     signed_number,
 )
-from thinkjepa.stages.evaluate.comparison import BEST_OF_SEEDS
-from thinkjepa.stages.evaluate.metrics import LATENT_METRICS, TRAJECTORY_METRICS
-
-MAIN = ("ade_m", "fde_m", "acc_5cm", "l2", "cosine")
-"""Test metrics that a row has room for; the others stand in the tables below it."""
-
-VALIDATION_LABELS = {
-    "validation_distance_m": "validation distance (m)",
-    "validation_latent_error": "validation latent error",
-    "validation_loss": "validation loss",
-}
+from thinkjepa.stages.evaluate.metrics import (
+    DECIMALS,
+    LATENT_METRICS,
+    METRICS,
+    TRAJECTORY_METRICS,
+    VALIDATION_METRICS,
+    exhibited,
+)
 
 
 def ranking_lines(comparison: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -41,15 +34,16 @@ def ranking_lines(comparison: Mapping[str, Any]) -> tuple[list[str], list[list[s
     if ranking is None or len(ranking["rows"]) < 2:
         return [], []
     metrics = {entry["name"]: entry["metrics"] for entry in comparison["entries"]}
-    shown = [metric for metric in MAIN if any(metric in metrics[row["name"]] for row in ranking["rows"])]
-    if ranking["sorted_by"] not in (*VALIDATION_LABELS, *shown):
+    page = [metric.name for metric in exhibited("page")]
+    shown = [metric for metric in page if any(metric in metrics[row["name"]] for row in ranking["rows"])]
+    if ranking["sorted_by"] not in (*VALIDATION_METRICS, *shown):
         shown.append(ranking["sorted_by"])
     validation = _validation_shown(ranking)
     header = ["", "variant", *ranking["varied"], "seeds"]
-    header += [f"{VALIDATION_LABELS[name]} ↓" for name in validation]
+    header += [f"{VALIDATION_METRICS[name]} ↓" for name in validation]
     last_frame_s = comparison["last_frame"]["seconds"]
     header += [
-        f"test {metric_label(metric, last_frame_s=last_frame_s)} {better_arrow(metric)}" for metric in shown
+        f"test {METRICS[name].label(last_frame_s=last_frame_s)} {METRICS[name].arrow}" for name in shown
     ]
     rows = [
         [
@@ -70,19 +64,20 @@ def ranking_note(comparison: Mapping[str, Any]) -> str:
     ranking = comparison["ranking"]
     if ranking["clips"] == "validation":
         return (
-            f"Sorted by {VALIDATION_LABELS[ranking['sorted_by']]}: choose by it, and report the test columns "
-            "of what was chosen. ± is the standard deviation over seeds, brackets are intervals as above."
+            f"Sorted by {VALIDATION_METRICS[ranking['sorted_by']]}: choose by it, and report the test "
+            "columns of what was chosen. ± is the standard deviation over seeds, brackets are intervals as "
+            "above."
         )
     return (
-        f"**Sorted by the {comparison['split']} clips' {METRIC_LABELS[ranking['sorted_by']]}: who chooses by "
-        "this order chooses on the clips that the report stands on.** Choose by a validation column."
+        f"**Sorted by the {comparison['split']} clips' {METRICS[ranking['sorted_by']].label()}: who chooses "
+        "by this order chooses on the clips that the report stands on.** Choose by a validation column."
     )
 
 
 def _validation_shown(ranking: Mapping[str, Any]) -> Sequence[str]:
     """The joints' distance and the latents' error where all have them, and what is sorted by."""
     everywhere = [
-        name for name in VALIDATION_LABELS if all(name in row["validation"] for row in ranking["rows"])
+        name for name in VALIDATION_METRICS if all(name in row["validation"] for row in ranking["rows"])
     ]
     return [name for name in everywhere if name != "validation_loss" or name == ranking["sorted_by"]]
 
@@ -98,7 +93,7 @@ def _test_text(figure: Figure | None) -> str:
 
 
 TABLES = {
-    "Hand trajectories": (*TRAJECTORY_METRICS, BEST_OF_SEEDS),
+    "Hand trajectories": TRAJECTORY_METRICS,
     "Future latents": LATENT_METRICS,
 }
 
@@ -202,7 +197,7 @@ def horizon_table(comparison: Mapping[str, Any]) -> str:
     if not shown:
         return ""
     note = (
-        f"{METRIC_LABELS[metric]} of each latent step. Seconds run from the last observed frame to the "
+        f"{METRICS[metric].label()} of each latent step. Seconds run from the last observed frame to the "
         "middle of the step's frames."
     )
     return f"{note}\n\n{markdown_table(header, rows)}"
@@ -256,11 +251,8 @@ def _figure_table(
         for first, second, found in rows
         if any(metric in found for metric in shown)
     ]
-    labels = [metric_label(metric, last_frame_s=last_frame_s) for metric in shown]
-    header = [
-        *heads,
-        *(f"{label} {better_arrow(metric)}" for label, metric in zip(labels, shown, strict=True)),
-    ]
+    labels = [f"{METRICS[name].label(last_frame_s=last_frame_s)} {METRICS[name].arrow}" for name in shown]
+    header = [*heads, *labels]
     return markdown_table(header, lines, left=len(heads)) if lines else ""
 
 

@@ -13,15 +13,11 @@ from matplotlib.ticker import MaxNLocator
 
 from thinkjepa.pipeline.cli.console import counted
 from thinkjepa.pipeline.report.verdict import (
-    AXIS_LABELS,
-    DIFFERENCE_LABELS,
-    better_arrow,
     evidence_of,
     is_main,
-    metric_title,
     outcome,
 )
-from thinkjepa.stages.evaluate.table import BETTER_WHEN_LARGER
+from thinkjepa.stages.evaluate.metrics import METRICS, Exhibit, Metric, exhibited
 from thinkjepa.stages.picture_style import (
     BASELINES,
     BLACK,
@@ -51,10 +47,6 @@ END_MARGIN = 1.05
 SMALL = 1e-3
 """Below it tick labels would need a power of ten of their own."""
 
-HORIZON_METRICS = ("ade_m", "l2", "cosine")
-
-DISTANCE_METRICS = ("ade_m", "fde_m", "acc_5cm", "keypoint_m", "l2", "cosine")
-
 NOT_KNOWN = {"mean": np.nan, "low": None, "high": None}
 """Where no clip has a score at a step."""
 
@@ -68,7 +60,7 @@ Look = Mapping[str, Any]
 def horizon_picture(comparison: Comparison) -> bytes:
     """PNG: each method's means at every latent step, the models' with their intervals."""
     entries = [entry for entry in comparison["entries"] if is_main(entry)]
-    metrics = [metric for metric in HORIZON_METRICS if any(metric in entry["metrics"] for entry in entries)]
+    metrics = [metric for metric in _names("horizon") if any(metric in entry["metrics"] for entry in entries)]
     seconds = [step["seconds"] for step in comparison["horizon"]]
     looks = entry_looks(comparison)
     with picture_style():
@@ -82,10 +74,14 @@ def horizon_picture(comparison: Comparison) -> bytes:
                     draw_curve(
                         axes, seconds, points, label=entry["name"], look=looks[entry["name"]], band=band
                     )
-            name_curves(axes, metric)
+            name_curves(axes, METRICS[metric])
         figure.suptitle(f"bands: {_intervals(comparison)}", fontsize="small")
         legend_below(figure, panels)
         return png_bytes(figure)
+
+
+def _names(exhibit: Exhibit) -> list[str]:
+    return [metric.name for metric in exhibited(exhibit)]
 
 
 def _intervals(comparison: Comparison) -> str:
@@ -104,12 +100,12 @@ def draw_curve(
         axes.fill_between(seconds, lows, highs, color=look["color"], alpha=BAND_ALPHA, linewidth=0)
 
 
-def name_curves(axes: Axes, metric: str) -> None:
+def name_curves(axes: Axes, metric: Metric) -> None:
     """Title, units, and axes that begin at 0 where 0 is the best, with room for the markers at their ends."""
-    axes.set_title(f"{metric_title(metric)} {better_arrow(metric)}")
-    axes.set(xlabel=SECONDS_AHEAD, ylabel=AXIS_LABELS[metric])
+    axes.set_title(f"{metric.heading()} {metric.arrow}")
+    axes.set(xlabel=SECONDS_AHEAD, ylabel=metric.unit.axis)
     axes.set_xlim(0, END_MARGIN * axes.dataLim.x1)
-    if metric not in BETTER_WHEN_LARGER:
+    if not metric.better_when_larger:
         axes.set_ylim(0, END_MARGIN * axes.dataLim.y1)
 
 
@@ -117,7 +113,7 @@ def distance_picture(comparison: Comparison) -> bytes:
     """PNG: a row per method, a panel per metric, dots with intervals."""
     looks = entry_looks(comparison)
     rows = [
-        (entry["name"], entry["metrics"], dict.fromkeys(DISTANCE_METRICS, looks[entry["name"]]))
+        (entry["name"], entry["metrics"], dict.fromkeys(_names("distances"), looks[entry["name"]]))
         for entry in comparison["entries"]
     ]
     return _dot_picture(comparison, rows, note="")
@@ -150,7 +146,7 @@ def _dot_picture(
     comparison: Comparison, rows: Sequence[tuple[str, Record, Mapping[str, Look]]], *, note: str
 ) -> bytes:
     """Rows are a name, its figures by metric and their looks. With a note they are differences around 0."""
-    metrics = [metric for metric in DISTANCE_METRICS if any(metric in found for _, found, _ in rows)]
+    metrics = [metric for metric in _names("distances") if any(metric in found for _, found, _ in rows)]
     label_in = CHARACTER_IN * max((len(name) for name, *_ in rows), default=0)
     last_frame_s = comparison["last_frame"]["seconds"]
     with picture_style():
@@ -164,10 +160,11 @@ def _dot_picture(
             for place, (_, found, looks) in enumerate(rows):
                 if metric in found:
                     _draw_dot(axes, place, found[metric], looks[metric])
-            axes.set_title(f"{metric_title(metric, last_frame_s=last_frame_s)} {better_arrow(metric)}")
+            axes.set_title(f"{METRICS[metric].heading(last_frame_s=last_frame_s)} {METRICS[metric].arrow}")
             axes.margins(x=0.08)
             axes.xaxis.set_major_locator(MaxNLocator(4))
-            axes.set_xlabel(_in_powers(axes, DIFFERENCE_LABELS[metric]) if note else AXIS_LABELS[metric])
+            unit = METRICS[metric].unit
+            axes.set_xlabel(_in_powers(axes, unit.difference_axis) if note else unit.axis)
         panels[0].set_yticks(range(len(rows)), [name for name, *_ in rows])
         panels[0].set_ylim(len(rows) - 0.5, -0.5)
         words = [f"lines: {_intervals(comparison)}", *([note] if note else [])]

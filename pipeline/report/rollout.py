@@ -11,9 +11,10 @@ from thinkjepa.cache.disk.files import replace_file
 from thinkjepa.cache.disk.lock import WAIT, WriteLock
 from thinkjepa.pipeline.report.markdown import markdown_table
 from thinkjepa.pipeline.report.plots import LEGEND_IN, draw_curve, name_curves
-from thinkjepa.pipeline.report.verdict import FEWEST_VIDEOS, METRIC_LABELS, better_arrow, figure_text
+from thinkjepa.pipeline.report.verdict import FEWEST_VIDEOS, figure_text
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.comparison import OF_NO_RUN
+from thinkjepa.stages.evaluate.metrics import METRICS, exhibited
 from thinkjepa.stages.evaluate.rollout import evaluate_rollout
 from thinkjepa.stages.evaluate.runs import TrainedRun
 from thinkjepa.stages.json_files import write_json
@@ -27,8 +28,6 @@ from thinkjepa.stages.picture_style import (
     variant_look,
 )
 from thinkjepa.stages.progress import Progress
-
-SHOWN = {"trajectory": ("ade_m", "fde_m"), "latent": ("l2", "cosine")}
 
 OF_A_RUN = {
     "model": "",
@@ -94,8 +93,8 @@ def rollout_page(rolled: Rolled, folder: Path, split: str) -> str:
     return "\n".join(
         [
             f"{first['num_clips']} {first['split']} clips of {first['num_videos']} videos. "
-            f"{METRIC_LABELS[metric]} {better_arrow(metric)} up to each horizon, with the seconds from the "
-            "last observed frame to its end.",
+            f"{METRICS[metric].label()} {METRICS[metric].arrow} up to each horizon, with the seconds from "
+            "the last observed frame to its end.",
             "",
             _table(first["horizons"], shown),
             "",
@@ -125,7 +124,7 @@ def rollout_markdown(rolled: Rolled) -> str:
     if not _one_latent_space(rolled):
         lines.append("- latent distances left out: the runs' latents are not in one space")
     for metric, rows in _tables(rolled):
-        lines += ["", f"## {METRIC_LABELS[metric]} {better_arrow(metric)}", ""]
+        lines += ["", f"## {METRICS[metric].label()} {METRICS[metric].arrow}", ""]
         lines.append(_table(first["horizons"], rows))
     return "\n".join(lines) + "\n"
 
@@ -137,8 +136,8 @@ def _table(horizons: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> str:
 
 def _tables(rolled: Rolled) -> list[tuple[str, list[Row]]]:
     """The metrics that there are, each with its rows."""
-    kinds = [kind for kind in SHOWN if kind != "latent" or _one_latent_space(rolled)]
-    tables = [(metric, _rows(rolled, kind, metric)) for kind in kinds for metric in SHOWN[kind]]
+    shown = [item for item in exhibited("rollout") if item.kind != "latent" or _one_latent_space(rolled)]
+    tables = [(metric.name, _rows(rolled, metric.kind, metric.name)) for metric in shown]
     return [(metric, rows) for metric, rows in tables if rows]
 
 
@@ -177,7 +176,7 @@ def rollout_picture(rolled: Rolled) -> bytes:
                 if label in looks:
                     band = "marker" in looks[label]  # baselines have none
                     draw_curve(axes, seconds, found, label=label, look=looks[label], band=band)
-            name_curves(axes, metric)
+            name_curves(axes, METRICS[metric])
         legend_below(figure, panels)
         return png_bytes(figure)
 

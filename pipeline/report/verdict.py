@@ -7,66 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from thinkjepa.stages.evaluate.comparison import BEST_OF_SEEDS, MOST_GROUPS_BY_PAIRS
-from thinkjepa.stages.evaluate.metrics import LATENT_METRICS
-from thinkjepa.stages.evaluate.table import BETTER_WHEN_LARGER, POSE_BASELINES
-
-DECIMALS = 4
+from thinkjepa.stages.evaluate.comparison import MOST_GROUPS_BY_PAIRS
+from thinkjepa.stages.evaluate.metrics import DECIMALS, METRICS
 
 Figure = Mapping[str, float | None]
 """Mean, low and high end of its interval."""
-
-METRIC_LABELS = {
-    "ade_m": "ADE (m)",
-    "fde_m": "FDE (m)",
-    "acc_5cm": "within 5 cm",
-    "keypoint_m": "keypoints (m)",
-    BEST_OF_SEEDS: "keypoints, best of seeds (m)",
-    "l1": "L1",
-    "l2": "L2 (squared)",
-    "smooth_l1": "smooth L1",
-    "cosine": "cosine",
-}
-
-AXIS_LABELS = {
-    "ade_m": "mean distance (m)",
-    "fde_m": "mean distance (m)",
-    "acc_5cm": "share of joints (0 to 1)",
-    "keypoint_m": "mean distance (m)",
-    "l2": "mean squared error (latent units²)",
-    "cosine": "cosine (1: equal)",
-}
-"""What the numbers on a picture's axis are, with their unit."""
-
-DIFFERENCE_LABELS = {
-    "ade_m": "difference (m)",
-    "fde_m": "difference (m)",
-    "acc_5cm": "difference of shares",
-    "keypoint_m": "difference (m)",
-    "l2": "difference (latent units²)",
-    "cosine": "difference of cosines",
-}
-
-VERDICT_LABELS = {"ade_m": "ADE", "l2": "latent L2"}
-"""What a verdict is about."""
-
-
-def metric_label(metric: str, *, last_frame_s: float | None = None) -> str:
-    """What a table calls a metric. FDE says when its frame is, where `last_frame_s` is given."""
-    if metric == "fde_m" and last_frame_s is not None:
-        return f"FDE at {last_frame_s:.2f} s (m)"
-    return METRIC_LABELS[metric]
-
-
-def metric_title(metric: str, *, last_frame_s: float | None = None) -> str:
-    """What a panel of a picture is about; its axis has the unit."""
-    label = metric_label(metric, last_frame_s=last_frame_s).removesuffix(" (m)").removesuffix(" (squared)")
-    return f"latent {label}" if metric in LATENT_METRICS else label
-
-
-def better_arrow(metric: str) -> str:
-    """Up where more is better, else down."""
-    return "↑" if metric in BETTER_WHEN_LARGER else "↓"
 
 
 def is_main(entry: Mapping[str, Any]) -> bool:
@@ -103,9 +48,6 @@ EQUAL_SHARE = 1e-6
 
 Outcome = Literal["better", "worse", "no difference", "open"]
 
-TO_BEAT = {"ade_m": POSE_BASELINES, "l2": ("latent_persistence",)}
-"""The metric of a verdict, and the methods without training that a model has to beat in it."""
-
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
@@ -133,7 +75,7 @@ def outcome(metric: str, figure: Figure, evidence: Evidence) -> Outcome:
         return "no difference"
     if evidence.missing:
         return "open"
-    return "better" if _is_better(metric, mean) else "worse"
+    return "better" if METRICS[metric].is_better(mean) else "worse"
 
 
 def verdict(
@@ -159,7 +101,7 @@ def verdict(
     found = outcome(metric, figure, evidence)
     if found == "no difference":
         return f"no difference between {a} and {b}: {_amount(metric, figure, 1, of_b, signed=True)}"
-    better = _is_better(metric, mean)
+    better = METRICS[metric].is_better(mean)
     amount = _amount(metric, figure, 1 if mean > 0 else -1, of_b)
     seeds = _seeds(metric, by_seed, better=better)
     if found == "open":
@@ -175,7 +117,7 @@ def baseline_verdicts(comparison: Mapping[str, Any], metric: str) -> list[str]:
     chosen = [
         item
         for item in comparison["differences"]
-        if metric in item["metrics"] and methods[item["b"]] in TO_BEAT[metric]
+        if metric in item["metrics"] and methods[item["b"]] in METRICS[metric].to_beat
     ]
     models = list(dict.fromkeys(item["a"] for item in chosen))
     if len(models) <= MOST_GROUPS_BY_PAIRS:
@@ -224,46 +166,38 @@ def _line(comparison: Mapping[str, Any], item: Mapping[str, Any], metric: str) -
         of_b=scores[item["b"]][metric]["mean"],
         by_seed=item["by_seed"].get(metric, ()),
     )
-    return f"{VERDICT_LABELS[metric]}: {line}"
+    return f"{METRICS[metric].heading()}: {line}"
 
 
 def _methods(comparison: Mapping[str, Any]) -> dict[str, str]:
     return {entry["name"]: entry["method"] for entry in comparison["entries"]}
 
 
-def _is_better(metric: str, difference: float) -> bool:
-    return (difference > 0) == (metric in BETTER_WHEN_LARGER)
-
-
 def _equal_below(metric: str, difference: float, of_b: float | None) -> str:
     """The limit below which a difference counts as none, where it is below one; else empty."""
     if of_b and abs(difference / of_b) < EQUAL_SHARE:
         return f"{100 * EQUAL_SHARE:.4f} %"
-    scale, decimals, unit = _precision(metric)
-    decimals += MORE_DECIMALS
-    return "" if round(scale * difference, decimals) else f"{10**-decimals:.{decimals}f}{unit}"
-
-
-def _precision(metric: str) -> tuple[int, int, str]:
-    """What a metric is multiplied by to be shown, with how many decimals, and its unit."""
-    return (1000, 1, " mm") if metric.endswith("_m") else (1, DECIMALS, "")
+    unit = METRICS[metric].unit
+    decimals = unit.decimals + MORE_DECIMALS
+    return "" if round(unit.scale * difference, decimals) else f"{10**-decimals:.{decimals}f}{unit.suffix}"
 
 
 def _amount(metric: str, figure: Figure, sign: int, of_b: float | None, *, signed: bool = False) -> str:
     """`12.1 mm [9.0, 15.2] (18 %)`, times `sign`; the interval and the share where they are known."""
-    scale, decimals, unit = _precision(metric)
-    values = [sign * scale * value for value in map(figure.get, ENDS) if value is not None]
+    unit = METRICS[metric].unit
+    decimals = unit.decimals
+    values = [sign * unit.scale * value for value in map(figure.get, ENDS) if value is not None]
     mean, *ends = values
     if max(map(abs, values)) < FEW * 10**-decimals:
         decimals += MORE_DECIMALS
     shown = [signed_number(value, decimals) for value in (mean, *sorted(ends))]
     if not signed:
         shown = [number.removeprefix("+") for number in shown]
-    text = f"{shown[0]}{unit}"
+    text = f"{shown[0]}{unit.suffix}"
     if ends:
         text += f" [{shown[1]}, {shown[2]}]"
     if of_b:
-        share = 100 * abs(mean / scale / of_b)
+        share = 100 * abs(mean / unit.scale / of_b)
         text += f" ({share:.0f} %)" if share >= 1 else f" ({share:.1g} %)"
     return text
 
@@ -272,7 +206,7 @@ def _seeds(metric: str, by_seed: Sequence[float], *, better: bool) -> str:
     """In how many seeds the difference has this direction."""
     if not by_seed:
         return ""
-    agreeing = sum(value != 0 and _is_better(metric, value) == better for value in by_seed)
+    agreeing = sum(value != 0 and METRICS[metric].is_better(value) == better for value in by_seed)
     return f", in {agreeing} of {len(by_seed)} seed{'' if len(by_seed) == 1 else 's'}"
 
 

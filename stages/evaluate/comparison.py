@@ -23,32 +23,28 @@ from thinkjepa.stages.evaluate.groups import (
 )
 from thinkjepa.stages.evaluate.metrics import (
     LATENT_METRICS,
+    METRICS,
     TRAJECTORY_METRICS,
     horizon_summary,
     time_summary,
 )
 from thinkjepa.stages.evaluate.ranking import rank
-from thinkjepa.stages.evaluate.table import CURVES, figures, interval_method, joint_frames
+from thinkjepa.stages.evaluate.table import figures, interval_method, joint_frames
 
 COMPARISON_SCHEMA = "thinkjepa.comparison.v1"
-BEST_OF_SEEDS = "keypoint_best_m"
-"""EgoDex's best of K: the distance over keypoints of the best of K predictions, K the number of seeds."""
-OF_JOINTS = (*TRAJECTORY_METRICS, BEST_OF_SEEDS)
 MOST_GROUPS_BY_PAIRS = 6
 """Of more groups, not every two are compared: twenty settings would make 190 pairs."""
 
-COMPARED = (*OF_JOINTS, *LATENT_METRICS)
-
 OF_A_GROUP = {
-    "shuffled_guidance": ("{}, shuffled guidance", COMPARED),
-    "latent_persistence": ("{} head on last latents", OF_JOINTS),
+    "shuffled_guidance": ("{}, shuffled guidance", tuple(METRICS)),
+    "latent_persistence": ("{} head on last latents", TRAJECTORY_METRICS),
 }
 """Methods that use a run's own weights: what they are called, and which of their scores are the run's."""
 OF_NO_RUN = {
     "latent_persistence": LATENT_METRICS,
-    "constant_pose": OF_JOINTS,
-    "constant_velocity": OF_JOINTS,
-    "mean_pose": OF_JOINTS,
+    "constant_pose": TRAJECTORY_METRICS,
+    "constant_velocity": TRAJECTORY_METRICS,
+    "mean_pose": TRAJECTORY_METRICS,
 }
 """Methods whose scores are the same beside every run."""
 
@@ -104,7 +100,7 @@ def compare(runs: Sequence[EvaluatedRun], *, sort_by: str | None = None) -> dict
 def entries_of(groups: Sequence[RunGroup]) -> Iterator[Entry]:
     """The groups' models, then what each group's weights give otherwise, then what needs no run."""
     for group in groups:
-        yield _entry(group.name, "model", group, COMPARED)
+        yield _entry(group.name, "model", group, tuple(METRICS))
     for group in groups:
         for method, (name, metrics) in OF_A_GROUP.items():
             if (entry := _entry(name.format(group.name), method, group, metrics)).scores:
@@ -150,12 +146,12 @@ def _entry(name: str, method: str, group: RunGroup, metrics: Sequence[str]) -> E
     """A line with those of `metrics` that all runs of the group have, means over its seeds."""
     scores: dict[str, Floats] = {}
     for metric in metrics:
-        if metric == BEST_OF_SEEDS:
-            if "keypoint_m" in scores and len(group.runs) > 1:
-                scores[metric] = group.by_seed(method, "keypoint_m").min(axis=0)
+        if best_of := METRICS[metric].best_of:
+            if best_of in scores and len(group.runs) > 1:
+                scores[metric] = group.by_seed(method, best_of).min(axis=0)
         elif group.has(method, metric):
             scores[metric] = group.by_seed(method, metric).mean(axis=0)
-    curves = {metric: group.curves(method, metric) for metric in CURVES if metric in scores}
+    curves = {metric: group.curves(method, metric) for metric in scores if METRICS[metric].by_step}
     return Entry(name, method, group, scores, curves)
 
 
@@ -203,7 +199,7 @@ def _seed_spread(entry: Entry) -> dict[str, float]:
         return {}
     spread = {}
     for metric in entry.scores:
-        if metric != BEST_OF_SEEDS and not np.isnan(entry.scores[metric]).all():
+        if not METRICS[metric].best_of and not np.isnan(entry.scores[metric]).all():
             means = np.nanmean(group.by_seed(entry.method, metric), axis=1)
             spread[metric] = float(means.std(ddof=1))
     return spread
@@ -217,13 +213,13 @@ def _difference(one: Entry, other: Entry, bootstrap: VideoBootstrap) -> dict[str
     both = [metric for metric in one.scores if metric in other.scores]
     num_seeds = [len(entry.group.runs) if entry.group else 0 for entry in (one, other)]
     if num_seeds[0] != num_seeds[1]:
-        both = [metric for metric in both if metric != BEST_OF_SEEDS]
+        both = [metric for metric in both if not METRICS[metric].best_of]
     return {
         "a": one.name,
         "b": other.name,
         "num_seeds": num_seeds,
         "metrics": figures({name: one.scores[name] - other.scores[name] for name in both}, bootstrap),
-        "by_seed": _by_seed(one, other, [metric for metric in both if metric != BEST_OF_SEEDS]),
+        "by_seed": _by_seed(one, other, [metric for metric in both if not METRICS[metric].best_of]),
     }
 
 

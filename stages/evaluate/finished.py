@@ -7,7 +7,7 @@ from thinkjepa.cache import FeatureCache
 from thinkjepa.stages.data.tracked_files import labels_digest
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.groups import EvaluatedRun
-from thinkjepa.stages.evaluate.ranking import VALIDATION_METRICS
+from thinkjepa.stages.evaluate.metrics import VALIDATION_METRICS
 from thinkjepa.stages.evaluate.runs import TrainedRun
 from thinkjepa.stages.evaluate.table import ClipTable, table_path
 from thinkjepa.stages.json_files import read_json

@@ -1,15 +1,17 @@
-"""How far ahead latent steps and frames of the future are, in seconds of the clips' real frame times.
+"""Metrics: one registry of what is measured and how it is shown, and the computations.
 
-Distances between predicted and encoded latents, of each clip at each latent step of the horizon.
+Latent metrics are distances between predicted and encoded latents, trajectory metrics between predicted and
+labeled joints. Both are computed for each clip. A new metric is a line in `METRICS` and a line in
+`latent_metrics` or `trajectory_metrics`.
 
-Shape letters: B batch, T latent steps, P patches, D latent dim.
+Times are seconds after the last observed frame, from the clips' real frame times.
 
-Distances between predicted and labelled joints, of each clip and at each latent step of the horizon.
-
-Shape letters: B batch, T latent steps, K frames of a step, J joints.
+Shape letters: B batch, T latent steps, P patches, D latent dim, K frames of a step, J joints.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,114 @@ from torch import Tensor
 from thinkjepa.cache import ClipRow
 from thinkjepa.stages.data.sampling import seconds_ahead
 from thinkjepa.stages.errors import StageError
+
+MetricKind = Literal["trajectory", "latent"]
+Exhibit = Literal["page", "horizon", "distances", "rollout"]
+"""The tables of page and ranking, the curves over the horizon, the dot pictures, the rollout report."""
+
+DECIMALS = 4
+"""Of a value in a table."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """The unit of a metric, in tables, on axes, and in sentences about differences."""
+
+    note: str
+    """Follows a metric's title in tables."""
+    axis: str
+    difference_axis: str
+    scale: int = 1
+    """Factor from a value to its number in a sentence, which has `decimals` and ends with `suffix`."""
+    decimals: int = DECIMALS
+    suffix: str = ""
+
+
+METERS = Unit(" (m)", "mean distance (m)", "difference (m)", scale=1000, decimals=1, suffix=" mm")
+SHARE = Unit("", "share of joints (0 to 1)", "difference of shares")
+ABSOLUTE = Unit("", "mean error (latent units)", "difference (latent units)")
+SQUARED = Unit(" (squared)", "mean squared error (latent units²)", "difference (latent units²)")
+COSINE = Unit("", "cosine (1: equal)", "difference of cosines")
+
+POSE_BASELINES = ("constant_pose", "constant_velocity", "mean_pose")
+"""Methods without training that predict joints."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric as reports show it."""
+
+    name: str
+    kind: MetricKind
+    title: str
+    unit: Unit
+    exhibits: tuple[Exhibit, ...] = ()
+    """Where it is shown besides the tables of its kind, which show all metrics."""
+    by_step: bool = False
+    """Whether it has a value at each latent step, too."""
+    better_when_larger: bool = False
+    at_last_frame: bool = False
+    """Whether it is taken at the last future frame only, whose time its title then names."""
+    best_of: str | None = None
+    """The metric of which it takes each clip's smallest value over the seeds of a group."""
+    to_beat: tuple[str, ...] = ()
+    """Methods without training that reports compare each model with in words, by this metric."""
+
+    def label(self, *, last_frame_s: float | None = None) -> str:
+        """The name in a table, with its unit: `FDE at 0.35 s (m)`."""
+        when = f" at {last_frame_s:.2f} s" if self.at_last_frame and last_frame_s is not None else ""
+        return f"{self.title}{when}{self.unit.note}"
+
+    def heading(self, *, last_frame_s: float | None = None) -> str:
+        """The name by itself, without its unit: `latent L2`."""
+        label = self.label(last_frame_s=last_frame_s).removesuffix(self.unit.note)
+        return f"latent {label}" if self.kind == "latent" else label
+
+    @property
+    def arrow(self) -> str:
+        """Up where larger is better, else down."""
+        return "↑" if self.better_when_larger else "↓"
+
+    def is_better(self, difference: float) -> bool:
+        """Whether a value that differs by this much from another one is better than it."""
+        return (difference > 0) == self.better_when_larger
+
+
+EVERYWHERE: tuple[Exhibit, ...] = ("page", "horizon", "distances", "rollout")
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("ade_m", "trajectory", "ADE", METERS, EVERYWHERE, by_step=True, to_beat=POSE_BASELINES),
+        Metric("fde_m", "trajectory", "FDE", METERS, ("page", "distances", "rollout"), at_last_frame=True),
+        Metric("acc_5cm", "trajectory", "within 5 cm", SHARE, ("page", "distances"), better_when_larger=True),
+        Metric("keypoint_m", "trajectory", "keypoints", METERS, ("distances",)),
+        Metric("keypoint_best_m", "trajectory", "keypoints, best of seeds", METERS, best_of="keypoint_m"),
+        Metric("l1", "latent", "L1", ABSOLUTE, by_step=True),
+        Metric("l2", "latent", "L2", SQUARED, EVERYWHERE, by_step=True, to_beat=("latent_persistence",)),
+        Metric("smooth_l1", "latent", "smooth L1", ABSOLUTE, by_step=True),
+        Metric("cosine", "latent", "cosine", COSINE, EVERYWHERE, by_step=True, better_when_larger=True),
+    )
+}
+"""All metrics by name, in the order of tables.
+
+`keypoint_best_m` is EgoDex's best of K: K predictions are those of the K seeds of a group.
+"""
+
+TRAJECTORY_METRICS = tuple(name for name, metric in METRICS.items() if metric.kind == "trajectory")
+LATENT_METRICS = tuple(name for name, metric in METRICS.items() if metric.kind == "latent")
+
+VALIDATION_METRICS = {
+    "validation_distance_m": "validation distance (m)",
+    "validation_latent_error": "validation latent error",
+    "validation_loss": "validation loss",
+}
+"""Labels of the figures of validation clips in `metrics.json`: of the epoch whose weights were kept."""
+
+
+def exhibited(exhibit: Exhibit) -> list[Metric]:
+    """The metrics of an exhibit, in the order of `METRICS`."""
+    return [metric for metric in METRICS.values() if exhibit in metric.exhibits]
 
 
 def step_horizons_s(clip: ClipRow, *, windows: int, tubelet: int) -> list[float]:
@@ -57,9 +167,6 @@ def time_summary(seconds: npt.NDArray[np.float64] | Sequence[float]) -> dict[str
     }
 
 
-LATENT_METRICS = ("l1", "l2", "smooth_l1", "cosine")
-
-
 def latent_metrics(predicted: Tensor, future: Tensor) -> dict[str, Tensor]:
     """Metrics by name, each `(clip, step)` float64, from two `(batch, step, patch, dim)` tensors.
 
@@ -80,10 +187,6 @@ def latent_metrics(predicted: Tensor, future: Tensor) -> dict[str, Tensor]:
 
 
 ACCURATE_M = 0.05
-
-TRAJECTORY_METRICS = ("ade_m", "fde_m", "acc_5cm", "keypoint_m")
-
-TRAJECTORY_CURVES = ("ade_m",)
 
 
 def counted_joint_frames(future_confidence: Tensor, last_known: Tensor) -> Tensor:

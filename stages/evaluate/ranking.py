@@ -17,14 +17,9 @@ from thinkjepa.stages.evaluate.groups import (
     one_latent_space,
     varied_settings,
 )
-from thinkjepa.stages.evaluate.table import BETTER_WHEN_LARGER
+from thinkjepa.stages.evaluate.metrics import METRICS, VALIDATION_METRICS
 
-VALIDATION_DISTANCE, VALIDATION_LATENT, VALIDATION_LOSS = VALIDATION_METRICS = (
-    "validation_distance_m",
-    "validation_latent_error",
-    "validation_loss",
-)
-"""Of the epoch whose weights were kept, as `metrics.json` has them."""
+VALIDATION_DISTANCE, VALIDATION_LATENT, VALIDATION_LOSS = VALIDATION_METRICS
 
 OF_THE_LOSS = (
     "latent_loss",
@@ -52,7 +47,7 @@ def rank(
     if chosen in VALIDATION_METRICS:
         _check_comparable(runs, chosen)
     values = {group.name: _value(group, chosen, test_scores[group.name]) for group in groups}
-    sign = -1 if chosen in BETTER_WHEN_LARGER else 1
+    sign = -1 if chosen in METRICS and METRICS[chosen].better_when_larger else 1
     varied = list(varied_settings(groups))
     return {
         "sorted_by": chosen,

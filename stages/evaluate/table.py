@@ -34,8 +34,10 @@ from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.baselines import FORECASTS
 from thinkjepa.stages.evaluate.bootstrap import LEVEL, NUM_DRAWS, Floats, VideoBootstrap
 from thinkjepa.stages.evaluate.metrics import (
+    DECIMALS,
     LATENT_METRICS,
-    TRAJECTORY_CURVES,
+    METRICS,
+    POSE_BASELINES,
     TRAJECTORY_METRICS,
     horizon_summary,
     time_summary,
@@ -183,17 +185,6 @@ def lists(values: npt.NDArray[Any]) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1), from_pandas=True))
 
 
-METRICS = (*TRAJECTORY_METRICS, *LATENT_METRICS)
-
-CURVES = (*TRAJECTORY_CURVES, *LATENT_METRICS)
-
-BETTER_WHEN_LARGER = frozenset({"acc_5cm", "cosine"})
-
-POSE_BASELINES = ("constant_pose", "constant_velocity", "mean_pose")
-"""Methods without training that say where joints will be."""
-
-HEADLINE_DECIMALS = 4
-
 DESCRIBING = (
     "schema",
     "split",
@@ -248,7 +239,7 @@ def headline(result: Mapping[str, Any]) -> dict[str, float]:
         "latent": latents["model"]["l2"],
         "persist": latents["latent_persistence"]["l2"],
     }
-    return {name: round(value, HEADLINE_DECIMALS) for name, value in found.items() if value is not None}
+    return {name: round(value, DECIMALS) for name, value in found.items() if value is not None}
 
 
 def interval_method() -> dict[str, Any]:
@@ -306,7 +297,11 @@ def _horizon(table: ClipTable) -> list[dict[str, Any]]:
     """One record per latent step: its horizon in seconds, and each method's means at that step."""
     records: list[dict[str, Any]] = [dict(record) for record in horizon_summary(table.lists("horizon_s"))]
     for method in methods(table):
-        curves = {name: table.curves(method, name) for name in CURVES if table.has(method, name)}
+        curves = {
+            name: table.curves(method, name)
+            for name, metric in METRICS.items()
+            if metric.by_step and table.has(method, name)
+        }
         for step, record in enumerate(records):
             at_step = {name: _mean(curve[:, step]) for name, curve in curves.items()}
             record[method] = {name: value for name, value in at_step.items() if value is not None}
