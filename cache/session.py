@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, cast
 
 from thinkjepa.cache.disk.checksums import adopt, sweep, tidy
-from thinkjepa.cache.disk.files import explained_os_errors, refuse_links_out
+from thinkjepa.cache.disk.files import explained_os_errors, refuse_links_out, replace_file
 from thinkjepa.cache.disk.layout import (
     cache_json,
     clips_dir,
@@ -18,7 +18,7 @@ from thinkjepa.cache.disk.layout import (
     index_file,
     journal_file,
 )
-from thinkjepa.cache.disk.lines import Journal, read_lines
+from thinkjepa.cache.disk.lines import LineFile, encoded, read_lines
 from thinkjepa.cache.disk.lock import WAIT, WriteLock, ask_writers_to_stop
 from thinkjepa.cache.records import (
     DROPPED,
@@ -256,12 +256,12 @@ class WriteSession:
     def forget_failed_under_way(self, feature_set: FeatureSet) -> None:
         """Make clips undecided that an interrupted run has tried in vain, in shards it did not finish."""
         for number in unfinished_shards(self.root, feature_set.name):
-            journal = Journal(journal_file(self.root, feature_set.name, number), patience_s=PATIENCE_S)
-            kept = [_without_failures(line) for line in journal.lines]
-            if kept == journal.lines:
-                journal.close()
-            else:
-                journal.rewrite(kept)
+            path = journal_file(self.root, feature_set.name, number)
+            with LineFile(path, patience_s=PATIENCE_S) as journal:
+                lines = journal.resume()
+                kept = [_without_failures(line) for line in lines]
+                if kept != lines:
+                    replace_file(path, encoded(kept))
 
     def failed_clips(self, feature_set: FeatureSet) -> dict[str, Failure]:
         """Clips tried in vain, by id, in complete shards; not those that verify has dropped."""

@@ -1,26 +1,21 @@
-"""checksums.jsonl: a checksum for every small file of a cache: no bit outside the shards is uncovered.
+"""The ledger checksums.jsonl: a checksum for every small file of a cache.
 
-An append-only file of lines `<crc32c of the rest, 8 hex digits> <JSON>`. A file's new content is announced
-(`writing`), then put in place, then confirmed (`written`): between the two either content is right, so a
-run killed anywhere raises no false alarm. Shards and the journal carry checksums of their own.
+It is a file of checked lines. A file's new content is announced (`writing`), put in place, and then
+confirmed (`written`). Between the two either content is right, so a run killed anywhere raises no false
+alarm. Shards and journals carry checksums of their own.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Literal
 
-import numpy as np
-
-from thinkjepa.cache.disk.files import crc32c, explained_os_errors, replace_file
+from thinkjepa.cache.disk.files import checksum, explained_os_errors, remove_file, replace_file
 from thinkjepa.cache.disk.layout import cache_json
-from thinkjepa.cache.records import CacheError, canonical_json
+from thinkjepa.cache.disk.lines import LineFile, checked_lines, encoded
+from thinkjepa.cache.records import CacheError
 
 NAME = "checksums.jsonl"
 
@@ -72,7 +67,7 @@ class Ledger:
         self.entries[entry.file] = [entry] if settled else [*self.entries.get(entry.file, []), entry]
 
     def fault(self, root: Path, file: str) -> str:
-        """What is wrong with a listed file, or an empty string."""
+        """The fault of a listed file in words, or an empty string."""
         entries = self.entries[file]
         try:
             content = (root / file).read_bytes()
@@ -80,17 +75,18 @@ class Ledger:
             return "" if entries[0].state != "written" else "is missing"
         except OSError as error:
             return f"cannot be read ({error.strerror})"
-        if entries[-1].state == "removed":
-            return ""
-        found = (len(content), checksum(content))
-        if any(found == (item.bytes, item.crc32c) for item in entries):
+        if entries[-1].state == "removed" or _is_listed(content, entries):
             return ""
         return f"is damaged or was changed from outside (crc32c differs from {NAME})"
 
 
-def checksum(content: bytes | memoryview) -> str:
-    """crc32c as 8 hex digits."""
-    return f"{crc32c(np.frombuffer(content, dtype=np.uint8)):08x}"
+def _entry(file: str, state: Literal["writing", "written"], content: bytes | memoryview) -> Entry:
+    return Entry(file, state, memoryview(content).nbytes, checksum([content]))
+
+
+def _is_listed(content: bytes, entries: Sequence[Entry]) -> bool:
+    found = (len(content), checksum([content]))
+    return any(found == (item.bytes, item.crc32c) for item in entries)
 
 
 def root_of(path: Path) -> Path | None:
@@ -105,34 +101,31 @@ def replace_listed(path: Path, content: bytes | memoryview) -> None:
         replace_file(path, content)
         return
     file = path.relative_to(root).as_posix()
-    entry = Entry(file, "writing", memoryview(content).nbytes, checksum(content))
-    _append(root, [entry], durable=True)
+    _append(root, [_entry(file, "writing", content)])
     replace_file(path, content)
-    _append(root, [Entry(file, "written", entry.bytes, entry.crc32c)], durable=False)
+    _append(root, [_entry(file, "written", content)], durable=False)
 
 
 def remove_listed(path: Path) -> None:
     """Remove a small file of a cache."""
     root = root_of(path)
     if root is not None:
-        _append(root, [Entry(path.relative_to(root).as_posix(), "removed")], durable=True)
-    with explained_os_errors("remove", path):
-        path.unlink(missing_ok=True)
+        _append(root, [Entry(path.relative_to(root).as_posix(), "removed")])
+    remove_file(path)
 
 
 def read_listed(path: Path) -> bytes:
     """The content of a small file. Raises CacheError where it is not what was written, OSError as usual."""
     root = root_of(path)
-    content, found = b"", ""
+    content = b""
     for _ in range(TRIES):
         content = path.read_bytes()
         entries = [] if root is None else read_ledger(root).entries.get(path.relative_to(root).as_posix(), [])
-        found = checksum(content)
-        if not entries or any((item.bytes, item.crc32c) == (len(content), found) for item in entries):
+        if not entries or _is_listed(content, entries):
             return content
     raise CacheError(
-        f"{str(path)!r} is damaged or was changed from outside (crc32c {found} is not in {NAME}): "
-        "restore it from a copy"
+        f"{str(path)!r} is damaged or was changed from outside (crc32c {checksum([content])} is not in "
+        f"{NAME}): restore it from a copy"
     )
 
 
@@ -144,7 +137,7 @@ def adopt(root: Path) -> None:
     ledger = read_ledger(root)
     unlisted = [file for file in small_files(root) if file not in ledger.entries]
     if unlisted:
-        _append(root, [_present(root, file) for file in unlisted], durable=True)
+        _append(root, [_present(root, file) for file in unlisted])
 
 
 def sweep(root: Path) -> None:
@@ -156,8 +149,7 @@ def sweep(root: Path) -> None:
     for folder in sorted(folders - {"splits", "selections"}):
         for pattern in STAGING:
             for path in root.glob(f"{folder}/{pattern}"):
-                with explained_os_errors("remove", path):
-                    path.unlink(missing_ok=True)
+                remove_file(path)
 
 
 def tidy(root: Path) -> None:
@@ -166,14 +158,13 @@ def tidy(root: Path) -> None:
     The caller holds the cache for writing. A damaged ledger stays as it is, so that verify can name it.
     """
     path = root / NAME
-    with explained_os_errors("write", path), _locked(path) as file:
-        file.seek(0)
-        before, ledger = file.read(), read_ledger(root)
+    with LineFile(path), explained_os_errors("write", path):
+        ledger = read_ledger(root)
         if ledger.damage:
             return
         kept = [item for name in sorted(ledger.entries) for item in _settled(root, ledger, name)]
-        after = b"".join(map(_line, kept))
-        if after != before:
+        after = encoded(map(asdict, kept))
+        if after != path.read_bytes():
             replace_file(path, after)
 
 
@@ -217,63 +208,11 @@ def read_ledger(root: Path) -> Ledger:
     return ledger
 
 
-def checked_lines(content: bytes) -> tuple[list[dict[str, Any]], list[str]]:
-    """Records of a file of lines with checksums, and the lines that are damaged.
-
-    A torn last line (killed while appending) is neither: it was never committed.
-    """
-    records: list[dict[str, Any]] = []
-    damage: list[str] = []
-    lines = content.split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        if _holds(line):
-            records.append(json.loads(line[9:]))
-        elif number < len(lines) or _holds(line[:-1]):
-            damage.append(f"line {number} is damaged (crc32c differs)")
-    return records, damage
-
-
-def _holds(line: bytes) -> bool:
-    return line[:9] == f"{checksum(line[9:])} ".encode() and len(line) > 9
-
-
-def _line(entry: Entry) -> bytes:
-    body = canonical_json(asdict(entry)).encode()
-    return f"{checksum(body)} ".encode() + body + b"\n"
-
-
 def _present(root: Path, file: str) -> Entry:
-    content = (root / file).read_bytes()
-    return Entry(file, "written", len(content), checksum(content))
+    return _entry(file, "written", (root / file).read_bytes())
 
 
-def _append(root: Path, entries: list[Entry], *, durable: bool) -> None:
-    path = root / NAME
-    with explained_os_errors("write", path), _locked(path) as file:
-        _cut_torn_line(file)
-        file.write(b"".join(map(_line, entries)))
-        file.flush()
-        if durable:
-            os.fsync(file.fileno())
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[BinaryIO]:
-    """The ledger opened for appending, held against other processes; training appends its splits too."""
-    while True:
-        with path.open("a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
-                yield file
-                return
-
-
-def _cut_torn_line(file: BinaryIO) -> None:
-    """A line without its end was never committed; the next one must not be glued to it."""
-    end = file.seek(0, os.SEEK_END)
-    if end == 0:
-        return
-    file.seek(end - 1)
-    if file.read(1) != b"\n":
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
+def _append(root: Path, entries: list[Entry], *, durable: bool = True) -> None:
+    """Other processes wait meanwhile: training lists its splits without holding the cache."""
+    with LineFile(root / NAME) as file:
+        file.append(map(asdict, entries), durable=durable)

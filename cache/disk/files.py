@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -66,6 +67,12 @@ def replace_file(path: Path, content: bytes | memoryview) -> None:
         fsync_folder(path.parent)
 
 
+def remove_file(path: Path) -> None:
+    """Remove a file, if it is there."""
+    with explained_os_errors("remove", path):
+        path.unlink(missing_ok=True)
+
+
 DEEPEST = 3
 """Folders from a cache to `features.zarr/<set>/<array>`; links to shards are looked at when opened."""
 
@@ -105,6 +112,14 @@ def crc32c(raw: Bytes, crc: int = 0) -> int:
     view = raw.view()
     view.setflags(write=False)
     return int(google_crc32c.extend(crc, view)) if crc else int(google_crc32c.value(view))
+
+
+def checksum(parts: Iterable[bytes | memoryview | npt.NDArray[Any]]) -> str:
+    """crc32c, as 8 hex digits, of the bytes of contiguous parts one after the other."""
+    crc = 0
+    for part in parts:
+        crc = crc32c(np.frombuffer(part, dtype=np.uint8), crc)
+    return f"{crc:08x}"
 
 
 SYNC_BYTES = 24 << 20

@@ -1,4 +1,9 @@
-"""Append-only files of JSON lines, each with its own checksum, for work that may be killed."""
+"""Files of checked JSON lines that survive a kill at any moment: journals, assignments and the ledger.
+
+A line is `<crc32c of the rest, 8 hex digits> <JSON>`, where the rest is what follows the space, without the
+newline. Lines are only appended. A last line without its newline is torn: whoever wrote it was killed, and it
+was never committed.
+"""
 
 from __future__ import annotations
 
@@ -6,63 +11,138 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import numpy as np
-
-from thinkjepa.cache.disk.files import crc32c, explained_os_errors, fsync_folder, replace_file
+from thinkjepa.cache.disk.files import checksum, explained_os_errors, fsync_folder, write_all
 from thinkjepa.cache.records import CacheError, canonical_json
+
+Record = dict[str, Any]
 
 POLL_S = 0.1
 
+NEWLINE = b"\n"
 
-class Journal:
-    """A journal that one process appends to: nobody else can open it until it is closed.
+
+class LineFile:
+    """A file of checked lines that one process has open; others wait. A context manager.
 
     The lock is the operating system's (`flock`), so a process that was killed holds nothing.
     """
 
-    def __init__(self, path: Path, *, patience_s: float) -> None:
-        """Open or create. Raises CacheError where another process has it open for all of `patience_s`."""
+    def __init__(self, path: Path, *, patience_s: float | None = None) -> None:
+        """Open the file, or create it.
+
+        None waits for another process for as long as it takes. Raises CacheError where the wait takes longer
+        than `patience_s`.
+        """
         self.path = path
         with explained_os_errors("write", path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = _opened_alone(path, patience_s)
-            self.lines, whole = _whole_lines(path.read_bytes())
-            self._file.truncate(whole)  # a torn tail was never committed, and nothing may be glued to it
-            if not whole:
-                fsync_folder(path.parent)
 
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Append one record and make it durable."""
+    def resume(self) -> list[Record]:
+        """The records before the first damaged line. The rest is cut off, a new file's name synced."""
         with explained_os_errors("write", self.path):
-            self._file.write(encoded_line(record))
-            os.fsync(self._file.fileno())
+            records, end = _committed(self.path.read_bytes())
+            self._file.truncate(end)
+            if not records:
+                fsync_folder(self.path.parent)
+        return records
 
-    def rewrite(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Put other records in place of all, at once, and close."""
-        replace_file(self.path, b"".join(map(encoded_line, records)))
-        self.close()
-
-    def remove(self) -> None:
-        """Take the file away while it is still ours."""
-        with explained_os_errors("remove", self.path):
-            self.path.unlink(missing_ok=True)
-        self.close()
+    def append(self, records: Iterable[Mapping[str, Any]], *, durable: bool = True) -> None:
+        """Append records, in place of a torn line; `durable` syncs them to the disk."""
+        with explained_os_errors("write", self.path):
+            self._cut_torn_line()
+            write_all(self._file.fileno(), [encoded(records)])
+            if durable:
+                os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Let others open it."""
         self._file.close()
 
+    def __enter__(self) -> Self:
+        return self
 
-def _opened_alone(path: Path, patience_s: float) -> Any:
-    deadline = time.monotonic() + patience_s
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _cut_torn_line(self) -> None:
+        end = self._file.seek(0, os.SEEK_END)
+        if end:
+            self._file.seek(end - 1)
+            if self._file.read(1) != NEWLINE:
+                self._file.seek(0)
+                self._file.truncate(self._file.read().rfind(NEWLINE) + 1)
+
+
+def encoded(records: Iterable[Mapping[str, Any]]) -> bytes:
+    """Records as lines."""
+    bodies = (canonical_json(dict(record)).encode() for record in records)
+    return b"".join(b"%s %s\n" % (checksum([body]).encode(), body) for body in bodies)
+
+
+def read_lines(path: Path) -> list[Record]:
+    """The records before the first damaged line; none where there is no file."""
+    if not path.exists():
+        return []
+    with explained_os_errors("read", path):
+        return _committed(path.read_bytes())[0]
+
+
+def checked_lines(content: bytes) -> tuple[list[Record], list[str]]:
+    """All records whose lines are undamaged, and a message for each damaged line."""
+    records: list[Record] = []
+    damage: list[str] = []
+    for number, (record, _) in enumerate(_scan(content), start=1):
+        if record is None:
+            damage.append(f"line {number} is damaged (crc32c differs)")
+        else:
+            records.append(record)
+    return records, damage
+
+
+def _committed(content: bytes) -> tuple[list[Record], int]:
+    """Records before the first damaged line, and where the last of them ends."""
+    records, committed = [], 0
+    for record, end in _scan(content):
+        if record is None:
+            break
+        records.append(record)
+        committed = end
+    return records, committed
+
+
+def _scan(content: bytes) -> Iterator[tuple[Record | None, int]]:
+    """Each line's record, None where it is damaged, and where it ends; a torn last line is left out."""
+    end = 0
+    *lines, rest = content.split(NEWLINE)
+    for line in lines:
+        end += len(line) + 1
+        yield _decoded(line), end
+    if _decoded(rest[:-1]) is not None:  # its newline itself is damaged
+        yield None, len(content)
+
+
+def _decoded(line: bytes) -> Record | None:
+    body = line[9:]
+    if not body or line[:9] != f"{checksum([body])} ".encode():
+        return None
+    record: Record = json.loads(body)
+    return record
+
+
+def _opened_alone(path: Path, patience_s: float | None) -> FileIO:
+    """The file opened and locked, and still the one that the path names."""
+    flags = fcntl.LOCK_EX if patience_s is None else fcntl.LOCK_EX | fcntl.LOCK_NB
+    deadline = time.monotonic() + (patience_s or 0)
     while True:
-        file = path.open("ab", buffering=0)
+        file = path.open("a+b", buffering=0)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, flags)
             if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
                 return file
         except BlockingIOError as error:
@@ -73,52 +153,3 @@ def _opened_alone(path: Path, patience_s: float) -> Any:
                 ) from error
             time.sleep(POLL_S)
         file.close()
-
-
-def encoded_line(record: Mapping[str, Any]) -> bytes:
-    """`<crc32c of the rest, 8 hex digits> <JSON>` and a newline."""
-    body = canonical_json(dict(record)).encode()
-    return b"%08x %s\n" % (_checksum(body), body)
-
-
-def append_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Append one record to a file that nobody else writes, and make it durable."""
-    with explained_os_errors("write", path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+b", buffering=0) as file:
-            file.seek(0)
-            _, whole = _whole_lines(file.read())
-            file.truncate(whole)
-            file.write(encoded_line(record))
-            os.fsync(file.fileno())
-        fsync_folder(path.parent)
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Whole records in order, up to a torn tail (a run killed while appending); none without a file."""
-    if not path.exists():
-        return []
-    with explained_os_errors("read", path):
-        return _whole_lines(path.read_bytes())[0]
-
-
-def remove(path: Path) -> None:
-    with explained_os_errors("remove", path):
-        path.unlink(missing_ok=True)
-
-
-def _whole_lines(content: bytes) -> tuple[list[dict[str, Any]], int]:
-    """Records before the first line that is not whole, and how many bytes they take."""
-    records: list[dict[str, Any]] = []
-    whole = 0
-    for line in content.splitlines(keepends=True):
-        body = line[9:-1]
-        if not line.endswith(b"\n") or line[:9] != b"%08x " % _checksum(body):
-            break
-        records.append(json.loads(body))
-        whole += len(line)
-    return records, whole
-
-
-def _checksum(body: bytes) -> int:
-    return crc32c(np.frombuffer(body, dtype=np.uint8))

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from thinkjepa.cache.disk.files import remove_file
 from thinkjepa.cache.disk.layout import assigned_file, index_dir, journal_dir, journal_file
-from thinkjepa.cache.disk.lines import append_line, read_lines, remove
+from thinkjepa.cache.disk.lines import LineFile, read_lines
 from thinkjepa.cache.records import FeatureSet
 from thinkjepa.cache.shards.format import create_arrays, grow
 from thinkjepa.cache.tables.parquet import next_number, numbered_files
@@ -26,7 +27,9 @@ def assign(root: Path, feature_set: FeatureSet, groups: Sequence[Sequence[str]])
     name = feature_set.name
     first = next_shard(root, name)
     create_arrays(root, feature_set)
-    append_line(assigned_file(root, name), {"first": first, "groups": [list(group) for group in groups]})
+    with LineFile(assigned_file(root, name)) as file:
+        file.resume()
+        file.append([{"first": first, "groups": [list(group) for group in groups]}])
     for array in feature_set.arrays:
         grow(root, name, array, (first + len(groups)) * feature_set.rows_per_shard)
     return list(range(first, first + len(groups)))
@@ -45,7 +48,7 @@ def assigned(root: Path, set_name: str) -> dict[int, tuple[str, ...]]:
 
 def forget(root: Path, set_name: str) -> None:
     """Drop what is assigned: all of it is written, or nothing more of it shall be."""
-    remove(assigned_file(root, set_name))
+    remove_file(assigned_file(root, set_name))
 
 
 def next_shard(root: Path, set_name: str) -> int:
@@ -82,7 +85,7 @@ def unfinished_shards(root: Path, set_name: str) -> list[int]:
     for path in sorted(journal_dir(root, set_name).glob("[0-9]*.jsonl")):
         number = int(path.stem)
         if number in visible:
-            remove(journal_file(root, set_name, number))
+            remove_file(journal_file(root, set_name, number))
         else:
             unfinished.append(number)
     return unfinished

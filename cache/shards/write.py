@@ -21,9 +21,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from thinkjepa.cache.disk.files import BackgroundSync, crc32c, explained_os_errors, require_inside
+from thinkjepa.cache.disk.files import (
+    BackgroundSync,
+    checksum,
+    explained_os_errors,
+    remove_file,
+    require_inside,
+)
 from thinkjepa.cache.disk.layout import index_file, journal_file, shard_file
-from thinkjepa.cache.disk.lines import Journal
+from thinkjepa.cache.disk.lines import LineFile
 from thinkjepa.cache.disk.lock import check_holder
 from thinkjepa.cache.records import ArraySpec, CacheError, ClipFeatures, Failure, FeatureSet, IndexRow
 from thinkjepa.cache.shards.assignment import is_visible
@@ -63,11 +69,9 @@ def clip_problem(features: ClipFeatures, feature_set: FeatureSet) -> str:
 
 def features_checksum(features: ClipFeatures, feature_set: FeatureSet) -> str:
     """crc32c of all arrays' raw bytes in the order of their names, as the index holds it."""
-    checksum = 0
-    for name in feature_set.given_arrays:
-        values = features.arrays[name].contiguous().view(torch.uint8)
-        checksum = crc32c(values.numpy().reshape(-1), checksum)
-    return f"{checksum:08x}"
+    return checksum(
+        features.arrays[name].contiguous().view(torch.uint8).numpy() for name in feature_set.given_arrays
+    )
 
 
 def _not_finite(values: torch.Tensor, spec: ArraySpec, feature_set: FeatureSet) -> str:
@@ -123,7 +127,7 @@ class OpenShard:
         self._token = token
         self._sync = BackgroundSync()
         self._writers: dict[str, ShardWriter] = {}
-        self._journal = Journal(journal_file(root, feature_set.name, number), patience_s=PATIENCE_S)
+        self._journal = LineFile(journal_file(root, feature_set.name, number), patience_s=PATIENCE_S)
         self._rows: list[IndexRow] = []
         try:
             check_holder(root, token)
@@ -179,7 +183,8 @@ class OpenShard:
     def seal(self) -> None:
         """Make the clips visible."""
         if self.is_sealed:
-            self._journal.remove()  # it is a new one, without a line
+            remove_file(self._journal.path)  # it is a new one, without a line
+            self._journal.close()
             return
         check_holder(self.root, self._token)
         for writer in self._writers.values():
@@ -188,7 +193,8 @@ class OpenShard:
             writer.end_seal()
             grow(self.root, self.feature_set.name, name, (self.number + 1) * self.feature_set.rows_per_shard)
         write_table(index_file(self.root, self.feature_set.name, self.number), self._rows, INDEX_SCHEMA)
-        self._journal.remove()
+        remove_file(self._journal.path)
+        self._journal.close()
 
     def close(self) -> None:
         """Let go of the files; what was committed and not sealed is there for the next one."""
@@ -217,7 +223,7 @@ class OpenShard:
         for writer in self._writers.values():
             writer.end_flush()
         check_holder(self.root, self._token)
-        self._journal.append({"rows": [asdict(row) for row in rows], "chunks": chunks})
+        self._journal.append([{"rows": [asdict(row) for row in rows], "chunks": chunks}])
         self._rows.extend(rows)
 
     def _write_clip(
@@ -254,12 +260,13 @@ class OpenShard:
     # -- what an interrupted run left --------------------------------------------------------------
 
     def _resumed(self) -> list[IndexRow]:
-        lines = self._journal.lines
+        lines = self._journal.resume()
+        first = {"shard": self.number, "fingerprint": self.feature_set.fingerprint}
         if not lines:
-            self._journal.append({"shard": self.number, "fingerprint": self.feature_set.fingerprint})
+            self._journal.append([first])
             self._open_writers({})
             return []
-        if lines[0] != {"shard": self.number, "fingerprint": self.feature_set.fingerprint}:
+        if lines[0] != first:
             raise CacheError(f"{str(self._journal.path)!r} is the journal of another shard: put back its own")
         self._reopen(lines[1:])
         return [_index_row(row) for line in lines[1:] for row in line["rows"]]

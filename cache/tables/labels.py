@@ -7,7 +7,7 @@ one holds.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from thinkjepa.cache.disk.checksums import replace_listed
-from thinkjepa.cache.disk.files import crc32c, explained_os_errors
+from thinkjepa.cache.disk.files import checksum, explained_os_errors
 from thinkjepa.cache.disk.layout import labels_dir
 from thinkjepa.cache.records import CacheError
 
@@ -166,7 +166,7 @@ class LabelTable:
         joints = tuple(batch["joint_names"][row].as_py())
         frames = batch["num_frames"][row].as_py()
         flat = {name: _values(batch[name], row) for name in NUMBERS}
-        if video_digest not in self._checked and batch["checksum"][row].as_py() != _checksum(flat.values()):
+        if video_digest not in self._checked and batch["checksum"][row].as_py() != _checksum(flat):
             raise CacheError(
                 f"{str(self._folder)!r}: the labels of video {texts['video']!r} are damaged (crc32c "
                 "differs); remove the folder and run thinkjepa-data import again"
@@ -208,19 +208,15 @@ def _row(item: VideoLabels) -> dict[str, Any]:
     flat = {name: _flat(getattr(item, name)) for name in NUMBERS}
     texts = {name: getattr(item, name) for name in TEXTS}
     counts = {"joint_names": item.joint_names, "num_frames": item.num_frames}
-    return {**texts, **counts, **flat, "checksum": _checksum(flat.values())}
+    return {**texts, **counts, **flat, "checksum": _checksum(flat)}
 
 
 def _flat(values: npt.NDArray[Any] | None) -> npt.NDArray[Any] | None:
     return None if values is None else np.ascontiguousarray(values).reshape(-1)
 
 
-def _checksum(parts: Iterable[npt.NDArray[Any] | None]) -> str:
-    checksum = 0
-    for part in parts:
-        if part is not None:
-            checksum = crc32c(part.view(np.uint8), checksum)
-    return f"{checksum:08x}"
+def _checksum(numbers: Mapping[str, npt.NDArray[Any] | None]) -> str:
+    return checksum(values for values in numbers.values() if values is not None)
 
 
 def _values(column: pa.Array, row: int) -> npt.NDArray[Any] | None:

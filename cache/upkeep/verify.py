@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from thinkjepa.cache.disk.checksums import checked_lines, ledger_faults
+from thinkjepa.cache.disk.checksums import ledger_faults
 from thinkjepa.cache.disk.files import crc32c
 from thinkjepa.cache.disk.layout import (
     array_dir,
@@ -26,6 +26,7 @@ from thinkjepa.cache.disk.layout import (
     journal_dir,
     shard_file,
 )
+from thinkjepa.cache.disk.lines import checked_lines
 from thinkjepa.cache.reader import FeatureCache
 from thinkjepa.cache.records import (
     DROPPED,
