@@ -156,7 +156,7 @@ def ready_models(folder: Path) -> tuple[FrozenModels, PlannedFolder]:
 
 def decoded(frozen: FrozenModels, planned: PlannedFolder, clip: ClipRow) -> tuple[Any, list[torch.Tensor]]:
     """The models' inputs of a clip, all its frames decoded at once."""
-    reader = ExactFrames(str(planned.paths[clip.video_digest]))
+    reader = ExactFrames(str(planned.videos[clip.video_digest].source.path))
     scene = Scene(
         frozen.thinker.preprocess(plainly_decoded(reader, clip.thinker_frames)), clip.thinker_times_s
     )

@@ -21,7 +21,7 @@ from thinkjepa.stages.data.sampling import (
     release_clip,
     window_splits,
 )
-from thinkjepa.stages.data.videos import FileSignature, SourceVideo, display_name, identify
+from thinkjepa.stages.data.videos import SourceVideo, display_name, identify
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.progress import Progress
 
@@ -183,28 +183,46 @@ UNKNOWN_FPS = 30.0
 """Where no video opens: nothing is made with it."""
 
 
+@dataclass(frozen=True, slots=True)
+class PlannedVideo:
+    """A video as it was identified and opened, with its clips in the order of their splits."""
+
+    source: SourceVideo
+    info: VideoInfo
+    clips: Sequence[ClipRow] = ()
+
+    def for_worker(self) -> PlannedVideo:
+        """The video as another process decodes it: an absolute path, no frame times and no clips."""
+        return PlannedVideo(
+            source=replace(self.source, path=self.source.path.absolute()),
+            info=replace(self.info, times_s=self.info.times_s[:0]),
+        )
+
+
 @dataclass(slots=True)
 class PlannedFolder:
-    """The clips of a folder, in the order of the videos' names and of their splits."""
+    """The videos of a folder that give clips, in the order of their names, and those that do not."""
 
     num_videos: int
     names: list[str]
-    """Every video that was looked at, with clips or without."""
-    clips: list[ClipRow] = field(default_factory=list)
+    """Every video that was tried, with clips or without."""
+    videos: dict[str, PlannedVideo] = field(default_factory=dict)
+    """Videos with clips, by content digest."""
     failures: list[Failure] = field(default_factory=list)
     repeats: list[tuple[str, str]] = field(default_factory=list)
-    """Videos that hold the same content as an earlier one, which stands for both."""
-    paths: dict[str, Path] = field(default_factory=dict)
-    """Where each video digest is read from."""
-    frame_sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Width and height in pixels by video digest."""
-    num_frames: dict[str, int] = field(default_factory=dict)
-    """Frames by video digest."""
-    signatures: dict[str, FileSignature] = field(default_factory=dict)
-    """What each file was when its digest was taken."""
-    duration_s: float = 0.0
+    """Videos with the content of an earlier one, which stands for both."""
     settings: ClipSettings = field(default_factory=ClipSettings)
-    """How the clips were cut: `dense_fps` is a number here, also where it was asked to be found."""
+    """The settings that cut the clips. `dense_fps` is a number here, also where `auto` was given."""
+
+    @property
+    def clips(self) -> list[ClipRow]:
+        """All clips, in the order of the videos and of their splits."""
+        return [clip for video in self.videos.values() for clip in video.clips]
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds of all videos with clips."""
+        return sum(float(video.info.times_s[-1]) for video in self.videos.values())
 
     @property
     def fps(self) -> float | None:
@@ -230,7 +248,7 @@ def plan_folder(
     All are opened before the first clip is cut: the rate of the dense windows may depend on all of them.
     """
     planned = PlannedFolder(num_videos=len(files), names=[])
-    opened: dict[str, tuple[SourceVideo, VideoInfo]] = {}
+    opened: dict[str, PlannedVideo] = {}
     progress.begin("planning", total=len(files), unit="videos")
     for path in files:
         if failure_limit is not None and len(planned.failures) > failure_limit:
@@ -238,13 +256,13 @@ def plan_folder(
         planned.names.append(display_name(path, folder))
         video = _identified(path, folder, planned, progress)
         if video and video.digest in opened:
-            planned.repeats.append((video.name, opened[video.digest][0].name))
+            planned.repeats.append((video.name, opened[video.digest].source.name))
         elif video and (info := _opened(video, decoder, planned, progress)):
-            opened[video.digest] = (video, info)
+            opened[video.digest] = PlannedVideo(video, info)
         progress.advance(1)
     planned.settings = _with_rate(settings, list(opened.values()), progress)
-    for video, info in opened.values():
-        _plan_video(video, info, planned, progress)
+    for found in opened.values():
+        _plan_video(found, planned, progress)
     return planned
 
 
@@ -276,24 +294,17 @@ def _opened(
         return None
 
 
-def _plan_video(video: SourceVideo, info: VideoInfo, planned: PlannedFolder, progress: Progress) -> None:
+def _plan_video(video: PlannedVideo, planned: PlannedFolder, progress: Progress) -> None:
+    name, digest = video.source.name, video.source.digest
     try:
-        clips = plan_clips(video, info, planned.settings)
+        clips = plan_clips(video.source, video.info, planned.settings)
     except PlanError as error:
-        failure = Failure(video.name, "plan", str(error), video_digest=video.digest)
-        record([failure], planned.failures, progress)
-        return
-    planned.clips.extend(clips)
-    planned.paths[video.digest] = video.path
-    planned.signatures[video.digest] = video.signature
-    planned.frame_sizes[video.digest] = (info.width_px, info.height_px)
-    planned.num_frames[video.digest] = len(info.times_s)
-    planned.duration_s += float(info.times_s[-1])
+        record([Failure(name, "plan", str(error), video_digest=digest)], planned.failures, progress)
+    else:
+        planned.videos[digest] = replace(video, clips=clips)
 
 
-def _with_rate(
-    settings: ClipSettings, opened: Sequence[tuple[SourceVideo, VideoInfo]], progress: Progress
-) -> ClipSettings:
+def _with_rate(settings: ClipSettings, opened: Sequence[PlannedVideo], progress: Progress) -> ClipSettings:
     """The settings with a number for the rate, which is told where it had to be found.
 
     The slowest rate that a video has, of those that give a clip at their own: a scrap of two frames a second
@@ -301,11 +312,12 @@ def _with_rate(
     """
     if settings.dense_fps != "auto" or settings.preset == "release":
         return settings
-    rates = {video.name: rate for video, info in opened if (rate := measured_rate(info.times_s))}
+    times_s = {video.source.name: video.info.times_s for video in opened}
+    rates = {name: rate for name, times in times_s.items() if (rate := measured_rate(times))}
     lasting = {
-        video.name: rates[video.name]
-        for video, info in opened
-        if video.name in rates and has_clip(info.times_s, replace(settings, dense_fps=rates[video.name].fps))
+        name: rate
+        for name, rate in rates.items()
+        if has_clip(times_s[name], replace(settings, dense_fps=rate.fps))
     }
     if not rates:
         return replace(settings, dense_fps=UNKNOWN_FPS)

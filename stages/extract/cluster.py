@@ -21,7 +21,7 @@ import torch
 from distributed import Client, Future, KilledWorker, Nanny, Scheduler, SpecCluster
 
 from thinkjepa.cache import ClipRow, Failure, ThinkJepaError, WriteSession
-from thinkjepa.stages.data.plan import PlannedFolder
+from thinkjepa.stages.data.plan import PlannedVideo
 from thinkjepa.stages.device import usable_cores
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.settings import ExecutionSettings
@@ -62,7 +62,7 @@ SCHEDULER = {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_addr
 
 def run_on_cluster(
     units: Sequence[Unit],
-    planned: PlannedFolder,
+    videos: Mapping[str, PlannedVideo],
     session: WriteSession,
     job: Job,
     on_batch: OnBatch,
@@ -77,7 +77,7 @@ def run_on_cluster(
     with dask.config.set(SETTINGS), connected(job.execution) as client:
         run = _ClusterRun(client, session, job, on_batch, threads or _share_of_cores(job.execution))
         client.subscribe_topic(topic_of(job), run.receive)
-        run.work(units, planned, stopping)
+        run.work(units, videos, stopping)
         client.unsubscribe_topic(topic_of(job))
 
 
@@ -86,22 +86,15 @@ def _share_of_cores(execution: ExecutionSettings) -> int:
     return 0 if execution.scheduler else max(1, usable_cores() // execution.workers)
 
 
-def _tasks(units: Sequence[Unit], planned: PlannedFolder, *, workers: int) -> list[Task]:
+def _tasks(units: Sequence[Unit], videos: Mapping[str, PlannedVideo], *, workers: int) -> list[Task]:
     size = max(1, min(MAX_UNITS, len(units) // (TASKS_PER_WORKER * workers)))
     groups = [tuple(units[start : start + size]) for start in range(0, len(units), size)]
-    return [Task(group, _part_of(planned, group)) for group in groups]
+    return [Task(group, _videos_of(group, videos)) for group in groups]
 
 
-def _part_of(planned: PlannedFolder, units: Sequence[Unit]) -> PlannedFolder:
-    """What is known about the videos of some units; their paths absolute."""
+def _videos_of(units: Sequence[Unit], videos: Mapping[str, PlannedVideo]) -> dict[str, PlannedVideo]:
     digests = {clip.video_digest for unit in units for clip in unit.clips}
-    return PlannedFolder(
-        num_videos=0,
-        names=[],
-        paths={digest: planned.paths[digest].absolute() for digest in digests},
-        frame_sizes={digest: planned.frame_sizes[digest] for digest in digests},
-        signatures={digest: planned.signatures[digest] for digest in digests},
-    )
+    return {digest: videos[digest].for_worker() for digest in digests}
 
 
 @contextmanager
@@ -177,10 +170,10 @@ class _ClusterRun:
         """An event of a worker, in the client's own thread."""
         self._events.put(event[1])
 
-    def work(self, units: Sequence[Unit], planned: PlannedFolder, stopping: Stopping) -> None:
+    def work(self, units: Sequence[Unit], videos: Mapping[str, PlannedVideo], stopping: Stopping) -> None:
         """Hand tasks out until all are done or the run is asked to stop."""
         self._await_workers(stopping)
-        waiting = deque(_tasks(units, planned, workers=max(1, self._num_workers())))
+        waiting = deque(_tasks(units, videos, workers=max(1, self._num_workers())))
         while (waiting and not stopping.asked) or self._running:
             while waiting and not stopping.asked and len(self._running) < self._room():
                 self._submit(waiting.popleft())
@@ -261,8 +254,8 @@ class _ClusterRun:
         at = next((place for place, unit in enumerate(task.units) if self._left(unit)), 0)
         suspect, others = task.units[at], task.units[:at] + task.units[at + 1 :]
         given_up = self._given_up(task, self._left(suspect), cause) if task.one_by_one else task.given_up
-        again = [Task((suspect,), task.folder, given_up, one_by_one=True)]
-        return again + ([Task(others, task.folder)] if others else [])
+        again = [Task((suspect,), task.videos, given_up, one_by_one=True)]
+        return again + ([Task(others, task.videos)] if others else [])
 
     def _left(self, unit: Unit) -> list[ClipRow]:
         """Clips of a unit that are not decided; the first one was worked on, where they go one by one."""

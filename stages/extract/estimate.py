@@ -157,7 +157,7 @@ def estimate(
     device = described.thinker.device.type
     with decoder_beside(device, timeout_s=execution.decode_timeout) as decoder:
         planned = plan_folder(files, videos, clips, decoder=decoder, progress=progress)
-        prompts = PromptSizes.count(planned.clips, planned.frame_sizes, described.thinker)
+        prompts = PromptSizes.count(planned.clips, planned.videos, described.thinker)
         decode_times_s = _measured_decoding(planned, described, prompts, decoder, progress)
     batch_size = execution.clips_per_batch("cuda" if tflops else device)
     peak = tflops or measured_tflops(described.thinker.device, described.torch_dtype)
@@ -303,7 +303,8 @@ def memory_figures(
     thinker, encoder = described.thinker_costs, described.encoder_costs
     longest = max(prompts.sizes.values(), key=lambda size: size.prompt_tokens, default=None)
     num_tokens = prompts.num_tokens(longest) if longest else 0
-    seen = {seen_size(size, described.thinker.settings.thinker_size) for size in planned.frame_sizes.values()}
+    sizes = {video.info.size_px for video in planned.videos.values()}
+    seen = {seen_size(size, described.thinker.settings.thinker_size) for size in sizes}
     seen_frame = 3 * max((width * height for width, height in seen), default=0)
     num_thinker_frames = max((len(clip.thinker_frames) for clip in planned.clips), default=0)
     window_pixels = sum(described.window_frames) * 3 * math.prod(described.encoder.frame_px)
@@ -337,7 +338,7 @@ def _measured_decoding(
 ) -> list[float]:
     """Seconds to decode and preprocess a clip, as extraction does, for a few clips spread over the plan."""
     chosen = planned.clips[:: max(1, math.ceil(len(planned.clips) / MEASURED_CLIPS))]
-    decoding = ClipDecoding(decoder, planned)
+    decoding = ClipDecoding(decoder, planned.videos)
     times_s = []
     described.encoder.preprocess(np.zeros((2, 32, 32, 3), dtype=np.uint8))  # its first call is slower
     progress.begin("measuring", total=len(chosen), unit="clips")

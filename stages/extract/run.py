@@ -16,7 +16,7 @@ from typing import Any
 from thinkjepa.cache import ClipRow, Failure, FeatureSet, Kind, WriteSession
 from thinkjepa.cache.records import set_differences
 from thinkjepa.stages.data.decoding.client import VideoDecoder
-from thinkjepa.stages.data.labels.storing import LabelReport, store_labels
+from thinkjepa.stages.data.labels.storing import store_labels
 from thinkjepa.stages.data.plan import ClipSettings, PlannedFolder, plan_folder
 from thinkjepa.stages.data.repeated_frames import RepeatedFrames, describe_repeats
 from thinkjepa.stages.data.videos import find_videos
@@ -123,7 +123,13 @@ def extract(
             progress.note(f"warning: {warning}")
         wanted = frozen.sets(planned.settings, storing, batch_size=batch_size)
         session.add_clips(planned.clips)
-        labels = _store_labels(session, planned, videos, progress)
+        labels = store_labels(
+            session,
+            [video.source for video in planned.videos.values()],
+            videos,
+            num_frames=lambda video: len(planned.videos[video.digest].info.times_s),
+            progress=progress,
+        )
         sets = {item.kind: session.resolve(item) for item in wanted}
         _note_other_sets(session, sets, progress)
         session.remember(frozen.record(sets, planned.settings, models, vllm))
@@ -171,18 +177,6 @@ def extract(
         dense_fps=planned.fps,
         repeated_frames=repeated,
         clip_ids=clip_ids,
-    )
-
-
-def _store_labels(
-    session: WriteSession, planned: PlannedFolder, folder: Path, progress: Progress
-) -> LabelReport:
-    return store_labels(
-        session,
-        planned.paths.items(),
-        folder,
-        num_frames=lambda digest, path: planned.num_frames[digest],
-        progress=progress,
     )
 
 
@@ -271,10 +265,10 @@ def _run(
         if units and job.execution.on_cluster:
             from thinkjepa.stages.extract.cluster import run_on_cluster  # dask takes a second to import
 
-            run_on_cluster(units, planned, session, job, on_batch, stopping)
+            run_on_cluster(units, planned.videos, session, job, on_batch, stopping)
         elif units:
             with UnitFiller.ready(job) as filler:
-                filler.fill(units, planned, on_batch=on_batch)
+                filler.fill(units, planned.videos, on_batch=on_batch)
         stopping.end()
 
 
@@ -286,7 +280,7 @@ def _announce(
     asked = [clip for unit in units if "thinker" in unit.shards for clip in unit.clips]
     if asked:
         frozen.thinker.load_processor()
-        prompts = PromptSizes.count(asked, planned.frame_sizes, frozen.thinker)
+        prompts = PromptSizes.count(asked, planned.videos, frozen.thinker)
         for problem in prompts.problems(asked):
             progress.note(f"warning: {problem}")
     copies = f", {workers} copies" if workers > 1 else ""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from thinkjepa.cache import ClipRow, FeatureSet
 from thinkjepa.stages.data.decoding.client import DecodeError, VideoDecoder, VideoInfo
-from thinkjepa.stages.data.plan import PlannedFolder
+from thinkjepa.stages.data.plan import PlannedVideo
 from thinkjepa.stages.data.sampling import (
     TOLERANCE_S,
     Times,
@@ -259,15 +259,7 @@ class Watched:
 
     @property
     def _decoding(self) -> ClipDecoding:
-        digest, size = self.source.digest, (self.info.width_px, self.info.height_px)
-        folder = PlannedFolder(
-            num_videos=1,
-            names=[self.source.name],
-            paths={digest: self.source.path},
-            frame_sizes={digest: size},
-            signatures={digest: self.source.signature},
-        )
-        return ClipDecoding(self.decoder, folder)
+        return ClipDecoding(self.decoder, {self.source.digest: PlannedVideo(self.source, self.info)})
 
 
 def watched(

@@ -95,6 +95,11 @@ class VideoInfo:
     width_px: int
     height_px: int
 
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.width_px, self.height_px
+
 
 class VideoDecoder:
     """Reads exact frames of one video after another through a child process; a context manager.

@@ -25,7 +25,7 @@ from thinkjepa.stages.data.labels.findings import (
 from thinkjepa.stages.data.labels.label_file import LabelError, LabelFile
 from thinkjepa.stages.data.labels.readers import NAMES_HELP, LabelSource, find_labels, label_files
 from thinkjepa.stages.data.labels.storing import LabelReport, read_fitting, store_labels
-from thinkjepa.stages.data.videos import display_name, find_videos, identify
+from thinkjepa.stages.data.videos import SourceVideo, display_name, find_videos, identify
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.progress import Progress
 
@@ -161,8 +161,7 @@ def _check_video(
     check.video_frames = len(video.times_s)
     labels = read_fitting(found, check.video_frames)
     check.figures = measure(labels, video.times_s)
-    size_px = (video.width_px, video.height_px)
-    check.findings += find(labels, check.figures, video_frames=check.video_frames, size_px=size_px)
+    check.findings += find(labels, check.figures, video_frames=check.video_frames, size_px=video.size_px)
     if cached is not None:
         check.findings += _against_cache(path, found, cached)
 
@@ -204,7 +203,7 @@ def import_labels(videos: Path, cache_dir: Path, *, decoder: VideoDecoder, progr
             session,
             _identified(files, videos, unreadable, progress),
             videos,
-            num_frames=lambda digest, path: _num_frames(decoder, path),
+            num_frames=lambda video: _num_frames(decoder, video.path),
             progress=progress,
         )
         report.failures += unreadable
@@ -216,20 +215,20 @@ def import_labels(videos: Path, cache_dir: Path, *, decoder: VideoDecoder, progr
 
 def _identified(
     files: Sequence[Path], folder: Path, unreadable: list[Failure], progress: Progress
-) -> Iterator[tuple[str, Path]]:
+) -> Iterator[SourceVideo]:
     """Each content once, by the first of its names."""
     seen: set[str] = set()
     for path in files:
         try:
-            digest = identify(path, folder=folder).digest
+            video = identify(path, folder=folder)
         except OSError as error:
             reason = f"the video cannot be read: {error.strerror or error}"
             unreadable.append(Failure(display_name(path, folder), "labels", reason))
             progress.failed(unreadable[-1])
         else:
-            if digest not in seen:
-                seen.add(digest)
-                yield digest, path
+            if video.digest not in seen:
+                seen.add(video.digest)
+                yield video
         progress.advance(1)
 
 

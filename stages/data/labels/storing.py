@@ -11,7 +11,7 @@ import numpy as np
 from thinkjepa.cache import Failure, LabelTable, VideoLabels, WriteSession
 from thinkjepa.stages.data.labels.label_file import LabelError, LabelFile
 from thinkjepa.stages.data.labels.readers import LabelSource, find_labels
-from thinkjepa.stages.data.videos import display_name
+from thinkjepa.stages.data.videos import SourceVideo
 from thinkjepa.stages.progress import Progress
 
 EXTRA_FRAMES = 2
@@ -37,13 +37,13 @@ class LabelReport:
 
 def store_labels(
     session: WriteSession,
-    videos: Iterable[tuple[str, Path]],
+    videos: Iterable[SourceVideo],
     folder: Path,
     *,
-    num_frames: Callable[[str, Path], int],
+    num_frames: Callable[[SourceVideo], int],
     progress: Progress,
 ) -> LabelReport:
-    """Store the labels of videos, given as (digest, path), where the cache lacks them or holds others.
+    """Store the labels of videos where the cache lacks them or holds others.
 
     A video whose label file is broken loses the labels that the cache held of an earlier file: nothing is
     trained on labels that are not there any more. `num_frames` tells how many frames a video has.
@@ -64,32 +64,32 @@ def check_num_frames(labelled: int, in_video: int) -> None:
 
 def _changed(
     root: Path,
-    videos: Iterable[tuple[str, Path]],
+    videos: Iterable[SourceVideo],
     folder: Path,
-    num_frames: Callable[[str, Path], int],
+    num_frames: Callable[[SourceVideo], int],
     report: LabelReport,
     progress: Progress,
 ) -> Iterator[VideoLabels]:
     known = LabelTable(root)
-    for video_digest, path in videos:
-        name, stored = display_name(path, folder), known.label_digest(video_digest)
+    for video in videos:
+        stored = known.label_digest(video.digest)
         try:
-            found = find_labels(path, folder)
+            found = find_labels(video.path, folder)
             if found is None:
                 report.unlabelled_videos += 1
                 continue
             digest = found.digest()
             if digest != stored:
-                content = read_fitting(found, num_frames(video_digest, path))
-                yield content.of_video(name, video_digest=video_digest, label_digest=digest)
+                content = read_fitting(found, num_frames(video))
+                yield content.of_video(video.name, video_digest=video.digest, label_digest=digest)
                 report.added += 1
             report.labelled_videos += 1
         except LabelError as error:
-            failure = Failure(name, "labels", str(error), video_digest=video_digest)
+            failure = Failure(video.name, "labels", str(error), video_digest=video.digest)
             report.failures.append(failure)
             progress.failed(failure)
             if stored:
-                yield _withdrawn(name, video_digest)
+                yield _withdrawn(video.name, video.digest)
 
 
 def read_fitting(source: LabelSource, num_frames: int) -> LabelFile:

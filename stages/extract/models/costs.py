@@ -15,7 +15,7 @@ clips, by a token each. So one clip stands for all of its size: the one in the m
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from thinkjepa.cache import ClipRow
+from thinkjepa.stages.data.plan import PlannedVideo
 from thinkjepa.stages.extract.encoder.base import VideoEncoder
 from thinkjepa.stages.extract.models.weights import explained_load_errors
 from thinkjepa.stages.extract.thinker.contract import TOKEN_CAPACITY, Scene
@@ -207,7 +208,7 @@ class PromptSizes:
     """Prompt sizes by the frame size of a clip's video."""
 
     new_tokens: int
-    frame_sizes: Mapping[str, FrameSize]
+    videos: Mapping[str, PlannedVideo]
     """By video digest."""
     sizes: Mapping[FrameSize, PromptSize]
     refused: Mapping[FrameSize, str]
@@ -215,12 +216,12 @@ class PromptSizes:
 
     @classmethod
     def count(
-        cls, clips: Sequence[ClipRow], frame_sizes: Mapping[str, FrameSize], thinker: HookedThinker
+        cls, clips: Sequence[ClipRow], videos: Mapping[str, PlannedVideo], thinker: HookedThinker
     ) -> PromptSizes:
         """Run the processor once per frame size that the thinker's frames have after scaling down."""
         groups: dict[FrameSize, list[ClipRow]] = defaultdict(list)
         for clip in clips:
-            groups[frame_sizes[clip.video_digest]].append(clip)
+            groups[videos[clip.video_digest].info.size_px].append(clip)
         by_seen: dict[FrameSize, PromptSize | str] = {}
         for size, group in groups.items():
             seen = seen_size(size, thinker.settings.thinker_size)
@@ -229,14 +230,14 @@ class PromptSizes:
         found = {size: by_seen[seen_size(size, thinker.settings.thinker_size)] for size in groups}
         return cls(
             new_tokens=thinker.settings.max_new_tokens,
-            frame_sizes=frame_sizes,
+            videos=videos,
             sizes={size: result for size, result in found.items() if isinstance(result, PromptSize)},
             refused={size: result for size, result in found.items() if isinstance(result, str)},
         )
 
     def of(self, clip: ClipRow) -> PromptSize | None:
         """None where the processor refuses the clip's frames."""
-        return self.sizes.get(self.frame_sizes[clip.video_digest])
+        return self.sizes.get(self._frame_size(clip))
 
     def num_tokens(self, size: PromptSize) -> int:
         """States of a clip: the prompt and all generated tokens but the last. Answers may end earlier."""
@@ -249,8 +250,7 @@ class PromptSizes:
     def problems(self, clips: Sequence[ClipRow]) -> list[str]:
         """Which clips will have no thinker features, why, and what helps; one line per frame size."""
         lines = []
-        for size in sorted({self.frame_sizes[clip.video_digest] for clip in clips}):
-            number = sum(self.frame_sizes[clip.video_digest] == size for clip in clips)
+        for size, number in sorted(Counter(map(self._frame_size, clips)).items()):
             who = f"{number} clips of {size[0]}x{size[1]} px will fail:"
             if size in self.refused:
                 lines.append(f"{who} the thinker's processor says {self.refused[size]}")
@@ -260,6 +260,9 @@ class PromptSizes:
                     f"{TOKEN_CAPACITY}; lower --thinker-size or --thinker-frames"
                 )
         return lines
+
+    def _frame_size(self, clip: ClipRow) -> FrameSize:
+        return self.videos[clip.video_digest].info.size_px
 
 
 def seen_size(size: FrameSize, short_side_px: int) -> FrameSize:

@@ -6,7 +6,7 @@ as preprocessed, until the clips have moved past it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from thinkjepa.cache import ClipRow, Kind
 from thinkjepa.stages.data.decoding.client import DecodeError, FrameStack, VideoDecoder
-from thinkjepa.stages.data.plan import PlannedFolder
+from thinkjepa.stages.data.plan import PlannedVideo
 from thinkjepa.stages.data.videos import FileSignature, file_signature
 from thinkjepa.stages.extract.encoder.base import VideoEncoder
 from thinkjepa.stages.extract.thinker.contract import Scene
@@ -60,9 +60,9 @@ class ClipDecoding:
     A video that failed once is not asked again: each time-out would cost its seconds.
     """
 
-    def __init__(self, decoder: VideoDecoder, planned: PlannedFolder) -> None:
+    def __init__(self, decoder: VideoDecoder, videos: Mapping[str, PlannedVideo]) -> None:
         self._decoder = decoder
-        self._planned = planned
+        self._videos = videos
         self._broken: dict[str, str] = {}
         self._digest = self._clip_id = ""
         self._kept: dict[tuple[Kind, int], Tensor] = {}
@@ -73,7 +73,7 @@ class ClipDecoding:
     def open(self, clip: ClipRow) -> None:
         """Open the video of a clip that comes next; an error is told when its frames are asked for."""
         try:
-            self._decoder.open(self._planned.paths[clip.video_digest])
+            self._decoder.open(self._videos[clip.video_digest].source.path)
         except DecodeError as error:
             self._broken[clip.video_digest] = str(error)
 
@@ -128,12 +128,12 @@ class ClipDecoding:
             return
         if clip.video_digest in self._broken:
             raise DecodeError(self._broken[clip.video_digest])
-        path = self._planned.paths[clip.video_digest]
-        width, height = self._planned.frame_sizes[clip.video_digest]
+        video = self._videos[clip.video_digest]
+        width, height = video.info.size_px
         size, start = max(1, RAW_BYTES // (width * height * 3)), 0
         try:
-            for frames in self._decoder.stream(path, indices, at_once=size):
-                if _signature(path) != self._planned.signatures[clip.video_digest]:
+            for frames in self._decoder.stream(video.source.path, indices, at_once=size):
+                if _signature(video.source.path) != video.source.signature:
                     raise DecodeError(CHANGED)
                 yield indices[start : start + size], frames
                 start += size

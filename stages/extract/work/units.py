@@ -20,7 +20,7 @@ from pathlib import Path
 
 from thinkjepa.cache import ClipRow, Failure, FeatureSet, Kind, OpenShard, WriteSession
 from thinkjepa.stages.data.decoding.client import VideoDecoder
-from thinkjepa.stages.data.plan import ClipSettings, PlannedFolder
+from thinkjepa.stages.data.plan import ClipSettings, PlannedVideo
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.models.pair import FrozenModels, Storing
 from thinkjepa.stages.extract.models.runtime import decoder_beside, keep_freed_memory, thread_beside
@@ -187,7 +187,7 @@ class UnitFiller:
     def fill(
         self,
         units: Sequence[Unit],
-        folder: PlannedFolder,
+        videos: Mapping[str, PlannedVideo],
         *,
         on_batch: OnBatch,
         given_up: Mapping[str, Failure] | None = None,
@@ -201,7 +201,7 @@ class UnitFiller:
         written.
         """
         hands: list[_UnitInHand] = []
-        decoding = ClipDecoding(self.decoder, folder)
+        decoding = ClipDecoding(self.decoder, videos)
         first = next((clip for unit in units for clip in unit.clips), None)
         if first and not self._loaded:
             self.ahead.submit(decoding.open, first)  # the models are loaded meanwhile

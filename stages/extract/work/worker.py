@@ -13,7 +13,7 @@ from distributed import get_worker
 
 from thinkjepa.cache import Failure, ThinkJepaError
 from thinkjepa.cache.disk.lock import writers_should_stop
-from thinkjepa.stages.data.plan import PlannedFolder
+from thinkjepa.stages.data.plan import PlannedVideo
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.work.units import BatchDone, Job, Unit, UnitFiller
 
@@ -23,7 +23,8 @@ class Task:
     """Units as they go to a worker, with what is known about their videos."""
 
     units: tuple[Unit, ...]
-    folder: PlannedFolder
+    videos: Mapping[str, PlannedVideo]
+    """By content digest."""
     given_up: Mapping[str, Failure] = field(default_factory=dict)
     one_by_one: bool = False
 
@@ -71,7 +72,7 @@ def fill_on_worker(job: Job, task: Task, threads: int) -> bool:
         try:
             filler = _replica.filler(job, threads)
             return filler.fill(
-                task.units, task.folder, on_batch=on_batch, given_up=task.given_up, one_by_one=task.one_by_one
+                task.units, task.videos, on_batch=on_batch, given_up=task.given_up, one_by_one=task.one_by_one
             )
         except ThinkJepaError as error:
             raise StageError(f"worker {worker.address}: {error}") from None

@@ -82,7 +82,7 @@ def test_overlapping_windows_are_decoded_once(planned: PlannedFolder, frozen: Fr
     needed = needed_frames(planned)
     assert max(needed.values()) >= 4, "windows overlap"
     with CountingDecoder() as decoder:
-        decoding = ClipDecoding(decoder, planned)
+        decoding = ClipDecoding(decoder, planned.videos)
         for clip in planned.clips:
             watch(clip, frozen.encoder, decoding)
         assert decoder.asked == Counter(dict.fromkeys(needed, 1))
@@ -92,7 +92,7 @@ def test_a_frame_that_both_models_see_is_decoded_once_and_is_the_right_one(
     planned: PlannedFolder, frozen: FrozenModels
 ) -> None:
     with CountingDecoder() as decoder, VideoDecoder(timeout_s=60) as other:
-        decoding = ClipDecoding(decoder, planned)
+        decoding = ClipDecoding(decoder, planned.videos)
         shared = 0
         for clip in planned.clips:
             decoder.asked.clear()
@@ -100,7 +100,7 @@ def test_a_frame_that_both_models_see_is_decoded_once_and_is_the_right_one(
             assert set(decoder.asked.values()) <= {1}
             shared += len({*clip.thinker_frames} & {*clip.observed_frames})
             scene, windows = see(clip, frozen.thinker, decoding), watch(clip, frozen.encoder, decoding)
-            path = planned.paths[clip.video_digest]
+            path = planned.videos[clip.video_digest].source.path
             assert torch.equal(
                 scene.frames, frozen.thinker.preprocess(other.frames(path, clip.thinker_frames))
             )
@@ -122,7 +122,7 @@ def test_a_video_that_could_not_be_opened_ahead_is_not_asked_again(
 
     monkeypatch.setattr(VideoDecoder, "open", hangs)
     with VideoDecoder(timeout_s=60) as decoder:
-        decoding = ClipDecoding(decoder, planned)
+        decoding = ClipDecoding(decoder, planned.videos)
         decoding.open(clip)
         with pytest.raises(DecodeError, match="no answer from the decoder"):
             watch(clip, frozen.encoder, decoding)
@@ -135,7 +135,7 @@ def test_kept_frames_are_bounded(
 ) -> None:
     monkeypatch.setattr(clip_frames, "KEPT_BYTES", kept_bytes)
     with VideoDecoder(timeout_s=60) as decoder:
-        decoding = ClipDecoding(decoder, planned)
+        decoding = ClipDecoding(decoder, planned.videos)
         for clip in planned.clips:
             windows = watch(clip, frozen.encoder, decoding)
             held = sum(frame.nbytes for frame in decoding._kept.values())
