@@ -27,7 +27,7 @@ STRIDE = ("--stride-s", "0.4", "--shard-mb", "1")
 POISON = """
 import os, pathlib, signal
 from thinkjepa.cache import OpenShard
-from thinkjepa.stages.extract import filling
+from thinkjepa.stages.extract.work import units as filling
 
 def poisoned(inputs, *arguments):
     if any(clip.clip_id == "{clip_id}" for clip, _ in inputs.prompts):
