@@ -257,7 +257,7 @@ def step_mb_per_clip(folder: Path) -> float:
     write_cache(folder, wanted, (encoder_features(wanted, number) for number in numbers))
     write_cache(folder, thinker_set(), (thinker_features(number) for number in numbers))
     cache = CountingCache.open(folder)
-    features = Features(cache, encoder=cache.choose_set("encoder"), thinker=cache.choose_set("thinker"))
+    features = Features(cache, cache.choose_set("encoder"), cache.choose_set("thinker"), cache.clips.all())
     features.batch([clip_id(number) for number in numbers], torch.device("cpu"))
     assert isinstance(cache, CountingCache)
     return cache.bytes_read / STEP_CLIPS / 1e6

@@ -40,7 +40,7 @@ def measured(folder: Path, options: argparse.Namespace) -> dict[str, object]:
     item = encoder_set()
     write_cache(folder / "cache", item, (encoder_features(item, number) for number in range(options.clips)))
     cache = FeatureCache.open(folder / "cache")
-    features = Features(cache=cache, encoder=cache.choose_set("encoder"), thinker=None)
+    features = Features(cache, cache.choose_set("encoder"), None, cache.clips.all())
     ids = [clip_id(number) for number in range(options.clips)]
     consumer_s, ahead, without, buffers = options.consumer_ms / 1000, [], [], new_buffers()
     for epoch in range(options.epochs):

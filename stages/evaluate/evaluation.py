@@ -192,7 +192,7 @@ def keypoint_places(model: ForecastModel) -> list[int]:
 
 def rows_of(clip_ids: Sequence[str], features: Features) -> list[ClipRow]:
     """The clips, in this order. Raises StageError where one has no features."""
-    rows = {clip.clip_id: clip for clip in features.clips().only(clip_ids)}
+    rows = {clip.clip_id: clip for clip in features.clips.only(clip_ids)}
     if lost := [clip_id for clip_id in clip_ids if clip_id not in rows]:
         needed = "features and labels" if features.supervision else "features"
         raise StageError(

@@ -83,7 +83,7 @@ def evaluate_rollout(
         "num_videos": bootstrap.num_videos,
         "observed_steps": features.grid.observed_steps,
         "window_steps": window_steps,
-        "latent_space": [features.encoder.name, asdict(features.view)],
+        "latent_space": [features.encoder.name, asdict(features.transform)],
         "future_camera_poses": "not used",
         "interval": interval_method(),
         "horizons": [

@@ -1,16 +1,15 @@
 """A training run read back: its model, its split and the features it was trained on."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from thinkjepa.cache import FeatureCache, FeatureSet
 from thinkjepa.stages.data.partition import SIDES, Side
-from thinkjepa.stages.data.trajectories import Supervision
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.json_files import read_json
-from thinkjepa.stages.train.data.features import Features
+from thinkjepa.stages.train.data.features import Features, build_features
 from thinkjepa.stages.train.fit.state import Checkpoint, load_model, shape_from_json
 from thinkjepa.stages.train.model.config import ModelShape
 from thinkjepa.stages.train.model.forecast import ForecastModel
@@ -60,15 +59,16 @@ class TrainedRun:
         sets = self.record["feature_sets"]
         encoder = _same_set(cache, sets["encoder"])
         thinker = None if sets["thinker"] is None else _same_set(cache, sets["thinker"])
-        features = Features(cache=cache, encoder=encoder, thinker=thinker).needed_by(self.shape)
-        return replace(features, supervision=self._supervision(features))
-
-    def _supervision(self, features: Features) -> Supervision | None:
-        """Trajectories of the run's own joints, None for a run on latents alone."""
-        if self.shape.head is None:
-            return None
-        joints = ",".join(self.shape.head.joints)
-        return Supervision(features.cache.labels, features.clips(), joints=joints)
+        shape = self.shape
+        return build_features(
+            cache,
+            encoder,
+            thinker,
+            task="trajectory" if shape.head else "latent",
+            joints=",".join(shape.head.joints) if shape.head else "auto",
+            transform=shape.view,
+            token_kinds=shape.token_kinds,
+        )
 
     def clip_ids(self, side: Side) -> tuple[str, ...]:
         """The clips that were on this side when the run was trained, sorted."""

@@ -235,7 +235,7 @@ class Watched:
     def _encoded(self, array: str, clip: ClipRow, encoder: VideoEncoder, features: Features) -> Tensor:
         """The clip's only window, as the run reads it from the cache."""
         latents = encoder.encode(watch(clip, encoder, self._decoding))
-        return features.viewed(as_stored(latents, array, features.encoder), torch.device("cpu"))
+        return features.transformed_latents(as_stored(latents, array, features.encoder), torch.device("cpu"))
 
     @property
     def _clip(self) -> ClipRow:

@@ -32,7 +32,7 @@ from thinkjepa.stages.evaluate.runs import TrainedRun
 from thinkjepa.stages.predict.frames import ChosenFrames, SplitChoice, Watched, repeat_warnings, watched
 from thinkjepa.stages.predict.models import load_encoder
 from thinkjepa.stages.progress import Progress
-from thinkjepa.stages.train.data.features import last_seen
+from thinkjepa.stages.train.data.features import last_known_pose
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ class LabelledClip:
             )
         observed = self.frames.observed
         seen = clip_trajectory(self.labels, self.joints, observed_frames=observed, future_frames=[[]])
-        pose, known = last_seen(seen)
+        pose, known = last_known_pose(seen)
         if not known.any():
             raise StageError("none of the run's joints was seen before the split, which it starts from")
         return torch.from_numpy(pose)[None]

@@ -4,14 +4,14 @@ import hashlib
 import json
 import platform
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from thinkjepa.cache import ClipSelection, FeatureCache, FeatureSet, differing, shown
+from thinkjepa.cache import FeatureCache, FeatureSet, differing, shown
 from thinkjepa.stages.data.partition import (
     SIDES,
     Side,
@@ -23,7 +23,6 @@ from thinkjepa.stages.data.partition import (
 )
 from thinkjepa.stages.data.stored_partition import StoredSplit, planned_split, stored_split
 from thinkjepa.stages.data.tracked_files import labels_digest
-from thinkjepa.stages.data.trajectories import Supervision
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.json_files import json_bytes
 from thinkjepa.stages.train.costs import TrainingCosts, training_costs
@@ -109,29 +108,6 @@ def library_versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
 
 
-def supervised(features: Features, settings: TrainSettings) -> Features:
-    """The features with the hand trajectories that the task asks for, limited to the clips that have them."""
-    clips = features.clips()
-    if settings.task == "latent" or (settings.task == "auto" and not any_labels(features, clips)):
-        return features
-    table = features.cache.labels
-    return replace(features, supervision=Supervision(table, clips, joints=settings.joints))
-
-
-def with_known_joints(features: Features, train_ids: Collection[str]) -> Features:
-    """The features without the joints that no training clip knows. Raises StageError where none is left."""
-    if features.supervision is None:
-        return features
-    return replace(features, supervision=features.supervision.knowing(train_ids))
-
-
-def any_labels(features: Features, clips: ClipSelection) -> bool:
-    """Whether any clip's video has hand labels."""
-    if not len(features.cache.labels):
-        return False
-    return any(features.cache.labels.label_digest(digest) for digest in set(clips.values("video_digest")))
-
-
 def divide_clips(
     features: Features, cache_dir: Path, rule: SplitRule, *, split_of: SplitOf = stored_split
 ) -> DividedClips:
@@ -139,7 +115,7 @@ def divide_clips(
 
     With `planned_split` nothing is written.
     """
-    clips = features.clips()
+    clips = features.clips
     names, digests = clips.values("video"), clips.values("video_digest")
     videos = sorted(set(zip(names, digests, strict=True)))
     stored = split_of(cache_dir, rule, videos)
@@ -179,9 +155,8 @@ def plan_run(
     warm_start: WarmStart | None = None,
 ) -> RunPlan:
     """Put together what the settings ask for and what the features' sizes require."""
-    features = with_known_joints(features, clips.ids["train"])
+    features = features.knowing(clips.ids["train"])
     shape = model_shape(features, settings)
-    features = features.needed_by(shape).reaching(windows=settings.rollout_windows)
     if (warm_start is None) == bool(settings.init_from and settings.variant != "vlm"):
         raise StageError(f"init_from is {settings.init_from!r}, and no checkpoint was found for it")
     record = {
@@ -208,13 +183,13 @@ def model_shape(features: Features, settings: TrainSettings) -> ModelShape:
     """The model that the settings ask for, in the sizes of the features."""
     return ModelShape(
         variant=settings.variant,
-        grid=replace(features, view=settings.view).grid,
+        grid=features.grid,
         trunk=settings.trunk,
         thinker=None if settings.variant == "jepa" else features.thinker_shape,
         fusion_width=settings.fusion_width,
         head=head_shape(features, settings),
         guidance=settings.guidance_shape,
-        view=settings.view,
+        view=settings.transform,
     )
 
 
@@ -227,16 +202,11 @@ def plan_costs(
     split: SplitRule,
 ) -> tuple[TrainingCosts, DividedClips]:
     """What `train` with these arguments would take, and on which clips; nothing is trained or written."""
-    features = choose_features(
-        FeatureCache.open(cache_dir),
-        variant=settings.variant,
-        thinker_set=thinker_set,
-        encoder_set=encoder_set,
-    )
-    labelled = supervised(features, settings)
-    clips = divide_clips(labelled, cache_dir, split, split_of=planned_split)
-    shape = model_shape(with_known_joints(labelled, clips.ids["train"]), settings)
-    features = features.needed_by(shape).reaching(windows=settings.rollout_windows)
+    cache = FeatureCache.open(cache_dir)
+    features = choose_features(cache, settings, thinker_set=thinker_set, encoder_set=encoder_set)
+    clips = divide_clips(features, cache_dir, split, split_of=planned_split)
+    features = features.knowing(clips.ids["train"])
+    shape = model_shape(features, settings)
     return training_costs(features, shape, settings), clips
 
 
@@ -244,7 +214,7 @@ def used_labels(features: Features) -> str:
     """Tells apart the hand labels of a run's clips, empty without any: corrected ones make another run."""
     if features.supervision is None:
         return ""
-    return labels_digest(features.cache, set(features.clips().values("video_digest")))
+    return labels_digest(features.cache, set(features.clips.values("video_digest")))
 
 
 def head_shape(features: Features, settings: TrainSettings) -> HeadShape | None:

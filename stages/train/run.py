@@ -28,7 +28,7 @@ from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.json_files import read_json, write_json
 from thinkjepa.stages.train.costs import training_costs
 from thinkjepa.stages.train.data.batches import batches_in_order
-from thinkjepa.stages.train.data.features import choose_features
+from thinkjepa.stages.train.data.features import any_labels, choose_features
 from thinkjepa.stages.train.data.statistics import (
     JointStatistics,
     StateStatistics,
@@ -45,12 +45,10 @@ from thinkjepa.stages.train.model.flex_attention import check_kernel, use_kernel
 from thinkjepa.stages.train.model.forecast import ForecastModel, build_model
 from thinkjepa.stages.train.plan import (
     RunPlan,
-    any_labels,
     divide_clips,
     plan_run,
     run_differences,
     same_run,
-    supervised,
 )
 from thinkjepa.stages.train.randomness import epoch_order, repeatable_kernels
 from thinkjepa.stages.train.settings import TrainSettings
@@ -94,13 +92,11 @@ def train(
     with torch_threads(chosen_threads(threads, processes=local_processes())):
         features = choose_features(
             FeatureCache.open(cache_dir),
-            variant=settings.variant,
+            settings,
             thinker_set=selection.thinker or None if selection else thinker_set,
             encoder_set=selection.encoder if selection else encoder_set,
+            only=selected_clip_ids(cache_dir, selection) if selection else None,
         )
-        if selection:
-            features = replace(features, only=frozenset(selected_clip_ids(cache_dir, selection)))
-        features = supervised(features, settings)
         settings = replace(
             settings,
             task="trajectory" if features.supervision else "latent",
@@ -179,7 +175,7 @@ def start_of(plan: RunPlan, done: FitState, accelerator: Accelerator) -> RunStar
     return RunStarts(
         variant=plan.settings.variant,
         num_joints=len(supervision.joints) if supervision else 0,
-        has_labels=any_labels(plan.features, plan.features.clips()),
+        has_labels=any_labels(plan.features.cache, plan.features.clips),
         unknown_joints=supervision.never_known if supervision else (),
         device=device_name(accelerator.device),
         processes=accelerator.num_processes,

@@ -12,7 +12,7 @@ from thinkjepa.stages.settings import check_choice, check_not_negative, check_po
 from thinkjepa.stages.train.model.config import (
     Anchor,
     GuidanceSettings,
-    LatentView,
+    LatentTransform,
     PredictorSettings,
     Variant,
 )
@@ -304,5 +304,11 @@ class TrainSettings(PredictorSettings, GuidanceSettings, LossSettings, Optimiser
         return replace(self, **{name: defaults[name] for name in idle})
 
     @property
-    def view(self) -> LatentView:
-        return LatentView(pool=self.latent_pool, normalised=self.normalise_targets)
+    def transform(self) -> LatentTransform:
+        """What is done to stored latents, observed and future alike."""
+        return LatentTransform(pool=self.latent_pool, normalised=self.normalise_targets)
+
+    @property
+    def token_kinds(self) -> tuple[int, ...]:
+        """Kinds of thinker tokens that are read one by one; none where means are enough."""
+        return self.guidance_shape.kinds_read_by(self.variant)

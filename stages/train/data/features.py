@@ -1,14 +1,11 @@
-"""Stored latents as a run looks at them: pooled over squares of patches, layer-normed, or as they are.
+"""The features that a run reads: which sets and clips of a cache, and their tensors batch by batch.
 
-Shape letters: B batch, T latent steps, P patches, D latent dim.
-
-From the cache to a batch: which sets and clips a run reads, and their tensors.
-
-Shape letters: B batch, T latent steps, P patches, D latent dim, L levels, S streams, W windows, K frames of a
-latent step, J joints.
+`build_features` makes them once, from the sets and what the run does with them; training finds the sets by
+name, evaluation by the fingerprints that a run recorded. Latents are transformed on the device: averaged over
+squares of patches, layer-normed, or left as they are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,33 +17,27 @@ from thinkjepa.cache import BatchBuffers, ClipSelection, FeatureCache, FeatureSe
 from thinkjepa.stages.data.trajectories import Positions, Supervision, Trajectory
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train.data.batches import TokenBatch, read_tokens
-from thinkjepa.stages.train.model.config import (
-    WITHOUT_THINKER,
-    LatentGrid,
-    LatentView,
-    ModelShape,
-    ThinkerShape,
-    Variant,
-)
+from thinkjepa.stages.train.model.config import WITHOUT_THINKER, LatentGrid, LatentTransform, ThinkerShape
+from thinkjepa.stages.train.settings import Task, TrainSettings
 
 
-def viewed_grid(grid: LatentGrid, view: LatentView) -> LatentGrid:
-    """The grid of the viewed latents. Raises StageError where squares do not tile it."""
-    if grid.height % view.pool or grid.width % view.pool:
+def transformed_grid(grid: LatentGrid, transform: LatentTransform) -> LatentGrid:
+    """The grid of transformed latents. Raises StageError where squares do not tile it."""
+    if grid.height % transform.pool or grid.width % transform.pool:
         raise StageError(
-            f"latent_pool is {view.pool}, the encoder's grid of {grid.height} x {grid.width} patches is no "
-            "multiple of it"
+            f"latent_pool is {transform.pool}, the encoder's grid of {grid.height} x {grid.width} patches is "
+            "no multiple of it"
         )
-    return replace(grid, height=grid.height // view.pool, width=grid.width // view.pool)
+    return replace(grid, height=grid.height // transform.pool, width=grid.width // transform.pool)
 
 
-def viewed(latents: Tensor, grid: LatentGrid, view: LatentView) -> Tensor:
-    """Float32 `(batch, step, patch, dim)` of the viewed grid, from `grid`'s; the norm follows the mean."""
-    if view.pool > 1:
-        rows, columns = grid.height // view.pool, grid.width // view.pool
-        squares = latents.view(*latents.shape[:2], rows, view.pool, columns, view.pool, grid.dim)
+def transform_latents(latents: Tensor, grid: LatentGrid, transform: LatentTransform) -> Tensor:
+    """Float32 `(batch, step, patch, dim)` of the transformed grid, from `grid`'s, pooled and then normed."""
+    if (pool := transform.pool) > 1:
+        rows, columns = grid.height // pool, grid.width // pool
+        squares = latents.view(*latents.shape[:2], rows, pool, columns, pool, grid.dim)
         latents = squares.mean(dim=(3, 5)).flatten(2, 3)
-    return F.layer_norm(latents, latents.shape[-1:]) if view.normalised else latents
+    return F.layer_norm(latents, latents.shape[-1:]) if transform.normalised else latents
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,51 +45,55 @@ class TrajectoryBatch:
     """Joints of some clips, float32, metres, in the frame of reference of `stages.data.trajectories`."""
 
     last_pose_m: Tensor
-    """`(batch, joint, 3)`: where each joint was last seen in the observed window."""
+    """`(batch, joint, 3)`: each joint's last known position in the observed window."""
     last_known: Tensor
-    """`(batch, joint)`: 1 where it was seen at all, else 0."""
+    """`(batch, joint)`: 1 where there is one, else 0."""
     future_m: Tensor
     """`(batch, step, frame, joint, 3)`"""
     future_confidence: Tensor
     """`(batch, step, frame, joint)`"""
 
     def to(self, device: torch.device) -> "TrajectoryBatch":
+        """The same joints on `device`."""
         tensors = (self.last_pose_m, self.last_known, self.future_m, self.future_confidence)
         return TrajectoryBatch(*(tensor.to(device) for tensor in tensors))
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Float32 features of some clips, on one device; None is what a run has no use for."""
+    """Features of some clips on one device. None stands for what the run does not read."""
 
     observed: Tensor
+    """`(batch, step, patch, dim)`"""
     future: Tensor
+    """`(batch, step, patch, dim)`, all windows one after the other."""
     pooled: Tensor | None
+    """`(batch, level, stream, dim)`, float32."""
     trajectory: TrajectoryBatch | None = None
     tokens: TokenBatch | None = None
 
     @property
     def last_pose_m(self) -> Tensor | None:
+        """`(batch, joint, 3)`, metres; None in a run without trajectories."""
         return self.trajectory.last_pose_m if self.trajectory else None
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """The feature sets that a run reads. Nothing is held in memory: batches come from the mapped cache."""
+    """The feature sets and clips that a run reads. Batches come from the mapped cache, nothing is held."""
 
     cache: FeatureCache
     encoder: FeatureSet
     thinker: FeatureSet | None
-    only: frozenset[str] | None = None
-    """The clips that were selected, or None for all of the cache."""
+    clips: ClipSelection
+    """Clips complete in all sets, with trajectories where `supervision` has them, sorted by id."""
     supervision: Supervision | None = None
-    """Hand trajectories; where there is one, the clips are those that have them."""
-    view: LatentView = field(default_factory=LatentView)
-    """How the latents are looked at; `grid` is what is seen."""
+    """Hand trajectories of the clips; None in a run on latents alone."""
+    transform: LatentTransform = field(default_factory=LatentTransform)
     token_kinds: tuple[int, ...] = ()
-    """Kinds of thinker tokens that batches hold beside the pooled states."""
+    """Kinds of thinker tokens that batches hold next to the pooled states."""
     windows: int = 1
-    """Future windows that batches hold, one behind the other: more than one is rolled out."""
+    """Future windows that batches hold. More than one is rolled out."""
 
     def reaching(self, *, windows: int) -> "Features":
         """The same features with so many future windows. Raises StageError where fewer are stored."""
@@ -111,33 +106,15 @@ class Features:
             )
         return replace(self, windows=windows)
 
-    def needed_by(self, shape: ModelShape) -> "Features":
-        """The same features, in batches that hold what a model of this shape reads.
-
-        Raises StageError where it reads tokens and the thinker's set holds pooled states only.
-        """
-        if shape.token_kinds and self.thinker is not None and "tokens" not in self.thinker.arrays:
-            raise StageError(
-                f"feature set {self.thinker.name} holds no tokens, which --guidance cross reads: extract "
-                "them, or train with --guidance film or adaln"
-            )
-        return replace(self, view=shape.view, token_kinds=shape.token_kinds)
-
-    def clips(self) -> ClipSelection:
-        """Clips complete in all sets, sorted by id."""
-        names = [item.name for item in (self.encoder, self.thinker) if item is not None]
-        clips = self.cache.select(*names)
-        if self.only is not None:
-            clips = clips.only(self.only)
-        if self.supervision is not None:
-            clips = clips.only(self.supervision.clip_ids)
-        if not clips:
-            raise StageError(f"no clip has features in all of {', '.join(names)}: extract some first")
-        return clips
+    def knowing(self, train_ids: Collection[str]) -> "Features":
+        """The same features without joints that no training clip knows. Raises StageError if none is left."""
+        if self.supervision is None:
+            return self
+        return replace(self, supervision=self.supervision.knowing(train_ids))
 
     def batch(self, clip_ids: Sequence[str], device: torch.device) -> Batch:
-        """Features of `clip_ids`, in that order."""
-        return self.seen(self.stored(clip_ids, BatchBuffers(pinned=False)), device)
+        """Transformed features of `clip_ids`, in that order, on `device`."""
+        return self.transformed(self.stored(clip_ids, BatchBuffers(pinned=False)), device)
 
     def stored(self, clip_ids: Sequence[str], buffers: BatchBuffers) -> Batch:
         """Features of `clip_ids` on the CPU, just as they are stored, latents in `buffers`."""
@@ -150,11 +127,11 @@ class Features:
             tokens=self.tokens(clip_ids) if self.token_kinds else None,
         )
 
-    def seen(self, stored: Batch, device: torch.device) -> Batch:
-        """A stored batch on `device`, float32, latents as the run looks at them."""
+    def transformed(self, stored: Batch, device: torch.device) -> Batch:
+        """A stored batch on `device`, float32, its latents transformed."""
         return Batch(
-            observed=self.viewed(stored.observed, device),
-            future=self.viewed(stored.future, device),
+            observed=self.transformed_latents(stored.observed, device),
+            future=self.transformed_latents(stored.future, device),
             pooled=None if stored.pooled is None else stored.pooled.to(device),
             trajectory=None if stored.trajectory is None else stored.trajectory.to(device),
             tokens=None if stored.tokens is None else stored.tokens.to(device),
@@ -166,15 +143,15 @@ class Features:
         out = buffers.tensor((self.encoder.name, array), (len(clip_ids), *shape), spec.torch_dtype)
         return self.cache.read(self.encoder.name, array, clip_ids, windows=self.windows, out=out)
 
-    def viewed(self, latents_BTPD: Tensor, device: torch.device) -> Tensor:
-        """Stored latents on `device`, float32, as the run looks at them."""
-        return viewed(latents_BTPD.to(device).float(), self.stored_grid, self.view)
+    def transformed_latents(self, latents_BTPD: Tensor, device: torch.device) -> Tensor:
+        """Stored latents on `device`, float32, transformed."""
+        return transform_latents(latents_BTPD.to(device).float(), self.stored_grid, self.transform)
 
     def trajectories(self, clip_ids: Sequence[str], device: torch.device) -> TrajectoryBatch:
         """Joints of `clip_ids`, in that order, cut into the encoder's latent steps."""
         assert self.supervision is not None, "asked for trajectories in a run without labels"
         found = [self.supervision.trajectory(clip_id) for clip_id in clip_ids]
-        poses, known = zip(*map(last_seen, found), strict=True)
+        poses, known = zip(*map(last_known_pose, found), strict=True)
         future_m = np.stack([item.future_m[: self.windows] for item in found])
         confidence = np.stack([item.future_confidence[: self.windows] for item in found])
         steps = (len(clip_ids), -1, self.tubelet, len(self.supervision.joints))
@@ -202,8 +179,8 @@ class Features:
 
     @property
     def grid(self) -> LatentGrid:
-        """The latent grid as the run looks at it."""
-        return viewed_grid(self.stored_grid, self.view)
+        """The grid of the transformed latents."""
+        return transformed_grid(self.stored_grid, self.transform)
 
     @property
     def stored_grid(self) -> LatentGrid:
@@ -221,39 +198,111 @@ class Features:
 
     @property
     def thinker_shape(self) -> ThinkerShape | None:
+        """Sizes of the pooled states; None without a thinker."""
         if self.thinker is None:
             return None
         levels, _, dim = self.thinker.arrays["pooled"].shape
         return ThinkerShape(levels=levels, dim=dim)
 
 
-def last_seen(trajectory: Trajectory) -> tuple[Positions, Positions]:
+def last_known_pose(trajectory: Trajectory) -> tuple[Positions, Positions]:
     """Each joint's last observed position of any confidence `(joint, 3)`; 1 or 0 for whether there is one."""
-    seen_FJ = trajectory.observed_confidence > 0
-    last_J = len(seen_FJ) - 1 - np.argmax(seen_FJ[::-1], axis=0)
-    known_J: Positions = np.asarray(seen_FJ.any(axis=0), dtype=np.float32)
+    known_FJ = trajectory.observed_confidence > 0
+    last_J = len(known_FJ) - 1 - np.argmax(known_FJ[::-1], axis=0)
+    known_J: Positions = np.asarray(known_FJ.any(axis=0), dtype=np.float32)
     return trajectory.observed_m[last_J, np.arange(len(last_J))] * known_J[:, np.newaxis], known_J
 
 
-def choose_features(
-    cache: FeatureCache, *, variant: Variant, thinker_set: str | None, encoder_set: str | None
+def build_features(
+    cache: FeatureCache,
+    encoder: FeatureSet,
+    thinker: FeatureSet | None,
+    *,
+    task: Task = "latent",
+    joints: str = "auto",
+    transform: LatentTransform | None = None,
+    token_kinds: tuple[int, ...] = (),
+    windows: int = 1,
+    only: Collection[str] | None = None,
 ) -> Features:
-    """The sets that selectors name, or the only ones there are.
+    """The features of these sets, limited to the clips `only`, in batches that hold what is asked for.
 
-    `jepa` reads no thinker states, yet where a thinker set is named or only one exists, its clips are limited
-    to those which have them, too: all variants of one cache then see the same clips. The set itself is no
-    part of its features, so that another prompt with the same clips gives the same run.
+    Task `trajectory` limits them to clips with hand labels; `auto` does so where any clip has them. Raises
+    StageError where no clip is left, or the sets hold too few windows or no tokens.
     """
-    encoder = _choose(cache, "encoder", encoder_set)
-    alone = Features(cache=cache, encoder=encoder, thinker=None)
+    if token_kinds and thinker is not None and "tokens" not in thinker.arrays:
+        raise StageError(
+            f"feature set {thinker.name} holds no tokens, which --guidance cross reads: extract them, or "
+            "train with --guidance film or adaln"
+        )
+    clips = _complete_clips(cache, [item for item in (encoder, thinker) if item], only=only)
+    supervision = None
+    if task == "trajectory" or (task == "auto" and any_labels(cache, clips)):
+        supervision = Supervision(cache.labels, clips, joints=joints)
+        clips = clips.only(supervision.clip_ids)
+    features = Features(
+        cache=cache,
+        encoder=encoder,
+        thinker=thinker,
+        clips=clips,
+        supervision=supervision,
+        transform=transform or LatentTransform(),
+        token_kinds=token_kinds,
+    )
+    return features.reaching(windows=windows)
+
+
+def _complete_clips(
+    cache: FeatureCache, sets: Sequence[FeatureSet], *, only: Collection[str] | None
+) -> ClipSelection:
+    names = [item.name for item in sets]
+    clips = cache.select(*names)
+    if only is not None:
+        clips = clips.only(only)
+    if not clips:
+        raise StageError(f"no clip has features in all of {', '.join(names)}: extract some first")
+    return clips
+
+
+def any_labels(cache: FeatureCache, clips: ClipSelection) -> bool:
+    """Whether any clip's video has hand labels."""
+    if not len(cache.labels):
+        return False
+    return any(cache.labels.label_digest(digest) for digest in set(clips.values("video_digest")))
+
+
+def choose_features(
+    cache: FeatureCache,
+    settings: TrainSettings,
+    *,
+    thinker_set: str | None = None,
+    encoder_set: str | None = None,
+    only: Collection[str] | None = None,
+) -> Features:
+    """The features that a training with these settings reads, of the sets named or the only ones there are.
+
+    Variant `jepa` reads no thinker states, and its clips are all the same limited to those that have them,
+    where a thinker set is named or only one exists: all variants of one cache then train on the same clips.
+    The set itself is no part of its features, so that another prompt with the same clips gives the same run.
+    """
+    encoder, thinker = _choose(cache, "encoder", encoder_set), None
+    reads_thinker = settings.variant not in WITHOUT_THINKER
     num_thinkers = sum(item.kind == "thinker" for item in cache.feature_sets.values())
-    if variant in WITHOUT_THINKER and thinker_set is None and num_thinkers != 1:
-        return alone
-    thinker = _choose(cache, "thinker", thinker_set)
-    both = replace(alone, thinker=thinker)
-    if variant in WITHOUT_THINKER:
-        return replace(alone, only=frozenset(both.clips().clip_ids.to_pylist()))
-    return both
+    if reads_thinker or thinker_set is not None or num_thinkers == 1:
+        thinker = _choose(cache, "thinker", thinker_set)
+    if only is None and thinker and not reads_thinker:
+        only = _complete_clips(cache, [encoder, thinker], only=None).clip_ids.to_pylist()
+    return build_features(
+        cache,
+        encoder,
+        thinker if reads_thinker else None,
+        task=settings.task,
+        joints=settings.joints,
+        transform=settings.transform,
+        token_kinds=settings.token_kinds,
+        windows=settings.rollout_windows,
+        only=only,
+    )
 
 
 def _choose(cache: FeatureCache, kind: Kind, selector: str | None) -> FeatureSet:

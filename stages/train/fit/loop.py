@@ -92,7 +92,7 @@ class Fitting:
         `stored` has the features of its shares; `moment` is given in training, where guidance may be dropped.
         """
         for share in self.shares(batch):
-            clips = self.features.seen(next(stored), self.accelerator.device)
+            clips = self.features.transformed(next(stored), self.accelerator.device)
             with self.accelerator.autocast():
                 forecast = self.model(
                     clips.observed,

@@ -29,7 +29,7 @@ from thinkjepa.stages.train.model.config import (
     GuidanceShape,
     HeadShape,
     LatentGrid,
-    LatentView,
+    LatentTransform,
     ModelShape,
     ThinkerShape,
     TrunkShape,
@@ -133,7 +133,7 @@ def shape_from_json(record: Mapping[str, Any]) -> ModelShape:
         fusion_width=record["fusion_width"],
         head=None if head is None else HeadShape(**{**head, "joints": tuple(head["joints"])}),
         guidance=GuidanceShape(**record.get("guidance", {})),  # runs from before it was a choice have none
-        view=LatentView(**record.get("view", {})),
+        view=LatentTransform(**record.get("view", {})),
     )
 
 

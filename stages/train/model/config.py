@@ -53,8 +53,8 @@ class ThinkerShape:
 
 
 @dataclass(frozen=True, slots=True)
-class LatentView:
-    """How a run looks at the stored latents, observed and future alike."""
+class LatentTransform:
+    """What a run does to the stored latents, observed and future alike."""
 
     pool: int = 1
     """Side, in patches, of the squares that are averaged into one latent."""
@@ -93,6 +93,10 @@ class GuidanceShape:
                 "use_streams limits it: change one of the two"
             )
         return tuple(number for number, kind in enumerate(TOKEN_KINDS, start=1) if kind in kinds)
+
+    def kinds_read_by(self, variant: Variant) -> tuple[int, ...]:
+        """Kinds of thinker tokens that a model of this variant reads one by one."""
+        return self.token_kinds if variant != "jepa" and self.kind == "cross" else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +146,12 @@ class ModelShape:
     fusion_width: int
     head: HeadShape | None = None
     guidance: GuidanceShape = field(default_factory=GuidanceShape)
-    view: LatentView = field(default_factory=LatentView)
+    view: LatentTransform = field(default_factory=LatentTransform)
 
     @property
     def token_kinds(self) -> tuple[int, ...]:
         """Kinds of thinker tokens that the model reads one by one; none where means are enough."""
-        crosses = self.variant != "jepa" and self.guidance.kind == "cross"
-        return self.guidance.token_kinds if crosses else ()
+        return self.guidance.kinds_read_by(self.variant)
 
 
 AttentionKernel = Literal["blocks", "flex"]

@@ -92,7 +92,7 @@ def test_a_cached_clip_is_predicted_as_from_the_cache(
 ) -> None:
     trained = TrainedRun.open(run)
     features = trained.features(None)
-    clip = next(clip for clip in features.clips() if clip.video_digest == file_digest(videos[2]))
+    clip = next(clip for clip in features.clips if clip.video_digest == file_digest(videos[2]))
     batch = features.batch([clip.clip_id], torch.device("cpu"))
     with torch.no_grad():
         joints_m = trained.model()(batch.observed, batch.pooled, batch.last_pose_m).joints_m

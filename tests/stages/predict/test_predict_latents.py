@@ -63,7 +63,7 @@ def predicted(run: Path, video: Path, **split: Any) -> Prediction:
 def test_latents_of_a_cached_clip_are_those_of_the_cache(run: Path, videos: list[Path]) -> None:
     trained = TrainedRun.open(run)
     features = trained.features(None)
-    clip = next(clip for clip in features.clips() if clip.video_digest == file_digest(videos[2]))
+    clip = next(clip for clip in features.clips if clip.video_digest == file_digest(videos[2]))
     batch = features.batch([clip.clip_id], torch.device("cpu"))
     with torch.no_grad():
         expected = trained.model()(batch.observed, batch.pooled, None).latents

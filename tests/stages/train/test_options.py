@@ -16,8 +16,8 @@ from thinkjepa.pipeline.cli.options import parse_settings
 from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.runs import TrainedRun
-from thinkjepa.stages.train.data.features import choose_features, viewed, viewed_grid
-from thinkjepa.stages.train.model.config import LatentGrid, LatentView
+from thinkjepa.stages.train.data.features import choose_features, transform_latents, transformed_grid
+from thinkjepa.stages.train.model.config import LatentGrid, LatentTransform
 from thinkjepa.stages.train.run import train
 from thinkjepa.stages.train.settings import TrainSettings
 
@@ -103,9 +103,11 @@ def test_one_model_with_dropped_guidance_forecasts_with_and_without(
 def test_pooling_averages_squares_of_patches() -> None:
     grid = LatentGrid(observed_steps=1, future_steps=1, height=2, width=4, dim=1)
     latents = torch.arange(8.0).view(1, 1, 8, 1)  # rows 0 1 2 3 and 4 5 6 7
-    view = LatentView(pool=2)
-    assert viewed(latents, grid, view).flatten().tolist() == [2.5, 4.5]
-    assert viewed_grid(grid, view) == LatentGrid(observed_steps=1, future_steps=1, height=1, width=2, dim=1)
+    pooled = LatentTransform(pool=2)
+    assert transform_latents(latents, grid, pooled).flatten().tolist() == [2.5, 4.5]
+    assert transformed_grid(grid, pooled) == LatentGrid(
+        observed_steps=1, future_steps=1, height=1, width=2, dim=1
+    )
 
 
 def test_a_grid_that_squares_do_not_tile_is_refused(latent_cache: BuildCache, tmp_path: Path) -> None:
@@ -114,12 +116,10 @@ def test_a_grid_that_squares_do_not_tile_is_refused(latent_cache: BuildCache, tm
 
 
 def test_normed_latents_are_layer_normed_as_observed_and_as_targets(latent_cache: BuildCache) -> None:
-    features = choose_features(
-        FeatureCache.open(latent_cache()), variant="jepa", thinker_set=None, encoder_set=None
-    )
-    ids, cpu = features.clips().clip_ids.to_pylist()[:3], torch.device("cpu")
+    features = choose_features(FeatureCache.open(latent_cache()), TrainSettings(variant="jepa"))
+    ids, cpu = features.clips.clip_ids.to_pylist()[:3], torch.device("cpu")
     stored = features.batch(ids, cpu)
-    normed = replace(features, view=LatentView(normalised=True)).batch(ids, cpu)
+    normed = replace(features, transform=LatentTransform(normalised=True)).batch(ids, cpu)
     for before, after in ((stored.observed, normed.observed), (stored.future, normed.future)):
         torch.testing.assert_close(after, torch.nn.functional.layer_norm(before, (8,)))
 

@@ -170,7 +170,7 @@ def test_bytes_and_parameters_are_those_of_a_run(
     assert costs.parameters["total"] == sum(p.numel() for p in trained.model().parameters())
 
     features = trained.features(None).reaching(windows=2)
-    ids = features.clips().clip_ids.to_pylist()
+    ids = features.clips.clip_ids.to_pylist()
     stored = features.stored(ids, BatchBuffers(pinned=False))
     read = [stored.observed.untyped_storage().nbytes(), stored.future.untyped_storage().nbytes()]
     if stored.pooled is not None:

@@ -197,9 +197,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_clips(
     latent_cache: BuildCache, tmp_path: Path
 ) -> None:
     cache = latent_cache()
-    features = choose_features(
-        FeatureCache.open(cache), variant="thinkjepa", thinker_set=None, encoder_set=None
-    )
+    features = choose_features(FeatureCache.open(cache), TINY)
     train_ids = divide_clips(features, cache, SplitRule()).ids["train"]
     with pytest.raises(StageError, match=r"loss is (nan|inf) on clips") as caught:
         run(cache, tmp_path / "run", learning_rate=1e30, epochs=3)
@@ -209,8 +207,8 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_clips(
 
 def test_persistence_repeats_the_last_observed_step(latent_cache: BuildCache) -> None:
     cache = FeatureCache.open(latent_cache())
-    features = choose_features(cache, variant="jepa", thinker_set=None, encoder_set=None)
-    ids = [clip.clip_id for clip in features.clips()]
+    features = choose_features(cache, TrainSettings(variant="jepa"))
+    ids = [clip.clip_id for clip in features.clips]
     observed = cache.read(features.encoder.name, "observed", ids).float()
     future = cache.read(features.encoder.name, "future", ids)[:, 0].float()
     expected = (observed[:, -1:] - future).square().mean()

@@ -18,13 +18,13 @@ from thinkjepa.cache import FeatureCache, WriteSession
 from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.data.trajectories import Supervision, Trajectory
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.train.data.features import Features, choose_features, last_seen
+from thinkjepa.stages.train.data.features import Features, choose_features, last_known_pose
 from thinkjepa.stages.train.fit.loop import DISTANCE_M, Fitting, train_epoch, validation_terms
 from thinkjepa.stages.train.fit.optimizer import make_optimizer
 from thinkjepa.stages.train.fit.state import FitState
 from thinkjepa.stages.train.model.config import HeadShape
 from thinkjepa.stages.train.model.forecast import build_model
-from thinkjepa.stages.train.plan import divide_clips, plan_run, supervised
+from thinkjepa.stages.train.plan import divide_clips, plan_run
 from thinkjepa.stages.train.run import make_accelerator, train, untrained_model
 from thinkjepa.stages.train.settings import TrainSettings
 
@@ -53,12 +53,8 @@ def run(cache: Path, out: Path, settings: TrainSettings = TINY, **overrides: Any
     )
 
 
-def whole_features(cache: Path) -> Features:
-    return choose_features(FeatureCache.open(cache), variant="thinkjepa", thinker_set=None, encoder_set=None)
-
-
 def run_features(cache: Path, **overrides: Any) -> Features:
-    return supervised(whole_features(cache), replace(TINY, **overrides))
+    return choose_features(FeatureCache.open(cache), replace(TINY, **overrides))
 
 
 def record_of(out: Path) -> dict[str, Any]:
@@ -91,8 +87,8 @@ def test_eight_clips_are_learned_by_heart_to_5_mm(
         head_width=128,
     )
     cache = latent_cache(num_videos=4, labelled=4)
-    features = supervised(whole_features(cache), settings)
-    clips = tuple(features.clips().clip_ids.to_pylist())
+    features = choose_features(FeatureCache.open(cache), settings)
+    clips = tuple(features.clips.clip_ids.to_pylist())
     divided = divide_clips(features, cache, SplitRule())
     plan = plan_run(cache, settings, features, replace(divided, ids={"train": clips}), num_processes=1)
     model = untrained_model(plan)
@@ -212,7 +208,7 @@ def test_an_interrupted_run_continues_to_the_same_files(latent_cache: BuildCache
 def test_targets_are_the_labels_at_the_frames_of_each_step(latent_cache: BuildCache) -> None:
     features = run_features(latent_cache(labelled=16), joints="rightHand")
     assert features.supervision is not None
-    clip = features.clips()[3]
+    clip = features.clips[3]
     target = features.trajectories([clip.clip_id], CPU)
     labels = features.supervision.labels_of(clip.clip_id)
     assert labels.camera_poses is not None
@@ -236,7 +232,7 @@ def trajectory() -> Trajectory:
 
 
 def test_last_pose_is_where_a_joint_was_last_seen(trajectory: Trajectory) -> None:
-    position, known = last_seen(trajectory)
+    position, known = last_known_pose(trajectory)
     assert known.tolist() == [1, 0]
     assert position.tolist() == [[6, 7, 8], [0, 0, 0]]
 
@@ -245,7 +241,7 @@ def test_nothing_a_prediction_needs_comes_from_the_future(latent_cache: BuildCac
     features = run_features(latent_cache(labelled=16))
     supervision = features.supervision
     assert isinstance(supervision, Supervision)
-    clip = features.clips()[0]
+    clip = features.clips[0]
     labels = supervision.labels_of(clip.clip_id)
     assert labels.camera_poses is not None
     seen = features.trajectories([clip.clip_id], CPU)

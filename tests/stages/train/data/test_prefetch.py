@@ -13,6 +13,7 @@ import torch
 from thinkjepa.cache import BatchBuffers, FeatureCache
 from thinkjepa.stages.train.data.batches import new_buffers, prefetched
 from thinkjepa.stages.train.data.features import choose_features
+from thinkjepa.stages.train.settings import TrainSettings
 
 BuildCache = Callable[..., Path]
 CPU = torch.device("cpu")
@@ -72,15 +73,13 @@ def test_stopping_early_ends_the_thread() -> None:
 
 
 def test_prefetched_features_are_the_same_bits(latent_cache: BuildCache) -> None:
-    features = choose_features(
-        FeatureCache.open(latent_cache()), variant="thinkjepa", thinker_set=None, encoder_set=None
-    )
-    ids = features.clips().clip_ids.to_pylist()
+    features = choose_features(FeatureCache.open(latent_cache()), TrainSettings())
+    ids = features.clips.clip_ids.to_pylist()
     requests = [ids[start : start + 5] for start in range(0, len(ids), 5)]
     for request, stored in zip(
         requests, prefetched(requests, features.stored, buffers=new_buffers()), strict=True
     ):
-        batch, expected = features.seen(stored, CPU), features.batch(request, CPU)
+        batch, expected = features.transformed(stored, CPU), features.batch(request, CPU)
         assert torch.equal(batch.observed, expected.observed)
         assert torch.equal(batch.future, expected.future)
         assert batch.pooled is not None

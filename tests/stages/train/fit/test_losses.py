@@ -13,14 +13,19 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from thinkjepa.cache import FeatureCache
-from thinkjepa.stages.train.data.features import Batch, Features, TrajectoryBatch, choose_features, viewed
+from thinkjepa.stages.train.data.features import (
+    Batch,
+    Features,
+    TrajectoryBatch,
+    choose_features,
+    transform_latents,
+)
 from thinkjepa.stages.train.fit.loop import Fitting, clip_terms, train_step
 from thinkjepa.stages.train.fit.losses import latent_loss, trajectory_error
 from thinkjepa.stages.train.fit.optimizer import Moment, make_optimizer
-from thinkjepa.stages.train.model.config import LatentGrid, LatentView, ModelShape
+from thinkjepa.stages.train.model.config import LatentGrid, LatentTransform, ModelShape
 from thinkjepa.stages.train.model.forecast import Forecast, build_model
 from thinkjepa.stages.train.plan import model_shape as shape_of
-from thinkjepa.stages.train.plan import supervised
 from thinkjepa.stages.train.settings import LatentLoss, TrainSettings
 
 BuildCache = Callable[..., Path]
@@ -106,7 +111,7 @@ def test_a_joint_without_a_last_pose_has_no_part_in_the_loss_of_displacements() 
 def test_normed_targets_by_hand() -> None:
     """Channels 1 and 3 have mean 2 and deviation 1; the loss is then that of -1 and 1."""
     grid = LatentGrid(observed_steps=1, future_steps=1, height=1, width=1, dim=2)
-    target = viewed(torch.tensor([[[[1.0, 3.0]]]]), grid, LatentView(normalised=True))
+    target = transform_latents(torch.tensor([[[[1.0, 3.0]]]]), grid, LatentTransform(normalised=True))
     assert target.flatten().tolist() == pytest.approx([-1.0, 1.0], abs=1e-4)
     assert latent_loss(torch.zeros_like(target), target, "mse").item() == pytest.approx(1.0, abs=1e-4)
 
@@ -118,8 +123,8 @@ def test_a_steps_gradient_is_that_of_the_mean_over_the_global_batch(
     """Five clips in parts of one, of two (the last one smaller), and at once, against plain autograd."""
     settings = TrainSettings(variant="jepa", clips_per_forward=clips_per_forward, device="cpu")
     cache = FeatureCache.open(latent_cache(num_videos=3))
-    features: Features = choose_features(cache, variant="jepa", thinker_set=None, encoder_set=None)
-    batch = tuple(features.clips().clip_ids.to_pylist()[:5])
+    features: Features = choose_features(cache, settings)
+    batch = tuple(features.clips.clip_ids.to_pylist()[:5])
     model, plain = (build_model(model_shape("jepa"), seed=0) for _ in range(2))
     clips = features.batch(batch, torch.device("cpu"))
     expected = (plain(clips.observed, None, None).latents - clips.future).square().mean()
@@ -139,12 +144,11 @@ def test_units_of_spread_are_the_heads_own(latent_cache: BuildCache) -> None:
     cache, sums = FeatureCache.open(latent_cache(labelled=16)), {}
     for units in ("metres", "spread"):
         settings = replace(TINY, trajectory_units=units, latent_weight=0.0)  # type: ignore[arg-type]
-        features = choose_features(cache, variant="jepa", thinker_set=None, encoder_set=None)
-        features = supervised(features, settings)
+        features = choose_features(cache, settings)
         model = build_model(shape_of(features, settings), seed=0)
         assert model.head is not None
         model.head.scale.fill_(0.01)
-        batch = tuple(features.clips().clip_ids.to_pylist()[:4])
+        batch = tuple(features.clips.clip_ids.to_pylist()[:4])
         fitting = Fitting(model, make_optimizer(model, settings), features, Accelerator(cpu=True), settings)
         sums[units] = next(fitting.terms(batch, fitting.stored([batch])))[:, 0].sum().item()
     assert sums["spread"] / sums["metres"] == pytest.approx(1e4, rel=1e-4)

@@ -17,6 +17,7 @@ from thinkjepa.stages.train.fit.losses import latent_error
 from thinkjepa.stages.train.model.config import GuidanceShape, ModelShape
 from thinkjepa.stages.train.model.variants import Forecaster, ThinkJepa, build_forecaster
 from thinkjepa.stages.train.randomness import is_dropped
+from thinkjepa.stages.train.settings import TrainSettings
 
 BuildShape = Callable[..., ModelShape]
 KINDS = ("film", "adaln", "cross")
@@ -257,9 +258,9 @@ def test_tokens_of_the_chosen_kinds_are_read_and_no_other(
 ) -> None:
     """Against the arrays as they are stored, clip by clip, whatever the number of tokens."""
     cache = FeatureCache.open(latent_cache(with_tokens=True, num_videos=6))
-    features = choose_features(cache, variant="thinkjepa", thinker_set=None, encoder_set=None)
+    features = choose_features(cache, TrainSettings())
     kinds = GuidanceShape(kind="cross", cross_tokens=chosen).token_kinds
-    ids = features.clips().clip_ids.to_pylist()
+    ids = features.clips.clip_ids.to_pylist()
     found = replace(features, token_kinds=kinds).tokens(ids)
     assert features.thinker is not None
     for place, clip_id in enumerate(ids):
