@@ -83,24 +83,26 @@ def values(cache_dir: Path) -> dict[tuple[str, str], torch.Tensor]:
     return found
 
 
-def test_features_are_those_of_the_cpu_within_rounding(extract: Callable[..., Path], on_device: Path) -> None:
+def test_features_are_those_of_the_cpu_within_rounding(
+    extract: Callable[..., Path], on_device: Path, record_property: Callable[[str, object], None]
+) -> None:
     ours, reference = values(on_device), values(extract("cpu", "--dtype", "float32"))
     assert ours.keys() == reference.keys()
     for key, expected in reference.items():
         difference = (ours[key] - expected).abs().max() / expected.abs().max()
-        print(f"{key}: largest difference {difference:.2e} of the largest value")
+        record_property(f"{' '.join(key)}, largest difference by the largest value", float(difference))
         assert difference < 2e-3, key
 
 
 def test_the_default_precision_works_and_differs_by_no_more_than_bfloat16(
-    extract: Callable[..., Path], on_device: Path
+    extract: Callable[..., Path], on_device: Path, record_property: Callable[[str, object], None]
 ) -> None:
     ours, reference = values(extract(DEVICE)), values(on_device)
     latents = [key for key in reference if key[0] == "encoder"]
     assert latents
     for key in latents:
         cosine = torch.nn.functional.cosine_similarity(ours[key].flatten(1), reference[key].flatten(1))
-        print(f"{key}: smallest cosine with float32 {cosine.min():.5f}")
+        record_property(f"{' '.join(key)}, smallest cosine with float32", float(cosine.min()))
         assert cosine.min() > 0.99, key
 
 
@@ -109,7 +111,7 @@ def test_the_default_precision_works_and_differs_by_no_more_than_bfloat16(
     ["--variant jepa", *(f"--variant thinkjepa --guidance {kind}" for kind in GUIDANCE), "--variant vlm"],
 )
 def test_training_evaluation_and_prediction_run_and_agree_with_the_cpu(
-    flags: str, on_device: Path, videos: Path, tmp_path: Path
+    flags: str, on_device: Path, videos: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     losses = {}
     for device in (DEVICE, "cpu"):
@@ -118,7 +120,7 @@ def test_training_evaluation_and_prediction_run_and_agree_with_the_cpu(
         metrics = command("train", *fixed, "--precision", "fp32", "--device", device)
         scores = command("eval", "--run", run, "--device", device)
         losses[device] = metrics["last_validation_loss"]
-        print(f"{flags} on {device}: {json.dumps(metrics)[:400]}")
+        record_property(f"{flags}, validation loss on {device}", losses[device])
         assert scores
     assert losses[DEVICE] == pytest.approx(losses["cpu"], rel=1e-2)
     predicted = command(
