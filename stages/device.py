@@ -66,11 +66,6 @@ BUSY_SHARE = 0.25
 MEASURED_S = 20.0
 
 
-def check_threads(threads: int) -> None:
-    if threads < 0:
-        raise StageError(f"--threads {threads}: give 1 or more, or 0 for the default")
-
-
 def usable_cores() -> int:
     """Cores that this process may use, by its affinity and the CPU quota of its control group, at least 1."""
     from dask.system import cpu_count

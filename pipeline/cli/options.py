@@ -1,9 +1,8 @@
 """One settings field = one flag = one help line = one key of params.yaml.
 
-Settings are frozen dataclasses of the stages, each field with a default and `metadata={"help": ...}`; `rare`
-in it moves the flag to a panel of advanced options. `with_settings` turns their fields into typer options;
-`parse_settings` checks plain values (of the command line or of a section of params.yaml) against the same
-fields, unknown names refused.
+Settings are groups of `stages.settings`. `with_settings` turns their fields into typer options, rare ones in
+a panel of advanced options. `parse_settings` makes an instance from plain values of the command line or of a
+section of params.yaml, unknown names refused.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
-from pydantic import TypeAdapter, ValidationError
 
 from thinkjepa.cache import ThinkJepaError
 from thinkjepa.cache.disk.layout import cache_json
 from thinkjepa.cache.records import CacheError
 from thinkjepa.pipeline.cli.help import ADVANCED
+from thinkjepa.stages.settings import SettingsError, flag_name
 
 Settings = TypeVar("Settings")
 
@@ -41,10 +40,6 @@ ParamsOption = Annotated[
     Path | None,
     typer.Option("--params", help="Take from this params.yaml what no flag says."),
 ]
-
-
-class SettingsError(ThinkJepaError):
-    """A setting has an unknown name or a value that is not allowed."""
 
 
 def with_settings(
@@ -128,13 +123,12 @@ def parse_settings(kind: type[Settings], values: Mapping[str, Any], *, where: st
     presets: Mapping[Any, Mapping[str, Any]] = getattr(kind, "PRESETS", {})
     plain = {
         **presets.get(values.get("preset"), {}),
-        **{name: _as_flag(value, hints[name]) for name, value in values.items()},
+        **{name: _asflag_name(value, hints[name]) for name, value in values.items()},
     }
     try:
-        return TypeAdapter(kind).validate_python(plain)
-    except (ValidationError, ThinkJepaError) as error:
-        problem = _first_problem(error) if isinstance(error, ValidationError) else str(error)
-        raise SettingsError(place + _as_keys(problem, known) if where else problem) from error
+        return kind(**plain)
+    except ThinkJepaError as error:
+        raise SettingsError(place + _as_keys(str(error), known) if where else str(error)) from error
 
 
 def meant(name: str, known: typing.Collection[str]) -> str:
@@ -160,7 +154,7 @@ def _look_up(content: Mapping[str, Any], key: str) -> Any:
 
 
 def _missing(name: str, shared: Mapping[str, str], params: Path | None) -> str:
-    flag = _flag(name)
+    flag = flag_name(name)
     if name not in shared:
         return f"Missing option '{flag}'"
     if params is None:
@@ -176,13 +170,6 @@ def _is_given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name != "DEFAULT"
 
 
-def _first_problem(error: ValidationError) -> str:
-    first, *others = error.errors()
-    same = [item for item in others if first["loc"] and item["loc"][:1] == first["loc"][:1]]  # of a union
-    message = " or ".join(item["msg"].removeprefix("Value error, ") for item in (first, *same))
-    return f"{_flag(str(first['loc'][0]))} {first['input']!r}: {message}" if first["loc"] else message
-
-
 def _as_keys(text: str, known: typing.Collection[str]) -> str:
     """A message about flags as one about the keys of a section."""
 
@@ -191,10 +178,6 @@ def _as_keys(text: str, known: typing.Collection[str]) -> str:
         return name if name in known else found[0]
 
     return re.sub(r"--([a-z0-9-]+)", key, text)
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def _optional(item: inspect.Parameter) -> inspect.Parameter:
@@ -210,7 +193,7 @@ def _optional(item: inspect.Parameter) -> inspect.Parameter:
 
 def _option(item: Field[Any], kind: type[Any]) -> inspect.Parameter:
     hint = typing.get_type_hints(kind)[item.name]
-    name, metavar = _flag(item.name), None
+    name, metavar = flag_name(item.name), None
     if typing.get_origin(hint) in (typing.Union, types.UnionType):  # typer has none: pydantic checks the text
         hint, metavar = str, _choices(hint)
     option = typer.Option(
@@ -246,7 +229,7 @@ def _owner(item: Field[Any], kind: type[Any]) -> type[Any]:
     return next(base for base in kind.__mro__ if item.name in vars(base).get("__annotations__", {}))
 
 
-def _as_flag(value: Any, hint: Any) -> Any:
+def _asflag_name(value: Any, hint: Any) -> Any:
     """A value of params.yaml as a flag would have given it."""
     if isinstance(value, list | tuple):
         return ",".join(str(part) for part in value)

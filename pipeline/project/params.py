@@ -19,10 +19,11 @@ from typing import Any, TypeVar
 
 import yaml
 
-from thinkjepa.pipeline.cli.options import SettingsError, meant, parse_settings
+from thinkjepa.pipeline.cli.options import meant, parse_settings
 from thinkjepa.stages.data.partition import SplitRule
-from thinkjepa.stages.data.plan import ClipSettings, setting
+from thinkjepa.stages.data.plan import ClipSettings
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings, VllmSettings
+from thinkjepa.stages.settings import SettingsError, setting
 from thinkjepa.stages.train.settings import TrainSettings
 
 WORKSPACES = (".dvc", "tmp", "exps")

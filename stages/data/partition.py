@@ -17,7 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import ClassVar, Literal
 
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
 from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.settings import Settings, setting
 
 FEWEST_GROUPS = 3  # one each for training, validation and test
 
@@ -67,33 +70,25 @@ Side = Literal["train", "validation", "test"]
 SIDES: tuple[Side, ...] = ("train", "validation", "test")
 
 
-@dataclass(frozen=True, slots=True)
-class SplitRule:
+@pydantic_dataclass(frozen=True)
+class SplitRule(Settings):
     """How videos are divided into training, validation and test."""
 
     PANEL: ClassVar[str] = "Split"
 
-    group_by: str = field(
-        default="auto",
-        metadata={
-            "help": "What never straddles two sides: folder, video, auto (folder if there are at least 3), "
-            "or a regular expression on the relative path whose first group names the group."
-        },
+    group_by: str = setting(
+        "auto",
+        "What never straddles two sides: folder, video, auto (folder if there are at least 3), "
+        "or a regular expression on the relative path whose first group names the group.",
     )
-    validation_fraction: float = field(
-        default=0.15, metadata={"help": "Expected fraction of groups that select the best epoch."}
-    )
-    test_fraction: float = field(
-        default=0.15, metadata={"help": "Expected fraction of groups that training never touches."}
-    )
-    split_seed: int = field(
-        default=0, metadata={"help": "Seed of the division, apart from the training seed."}
-    )
+    validation_fraction: float = setting(0.15, "Expected fraction of groups that select the best epoch.")
+    test_fraction: float = setting(0.15, "Expected fraction of groups that training never touches.")
+    split_seed: int = setting(0, "Seed of the division, apart from the training seed.")
 
     def __post_init__(self) -> None:
         fractions = (self.validation_fraction, self.test_fraction)
         if not (min(fractions) > 0 and sum(fractions) < 1):
-            raise StageError(
+            raise ValueError(
                 f"split fractions validation={fractions[0]}, test={fractions[1]}: both must be above 0 and "
                 "their sum below 1, so that training, too, keeps some groups"
             )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from thinkjepa.cache import ClipRow, Failure, fingerprint
 from thinkjepa.stages.data.decoding.client import DecodeError, VideoDecoder, VideoInfo
@@ -24,19 +25,17 @@ from thinkjepa.stages.data.sampling import (
 from thinkjepa.stages.data.videos import SourceVideo, display_name, identify
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.progress import Progress
+from thinkjepa.stages.settings import Settings, setting
+
+EVEN = "an even number of frames, 2 or more"
 
 
 class PlanError(StageError):
     """A video cannot give a clip with these settings."""
 
 
-def setting(default: Any, text: str, *, rare: bool = False) -> Any:
-    """A settings field: its default, the one sentence that is its help, and whether few need it."""
-    return field(default=default, metadata={"help": text, "rare": rare})
-
-
-@dataclass(frozen=True, slots=True)
-class ClipSettings:
+@pydantic_dataclass(frozen=True)
+class ClipSettings(Settings):
     """How clips are cut from videos and which frames the two frozen models see."""
 
     PANEL: ClassVar[str] = "Clips"
@@ -46,32 +45,42 @@ class ClipSettings:
         "dual: thinker over the whole history, encoder over a dense window; "
         "release: as the published code, split at half the frames, the thinker sees the observed frames.",
     )
-    thinker_frames: int = setting(16, "Frames for the thinker, spread over everything before the split.")
-    observed_frames: int = setting(32, "Frames of the observed window, a multiple of the encoder's tubelet.")
-    future_frames: int = setting(32, "Frames of a future window, a multiple of the encoder's tubelet.")
-    future_windows: int = setting(1, "Future windows one after the other; more than 1 for long rollouts.")
+    thinker_frames: int = setting(
+        16,
+        "Frames for the thinker, spread over everything before the split.",
+        ge=2,
+        multiple_of=2,
+        allowed=EVEN,
+    )
+    observed_frames: int = setting(
+        32,
+        "Frames of the observed window, a multiple of the encoder's tubelet.",
+        ge=2,
+        multiple_of=2,
+        allowed=EVEN,
+    )
+    future_frames: int = setting(
+        32,
+        "Frames of a future window, a multiple of the encoder's tubelet.",
+        ge=2,
+        multiple_of=2,
+        allowed=EVEN,
+    )
+    future_windows: int = setting(
+        1, "Future windows one after the other; more than 1 for long rollouts.", ge=1
+    )
     dense_fps: float | Literal["auto"] = setting(
         "auto",
         "Rate of the observed and future windows, frames per second. auto: the videos' own, the slowest "
         "one's where they differ; above a video's own rate frames repeat.",
     )
-    stride_s: float = setting(2.0, "Seconds between the splits of a long video.")
+    stride_s: float = setting(2.0, "Seconds between the splits of a long video.", gt=0, allow_inf_nan=False)
 
     def __post_init__(self) -> None:
-        for name in ("thinker_frames", "observed_frames", "future_frames"):
-            number = getattr(self, name)
-            if number < 2 or number % 2:
-                raise ValueError(
-                    f"--{name.replace('_', '-')} {number}: give an even number of frames, 2 or more"
-                )
-        if self.future_windows < 1:
-            raise ValueError(f"--future-windows {self.future_windows}: give 1 or more")
         if self.preset == "release" and self.future_windows != 1:
             raise ValueError("--preset release has one future window: leave --future-windows at 1")
         if self.dense_fps != "auto" and not (np.isfinite(self.dense_fps) and self.dense_fps > 0):
             raise ValueError(f"--dense-fps {self.dense_fps}: give a number above 0, or auto")
-        if not (np.isfinite(self.stride_s) and self.stride_s > 0):
-            raise ValueError(f"--stride-s {self.stride_s}: give a number above 0")
 
     @property
     def fps(self) -> float:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from thinkjepa.stages.data.plan import setting
+from pydantic.dataclasses import dataclass
+
 from thinkjepa.stages.device import DEVICES, check_device_name
 from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.settings import DEFAULT_OR_MORE, Settings, setting
 
 GPU_BATCH = 8
 
@@ -19,8 +20,8 @@ PAPER_LEVELS = 8
 """Thinker layers of the paper (arXiv 2603.22281)."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModelSettings:
+@dataclass(frozen=True)
+class ModelSettings(Settings):
     """The two frozen models and what is asked of them: all of it determines the features."""
 
     PANEL: ClassVar[str] = "Models"
@@ -35,9 +36,15 @@ class ModelSettings:
         "(0: embeddings, number of layers: after the last); auto: eight spread as in the paper.",
     )
     prompt: str = setting("Describe this video.", "What the thinker is asked about the frames.")
-    max_new_tokens: int = setting(16, "Tokens the thinker generates, greedily; N tokens give N - 1 states.")
+    max_new_tokens: int = setting(
+        16, "Tokens the thinker generates, greedily; N tokens give N - 1 states.", ge=1
+    )
     thinker_size: int = setting(
-        256, "Short side of the thinker's frames, pixels; larger ones are scaled down.", rare=True
+        256,
+        "Short side of the thinker's frames, pixels; larger ones are scaled down.",
+        rare=True,
+        ge=32,
+        allowed="32 pixels or more",
     )
     frames_as: Literal["auto", "video", "images"] = setting(
         "auto",
@@ -61,26 +68,29 @@ class ModelSettings:
     )
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"--max-new-tokens {self.max_new_tokens}: give 1 or more")
-        if self.thinker_size < 32:
-            raise ValueError(f"--thinker-size {self.thinker_size}: give 32 pixels or more")
         if not self.prompt.strip():
             raise ValueError("--prompt is empty: say what the thinker shall do with the frames")
 
 
-@dataclass(frozen=True, slots=True)
-class ExecutionSettings:
+@dataclass(frozen=True)
+class ExecutionSettings(Settings):
     """How the work is done; of what is computed it changes no more than rounding (device, batch size)."""
 
     PANEL: ClassVar[str] = "Execution"
 
     device: str = setting("auto", f"Where the models run: {DEVICES}.")
     batch_size: int = setting(
-        0, "Clips that go through the models together; a larger one is faster on a GPU; 0: 8 there, 1 on CPU."
+        0,
+        "Clips that go through the models together; a larger one is faster on a GPU; 0: 8 there, 1 on CPU.",
+        ge=0,
+        allowed=DEFAULT_OR_MORE,
     )
     decode_timeout: float = setting(
-        60.0, "Seconds without an answer after which the decoder is ended.", rare=True
+        60.0,
+        "Seconds without an answer after which the decoder is ended.",
+        rare=True,
+        gt=0,
+        allowed="seconds above 0",
     )
     max_failures: str = setting(
         "",
@@ -97,10 +107,12 @@ class ExecutionSettings:
         512,
         "Megabytes of features per shard file, at most, or one batch; both sets fill theirs alike.",
         rare=True,
+        ge=1,
     )
     workers: int = setting(
         1,
         "Processes that extract at once, each with a copy of the models, on a GPU of its own if there is.",
+        ge=1,
     )
     scheduler: str = setting(
         "",
@@ -111,9 +123,14 @@ class ExecutionSettings:
         0,
         "Threads of the models on the CPU, of each worker's where there are several; 0: the cores that this "
         "process may use (its affinity, its container's quota, OMP_NUM_THREADS), divided by --workers.",
+        ge=0,
+        allowed=DEFAULT_OR_MORE,
     )
     clip_retries: int = setting(
-        2, "How often a worker may die over the same clip before the clip is recorded as failed.", rare=True
+        2,
+        "How often a worker may die over the same clip before the clip is recorded as failed.",
+        rare=True,
+        ge=1,
     )
     wait: bool = setting(
         False, "Wait while another process writes this cache, instead of ending with its name."
@@ -126,22 +143,10 @@ class ExecutionSettings:
 
     def __post_init__(self) -> None:
         check_device_name(self.device)
-        if self.batch_size < 0:
-            raise ValueError(f"--batch-size {self.batch_size}: give 1 or more, or 0 for the default")
-        if not self.decode_timeout > 0:
-            raise ValueError(f"--decode-timeout {self.decode_timeout}: give seconds above 0")
-        if self.workers < 1:
-            raise ValueError(f"--workers {self.workers}: give 1 or more")
         if self.workers > 1 and self.scheduler:
             raise ValueError(
                 "--workers starts workers, --scheduler uses those of a cluster: give one of them"
             )
-        if self.threads < 0:
-            raise ValueError(f"--threads {self.threads}: give 1 or more, or 0 for the default")
-        if self.clip_retries < 1:
-            raise ValueError(f"--clip-retries {self.clip_retries}: give 1 or more")
-        if self.shard_mb < 1:
-            raise ValueError(f"--shard-mb {self.shard_mb}: give 1 or more")
         self.failure_limit(num_videos=1)
 
     @property
@@ -204,8 +209,8 @@ def parse_layers(text: str, *, num_layers: int) -> tuple[int, ...]:
 PYTHON_VARIABLE = "THINKJEPA_VLLM_PYTHON"
 
 
-@dataclass(frozen=True, slots=True)
-class VllmSettings:
+@dataclass(frozen=True)
+class VllmSettings(Settings):
     """How the thinker runs. Backend and quantisation change the features, the rest rounding at most."""
 
     PANEL: ClassVar[str] = "vLLM"
@@ -220,16 +225,23 @@ class VllmSettings:
         "How weights are quantised on loading, e.g. fp8; empty: as the model's own files say.",
         rare=True,
     )
-    tensor_parallel: int = setting(1, "GPUs that share one copy of the thinker.", rare=True)
+    tensor_parallel: int = setting(
+        1, "GPUs that share one copy of the thinker.", rare=True, ge=1, allowed="1 or more GPUs"
+    )
     gpu_memory: float = setting(
         0.7,
         "Share of the GPU memory for its weights and states, 0 to 1; the encoder needs the rest.",
         rare=True,
+        gt=0,
+        le=1,
+        allowed="a share above 0, at most 1",
     )
     max_batched_tokens: int = setting(
         0,
         "Tokens of a forward pass; longer prompts go through in chunks; 0: vllm's default.",
         rare=True,
+        ge=0,
+        allowed=DEFAULT_OR_MORE,
     )
     vllm_python: str = setting(
         "",
@@ -240,9 +252,11 @@ class VllmSettings:
         900.0,
         "Seconds without an answer, to the start or to a batch, after which it is ended.",
         rare=True,
+        gt=0,
+        allowed="seconds above 0",
     )
     vllm_restarts: int = setting(
-        2, "How often it is started again, or a server asked again, after it died or hung.", rare=True
+        2, "How often it is started again, or a server asked again, after it died or hung.", rare=True, ge=0
     )
     vllm_url: str = setting(
         "",
@@ -256,18 +270,6 @@ class VllmSettings:
     )
 
     def __post_init__(self) -> None:
-        if self.tensor_parallel < 1:
-            raise ValueError(f"--tensor-parallel {self.tensor_parallel}: give 1 or more GPUs")
-        if not 0 < self.gpu_memory <= 1:
-            raise ValueError(f"--gpu-memory {self.gpu_memory}: give a share above 0, at most 1")
-        if self.max_batched_tokens < 0:
-            raise ValueError(
-                f"--max-batched-tokens {self.max_batched_tokens}: give 1 or more, or 0 for the default"
-            )
-        if not self.vllm_timeout > 0:
-            raise ValueError(f"--vllm-timeout {self.vllm_timeout}: give seconds above 0")
-        if self.vllm_restarts < 0:
-            raise ValueError(f"--vllm-restarts {self.vllm_restarts}: give 0 or more")
         if self.backend == "transformers":
             for name in ("quantization", "vllm_url"):
                 if value := getattr(self, name):

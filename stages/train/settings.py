@@ -1,14 +1,18 @@
-"""The course of the learning rates: a pure function of the step, so that a resumed run needs no state."""
+"""Settings of a training run: every field is a flag of thinkjepa-train and a key of params.yaml.
 
-import math
+Groups are the panels of `--help`; `TrainSettings` has them all. A run records its settings in run.json.
+"""
+
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
+
+from pydantic.dataclasses import dataclass
 
 from thinkjepa.stages.data.joints import JOINTS_HELP
-from thinkjepa.stages.device import DEVICES, THREADS_HELP, check_device_name, check_threads
-from thinkjepa.stages.settings import check_choice, check_not_negative, check_positive, check_share
+from thinkjepa.stages.device import DEVICES, THREADS_HELP, check_device_name
+from thinkjepa.stages.settings import DEFAULT_OR_MORE, Settings, setting
 from thinkjepa.stages.train.model.config import (
     Anchor,
     GuidanceSettings,
@@ -19,85 +23,43 @@ from thinkjepa.stages.train.model.config import (
 
 Schedule = Literal["constant", "cosine", "paper"]
 
-PAPER_DECAY = 0.1
-"""The head's rate after one and after two thirds of training, each time (arXiv 2603.22281)."""
-
-
-def rate_factor(schedule: Schedule, *, part: str, step: int, total_steps: int, warmup: float) -> float:
-    """What a part's learning rate is multiplied by at `step`, counted from 0 over the whole run.
-
-    `part` is "head" or another part of the model: schedule `paper` lowers the head's rate only. `warmup` is
-    the share of the steps over which rates rise linearly; the last of them has the full rate.
-    """
-    warmup_steps = round(warmup * total_steps)
-    rise = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
-    if schedule == "cosine":
-        done = max(0, step - warmup_steps) / max(1, total_steps - warmup_steps)
-        return rise * 0.5 * (1 + math.cos(math.pi * done))
-    if schedule == "paper" and part == "head":
-        return rise * PAPER_DECAY ** (3 * step // total_steps)
-    return rise
-
 
 @dataclass(frozen=True)
-class OptimiserSettings:
+class OptimizerSettings(Settings):
     """AdamW and the batches it steps on."""
 
     PANEL: ClassVar[str] = "Optimizer"
 
-    epochs: int = field(default=200, metadata={"help": "Passes over the training clips."})
-    batch_size: int = field(
-        default=32, metadata={"help": "Clips per optimiser step, over all processes together."}
+    epochs: int = setting(200, "Passes over the training clips.", ge=1)
+    batch_size: int = setting(32, "Clips per optimiser step, over all processes together.", ge=1)
+    clips_per_forward: int = setting(
+        4,
+        "Clips that go through the model at once on a process; gradients of a step's clips are "
+        "summed. About 3 GB a clip at the paper's sizes in fp32 (ours).",
+        rare=True,
+        ge=1,
     )
-    clips_per_forward: int = field(
-        default=4,
-        metadata={
-            "rare": True,
-            "help": "Clips that go through the model at once on a process; gradients of a step's clips are "
-            "summed. About 3 GB a clip at the paper's sizes in fp32 (ours).",
-        },
+    learning_rate: float = setting(1e-4, "AdamW's learning rate.", gt=0)
+    head_learning_rate: float = setting(1e-3, "Learning rate of the trajectory head.", rare=True, gt=0)
+    gate_learning_rate: float = setting(
+        1e-3,
+        "Learning rate of the guidance gates, which start at zero (ours, as the head's).",
+        rare=True,
+        gt=0,
     )
-    learning_rate: float = field(default=1e-4, metadata={"help": "AdamW's learning rate."})
-    head_learning_rate: float = field(
-        default=1e-3, metadata={"rare": True, "help": "Learning rate of the trajectory head."}
+    schedule: Schedule = setting(
+        "constant",
+        "Course of the learning rates: constant, cosine (to zero at the end), or paper (the "
+        "head's x0.1 after 1/3 and again after 2/3 of all steps, the others constant).",
+        rare=True,
     )
-    gate_learning_rate: float = field(
-        default=1e-3,
-        metadata={
-            "rare": True,
-            "help": "Learning rate of the guidance gates, which start at zero (ours, as the head's).",
-        },
+    warmup: float = setting(
+        0.0, "Share of all steps over which the learning rates rise from zero (ours).", rare=True, ge=0, lt=1
     )
-    schedule: Schedule = field(
-        default="constant",
-        metadata={
-            "rare": True,
-            "help": "Course of the learning rates: constant, cosine (to zero at the end), or paper (the "
-            "head's x0.1 after 1/3 and again after 2/3 of all steps, the others constant).",
-        },
+    clip_norm: float = setting(
+        0.0, "Gradients of a larger norm are scaled down to it; 0: never (ours).", rare=True, ge=0
     )
-    warmup: float = field(
-        default=0.0,
-        metadata={
-            "rare": True,
-            "help": "Share of all steps over which the learning rates rise from zero (ours).",
-        },
-    )
-    clip_norm: float = field(
-        default=0.0,
-        metadata={"rare": True, "help": "Gradients of a larger norm are scaled down to it; 0: never (ours)."},
-    )
-    weight_decay: float = field(
-        default=1e-4, metadata={"rare": True, "help": "AdamW's weight decay, on matrices only."}
-    )
-
-    def check_optimiser(self) -> None:
-        """Raises StageError for what cannot be."""
-        check_choice(self, "schedule", get_args(Schedule))
-        check_positive(self, "epochs", "batch_size", "clips_per_forward")
-        check_positive(self, "learning_rate", "head_learning_rate", "gate_learning_rate")
-        check_not_negative(self, "weight_decay", "clip_norm")
-        check_share(self, "warmup")
+    weight_decay: float = setting(1e-4, "AdamW's weight decay, on matrices only.", rare=True, ge=0)
 
 
 LatentLoss = Literal["mse", "l1", "smooth_l1"]
@@ -106,60 +68,42 @@ TrajectoryUnits = Literal["metres", "spread"]
 
 
 @dataclass(frozen=True)
-class LossSettings:
+class LossSettings(Settings):
     """The loss of a clip: weighted sum of its latents' and its joints' errors."""
 
     PANEL: ClassVar[str] = "Loss"
 
-    latent_loss: LatentLoss = field(
-        default="mse", metadata={"help": "Error of the latents: mse (the paper's), l1 or smooth_l1."}
+    latent_loss: LatentLoss = setting("mse", "Error of the latents: mse (the paper's), l1 or smooth_l1.")
+    normalise_targets: bool = setting(
+        False,
+        "Train on latents that are layer-normed over their channels: the targets, and the "
+        "observed ones with them, so that forecasts can be fed back (V-JEPA 2).",
+        rare=True,
     )
-    normalise_targets: bool = field(
-        default=False,
-        metadata={
-            "rare": True,
-            "help": "Train on latents that are layer-normed over their channels: the targets, and the "
-            "observed ones with them, so that forecasts can be fed back (V-JEPA 2).",
-        },
+    rollout_windows: int = setting(
+        1,
+        "Future windows that are predicted one from the other in training, the loss over all of "
+        "them (multi-step loss); the cache needs as many: extract --future-windows.",
+        rare=True,
+        ge=1,
     )
-    rollout_windows: int = field(
-        default=1,
-        metadata={
-            "rare": True,
-            "help": "Future windows that are predicted one from the other in training, the loss over all of "
-            "them (multi-step loss); the cache needs as many: extract --future-windows.",
-        },
+    context_weight: float = setting(
+        0.0,
+        "Weight of the same error at the observed steps, beside the future ones (dense loss, "
+        "V-JEPA 2.1); variant vlm, which sees none, has no part in it.",
+        rare=True,
+        ge=0,
     )
-    context_weight: float = field(
-        default=0.0,
-        metadata={
-            "rare": True,
-            "help": "Weight of the same error at the observed steps, beside the future ones (dense loss, "
-            "V-JEPA 2.1); variant vlm, which sees none, has no part in it.",
-        },
+    latent_weight: float = setting(1.0, "Weight of the latents' error.", rare=True, ge=0)
+    trajectory_weight: float = setting(
+        1.0, "Weight of the joints' mean squared error (by confidence).", rare=True, ge=0
     )
-    latent_weight: float = field(
-        default=1.0, metadata={"rare": True, "help": "Weight of the latents' error."}
+    trajectory_units: TrajectoryUnits = setting(
+        "metres",
+        "Joints' errors in the loss: in metres (the paper's; hundreds of times smaller than the "
+        "latents') or in each joint's spread over the training clips (ours, about as large as them).",
+        rare=True,
     )
-    trajectory_weight: float = field(
-        default=1.0,
-        metadata={"rare": True, "help": "Weight of the joints' mean squared error (by confidence)."},
-    )
-    trajectory_units: TrajectoryUnits = field(
-        default="metres",
-        metadata={
-            "rare": True,
-            "help": "Joints' errors in the loss: in metres (the paper's; hundreds of times smaller than the "
-            "latents') or in each joint's spread over the training clips (ours, about as large as them).",
-        },
-    )
-
-    def check_losses(self) -> None:
-        """Raises StageError for what cannot be."""
-        check_choice(self, "latent_loss", get_args(LatentLoss))
-        check_choice(self, "trajectory_units", get_args(TrajectoryUnits))
-        check_positive(self, "rollout_windows")
-        check_not_negative(self, "latent_weight", "trajectory_weight", "context_weight")
 
 
 Task = Literal["auto", "latent", "trajectory"]
@@ -212,7 +156,7 @@ ONLY_OF_CROSS = ("guidance", "levels", "cross_tokens", "gate_learning_rate")
 
 
 @dataclass(frozen=True)
-class TrainSettings(PredictorSettings, GuidanceSettings, LossSettings, OptimiserSettings):
+class TrainSettings(PredictorSettings, GuidanceSettings, LossSettings, OptimizerSettings):
     """Settings of one run. Numbers are the paper's (arXiv 2603.22281) unless a line says otherwise."""
 
     PANEL: ClassVar[str] = "Run"
@@ -226,74 +170,51 @@ class TrainSettings(PredictorSettings, GuidanceSettings, LossSettings, Optimiser
         }
     )
 
-    preset: Preset = field(
-        default="default",
-        metadata={
-            "help": "Settings to start from, which others override: default, paper (6 heads, the paper's "
-            "schedule) or release (the same, for clips of `--preset release`)."
-        },
+    preset: Preset = setting(
+        "default",
+        "Settings to start from, which others override: default, paper (6 heads, the paper's "
+        "schedule) or release (the same, for clips of `--preset release`).",
     )
-    variant: Variant = field(
-        default="thinkjepa",
-        metadata={"help": "Model: thinkjepa (guided), jepa (unguided), vlm (thinker features only)."},
+    variant: Variant = setting(
+        "thinkjepa", "Model: thinkjepa (guided), jepa (unguided), vlm (thinker features only)."
     )
-    task: Task = field(
-        default="auto",
-        metadata={
-            "help": "What is predicted: latent (the future window's), trajectory (hand joints too, read off "
-            "them), or auto (trajectory where clips have labels)."
-        },
+    task: Task = setting(
+        "auto",
+        "What is predicted: latent (the future window's), trajectory (hand joints too, read off "
+        "them), or auto (trajectory where clips have labels).",
     )
-    joints: str = field(default="auto", metadata={"rare": True, "help": JOINTS_HELP})
-    anchor: Anchor = field(
-        default="none",
-        metadata={
-            "rare": True,
-            "help": "Joints are predicted as they are (none, the paper's) or as displacements from the last "
-            "observed pose (last_pose), which prediction then needs.",
-        },
+    joints: str = setting("auto", JOINTS_HELP, rare=True)
+    anchor: Anchor = setting(
+        "none",
+        "Joints are predicted as they are (none, the paper's) or as displacements from the last "
+        "observed pose (last_pose), which prediction then needs.",
+        rare=True,
     )
-    head_width: int = field(
-        default=256, metadata={"rare": True, "help": "Channels of the trajectory head (ours)."}
+    head_width: int = setting(256, "Channels of the trajectory head (ours).", rare=True, ge=1)
+    seed: int = setting(0, "Seed of initial weights and data order.")
+    threads: int = setting(0, THREADS_HELP, ge=0, allowed=DEFAULT_OR_MORE)
+    device: str = setting("auto", f"Where to train: {DEVICES}.")
+    precision: Precision = setting(
+        "fp32", "Arithmetic of forward and backward: fp32 or bf16 (autocast).", rare=True
     )
-    seed: int = field(default=0, metadata={"help": "Seed of initial weights and data order."})
-    threads: int = field(default=0, metadata={"help": THREADS_HELP})
-    device: str = field(default="auto", metadata={"help": f"Where to train: {DEVICES}."})
-    precision: Precision = field(
-        default="fp32",
-        metadata={"rare": True, "help": "Arithmetic of forward and backward: fp32 or bf16 (autocast)."},
+    tracker: str = setting(
+        "tensorboard",
+        "Where curves go while training: tensorboard (RUN/tensorboard), none, or a tracker by "
+        "accelerate's name (wandb, mlflow, ...) that is installed.",
+        rare=True,
     )
-    tracker: str = field(
-        default="tensorboard",
-        metadata={
-            "rare": True,
-            "help": "Where curves go while training: tensorboard (RUN/tensorboard), none, or a tracker by "
-            "accelerate's name (wandb, mlflow, ...) that is installed.",
-        },
-    )
-    save_every_s: float = field(
-        default=300.0,
-        metadata={
-            "rare": True,
-            "help": "Seconds of training between saves within an epoch, which a run that was killed goes on "
-            "from; each epoch's end is saved too.",
-        },
+    save_every_s: float = setting(
+        300.0,
+        "Seconds of training between saves within an epoch, which a run that was killed goes on "
+        "from; each epoch's end is saved too.",
+        rare=True,
+        ge=0,
     )
 
     def __post_init__(self) -> None:
-        self.check_predictor()
-        self.check_guidance()
-        self.check_losses()
-        self.check_optimiser()
-        check_choice(self, "preset", self.PRESETS)
-        check_choice(self, "variant", get_args(Variant))
-        check_choice(self, "task", get_args(Task))
-        check_choice(self, "anchor", get_args(Anchor))
+        """Refuse what fits no model: heads that do not divide the width, token kinds that no stream has."""
+        _ = self.trunk, self.guidance_shape.token_kinds
         check_device_name(self.device)
-        check_threads(self.threads)
-        check_choice(self, "precision", get_args(Precision))
-        check_positive(self, "head_width")
-        check_not_negative(self, "save_every_s")
 
     def in_effect(self) -> "TrainSettings":
         """The same run, idle settings of its variant at their defaults: equal runs then look equal."""

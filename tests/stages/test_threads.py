@@ -13,8 +13,9 @@ import dask.system
 import pytest
 import torch
 
-from thinkjepa.stages.device import busy_note, check_threads, chosen_threads, torch_threads, usable_cores
+from thinkjepa.stages.device import busy_note, chosen_threads, torch_threads, usable_cores
 from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.train.settings import TrainSettings
 
 CPU = min(os.sched_getaffinity(0))
 
@@ -78,7 +79,7 @@ def test_the_number_holds_for_a_while_and_is_put_back() -> None:
         assert threads == torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
     with pytest.raises(StageError, match="--threads -1"):
-        check_threads(-1)
+        TrainSettings(threads=-1)
 
 
 def test_threads_of_the_command_lines_sleep_while_they_wait() -> None:

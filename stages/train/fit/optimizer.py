@@ -1,11 +1,15 @@
-"""AdamW for a forecast model, and its learning rates at each step."""
+"""AdamW for a forecast model, and its learning rates at each step.
 
+Rates are a pure function of the step, so that a resumed run needs no state of a scheduler.
+"""
+
+import math
 from dataclasses import dataclass
 
 import torch
 
 from thinkjepa.stages.train.model.forecast import ForecastModel
-from thinkjepa.stages.train.settings import OptimiserSettings, rate_factor
+from thinkjepa.stages.train.settings import OptimizerSettings, Schedule
 
 GATES = ("gates", "mixture")
 """How names end of the few parameters that open the guidance or choose its levels: rates of their own."""
@@ -20,7 +24,27 @@ class Moment:
     steps_per_epoch: int
 
 
-def make_optimizer(model: ForecastModel, settings: OptimiserSettings) -> torch.optim.Optimizer:
+PAPER_DECAY = 0.1
+"""The head's rate after one and after two thirds of training, each time (arXiv 2603.22281)."""
+
+
+def rate_factor(schedule: Schedule, *, part: str, step: int, total_steps: int, warmup: float) -> float:
+    """What a part's learning rate is multiplied by at `step`, counted from 0 over the whole run.
+
+    `part` is "head" or another part of the model: schedule `paper` lowers the head's rate only. `warmup` is
+    the share of the steps over which rates rise linearly; the last of them has the full rate.
+    """
+    warmup_steps = round(warmup * total_steps)
+    rise = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+    if schedule == "cosine":
+        done = max(0, step - warmup_steps) / max(1, total_steps - warmup_steps)
+        return rise * 0.5 * (1 + math.cos(math.pi * done))
+    if schedule == "paper" and part == "head":
+        return rise * PAPER_DECAY ** (3 * step // total_steps)
+    return rise
+
+
+def make_optimizer(model: ForecastModel, settings: OptimizerSettings) -> torch.optim.Optimizer:
     """AdamW: weight decay on matrices only, rates of their own for the head and the guidance gates."""
     rates = {"head": settings.head_learning_rate, "gates": settings.gate_learning_rate}
     groups: dict[tuple[str, float], list[torch.nn.Parameter]] = {}
@@ -40,7 +64,7 @@ def make_optimizer(model: ForecastModel, settings: OptimiserSettings) -> torch.o
     )
 
 
-def set_rates(optimizer: torch.optim.Optimizer, settings: OptimiserSettings, moment: Moment) -> None:
+def set_rates(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, moment: Moment) -> None:
     """Give every group of parameters the learning rate of this step."""
     done = (moment.epoch - 1) * moment.steps_per_epoch + moment.step - 1
     for group in optimizer.param_groups:

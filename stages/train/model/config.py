@@ -1,11 +1,13 @@
 """The sizes a model is built from: plain records, written to `run.json` and read back."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
+
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from thinkjepa.cache import TOKEN_KINDS
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.settings import check_choice, check_positive, check_share
+from thinkjepa.stages.settings import Settings, part_of, setting
 
 AttentionPattern = Literal["frame_causal", "bidirectional"]
 
@@ -157,124 +159,84 @@ class ModelShape:
 AttentionKernel = Literal["blocks", "flex"]
 
 
-@dataclass(frozen=True)
-class PredictorSettings:
+@pydantic_dataclass(frozen=True)
+class PredictorSettings(Settings):
     """The stack of blocks that every variant shares."""
 
     PANEL: ClassVar[str] = "Predictor"
 
-    depth: int = field(default=12, metadata={"help": "Transformer blocks of the predictor."})
-    width: int = field(default=384, metadata={"help": "Channels of the predictor."})
-    heads: int = field(
-        default=12,
-        metadata={"help": "Attention heads of the predictor (V-JEPA 2's published predictors have 12)."},
+    depth: int = setting(12, "Transformer blocks of the predictor.")
+    width: int = setting(384, "Channels of the predictor.")
+    heads: int = setting(12, "Attention heads of the predictor (V-JEPA 2's published predictors have 12).")
+    attention: AttentionPattern = setting(
+        "frame_causal",
+        "Who sees whom: frame_causal (own and earlier latent steps) or bidirectional.",
+        rare=True,
     )
-    attention: AttentionPattern = field(
-        default="frame_causal",
-        metadata={
-            "rare": True,
-            "help": "Who sees whom: frame_causal (own and earlier latent steps) or bidirectional.",
-        },
+    attention_kernel: AttentionKernel = setting(
+        "blocks",
+        "How attention is computed: blocks (a call for each latent step, on any device) or flex "
+        "(FlexAttention, compiled, on a GPU). The result is the same (ours).",
+        rare=True,
     )
-    attention_kernel: AttentionKernel = field(
-        default="blocks",
-        metadata={
-            "rare": True,
-            "help": "How attention is computed: blocks (a call for each latent step, on any device) or flex "
-            "(FlexAttention, compiled, on a GPU). The result is the same (ours).",
-        },
+    latent_pool: int = setting(
+        1,
+        "Side of the squares of patches that are averaged into one latent, observed and future: "
+        "2 makes a quarter of the tokens (ours).",
+        rare=True,
+        ge=1,
     )
-    latent_pool: int = field(
-        default=1,
-        metadata={
-            "rare": True,
-            "help": "Side of the squares of patches that are averaged into one latent, observed and future: "
-            "2 makes a quarter of the tokens (ours).",
-        },
+    init_from: str = setting(
+        "",
+        "V-JEPA 2 checkpoint (hub name or local folder) whose predictor the training starts "
+        "from; depth, width and heads must be its own. Not for variant vlm.",
+        rare=True,
     )
-    init_from: str = field(
-        default="",
-        metadata={
-            "rare": True,
-            "help": "V-JEPA 2 checkpoint (hub name or local folder) whose predictor the training starts "
-            "from; depth, width and heads must be its own. Not for variant vlm.",
-        },
-    )
-
-    def check_predictor(self) -> None:
-        """Raises StageError for what cannot be."""
-        check_choice(self, "attention", get_args(AttentionPattern))
-        check_choice(self, "attention_kernel", get_args(AttentionKernel))
-        check_positive(self, "latent_pool")
-        _ = self.trunk  # raises where depth, width and heads do not fit together
 
     @property
     def trunk(self) -> TrunkShape:
-        return TrunkShape(depth=self.depth, width=self.width, heads=self.heads, attention=self.attention)
+        """The trunk of these settings. Raises StageError where width and heads do not fit together."""
+        return part_of(self, TrunkShape)
 
 
-@dataclass(frozen=True)
-class GuidanceSettings:
+@pydantic_dataclass(frozen=True)
+class GuidanceSettings(Settings):
     """The pyramid: from the thinker's layers and streams to the predictor's depths."""
 
     PANEL: ClassVar[str] = "Guidance"
 
-    guidance: GuidanceKind = field(
-        default="film",
-        metadata={
-            "help": "How variant thinkjepa is guided at each depth: film (scale and shift of a block's "
-            "input), adaln (of its normed inputs, and its outputs' sizes) or cross (attention over tokens, "
-            "which variant vlm reads too then, beside pooled states)."
-        },
+    guidance: GuidanceKind = setting(
+        "film",
+        "How variant thinkjepa is guided at each depth: film (scale and shift of a block's "
+        "input), adaln (of its normed inputs, and its outputs' sizes) or cross (attention over tokens, "
+        "which variant vlm reads too then, beside pooled states).",
     )
-    levels: LevelAssignment = field(
-        default="fixed",
-        metadata={"help": "Thinker layer that guides a depth: fixed (early to late) or a learned mixture."},
+    levels: LevelAssignment = setting(
+        "fixed", "Thinker layer that guides a depth: fixed (early to late) or a learned mixture."
     )
-    use_levels: LevelChoice = field(
-        default="all",
-        metadata={"rare": True, "help": "Stored thinker layers that are used: all, last or middle."},
+    use_levels: LevelChoice = setting(
+        "all", "Stored thinker layers that are used: all, last or middle.", rare=True
     )
-    use_streams: StreamChoice = field(
-        default="both",
-        metadata={"rare": True, "help": "Thinker states that are used: of prompt, generated, or both."},
+    use_streams: StreamChoice = setting(
+        "both", "Thinker states that are used: of prompt, generated, or both.", rare=True
     )
-    cross_tokens: str = field(
-        default="all",
-        metadata={
-            "rare": True,
-            "help": "Tokens that --guidance cross reads: all, or some of prompt (text and visual), text, "
-            "visual, generated, reasoning, with commas between.",
-        },
+    cross_tokens: str = setting(
+        "all",
+        "Tokens that --guidance cross reads: all, or some of prompt (text and visual), text, "
+        "visual, generated, reasoning, with commas between.",
+        rare=True,
     )
-    drop_guidance: float = field(
-        default=0.0,
-        metadata={
-            "rare": True,
-            "help": "Share of clips that train without guidance, drawn anew at every step, so that one "
-            "thinkjepa model forecasts with and without a thinker (ours).",
-        },
+    drop_guidance: float = setting(
+        0.0,
+        "Share of clips that train without guidance, drawn anew at every step, so that one "
+        "thinkjepa model forecasts with and without a thinker (ours).",
+        rare=True,
+        ge=0,
+        lt=1,
     )
-    fusion_width: int = field(
-        default=512, metadata={"rare": True, "help": "Hidden channels of the pyramid's MLP at each depth."}
-    )
-
-    def check_guidance(self) -> None:
-        """Raises StageError for what cannot be."""
-        check_choice(self, "guidance", get_args(GuidanceKind))
-        check_choice(self, "levels", get_args(LevelAssignment))
-        check_choice(self, "use_levels", get_args(LevelChoice))
-        check_choice(self, "use_streams", get_args(StreamChoice))
-        check_positive(self, "fusion_width")
-        check_share(self, "drop_guidance")
-        _ = self.guidance_shape.token_kinds  # raises where no kind of token is left
+    fusion_width: int = setting(512, "Hidden channels of the pyramid's MLP at each depth.", rare=True, ge=1)
 
     @property
     def guidance_shape(self) -> GuidanceShape:
-        return GuidanceShape(
-            kind=self.guidance,
-            levels=self.levels,
-            use_levels=self.use_levels,
-            use_streams=self.use_streams,
-            cross_tokens=self.cross_tokens,
-        )
+        """How the settings bring the thinker's states to the predictor."""
+        return part_of(self, GuidanceShape, kind=self.guidance)

@@ -11,10 +11,11 @@ import pytest
 import typer
 
 from thinkjepa.pipeline.cli.console import built_command, new_single_app
-from thinkjepa.pipeline.cli.options import Sections, SettingsError, with_settings
+from thinkjepa.pipeline.cli.options import Sections, with_settings
 from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.data.plan import ClipSettings
 from thinkjepa.stages.extract.settings import ModelSettings
+from thinkjepa.stages.settings import SettingsError
 from thinkjepa.stages.train.settings import TrainSettings
 
 MEMORY: Sections = {"clips": {"observed_frames": 8, "future_frames": 8, "stride_s": 1.0}}

@@ -21,9 +21,9 @@ from dvc_render.html import render_html
 from dvc_render.image import ImageRenderer
 
 from thinkjepa.cache import FeatureCache
-from thinkjepa.pipeline.cli.options import SettingsError
 from thinkjepa.pipeline.project.params import SECTIONS, read_params
 from thinkjepa.pipeline.project.setup import set_up_project
+from thinkjepa.stages.settings import SettingsError
 
 ROOT = Path(__file__).parents[3]
 SMALL: dict[str, Any] = {

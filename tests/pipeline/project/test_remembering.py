@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from thinkjepa.cache import CacheError, FeatureCache, verify
-from thinkjepa.pipeline.cli.options import SettingsError
 from thinkjepa.pipeline.project.remembering import cache_memory, setting_flags
 from thinkjepa.pipeline.report.cache import cache_info
 from thinkjepa.stages.extract.remembered import remembered_settings
+from thinkjepa.stages.settings import SettingsError
 
 TEN_FLAGS = (
     "--prompt=What is seen?",

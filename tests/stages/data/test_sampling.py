@@ -23,6 +23,7 @@ from thinkjepa.stages.data.sampling import (
     shown_at,
     window_splits,
 )
+from thinkjepa.stages.settings import SettingsError
 
 RATES = (
     Fraction(10),
@@ -220,5 +221,5 @@ def test_the_sampling_record_names_only_what_chooses_frames() -> None:
     ],
 )
 def test_settings_that_make_no_sense_are_refused(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match="--" + name.replace("_", "-")):
+    with pytest.raises(SettingsError, match="--" + name.replace("_", "-")):
         ClipSettings(**{name: value})

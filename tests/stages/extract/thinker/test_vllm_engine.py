@@ -20,6 +20,7 @@ from thinkjepa.stages.extract.thinker.vllm.engine import (
     vllm_versions,
 )
 from thinkjepa.stages.extract.thinker.vllm.thinker import check_model_type, reply_problem
+from thinkjepa.stages.settings import SettingsError
 
 PROMPT, GENERATED = (5, 6, 7), (8, 9)
 QUESTION = Question(prompts=[], contents=[], frames=[], videos=[], processor={})
@@ -140,7 +141,7 @@ def test_a_python_without_vllm_is_named() -> None:
     ],
 )
 def test_settings_that_cannot_be_are_refused(values: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="--" + next(iter(values)).replace("_", "-")):
+    with pytest.raises(SettingsError, match="--" + next(iter(values)).replace("_", "-")):
         VllmSettings(**values)  # type: ignore[arg-type]
 
 

@@ -26,6 +26,7 @@ from thinkjepa.stages.extract.thinker.vllm import server as vllm_server
 from thinkjepa.stages.extract.thinker.vllm.engine import Question
 from thinkjepa.stages.extract.thinker.vllm.server import DESCRIPTION, ServedThinker, ServerSpec, VllmServer
 from thinkjepa.stages.extract.thinker.vllm.serving import as_flags
+from thinkjepa.stages.settings import SettingsError
 
 PROMPT, GENERATED = [5, 6, 7], [8, 9]
 SERVED = ServedThinker("digest", (0, 2), "float32", "", "video", {"vllm": "0.32.0", "torch": "2.13.0"})
@@ -283,7 +284,7 @@ def test_a_folder_without_a_description_is_refused(tmp_path: Path, content: str)
     ],
 )
 def test_settings_of_a_server_go_together(given: dict[str, Any], named: str) -> None:
-    with pytest.raises(ValueError, match=named):
+    with pytest.raises(SettingsError, match=named):
         VllmSettings(**given)
 
 

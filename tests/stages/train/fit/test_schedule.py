@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from thinkjepa.stages.train.fit.optimizer import Moment, make_optimizer, set_rates
+from thinkjepa.stages.train.fit.optimizer import Moment, make_optimizer, rate_factor, set_rates
 from thinkjepa.stages.train.model.forecast import ForecastModel
-from thinkjepa.stages.train.settings import Schedule, TrainSettings, rate_factor
+from thinkjepa.stages.train.settings import Schedule, TrainSettings
 
 
 def course(
