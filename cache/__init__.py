@@ -32,7 +32,7 @@ from thinkjepa.cache.records import (
 
 if TYPE_CHECKING:
     from thinkjepa.cache.dataset import FeatureDataset
-    from thinkjepa.cache.reader import ArrayKey, BatchBuffers, FeatureBatch, FeatureCache
+    from thinkjepa.cache.reader import BatchBuffers, FeatureCache
     from thinkjepa.cache.session import SetWriter, WriteSession, done_clip_ids
     from thinkjepa.cache.shards.write import OpenShard
     from thinkjepa.cache.tables.catalog import describe_set
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 _LAZY = {
     "dataset": ("FeatureDataset",),
-    "reader": ("ArrayKey", "BatchBuffers", "FeatureBatch", "FeatureCache"),
+    "reader": ("BatchBuffers", "FeatureCache"),
     "session": ("SetWriter", "WriteSession", "done_clip_ids"),
     "shards.write": ("OpenShard",),
     "tables.catalog": ("describe_set",),
@@ -61,7 +61,6 @@ __all__ = [
     "TOKEN_CHUNK",
     "TOKEN_KINDS",
     "VIDEO_ID_HEX",
-    "ArrayKey",
     "ArraySpec",
     "BatchBuffers",
     "CacheError",
@@ -71,7 +70,6 @@ __all__ = [
     "Codec",
     "Failure",
     "FailureStage",
-    "FeatureBatch",
     "FeatureCache",
     "FeatureDataset",
     "FeatureSet",

@@ -77,11 +77,15 @@ class FeatureDataset(Dataset[Item]):
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:
         """Items of a batch, views of its memory. Raises CacheError for damaged bytes."""
         clip_ids = [self.clip_ids[index] for index in indices]
-        batch = self.cache.read_many(clip_ids, self._keys, layers=self._layers, windows=self._windows)
         columns: dict[str, Any] = {"clip_id": clip_ids}
-        columns |= {array: batch.arrays[name, array] for name, array in self._keys}
-        for lengths in batch.lengths.values():  # at most one: tokens are of the thinker's set
-            columns["token_count"] = lengths.tolist()
+        for name, array in self._keys:
+            longest = None
+            if "token" in self.cache.feature_sets[name].arrays[array].dims:
+                columns["token_count"] = self.cache.index(name).count_tokens(clip_ids).tolist()
+                longest = max(columns["token_count"], default=None)
+            columns[array] = self.cache.read(
+                name, array, clip_ids, layers=self._layers, tokens=longest, windows=self._windows
+            )
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 

@@ -1,6 +1,4 @@
-"""What a batch is read into, and what comes out: tensors of several arrays, and how long each clip is.
-
-Reading a cache: sealed shards mapped into memory and copied once, into the batch.
+"""Reading a cache: clips' features are copied once, from mapped shards into a tensor.
 
 Reading needs no lock: sealed shards never change, and the index names only sealed ones.
 """
@@ -9,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from thinkjepa.cache.disk.layout import failures_file
@@ -31,20 +30,6 @@ ArrayKey = tuple[str, str]
 """Name of a feature set and of one of its arrays."""
 
 
-@dataclass(frozen=True, slots=True)
-class FeatureBatch:
-    """Features of the same clips, in the same order, from one or several sets."""
-
-    arrays: Mapping[ArrayKey, torch.Tensor]
-    """`(clip, *array shape)`; the layer axis as asked for, the token axis as long as the longest clip."""
-    lengths: Mapping[str, torch.Tensor]
-    """Tokens of each clip by set, int64 `(clip,)`; for sets of which a ragged array was asked for."""
-
-    @property
-    def nbytes(self) -> int:
-        return sum(values.nbytes for values in self.arrays.values())
-
-
 class BatchBuffers:
     """Memory that batch after batch is read into; pinned where a GPU will fetch it from there.
 
@@ -57,7 +42,7 @@ class BatchBuffers:
         self._storages: dict[ArrayKey, torch.Tensor] = {}
 
     def tensor(self, key: ArrayKey, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """An uninitialised tensor in the memory kept for `key`, which grows to the largest batch."""
+        """An uninitialized tensor in the memory kept for `key`, which grows to the largest batch."""
         needed_bytes = math.prod(shape) * dtype.itemsize
         storage = self._storages.get(key)
         if storage is None or storage.numel() < needed_bytes:
@@ -72,8 +57,8 @@ class FeatureCache:
     def __init__(self, path: Path, feature_sets: Mapping[str, FeatureSet]) -> None:
         self.path = path
         self.feature_sets = dict(feature_sets)
-        self._arrays: dict[ArrayKey, MappedArray] = {}
-        self._compressed: dict[ArrayKey, ZarrArray] = {}
+        self._mapped_arrays: dict[ArrayKey, MappedArray] = {}
+        self._zarr_arrays: dict[ArrayKey, ZarrArray] = {}
         self._indexes: dict[str, SetIndex] = {}
 
     @classmethod
@@ -83,7 +68,7 @@ class FeatureCache:
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {"path": self.path, "feature_sets": self.feature_sets}
-        return {**kept, "_arrays": {}, "_compressed": {}, "_indexes": {}}
+        return {**kept, "_mapped_arrays": {}, "_zarr_arrays": {}, "_indexes": {}}
 
     @cached_property
     def clips(self) -> ClipTable:
@@ -134,80 +119,65 @@ class FeatureCache:
         array: str,
         clip_ids: Sequence[str],
         *,
+        layers: Sequence[int] | None = None,
+        tokens: int | None = None,
         windows: int | None = None,
-        out: torch.Tensor | None = None,
+        out: torch.Tensor | BatchBuffers | None = None,
     ) -> torch.Tensor:
-        """Features of clips in the given order, `(len(clip_ids), *array shape)` in the set's dtype.
+        """Features of clips in the given order, `(clip, *array shape)` in the set's dtype.
 
-        Of an array with a window axis the first `windows` are read, where that is given. The ragged `tokens`
-        and `token_kind` come at full capacity, zero behind each clip's token count
-        (`index(set_name)[clip_id].token_count`). `out` receives the values where given. Raises
-        CacheError for a clip that has no features, or whose stored bytes do not match their crc32c.
+        Of an array with a layer axis only `layers` are read, in that order: ids as in `FeatureSet.layers`. Of
+        one with a token axis the first `tokens` are read, and of one with a window axis the first `windows`.
+        None reads all. Ragged arrays are zero after each clip's token count
+        (`index(set_name)[clip_id].token_count`). `out` receives the values: a tensor, or buffers whose memory
+        is used until the next batch is read into them. Raises CacheError for a clip without features, for
+        an array or layer that the set lacks, and where stored bytes do not match their crc32c.
         """
         spec = self._spec(set_name, array)
-        part = Part(windows=windows if "window" in spec.dims else None)
+        rows = self._rows(set_name, clip_ids)
+        part = Part(
+            layers=None if layers is None else self._layer_positions(set_name, layers, spec),
+            tokens=tokens if "token" in spec.dims else None,
+            windows=windows if "window" in spec.dims else None,
+        )
         shape = (len(clip_ids), *part.shape(spec))
-        if out is None:
+        if isinstance(out, BatchBuffers):
+            out = out.tensor((set_name, array), shape, spec.torch_dtype)
+        elif out is None:
             out = torch.empty(shape, dtype=spec.torch_dtype)
-        if tuple(out.shape) != shape or out.dtype != spec.torch_dtype or not out.is_contiguous():
+        elif tuple(out.shape) != shape or out.dtype != spec.torch_dtype or not out.is_contiguous():
             raise ValueError(
                 f"out is {out.dtype} {tuple(out.shape)}, needed is {spec.dtype} {shape}, contiguous"
             )
-        self._gather(set_name, spec, clip_ids, self._rows(set_name, clip_ids), part, out)
+        self._gather(set_name, spec, clip_ids, rows, part, out)
         return out
-
-    def read_many(
-        self,
-        clip_ids: Sequence[str],
-        arrays: Sequence[ArrayKey],
-        *,
-        layers: Sequence[int] | None = None,
-        windows: int | None = None,
-        out: BatchBuffers | None = None,
-    ) -> FeatureBatch:
-        """Several arrays, of one set or several, of the same clips: one copy from the map into the batch.
-
-        `layers` are layer ids as in `FeatureSet.layers`: of arrays with a layer axis only these are read,
-        in that order; of arrays with a window axis the first `windows`. Ragged arrays are as long as the
-        longest clip of the batch, zero behind each one's end. With `out` the batch lies in its memory until
-        the next one is read into it. Raises CacheError as `read` does, and for a layer or an array that a
-        set does not hold.
-        """
-        buffers = out or BatchBuffers(pinned=False)
-        rows = {name: self._rows(name, clip_ids) for name in dict.fromkeys(name for name, _ in arrays)}
-        lengths: dict[str, torch.Tensor] = {}
-        values: dict[ArrayKey, torch.Tensor] = {}
-        for set_name, array in arrays:
-            spec = self._spec(set_name, array)
-            if "token" in spec.dims and set_name not in lengths:
-                lengths[set_name] = torch.from_numpy(self.index(set_name).count_tokens(clip_ids))
-            part = Part(
-                layers=None if layers is None else self._layer_places(set_name, layers, spec),
-                tokens=int(lengths[set_name].max()) if "token" in spec.dims and len(clip_ids) else None,
-                windows=windows if "window" in spec.dims else None,
-            )
-            key = (set_name, array)
-            values[key] = buffers.tensor(key, (len(clip_ids), *part.shape(spec)), spec.torch_dtype)
-            self._gather(set_name, spec, clip_ids, rows[set_name], part, values[key])
-        return FeatureBatch(values, lengths)
 
     def dask(self, set_name: str, array: str) -> Any:
         """An array as a `dask.array`, `(clip, *array shape)`, clips in the order of the set's index.
 
         A chunk is a clip; bfloat16 comes as float32; ragged arrays come at full capacity.
         """
-        from thinkjepa.cache.lazy import dask_array  # dask takes a second to import
-
-        return dask_array(self, self._set(set_name).name, array)
+        return _as_dask(LazyArray(self, self._set(set_name), array))
 
     def xarray(self) -> Any:
-        """All feature sets as an `xarray.DataTree`, a group each, lazy. Needs the extra `xarray`."""
-        from thinkjepa.cache.lazy import data_tree
+        """All feature sets as an `xarray.DataTree`, a group each, lazy, clips named by their ids.
 
-        return data_tree(self)
+        Raises CacheError where xarray is not installed.
+        """
+        try:
+            import xarray
+        except ImportError as error:
+            raise CacheError("xarray is not installed: pip install 'thinkjepa[xarray]'") from error
+        groups = {}
+        for name, item in self.feature_sets.items():
+            arrays = {array: LazyArray(self, item, array) for array in item.arrays}
+            variables = {array: (lazy.dims, _as_dask(lazy)) for array, lazy in arrays.items()}
+            ids = self.index(name).clip_ids.to_pylist()
+            groups[name] = xarray.Dataset(variables, coords={"clip": ids}, attrs={"kind": item.kind})
+        return xarray.DataTree.from_dict(groups)
 
     def shard_of(self, set_name: str, array: str, clip_id: str) -> tuple[MappedShard, int]:
-        """The mapped shard that holds a clip's array, and the clip's place in it. Raises CacheError."""
+        """The mapped shard that holds a clip's array, and the clip's position in it. Raises CacheError."""
         row = int(self._rows(set_name, [clip_id])[0])
         number, slot = divmod(row, self._set(set_name).rows_per_shard)
         return self._mapped(set_name, self._spec(set_name, array)).shard(number), slot
@@ -219,7 +189,9 @@ class FeatureCache:
             raise CacheError(f"clip {clip_id!r} has no features in {set_name}: run thinkjepa-cache extract")
         return rows
 
-    def _layer_places(self, set_name: str, layers: Sequence[int], spec: ArraySpec) -> tuple[int, ...] | None:
+    def _layer_positions(
+        self, set_name: str, layers: Sequence[int], spec: ArraySpec
+    ) -> tuple[int, ...] | None:
         if "layer" not in spec.dims:
             return None
         held = self._set(set_name).layers
@@ -242,25 +214,25 @@ class FeatureCache:
             source.gather(clip_ids, rows, part, out)
             return
         scales = self._spec(set_name, spec.name + SCALE)
-        for place in range(len(clip_ids)):
-            one, row = clip_ids[place : place + 1], rows[place : place + 1]
+        for position in range(len(clip_ids)):
+            one, row = clip_ids[position : position + 1], rows[position : position + 1]
             codes = torch.empty((1, *part.shape(spec)), dtype=spec.stored_dtype)
             scale = torch.empty((1, *part.shape(scales)), dtype=scales.stored_dtype)
             source.gather(one, row, part, codes)
             self._gather(set_name, scales, one, row, part, scale)
-            out[place] = restored(codes[0], scale[0], spec.torch_dtype)
+            out[position] = restored(codes[0], scale[0], spec.torch_dtype)
 
     def _zarr(self, set_name: str, spec: ArraySpec) -> ZarrArray:
         key = (set_name, spec.name)
-        if key not in self._compressed:
-            self._compressed[key] = ZarrArray(self.path, self._set(set_name), spec)
-        return self._compressed[key]
+        if key not in self._zarr_arrays:
+            self._zarr_arrays[key] = ZarrArray(self.path, self._set(set_name), spec)
+        return self._zarr_arrays[key]
 
     def _mapped(self, set_name: str, spec: ArraySpec) -> MappedArray:
         key = (set_name, spec.name)
-        if key not in self._arrays:
-            self._arrays[key] = MappedArray(self.path, self._set(set_name), spec)
-        return self._arrays[key]
+        if key not in self._mapped_arrays:
+            self._mapped_arrays[key] = MappedArray(self.path, self._set(set_name), spec)
+        return self._mapped_arrays[key]
 
     def _spec(self, set_name: str, array: str) -> ArraySpec:
         arrays = self._set(set_name).arrays
@@ -273,3 +245,36 @@ class FeatureCache:
             known = ", ".join(sorted(self.feature_sets)) or "none"
             raise CacheError(f"{str(self.path)!r} holds no feature set {name!r}; it holds: {known}")
         return self.feature_sets[name]
+
+
+class LazyArray:
+    """One array of a feature set with numpy's interface, clips in the order of the set's index.
+
+    bfloat16, which numpy lacks, comes as float32. It travels to worker processes as the cache does.
+    """
+
+    def __init__(self, cache: FeatureCache, feature_set: FeatureSet, array: str) -> None:
+        spec = feature_set.arrays[array]
+        self._cache, self._set_name, self._array = cache, feature_set.name, array
+        self._clip_ids: list[str] = cache.index(feature_set.name).clip_ids.to_pylist()
+        self.dims = ("clip", *spec.dims)
+        self.shape = (len(self._clip_ids), *spec.shape)
+        self.ndim = len(self.shape)
+        self.dtype: np.dtype[Any] = _as_numpy(torch.empty(0, dtype=spec.torch_dtype)).dtype
+
+    def __getitem__(self, key: tuple[slice, ...]) -> npt.NDArray[Any]:
+        """The part chosen by slices; clips are read whole. Raises CacheError for damaged bytes."""
+        values = _as_numpy(self._cache.read(self._set_name, self._array, self._clip_ids[key[0]]))
+        return values[(slice(None), *key[1:])]
+
+
+def _as_numpy(values: torch.Tensor) -> npt.NDArray[Any]:
+    numbers: npt.NDArray[Any] = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+    return numbers
+
+
+def _as_dask(lazy: LazyArray) -> Any:
+    """A dask array with a chunk for each clip."""
+    import dask.array  # takes a second
+
+    return dask.array.from_array(lazy, chunks=(1, *lazy.shape[1:]), asarray=False, fancy=False)

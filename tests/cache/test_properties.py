@@ -208,18 +208,19 @@ def check_every_way_of_reading(root: Path, run: Written, written: Sequence[ClipF
 def check_batches(
     cache: FeatureCache, name: str, array: str, run: Written, ids: list[str], exact: Sequence[torch.Tensor]
 ) -> None:
-    """`read_many`, into memory that has been used before."""
-    spec, key, buffers = cache.feature_sets[name].arrays[array], (name, array), BatchBuffers(pinned=False)
+    """As training reads: into memory that has been used before, no further than the longest clip."""
+    spec, buffers = cache.feature_sets[name].arrays[array], BatchBuffers(pinned=False)
     longest = max(run.lengths[place] for place in run.order)
     wanted = torch.stack(list(exact))
     if "token" in spec.dims:
         wanted = wanted.narrow(1 + spec.dims.index("token"), 0, longest)
     for layers in (None, run.layers):
-        batch = cache.read_many(ids, [key], layers=layers, out=buffers)
-        places = [LAYERS.index(layer) for layer in layers or LAYERS]
-        assert same(batch.arrays[key], wanted[:, places] if "layer" in spec.dims else wanted)
+        batch = cache.read(name, array, ids, layers=layers, tokens=longest, out=buffers)
+        positions = [LAYERS.index(layer) for layer in layers or LAYERS]
+        assert same(batch, wanted[:, positions] if "layer" in spec.dims else wanted)
         if "token" in spec.dims:
-            assert batch.lengths[name].tolist() == [run.lengths[place] for place in run.order]
+            counts = cache.index(name).count_tokens(ids).tolist()
+            assert counts == [run.lengths[place] for place in run.order]
 
 
 def check_lazy(

@@ -90,12 +90,16 @@ def read_tokens(
     cache: FeatureCache, set_name: str, clip_ids: Sequence[str], *, kinds: Sequence[int]
 ) -> TokenBatch:
     """The tokens of these kinds (values of `token_kind`), in the clips' and the tokens' order, on the CPU."""
-    buffers, arrays = BatchBuffers(pinned=False), [(set_name, "tokens"), (set_name, "token_kind")]
+    buffers = BatchBuffers(pinned=False)
 
     def chosen(clip_id: str) -> Tensor:
         """Clip by clip, as the tokens of other kinds would take several times the batch's memory."""
-        read = cache.read_many([clip_id], arrays, out=buffers).arrays
-        return of_kinds(read[set_name, "tokens"][0], read[set_name, "token_kind"][0], kinds)
+        (count,) = cache.index(set_name).count_tokens([clip_id]).tolist()
+        states_LSD, kind_S = (
+            cache.read(set_name, array, [clip_id], tokens=count, out=buffers)[0]
+            for array in ("tokens", "token_kind")
+        )
+        return of_kinds(states_LSD, kind_S, kinds)
 
     return packed(chosen(clip_id) for clip_id in clip_ids)
 

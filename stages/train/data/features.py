@@ -138,10 +138,7 @@ class Features:
         )
 
     def _read_latents(self, array: str, clip_ids: Sequence[str], buffers: BatchBuffers) -> Tensor:
-        spec = self.encoder.arrays[array]
-        shape = (self.windows, *spec.shape[1:]) if array == "future" else spec.shape
-        out = buffers.tensor((self.encoder.name, array), (len(clip_ids), *shape), spec.torch_dtype)
-        return self.cache.read(self.encoder.name, array, clip_ids, windows=self.windows, out=out)
+        return self.cache.read(self.encoder.name, array, clip_ids, windows=self.windows, out=buffers)
 
     def transformed_latents(self, latents_BTPD: Tensor, device: torch.device) -> Tensor:
         """Stored latents on `device`, float32, transformed."""

@@ -36,59 +36,55 @@ def test_a_batch_of_two_sets_holds_what_was_written(two_sets) -> None:
     cache, thinker, encoder, written = two_sets
     clip_ids = ["v@3", "v@130", "v@70"]
     keys = [(thinker.name, "tokens"), (thinker.name, "pooled"), (encoder.name, "future")]
-    batch = cache.read_many(clip_ids, keys)
-    assert list(batch.arrays) == keys
-    assert batch.lengths[thinker.name].tolist() == [3, 130, 70]
-    assert set(batch.lengths) == {thinker.name}
-    tokens = batch.arrays[keys[0]]
+    lengths = cache.index(thinker.name).count_tokens(clip_ids).tolist()
+    assert lengths == [3, 130, 70]
+    batch = {key: cache.read(*key, clip_ids, tokens=130) for key in keys}
+    tokens = batch[keys[0]]
     assert tokens.shape == (3, 3, 130, 8)
-    for place, clip_id in enumerate(clip_ids):
-        length = int(batch.lengths[thinker.name][place])
-        assert torch.equal(tokens[place, :, :length], written[keys[0]][clip_id])
-        assert not tokens[place, :, length:].any()
+    for position, (clip_id, length) in enumerate(zip(clip_ids, lengths, strict=True)):
+        assert torch.equal(tokens[position, :, :length], written[keys[0]][clip_id])
+        assert not tokens[position, :, length:].any()
         for key in keys[1:]:
-            assert torch.equal(batch.arrays[key][place], written[key][clip_id])
+            assert torch.equal(batch[key][position], written[key][clip_id])
 
 
 def test_only_the_layers_asked_for_are_read_in_their_order(two_sets) -> None:
     cache, thinker, _, written = two_sets
-    keys = [(thinker.name, "tokens"), (thinker.name, "pooled")]
-    batch = cache.read_many(["v@64", "v@70"], keys, layers=(9, 1))
-    for key in keys:
-        for place, clip_id in enumerate(["v@64", "v@70"]):
+    for key in [(thinker.name, "tokens"), (thinker.name, "pooled")]:
+        batch = cache.read(*key, ["v@64", "v@70"], layers=(9, 1), tokens=70)
+        for values, clip_id in zip(batch, ["v@64", "v@70"], strict=True):
             wanted = written[key][clip_id][[2, 0]]
-            values = batch.arrays[key][place]
             assert torch.equal(values[:, : wanted.shape[1]] if key[1] == "tokens" else values, wanted)
-    whole = cache.read_many(["v@64", "v@70"], keys)
-    assert batch.nbytes * 3 == whole.nbytes * 2
+        whole = cache.read(*key, ["v@64", "v@70"], tokens=70)
+        assert batch.nbytes * 3 == whole.nbytes * 2
 
 
 def test_layers_not_asked_for_are_never_touched(two_sets) -> None:
     """Damage in layer 5 is met by whoever reads layer 5, and by no one else."""
     cache, thinker, _, _ = two_sets
     shard, slot = cache.shard_of(thinker.name, "tokens", "v@70")
-    offset = int(shard._index[slot * 12 + 4][0])  # layer place 1 of 4 chunks each, first chunk
+    offset = int(shard._index[slot * 12 + 4][0])  # layer position 1 of 4 chunks each, first chunk
     with shard.path.open("r+b") as file:
         file.seek(offset)
         byte = file.read(1)[0]
         file.seek(offset)
         file.write(bytes([byte ^ 1]))
     again = FeatureCache.open(cache.path)
-    again.read_many(["v@70"], [(thinker.name, "tokens")], layers=(1, 9))
+    again.read(thinker.name, "tokens", ["v@70"], layers=(1, 9))
     with pytest.raises(CacheError, match=r"clip 'v@70', array tokens: .* damaged"):
-        again.read_many(["v@70"], [(thinker.name, "tokens")], layers=(5,))
+        again.read(thinker.name, "tokens", ["v@70"], layers=(5,))
 
 
 def test_buffers_are_used_again_and_grow_with_the_longest_clip(two_sets) -> None:
     cache, thinker, encoder, written = two_sets
     key, buffers = (encoder.name, "observed"), BatchBuffers(pinned=False)
-    first = cache.read_many(["v@3", "v@64"], [key], out=buffers).arrays[key]
-    second = cache.read_many(["v@130"], [key], out=buffers).arrays[key]
+    first = cache.read(*key, ["v@3", "v@64"], out=buffers)
+    second = cache.read(*key, ["v@130"], out=buffers)
     assert second.data_ptr() == first.data_ptr()
     assert torch.equal(second[0], written[key]["v@130"])
     tokens = (thinker.name, "tokens")
-    for clip_id in ("v@3", "v@130", "v@3"):
-        values = cache.read_many([clip_id], [tokens], out=buffers).arrays[tokens][0]
+    for clip_id, length in (("v@3", 3), ("v@130", 130), ("v@3", 3)):
+        values = cache.read(*tokens, [clip_id], tokens=length, out=buffers)[0]
         assert torch.equal(values, written[tokens][clip_id])
 
 
@@ -105,7 +101,7 @@ def test_what_a_set_does_not_hold_is_named(
 ) -> None:
     cache, thinker, _, _ = two_sets
     with pytest.raises(CacheError, match=message):
-        cache.read_many([clip_id], [(thinker.name, array)], layers=layers)
+        cache.read(thinker.name, array, [clip_id], layers=layers)
 
 
 class Clips(Dataset[torch.Tensor]):
@@ -115,8 +111,8 @@ class Clips(Dataset[torch.Tensor]):
     def __len__(self) -> int:
         return len(LENGTHS)
 
-    def __getitem__(self, place: int) -> torch.Tensor:
-        return self.cache.read_many([f"v@{LENGTHS[place]}"], [self.key]).arrays[self.key][0]
+    def __getitem__(self, position: int) -> torch.Tensor:
+        return self.cache.read(*self.key, [f"v@{LENGTHS[position]}"])[0]
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
@@ -124,7 +120,7 @@ class Clips(Dataset[torch.Tensor]):
 def test_reading_in_the_parent_first_and_then_in_workers_gives_the_same(two_sets, method: str) -> None:
     cache, _, encoder, _ = two_sets
     clips = Clips(cache, (encoder.name, "future"))
-    before = torch.stack([clips[place] for place in range(len(clips))])
+    before = torch.stack([clips[position] for position in range(len(clips))])
     loader = DataLoader(
         clips, batch_size=2, num_workers=2, multiprocessing_context=multiprocessing.get_context(method)
     )
