@@ -40,7 +40,7 @@ def write_array(root: Path, feature_set: FeatureSet, spec: ArraySpec, num_clips:
     crc = crc32c(np.zeros(spec.chunk_bytes, np.uint8)).to_bytes(CRC_BYTES, "little")
     rows = feature_set.rows_per_shard
     for shard, start in enumerate(range(0, num_clips, rows)):
-        path = shard_file(root, feature_set.name, spec.name, shard=shard, rank=1 + len(spec.shape))
+        path = shard_file(root, feature_set.name, spec, shard)
         used = min(rows, num_clips - start) * chunks_per_clip
         write_holes(path, used, num_chunks=rows * chunks_per_clip, chunk_bytes=spec.chunk_bytes, crc=crc)
     grow(root, feature_set.name, spec.name, -(-num_clips // rows) * rows)

@@ -1,8 +1,10 @@
-"""Where things lie in a cache folder, and the version of that arrangement."""
+"""Paths inside a cache folder, and the version of that arrangement."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+from thinkjepa.cache.records import ArraySpec
 
 SCHEMA = "thinkjepa.cache.v1"
 
@@ -75,6 +77,6 @@ def array_dir(root: Path, set_name: str, array: str) -> Path:
     return store_dir(root) / set_name / array
 
 
-def shard_file(root: Path, set_name: str, array: str, *, shard: int, rank: int) -> Path:
-    """A shard spans all axes but the clip axis, so its zarr key is `c/<shard>/0/0...` of `rank` numbers."""
-    return array_dir(root, set_name, array).joinpath("c", str(shard), *["0"] * (rank - 1))
+def shard_file(root: Path, set_name: str, array: ArraySpec, shard: int) -> Path:
+    """A shard spans all axes but the clip axis, so its zarr key is `c/<shard>/0/0...`, a 0 for each."""
+    return array_dir(root, set_name, array.name).joinpath("c", str(shard), *["0"] * len(array.shape))

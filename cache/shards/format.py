@@ -45,6 +45,16 @@ MISSING = np.uint64(2**64 - 1)
 INDEX_DTYPE = np.dtype("<u8")
 
 
+def trailer(raw: Bytes) -> bytes:
+    """The crc32c that is stored after raw bytes."""
+    return crc32c(raw).to_bytes(CRC_BYTES, "little")
+
+
+def is_intact(encoded: Bytes) -> bool:
+    """Whether stored bytes end with the crc32c of the rest."""
+    return trailer(encoded[:-CRC_BYTES]) == encoded[-CRC_BYTES:].tobytes()
+
+
 class ShardWriter:
     """Appends inner chunks to `<shard>.partial`; sealing adds the index and gives the file its name."""
 
@@ -76,7 +86,7 @@ class ShardWriter:
         buffers: list[memoryview | bytes] = []
         entries: list[ChunkEntry] = []
         for number, raw in zip(numbers, raws, strict=True):
-            buffers += [raw.data, crc32c(raw).to_bytes(CRC_BYTES, "little")]
+            buffers += [raw.data, trailer(raw)]
             entries.append((number, self.size, raw.nbytes + CRC_BYTES))
             self.size += raw.nbytes + CRC_BYTES
         self._sync.write(self._file.fileno(), buffers)
@@ -102,7 +112,7 @@ class ShardWriter:
         """Append the index and start to make it durable."""
         raw = self._index.view(np.uint8).reshape(-1)
         with explained_os_errors("write", self.partial):
-            write_all(self._file.fileno(), [raw.data, crc32c(raw).to_bytes(CRC_BYTES, "little")])
+            write_all(self._file.fileno(), [raw.data, trailer(raw)])
         self.begin_flush()
 
     def end_seal(self) -> None:
@@ -131,11 +141,9 @@ class MappedShard:
     """A sealed shard, mapped read-only. Chunks are checked against their crc32c when first touched."""
 
     def __init__(self, path: Path, *, num_chunks: int, chunk_bytes: int) -> None:
-        """Raises CacheError where the file is missing, too short or its index is damaged."""
+        """Raises CacheError where the file is too short or its index is damaged."""
         self.path = path
         self._fetches = chunk_bytes < READ_AROUND_BYTES and hasattr(mmap, "MADV_WILLNEED")
-        if not path.is_file():
-            raise CacheError(f"shard {str(path)!r} is missing: restore it, or extract into a new cache")
         with explained_os_errors("read", path), path.open("rb") as file:
             index_bytes = num_chunks * 2 * INDEX_DTYPE.itemsize
             size = os.fstat(file.fileno()).st_size
@@ -147,10 +155,10 @@ class MappedShard:
         if self._fetches:
             self._map.madvise(mmap.MADV_RANDOM)
         self._bytes: Bytes = np.frombuffer(self._map, dtype=np.uint8)
-        raw = self._bytes[-index_bytes - CRC_BYTES : -CRC_BYTES]
-        if crc32c(raw) != int.from_bytes(self._bytes[-CRC_BYTES:].tobytes(), "little"):
+        encoded = self._bytes[-index_bytes - CRC_BYTES :]
+        if not is_intact(encoded):
             raise CacheError(f"shard {str(path)!r} has a damaged or truncated index: restore it from a copy")
-        self._index = raw.view(INDEX_DTYPE).reshape(num_chunks, 2)
+        self._index = encoded[:-CRC_BYTES].view(INDEX_DTYPE).reshape(num_chunks, 2)
         self._end = size - index_bytes - CRC_BYTES
         self._checked = np.zeros(num_chunks, dtype=bool)
 
@@ -165,14 +173,13 @@ class MappedShard:
             page = int(offset) // mmap.PAGESIZE * mmap.PAGESIZE
             self._map.madvise(mmap.MADV_WILLNEED, page, int(offset + length) - page)
         encoded = self._bytes[int(offset) : int(offset) + int(length)]
-        raw = encoded[:-CRC_BYTES]
         if not self._checked[number]:
-            if crc32c(raw) != int.from_bytes(encoded[-CRC_BYTES:].tobytes(), "little"):
+            if not is_intact(encoded):
                 raise CacheError(
                     f"shard {str(self.path)!r}: inner chunk {number} is damaged (crc32c differs)"
                 )
             self._checked[number] = True
-        return raw
+        return encoded[:-CRC_BYTES]
 
 
 def chunk_number(grid: tuple[int, ...], row: int, position: tuple[int, ...]) -> int:

@@ -1,13 +1,14 @@
-"""One array of a feature set: clips gathered from its mapped shards into a batch tensor, in one copy.
+"""Gathering clips of one array from its shards into a tensor, in one copy.
 
-Where each inner chunk goes is planned once for all batches that read the same part; a clip then costs a
-look into the shard's index and a memory copy for every chunk, without the interpreter's lock.
+The target of each inner chunk is planned once for all batches that read the same part. A clip then costs a
+look-up in the shard's index and a memory copy for every chunk, without the interpreter's lock.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,28 +26,28 @@ from thinkjepa.cache.records import ArraySpec, CacheError, FeatureSet
 from thinkjepa.cache.shards.format import MappedShard
 
 Rows = npt.NDArray[np.int64]
-"""Places of clips on the clip axis."""
+"""Indices of clips on the clip axis."""
 
 Slices = tuple[slice, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What of each clip is read: places on the layer axis, tokens and windows from the first; None: all."""
+    """The part of each clip that is read: indices on the layer axis, first tokens and windows; None: all."""
 
     layers: tuple[int, ...] | None = None
     tokens: int | None = None
     windows: int | None = None
 
     def indices(self, spec: ArraySpec) -> tuple[Sequence[int], ...]:
-        """Places read on every axis of a clip, in order."""
+        """Indices on every axis of a clip, in order; those that start at 0 without a gap as a range."""
         chosen: Mapping[str, Sequence[int] | None] = {
             "layer": self.layers,
             "token": None if self.tokens is None else range(self.tokens),
             "window": None if self.windows is None else range(self.windows),
         }
         return tuple(
-            range(size) if (places := chosen.get(dim)) is None else places
+            range(size) if (indices := chosen.get(dim)) is None else indices
             for dim, size in zip(spec.dims, spec.shape, strict=True)
         )
 
@@ -63,45 +64,62 @@ class Move:
     target: Slices
 
 
-class MappedArray:
-    """The shards of one array, mapped when a clip of them is first asked for."""
+class ShardedArray(ABC):
+    """One array of a feature set, clips gathered from its shards: the base of both ways of reading."""
 
     def __init__(self, root: Path, feature_set: FeatureSet, spec: ArraySpec) -> None:
         self._root, self._set, self.spec = root, feature_set, spec
-        self._chunks_per_clip = math.prod(spec.chunk_grid)
-        self._chunk_bytes_shape = byte_shape(spec.chunks, spec)
-        self._shards: dict[int, MappedShard] = {}
 
-    def shard(self, number: int) -> MappedShard:
-        """Raises CacheError where the shard is missing or damaged."""
-        if number not in self._shards:
-            rank = 1 + len(self.spec.shape)
-            path = shard_file(self._root, self._set.name, self.spec.name, shard=number, rank=rank)
-            require_inside(self._root, path)
-            num_chunks = self._set.rows_per_shard * self._chunks_per_clip
-            self._shards[number] = MappedShard(path, num_chunks=num_chunks, chunk_bytes=self.spec.chunk_bytes)
-        return self._shards[number]
-
+    @abstractmethod
     def gather(self, clip_ids: Sequence[str], rows: Rows, part: Part, out: torch.Tensor) -> None:
         """Copy `part` of the clips in `rows` to `out`, `(clip, *part.shape(spec))` in the stored dtype.
 
         What was never written is zero. Raises CacheError with the name of a clip whose bytes do not match
         their crc32c.
         """
+
+    def _shard_path(self, number: int) -> Path:
+        """Raises CacheError where the shard is missing, or outside the cache."""
+        path = shard_file(self._root, self._set.name, self.spec, number)
+        require_inside(self._root, path)
+        if not path.is_file():
+            raise CacheError(f"shard {str(path)!r} is missing: restore it, or extract into a new cache")
+        return path
+
+
+class MappedArray(ShardedArray):
+    """An array without compression: its shards are mapped when a clip of them is first read."""
+
+    def __init__(self, root: Path, feature_set: FeatureSet, spec: ArraySpec) -> None:
+        super().__init__(root, feature_set, spec)
+        self._chunks_per_clip = math.prod(spec.chunk_grid)
+        self._chunk_bytes_shape = (*spec.chunks[:-1], spec.chunks[-1] * spec.stored_dtype.itemsize)
+        self._shards: dict[int, MappedShard] = {}
+
+    def shard(self, number: int) -> MappedShard:
+        """Raises CacheError where the shard is missing or damaged."""
+        if number not in self._shards:
+            num_chunks = self._set.rows_per_shard * self._chunks_per_clip
+            path = self._shard_path(number)
+            self._shards[number] = MappedShard(path, num_chunks=num_chunks, chunk_bytes=self.spec.chunk_bytes)
+        return self._shards[number]
+
+    def gather(self, clip_ids: Sequence[str], rows: Rows, part: Part, out: torch.Tensor) -> None:
+        """Copy bytes from the map, a chunk at a time."""
         raw: Bytes = out.view(torch.uint8).numpy()
         numbers, slots = np.divmod(rows, self._set.rows_per_shard)
         moves = planned_moves(self.spec, part)
         whole = len(moves) == 1 and self._chunks_per_clip == 1 and part.shape(self.spec) == self.spec.chunks
-        for place, (number, slot) in enumerate(zip(numbers.tolist(), slots.tolist(), strict=True)):
+        for position, (number, slot) in enumerate(zip(numbers.tolist(), slots.tolist(), strict=True)):
             try:
                 shard = self.shard(number)
                 if whole:
-                    _copy(shard.chunk(slot), raw[place].reshape(-1))
+                    _copy(shard.chunk(slot), raw[position].reshape(-1))
                 else:
-                    self._move_all(shard, slot, moves, raw[place])
+                    self._move_all(shard, slot, moves, raw[position])
             except CacheError as error:
                 raise CacheError(
-                    f"clip {clip_ids[place]!r}, array {self.spec.name}: {error}; restore the shard"
+                    f"clip {clip_ids[position]!r}, array {self.spec.name}: {error}; restore the shard"
                 ) from error
 
     def _move_all(self, shard: MappedShard, slot: int, moves: Sequence[Move], target: Bytes) -> None:
@@ -120,45 +138,39 @@ def _copy(source: Bytes | None, target: Bytes) -> None:
         np.copyto(target, source)
 
 
-def byte_shape(shape: Sequence[int], spec: ArraySpec) -> tuple[int, ...]:
-    """A shape with its last axis counted in bytes."""
-    return (*shape[:-1], shape[-1] * spec.stored_dtype.itemsize)
-
-
 @lru_cache(maxsize=16)
 def planned_moves(spec: ArraySpec, part: Part) -> tuple[Move, ...]:
-    """The copies that put `part` of a clip together: every byte of it is written by exactly one of them."""
-    return tuple(_moves(spec, part))
-
-
-def _moves(spec: ArraySpec, part: Part) -> Iterator[Move]:
-    runs = [list(_runs(places, chunk)) for places, chunk in zip(part.indices(spec), spec.chunks, strict=True)]
-    for chosen in itertools.product(*runs):
-        position = tuple(run.chunk for run in chosen)
-        yield Move(
-            chunk=int(np.ravel_multi_index(position, spec.chunk_grid)),
+    """The copies that put `part` of a clip together: exactly one of them writes each byte."""
+    runs = [
+        list(_runs(indices, chunk)) for indices, chunk in zip(part.indices(spec), spec.chunks, strict=True)
+    ]
+    return tuple(
+        Move(
+            chunk=int(np.ravel_multi_index([run.chunk for run in chosen], spec.chunk_grid)),
             source=_in_bytes([run.source for run in chosen], spec),
             target=_in_bytes([run.target for run in chosen], spec),
         )
+        for chosen in itertools.product(*runs)
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """Neighbouring places of one axis that lie in one chunk."""
+    """Neighboring indices of one axis that are in one chunk."""
 
     chunk: int
     source: slice
     target: slice
 
 
-def _runs(places: Sequence[int], chunk: int) -> Iterator[_Run]:
+def _runs(indices: Sequence[int], chunk: int) -> Iterator[_Run]:
     start = 0
-    while start < len(places):
-        number, first = divmod(places[start], chunk)
+    while start < len(indices):
+        number, first = divmod(indices[start], chunk)
         stop = start + 1
-        if isinstance(places, range):
-            stop = min(start + chunk - first, len(places))
-        while stop < len(places) and places[stop] == places[stop - 1] + 1 and places[stop] % chunk:
+        if isinstance(indices, range):
+            stop = min(start + chunk - first, len(indices))
+        while stop < len(indices) and indices[stop] == indices[stop - 1] + 1 and indices[stop] % chunk:
             stop += 1
         yield _Run(number, slice(first, first + stop - start), slice(start, stop))
         start = stop
@@ -169,20 +181,22 @@ def _in_bytes(slices: Sequence[slice], spec: ArraySpec) -> Slices:
     return (*slices[:-1], slice(last.start * size, last.stop * size))
 
 
-class ZarrArray:
-    """Clips of a compressed array, by zarr-python; the same results and errors as `MappedArray`."""
+class ZarrArray(ShardedArray):
+    """A compressed array, read by zarr-python."""
 
     def __init__(self, root: Path, feature_set: FeatureSet, spec: ArraySpec) -> None:
-        self._root, self._set, self.spec = root, feature_set, spec
+        super().__init__(root, feature_set, spec)
         self._opened: zarr.Array[Any] | None = None
         self._found: set[int] = set()
 
     def gather(self, clip_ids: Sequence[str], rows: Rows, part: Part, out: torch.Tensor) -> None:
-        """As `MappedArray.gather`."""
+        """Decompress clip by clip. zarr reads a shard that is missing as zeros, so that is checked first."""
         target = (out.view(torch.uint16) if out.dtype == torch.bfloat16 else out).numpy()
         for clip_id, row, values in zip(clip_ids, rows.tolist(), target, strict=True):
             try:
-                self._require_shard(row // self._set.rows_per_shard)
+                if (number := row // self._set.rows_per_shard) not in self._found:
+                    self._shard_path(number)
+                    self._found.add(number)
                 values[...] = self._read(row, part)
             except CacheError as error:
                 raise CacheError(f"clip {clip_id!r}, array {self.spec.name}: {error}") from error
@@ -192,24 +206,11 @@ class ZarrArray:
                     f"({' '.join(str(error).split())[:120]}); restore the shard"
                 ) from error
 
-    def _read(self, row: int, part: Part) -> np.ndarray[Any, np.dtype[Any]]:
+    def _read(self, row: int, part: Part) -> npt.NDArray[Any]:
         if self._opened is None or self._opened.shape[0] <= row:
             self._opened = zarr.open_array(array_dir(self._root, self._set.name, self.spec.name), mode="r")
-        select: Mapping[str, Any] = {
-            "layer": slice(None) if part.layers is None else list(part.layers),
-            "token": slice(part.tokens),
-            "window": slice(part.windows),
-        }
-        axes = [select.get(dim, slice(None)) for dim in self.spec.dims]
+        axes: list[Any] = [
+            slice(len(indices)) if isinstance(indices, range) else list(indices)
+            for indices in part.indices(self.spec)
+        ]
         return np.asarray(self._opened.oindex[(row, *axes)])
-
-    def _require_shard(self, number: int) -> None:
-        """zarr reads a shard that is not there as zeros."""
-        if number in self._found:
-            return
-        rank = 1 + len(self.spec.shape)
-        path = shard_file(self._root, self._set.name, self.spec.name, shard=number, rank=rank)
-        if not path.is_file():
-            raise CacheError(f"shard {str(path)!r} is missing: restore it, or extract into a new cache")
-        require_inside(self._root, path)
-        self._found.add(number)

@@ -301,8 +301,7 @@ class OpenShard:
             )
 
     def _file(self, spec: ArraySpec) -> Path:
-        rank = 1 + len(spec.shape)
-        path = shard_file(self.root, self.feature_set.name, spec.name, shard=self.number, rank=rank)
+        path = shard_file(self.root, self.feature_set.name, spec, self.number)
         require_inside(self.root, path.with_name(path.name + ".partial"))
         return path
 

@@ -144,8 +144,8 @@ def _emptied(cache: FeatureCache, feature_set: FeatureSet, without: Collection[s
             kept.add(place // feature_set.rows_per_shard)
     files = numbered_files(index_dir(cache.path, feature_set.name))
     for shard in range(files[-1].last + 1 if files else 0):
-        for name, spec in feature_set.arrays.items():
-            path = shard_file(cache.path, feature_set.name, name, shard=shard, rank=1 + len(spec.shape))
+        for spec in feature_set.arrays.values():
+            path = shard_file(cache.path, feature_set.name, spec, shard)
             if shard not in kept and path.is_file():
                 require_inside(cache.path, path)
                 yield path

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 
 from thinkjepa.cache.disk.checksums import ledger_faults
-from thinkjepa.cache.disk.files import crc32c
 from thinkjepa.cache.disk.layout import (
     array_dir,
     assigned_file,
@@ -38,7 +37,7 @@ from thinkjepa.cache.records import (
     IndexRow,
     fingerprint,
 )
-from thinkjepa.cache.shards.format import CRC_BYTES, ChunkEntry
+from thinkjepa.cache.shards.format import ChunkEntry, is_intact
 from thinkjepa.cache.shards.write import clip_problem, features_checksum
 from thinkjepa.cache.tables.index import SetIndex
 from thinkjepa.cache.tables.labels import LabelTable
@@ -73,7 +72,7 @@ def _journal_faults(path: Path, root: Path, feature_set: FeatureSet) -> Iterator
 
 def _open_shard(root: Path, feature_set: FeatureSet, spec: ArraySpec, shard: int) -> Path:
     """The file of a shard that an interrupted run left: unfinished, or just sealed."""
-    sealed = shard_file(root, feature_set.name, spec.name, shard=shard, rank=1 + len(spec.shape))
+    sealed = shard_file(root, feature_set.name, spec, shard)
     return sealed if sealed.exists() else sealed.with_name(sealed.name + ".partial")
 
 
@@ -86,9 +85,7 @@ def _damaged_chunks(path: Path, chunks: Iterable[ChunkEntry]) -> Iterator[int]:
         for number, offset, size in chunks:
             file.seek(offset)
             raw = np.frombuffer(file.read(size), dtype=np.uint8)
-            if len(raw) < size or crc32c(raw[:-CRC_BYTES]) != int.from_bytes(
-                raw[-CRC_BYTES:].tobytes(), "little"
-            ):
+            if len(raw) < size or not is_intact(raw):
                 yield number
 
 
@@ -156,15 +153,12 @@ def clip_fault(cache: FeatureCache, feature_set: FeatureSet, clip_id: str, *, fu
 
 def stored_features(cache: FeatureCache, feature_set: FeatureSet, row: IndexRow) -> ClipFeatures:
     """A clip's features as they were given to the writer."""
-    arrays = {}
-    for name, spec in feature_set.arrays.items():
-        values = cache.read(feature_set.name, name, [row.clip_id])[0]
-        if "token" in spec.dims:
-            values = values.narrow(spec.dims.index("token"), 0, row.token_count)
-        arrays[name] = values.contiguous()
     return ClipFeatures(
         clip_id=row.clip_id,
-        arrays=arrays,
+        arrays={
+            name: cache.read(feature_set.name, name, [row.clip_id], tokens=row.token_count)[0]
+            for name in feature_set.arrays
+        },
         token_count=row.token_count,
         prompt_token_count=row.prompt_token_count,
         token_ids=row.token_ids,

@@ -187,7 +187,7 @@ def test_every_flipped_bit_of_a_payload_is_noticed_and_named(
 ) -> None:
     feature_set = encoder_set()
     write(tmp_path / "c", feature_set, [[make_features(feature_set, "v@1")]])
-    path = shard_file(tmp_path / "c", feature_set.name, "observed", shard=0, rank=4)
+    path = shard_file(tmp_path / "c", feature_set.name, feature_set.arrays["observed"], 0)
     whole = path.read_bytes()
     for position in range(0, len(whole), 7):
         damaged = bytearray(whole)
@@ -202,7 +202,7 @@ def test_missing_and_truncated_shards_are_errors_not_zeros(
 ) -> None:
     feature_set = encoder_set()
     write(tmp_path / "c", feature_set, [[make_features(feature_set, "v@1")]])
-    path = shard_file(tmp_path / "c", feature_set.name, "future", shard=0, rank=5)
+    path = shard_file(tmp_path / "c", feature_set.name, feature_set.arrays["future"], 0)
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(CacheError, match="damaged or truncated"):
         FeatureCache.open(tmp_path / "c").read(feature_set.name, "future", ["v@1"])

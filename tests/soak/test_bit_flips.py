@@ -118,7 +118,7 @@ def test_verify_names_what_is_flipped_in_an_unfinished_shard(
             break
         shutil.rmtree(root)
     assert named_by_verify(root) == (set(), "")
-    shard = shard_file(root, thinker.name, "pooled", shard=lines[0]["shard"], rank=4)
+    shard = shard_file(root, thinker.name, thinker.arrays["pooled"], lines[0]["shard"])
     partial = next(path for path in (shard, shard.with_name(shard.name + ".partial")) if path.exists())
     with flipped(partial, lines[1]["chunks"]["pooled"][0][1] + 5, 3):
         assert named_by_verify(root)[0] == {lines[1]["rows"][0]["clip_id"]}
@@ -139,7 +139,7 @@ def test_a_training_that_touches_a_flipped_bit_stops_with_the_clips_name(
     row = cache.index(item.name).locate(clip_id)
     assert row is not None
     shard, slot = divmod(row, item.rows_per_shard)
-    path = shard_file(complete, item.name, array, shard=shard, rank=1 + len(spec.shape))
+    path = shard_file(complete, item.name, spec, shard)
     with flipped(path, slot * (spec.chunk_bytes + 4) + 100, 2):  # one chunk a clip, its crc32c behind it
         assert named_by_verify(complete)[0] == {clip_id}
         with pytest.raises(CacheError, match=f"clip '{clip_id}', array {array}"):

@@ -51,10 +51,11 @@ def test_compressed_sets_read_as_mapped_ones_and_as_zarr_reads_them(
     clip_ids = [item.clip_id for item in reversed(features)]
     keys = [(plain.name, name) for name in plain.arrays]
     for layers in (None, (9, 1)):
-        wanted = mapped.read_many(clip_ids, keys, layers=layers)
-        found = packed.read_many(clip_ids, keys, layers=layers)
-        assert all(torch.equal(found.arrays[key], wanted.arrays[key]) for key in keys)
-        assert torch.equal(found.lengths[plain.name], wanted.lengths[plain.name])
+        for key in keys:
+            wanted = mapped.read(*key, clip_ids, layers=layers, tokens=256)
+            assert torch.equal(packed.read(*key, clip_ids, layers=layers, tokens=256), wanted)
+    indexes = [cache.index(plain.name) for cache in (mapped, packed)]
+    assert indexes[0].count_tokens(clip_ids).tolist() == indexes[1].count_tokens(clip_ids).tolist()
     group = zarr.open_group(tmp_path / codec / "features.zarr", mode="r")[plain.name]
     rows = packed.index(plain.name).locate_all(clip_ids)
     for name, spec in plain.arrays.items():
@@ -70,7 +71,7 @@ def test_values_that_repeat_take_less_disk(tmp_path: Path, encoder_set: Build) -
         feature_set = with_codec(encoder_set(), codec)
         arrays = {name: torch.ones(spec.shape) for name, spec in feature_set.arrays.items()}
         write(tmp_path / codec, feature_set, [ClipFeatures("v@1", arrays)])
-        path = shard_file(tmp_path / codec, feature_set.name, "observed", shard=0, rank=4)
+        path = shard_file(tmp_path / codec, feature_set.name, feature_set.arrays["observed"], 0)
         sizes[codec] = path.stat().st_size
     assert sizes["zstd"] < sizes["none"] - 150
     assert sizes["blosc"] < sizes["none"] - 150
@@ -81,7 +82,7 @@ def test_every_flipped_bit_of_a_compressed_payload_is_noticed(
 ) -> None:
     feature_set = with_codec(encoder_set(), "zstd")
     write(tmp_path / "c", feature_set, [make_features(feature_set, "v@1")])
-    path = shard_file(tmp_path / "c", feature_set.name, "observed", shard=0, rank=4)
+    path = shard_file(tmp_path / "c", feature_set.name, feature_set.arrays["observed"], 0)
     whole = path.read_bytes()
     for position in range(0, len(whole), 11):
         damaged = bytearray(whole)

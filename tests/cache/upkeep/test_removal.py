@@ -76,8 +76,9 @@ def test_removed_clips_are_gone_from_every_set_and_emptied_shards_free_their_spa
     assert cache.select(*cache.feature_sets).clip_ids.to_pylist() == CLIPS[5:]
     assert cache.clips.all().by_clip_id().clip_ids.to_pylist() == CLIPS[5:]
     assert torch.equal(cache.read(encoder, "observed", CLIPS[5:]), before)
-    assert not shard_file(filled, encoder, "observed", shard=0, rank=4).exists()
-    assert shard_file(filled, encoder, "observed", shard=1, rank=4).exists()
+    observed = cache.feature_sets[encoder].arrays["observed"]
+    assert not shard_file(filled, encoder, observed, 0).exists()
+    assert shard_file(filled, encoder, observed, 1).exists()
     with pytest.raises(CacheError, match="has no features"):
         cache.read(encoder, "observed", CLIPS[:1])
     assert problems(filled) == []

@@ -160,7 +160,7 @@ def test_every_flipped_bit_of_a_feature_is_found_and_the_clip_named(copy: Path) 
     rng = np.random.default_rng(0)
     for feature_set in cache.feature_sets.values():
         for name, spec in feature_set.arrays.items():
-            path = shard_file(copy, feature_set.name, name, shard=0, rank=1 + len(spec.shape))
+            path = shard_file(copy, feature_set.name, spec, 0)
             sound = path.read_bytes()
             for place in rng.integers(0, len(sound), 4):
                 damaged = bytearray(sound)
@@ -181,8 +181,8 @@ def test_a_truncated_small_file_is_found(copy: Path, pattern: str) -> None:
 
 def test_quick_finds_missing_and_truncated_shards(copy: Path) -> None:
     cache = FeatureCache.open(copy)
-    name = cache.choose_set("encoder").name
-    path = shard_file(copy, name, "observed", shard=0, rank=4)
+    encoder = cache.choose_set("encoder")
+    path = shard_file(copy, encoder.name, encoder.arrays["observed"], 0)
     path.write_bytes(path.read_bytes()[:-100])
     assert {reason.split(" has ")[0] for _, reason in faults(copy, full=False)} == {f"shard {str(path)!r}"}
     path.unlink()
