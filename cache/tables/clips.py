@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 
 from thinkjepa.cache.disk.layout import clips_dir
 from thinkjepa.cache.records import ClipRow, Kind
-from thinkjepa.cache.tables.lookup import IdLookup, Places, last_of_equal
-from thinkjepa.cache.tables.parquet import CLIPS_SCHEMA, ParquetRows, frozen, release_unused
+from thinkjepa.cache.tables.index import IdLookup, last_of_equal
+from thinkjepa.cache.tables.parquet import CLIPS_SCHEMA, ParquetRows, Positions, frozen, release_unused
 
 Frames = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
@@ -45,22 +45,22 @@ class ClipTable:
         newest = pa.array(self._newest)
         columns = (self._ids, *(column.cast(pa.string()) for column in self._samplings.values()))
         keys = pc.binary_join_element_wise(*(column.take(newest) for column in columns), " ")
-        places = IdLookup(keys).find_all([" ".join(getattr(clip, name) for name in KEY) for clip in clips])
-        known = np.flatnonzero(places >= 0)
-        stored = iter(self._selection(self._newest[places[known]]))
+        positions = IdLookup(keys).find_all([" ".join(getattr(clip, name) for name in KEY) for clip in clips])
+        known = np.flatnonzero(positions >= 0)
+        stored = iter(self._selection(self._newest[positions[known]]))
         found: list[ClipRow | None] = [None] * len(clips)
-        for place in known:
-            found[place] = next(stored)
+        for position in known:
+            found[position] = next(stored)
         return found
 
-    def _selection(self, positions: Places) -> ClipSelection:
+    def _selection(self, positions: Positions) -> ClipSelection:
         return ClipSelection(self._rows, self._ids, positions)
 
 
 class ClipSelection(Sequence[ClipRow]):
     """Chosen clips in a fixed order. Columns are read whole, rows when they are asked for."""
 
-    def __init__(self, rows: ParquetRows, ids: pa.Array, positions: Places) -> None:
+    def __init__(self, rows: ParquetRows, ids: pa.Array, positions: Positions) -> None:
         self._rows = rows
         self._ids = ids
         self.positions = positions
@@ -92,7 +92,7 @@ class ClipSelection(Sequence[ClipRow]):
         if pa.types.is_string(chosen.type):
             encoded = chosen.dictionary_encode()
             texts = encoded.dictionary.to_pylist()
-            values = [texts[place] for place in encoded.indices.to_numpy()]
+            values = [texts[position] for position in encoded.indices.to_numpy()]
         else:
             values = chosen.to_pylist()
         release_unused()

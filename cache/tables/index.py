@@ -1,9 +1,4 @@
-"""Index of a feature set: read in a second for a million clips, a clip found in microseconds.
-
-From a million ids to their places: a sorted array of 64-bit hashes instead of a dictionary.
-
-1,000,000 clip ids take 12 MB beside the ids themselves, where a dictionary of strings takes 180 MB.
-"""
+"""Index of a feature set: read in a second for a million clips, a clip found in microseconds."""
 
 from __future__ import annotations
 
@@ -13,21 +8,22 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from thinkjepa.cache.disk.checksums import remove_listed
 from thinkjepa.cache.disk.layout import index_dir
 from thinkjepa.cache.records import IndexRow
-from thinkjepa.cache.tables.lookup import IdLookup, Places
 from thinkjepa.cache.tables.parquet import (
     INDEX_SCHEMA,
-    READING,
     TRIES,
     ParquetRows,
+    Positions,
     RowsChangedError,
     frozen,
     numbered_files,
+    read_arrow,
     release_unused,
     write_arrow,
 )
@@ -38,7 +34,73 @@ JOIN = 64
 FOUND_ONE_BY_ONE = 16
 """Up to so many ids, finding each (10 us) is faster than finding all at once (180 us and more)."""
 
+HASHED_AT_ONCE = 1 << 16
+"""Bounds the memory of ids that are Python strings for a moment."""
+
 Found = TypeVar("Found")
+
+
+class IdLookup:
+    """Positions of ids in a column of distinct ids, by a sorted array of 64-bit hashes.
+
+    1,000,000 clip ids take 12 MB next to the ids themselves, where a dictionary of strings takes 180 MB.
+    """
+
+    def __init__(self, ids: pa.Array) -> None:
+        self._ids = ids
+        hashes = hash_ids(ids)
+        self._order = np.argsort(hashes, kind="stable").astype(np.int32)
+        self._sorted = hashes[self._order]
+
+    def find(self, name: str) -> int | None:
+        """The position of an id, or None; 10 us, where `find_all` of one id takes 180."""
+        wanted = np.int64(hash(name)).view(np.uint64)
+        position = self._among_equal_hashes(name, int(self._sorted.searchsorted(wanted)), wanted)
+        return None if position < 0 else position
+
+    def find_all(self, names: pa.Array | Sequence[str]) -> Positions:
+        """Positions of ids, -1 where there is none."""
+        wanted = names if isinstance(names, pa.Array) else pa.array(names, pa.string())
+        if len(self._ids) == 0 or len(wanted) == 0:
+            return np.full(len(wanted), -1, dtype=np.int64)
+        hashes = hash_ids(wanted)
+        at = np.searchsorted(self._sorted, hashes).clip(max=len(self._sorted) - 1)
+        positions = self._order[at].astype(np.int64)
+        equal = pc.equal(self._ids.take(pa.array(positions)), wanted).to_numpy(zero_copy_only=False)
+        for missed in np.flatnonzero(~equal & (self._sorted[at] == hashes)):
+            name = wanted[int(missed)].as_py()
+            positions[missed] = self._among_equal_hashes(name, int(at[missed]), hashes[missed])
+            equal[missed] = positions[missed] >= 0
+        return np.where(equal, positions, -1)
+
+    def _among_equal_hashes(self, name: str, start: int, value: np.uint64) -> int:
+        for at in range(start, len(self._sorted)):
+            if self._sorted[at] != value:
+                break
+            if self._ids[int(self._order[at])].as_py() == name:
+                return int(self._order[at])
+        return -1
+
+
+def last_of_equal(ids: pa.Array) -> Positions:
+    """Positions of all distinct ids, increasing; of equal ids the last one."""
+    hashes = hash_ids(ids)
+    order = np.argsort(hashes, kind="stable")
+    followed = np.zeros(len(order), dtype=bool)
+    twins = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
+    if len(twins):
+        earlier, later = ids.take(pa.array(order[twins])), ids.take(pa.array(order[twins + 1]))
+        followed[twins] = pc.equal(earlier, later).to_numpy(zero_copy_only=False)
+    return np.sort(order[~followed]).astype(np.int64)
+
+
+def hash_ids(ids: pa.Array) -> npt.NDArray[np.uint64]:
+    """64-bit hashes of strings, the same within one process only."""
+    hashes = np.empty(len(ids), dtype=np.int64)
+    for start in range(0, len(ids), HASHED_AT_ONCE):
+        texts = ids[start : start + HASHED_AT_ONCE].to_numpy(zero_copy_only=False)
+        hashes[start : start + len(texts)] = np.fromiter(map(hash, texts), np.int64, len(texts))
+    return hashes.view(np.uint64)
 
 
 class SetIndex(Mapping[str, IndexRow]):
@@ -70,7 +132,7 @@ class SetIndex(Mapping[str, IndexRow]):
         return self._ids
 
     @property
-    def token_counts(self) -> Places:
+    def token_counts(self) -> Positions:
         """Tokens of each of `clip_ids`."""
         return self._current(lambda: self._token_counts)
 
@@ -86,31 +148,31 @@ class SetIndex(Mapping[str, IndexRow]):
         return {row.clip_id: row for row in rows if self._lookup.find(row.clip_id) is None}
 
     def locate(self, clip_id: str) -> int | None:
-        """The clip's place on the clip axis of the set's arrays; None where it has no features."""
-        place = self._lookup.find(clip_id)
-        return None if place is None else int(self._array_rows[place])
+        """The clip's position on the clip axis of the set's arrays; None where it has no features."""
+        position = self._lookup.find(clip_id)
+        return None if position is None else int(self._array_rows[position])
 
-    def locate_all(self, clip_ids: Sequence[str]) -> Places:
-        """Places of clips on the clip axis; -1 where one has no features."""
-        places = self._places(clip_ids)
-        known = places >= 0
-        places[known] = self._array_rows[places[known]]
-        return places
+    def locate_all(self, clip_ids: Sequence[str]) -> Positions:
+        """Positions of clips on the clip axis; -1 where one has no features."""
+        positions = self._positions(clip_ids)
+        known = positions >= 0
+        positions[known] = self._array_rows[positions[known]]
+        return positions
 
-    def count_tokens(self, clip_ids: Sequence[str]) -> Places:
+    def count_tokens(self, clip_ids: Sequence[str]) -> Positions:
         """Tokens of clips that have features."""
-        return self._current(lambda: self._token_counts[self._places(clip_ids)])
+        return self._current(lambda: self._token_counts[self._positions(clip_ids)])
 
     @cached_property
-    def _token_counts(self) -> Places:
-        counts: Places = self._rows.read_column("token_count").to_numpy()[self._ok].astype(np.int64)
+    def _token_counts(self) -> Positions:
+        counts: Positions = self._rows.read_column("token_count").to_numpy()[self._ok].astype(np.int64)
         return counts
 
-    def _places(self, clip_ids: Sequence[str]) -> Places:
+    def _positions(self, clip_ids: Sequence[str]) -> Positions:
         if len(clip_ids) > FOUND_ONE_BY_ONE:
             return self._lookup.find_all(clip_ids).copy()
         found = [self._lookup.find(clip_id) for clip_id in clip_ids]
-        return np.array([-1 if place is None else place for place in found], dtype=np.int64)
+        return np.array([-1 if position is None else position for position in found], dtype=np.int64)
 
     def holds(self, clip_ids: pa.Array) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which of the clips have features."""
@@ -121,12 +183,14 @@ class SetIndex(Mapping[str, IndexRow]):
         return self._current(lambda: self._values_of(clip_ids, column))
 
     def _values_of(self, clip_ids: Sequence[str], column: str) -> list[Any]:
-        places = self._lookup.find_all(clip_ids)
-        order = np.argsort(places, kind="stable")
-        found = [row[column] for row in self._rows.take(self._ok[places[order]].astype(np.int64), [column])]
+        positions = self._lookup.find_all(clip_ids)
+        order = np.argsort(positions, kind="stable")
+        found = [
+            row[column] for row in self._rows.take(self._ok[positions[order]].astype(np.int64), [column])
+        ]
         values: list[Any] = [None] * len(found)
-        for place, value in zip(order, found, strict=True):
-            values[place] = value
+        for position, value in zip(order, found, strict=True):
+            values[position] = value
         return values
 
     def _current(self, read: Callable[[], Found]) -> Found:
@@ -142,10 +206,10 @@ class SetIndex(Mapping[str, IndexRow]):
         return self._current(lambda: self._row(clip_id))
 
     def _row(self, clip_id: str) -> IndexRow:
-        place = self._lookup.find(clip_id)
-        if place is None:
+        position = self._lookup.find(clip_id)
+        if position is None:
             return self.failed[clip_id]
-        return next(IndexRow(**frozen(row)) for row in self._rows.take(self._ok[[place]].astype(np.int64)))
+        return next(IndexRow(**frozen(row)) for row in self._rows.take(self._ok[[position]].astype(np.int64)))
 
     def __iter__(self) -> Iterator[str]:
         yield from self._ids.to_pylist()
@@ -170,9 +234,7 @@ def join_index_files(folder: Path) -> None:
             parts = [item for item in files if start <= item.first and item.last < start + span]
             complete = sum(item.last - item.first + 1 for item in parts) == span
             if complete and len(parts) > 1:
-                table = pa.concat_tables(
-                    [pq.read_table(item.path, schema=INDEX_SCHEMA, **READING) for item in parts]
-                )
+                table = pa.concat_tables([read_arrow(item.path, INDEX_SCHEMA) for item in parts])
                 write_arrow(folder / f"{start:06d}-{start + span - 1:06d}.parquet", table)
                 _remove_joined(folder, keep={item.path for item in numbered_files(folder)})
         span *= JOIN

@@ -7,15 +7,17 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from thinkjepa.cache.disk.checksums import replace_listed
 from thinkjepa.cache.records import CacheError, ClipRow, Failure, IndexRow
-from thinkjepa.cache.tables.lookup import Places
+
+Positions = npt.NDArray[np.int64]
 
 Record = TypeVar("Record", ClipRow, IndexRow, Failure)
 
@@ -63,12 +65,6 @@ def write_table(path: Path, records: Iterable[ClipRow | IndexRow | Failure], sch
     write_arrow(path, pa.Table.from_pylist([asdict(record) for record in records], schema=schema))
 
 
-READING = {"page_checksum_verification": True, "use_threads": False}
-"""For `pq.read_table`: Arrow's threads may outlive the interpreter and abort it at its very end
-(apache/arrow#34314), with a status that says failed though all was done. Our tables are small.
-"""
-
-
 def write_arrow(path: Path, table: pa.Table) -> None:
     """Write a table as one parquet file, atomically."""
     buffer = io.BytesIO()
@@ -78,13 +74,33 @@ def write_arrow(path: Path, table: pa.Table) -> None:
 
 def read_table(path: Path, record: type[Record], schema: pa.Schema) -> list[Record]:
     """Read records back. Raises CacheError on a damaged file or missing columns."""
+    return [record(**frozen(row)) for row in read_arrow(path, schema).to_pylist()]
+
+
+def read_arrow(path: Path, schema: pa.Schema) -> pa.Table:
+    """The columns of a schema. Raises CacheError on a damaged file or missing columns."""
     try:
-        rows = pq.read_table(path, columns=schema.names, **READING).to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise CacheError(
-            f"cannot read {str(path)!r}: {error}; restore it, or extract into a new cache"
-        ) from error
-    return [record(**frozen(row)) for row in rows]
+        with path.open("rb") as raw:
+            return _read_columns(raw, schema)
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _read_columns(raw: BinaryIO, schema: pa.Schema) -> pa.Table:
+    """Without Arrow's threads, which may outlive the interpreter and abort it at its very end.
+
+    The exit status then says failed though all was done (apache/arrow#34314). The threads would also keep
+    some megabytes each for the next reading. Our tables are small.
+    """
+    with pq.ParquetFile(raw, page_checksum_verification=True) as file:
+        return file.read(columns=schema.names, use_threads=False).cast(schema)
+
+
+def _unreadable(path: Path, error: Exception) -> CacheError:
+    reason = " ".join(str(error).split())[:200]
+    return CacheError(
+        f"cannot read {str(path)!r}: {reason}; restore it from a copy, or extract into a new cache"
+    )
 
 
 def frozen(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,7 +194,7 @@ class ParquetRows:
             or [pa.array([], self._schema.field(name).type)]
         )
 
-    def take(self, positions: Places, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    def take(self, positions: Positions, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
         """Rows in the given order, with all columns or the named ones; each file is read once a run of it."""
         owners = np.searchsorted(self._starts, positions, side="right") - 1
         start = 0
@@ -196,18 +212,13 @@ class ParquetRows:
         try:
             with path.open("rb") as raw:
                 self._check_identity(path, _identity(raw.fileno()))
-                with pq.ParquetFile(raw, page_checksum_verification=True) as file:
-                    # Arrow's threads would each keep some megabytes for the next reading.
-                    return file.read(columns=list(columns), use_threads=False).cast(
-                        pa.schema([self._schema.field(name) for name in columns])
-                    )
+                return _read_columns(raw, pa.schema([self._schema.field(name) for name in columns]))
         except FileNotFoundError:
             if path in self._identities:
                 raise self._changed() from None
             raise
         except (OSError, pa.ArrowException, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise CacheError(f"cannot read {str(path)!r}: {reason}; restore it from a copy") from error
+            raise _unreadable(path, error) from error
 
     def _check_identity(self, path: Path, found: Identity) -> None:
         if self._identities.setdefault(path, found) != found:

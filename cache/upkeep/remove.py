@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from thinkjepa.cache.disk.checksums import remove_listed
 from thinkjepa.cache.disk.files import explained_os_errors, require_inside
@@ -28,8 +27,8 @@ from thinkjepa.cache.tables.parquet import (
     CLIPS_SCHEMA,
     FAILURES_SCHEMA,
     INDEX_SCHEMA,
-    READING,
     numbered_files,
+    read_arrow,
     write_arrow,
 )
 
@@ -105,7 +104,7 @@ def _remove_clips(session: WriteSession, clip_ids: pa.Array) -> None:
 
 def _drop_rows(path: Path, clip_ids: pa.Array, schema: pa.Schema) -> None:
     """Rewrite a table without some clips; it stays, even empty, as the next file is numbered behind it."""
-    table = pq.read_table(path, schema=schema, **READING)
+    table = read_arrow(path, schema)
     dropped = pc.is_in(table["clip_id"], value_set=clip_ids)
     if pc.any(dropped).as_py():
         write_arrow(path, table.filter(pc.invert(dropped)))

@@ -16,8 +16,7 @@ from thinkjepa.cache import CacheError, ClipRow, IndexRow
 from thinkjepa.cache.disk.layout import clips_dir, index_dir, index_file
 from thinkjepa.cache.tables import index as index_module
 from thinkjepa.cache.tables.clips import ClipTable
-from thinkjepa.cache.tables.index import SetIndex, join_index_files
-from thinkjepa.cache.tables.lookup import IdLookup, hash_ids, last_of_equal
+from thinkjepa.cache.tables.index import IdLookup, SetIndex, hash_ids, join_index_files, last_of_equal
 from thinkjepa.cache.tables.parquet import (
     CLIPS_SCHEMA,
     INDEX_SCHEMA,
@@ -53,7 +52,7 @@ def test_of_equal_ids_the_last_place_counts(ids: list[str]) -> None:
 
 
 def test_equal_hashes_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("thinkjepa.cache.tables.lookup.hash_ids", lambda ids: np.zeros(len(ids), np.uint64))
+    monkeypatch.setattr("thinkjepa.cache.tables.index.hash_ids", lambda ids: np.zeros(len(ids), np.uint64))
     lookup = IdLookup(pa.array(["a", "b", "c"]))
     assert lookup.find_all(["c", "x", "a", "b"]).tolist() == [2, -1, 0, 1]
 
