@@ -1,4 +1,4 @@
-"""A map-style torch dataset of a cache, for training of one's own."""
+"""A map-style torch dataset of a cache, for training programs of users."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ Item = dict[str, Any]
 class FeatureDataset(Dataset[Item]):
     """The clips that have features in every set that is read, sorted by clip_id.
 
-    Items hold tensors in the stored dtype, on the CPU, without a batch axis. Pickling takes settings and
-    clip ids along, but no open files: DataLoader workers, spawned ones too, open the cache themselves. A
-    DataLoader asks for whole batches (`__getitems__`), in which ragged arrays are as long as the longest
-    clip.
+    Items hold tensors in the stored dtype, on the CPU, without a batch axis. A pickle holds settings and clip
+    ids but no open files, so DataLoader workers, also spawned ones, open the cache themselves. A DataLoader
+    asks for whole batches (`__getitems__`), in which ragged arrays are as long as the longest clip.
     """
 
     def __init__(
@@ -35,11 +34,11 @@ class FeatureDataset(Dataset[Item]):
         layers: Sequence[int] | None = None,
         windows: int | None = None,
     ) -> None:
-        """Choose what of each clip is read.
+        """Choose the arrays, layers and windows that are read.
 
         `sets` names feature sets (or the beginnings of their names) where the cache holds several of a kind.
         `layers` are layer ids of the thinker, `windows` the number of future windows; None reads all. Raises
-        CacheError for an array that no set holds, and where it is not clear which set is meant.
+        CacheError for an array that no set has, and where several sets could be meant.
         """
         self.cache = cache if isinstance(cache, FeatureCache) else FeatureCache.open(cache)
         self._keys = tuple((_set_with(self.cache, array, sets), array) for array in arrays)
@@ -90,7 +89,7 @@ class FeatureDataset(Dataset[Item]):
 
 
 def _set_with(cache: FeatureCache, array: str, selectors: Sequence[str]) -> str:
-    """The set that holds `array`, of those named, or the only one there is of its kind."""
+    """The named set that has `array`, or the only set of its kind."""
     kinds = {item.kind for item in cache.feature_sets.values() if array in item.arrays}
     if not kinds:
         held = sorted({name for item in cache.feature_sets.values() for name in item.arrays})

@@ -31,13 +31,13 @@ ArrayKey = tuple[str, str]
 
 
 class BatchBuffers:
-    """Memory that batch after batch is read into; pinned where a GPU will fetch it from there.
+    """Memory that is used again for every batch, pinned where a GPU copies from it.
 
     A batch is a view of it: the next batch that is read into the same buffers overwrites the last one.
     """
 
     def __init__(self, *, pinned: bool | None = None) -> None:
-        """`pinned`: None for pinned where CUDA is there."""
+        """`pinned`: None pins the memory where CUDA is available."""
         self._pinned = torch.cuda.is_available() if pinned is None else pinned
         self._storages: dict[ArrayKey, torch.Tensor] = {}
 
@@ -52,7 +52,7 @@ class BatchBuffers:
 
 
 class FeatureCache:
-    """A cache opened for reading. Everything is read on first use, so that it travels to worker processes."""
+    """A cache opened for reading. Everything is read on first use; a pickle holds no open files."""
 
     def __init__(self, path: Path, feature_sets: Mapping[str, FeatureSet]) -> None:
         self.path = path
@@ -63,7 +63,7 @@ class FeatureCache:
 
     @classmethod
     def open(cls, path: str | Path) -> FeatureCache:
-        """Raises CacheError where `path` is no cache or one of another schema."""
+        """Open a cache. Raises CacheError where `path` is none, or one of another schema."""
         return cls(Path(path), read_catalog(Path(path)))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class FeatureCache:
 
     @cached_property
     def clips(self) -> ClipTable:
-        """Every planned clip, with features or without."""
+        """Every planned clip, with or without features."""
         return ClipTable(self.path)
 
     @cached_property
@@ -104,7 +104,7 @@ class FeatureCache:
         """Clips that have features in every named set, sorted by clip_id.
 
         A set's features belong to the clip rows whose frames were chosen by the set's own sampling, so
-        sets of different frames never meet.
+        features of different frames are never paired.
         """
         chosen = self.clips.all()
         for name in set_names:
@@ -177,7 +177,7 @@ class FeatureCache:
         return xarray.DataTree.from_dict(groups)
 
     def shard_of(self, set_name: str, array: str, clip_id: str) -> tuple[MappedShard, int]:
-        """The mapped shard that holds a clip's array, and the clip's position in it. Raises CacheError."""
+        """The mapped shard of a clip's array, and the clip's position in it. Raises CacheError."""
         row = int(self._rows(set_name, [clip_id])[0])
         number, slot = divmod(row, self._set(set_name).rows_per_shard)
         return self._mapped(set_name, self._spec(set_name, array)).shard(number), slot
@@ -208,7 +208,7 @@ class FeatureCache:
         part: Part,
         out: torch.Tensor,
     ) -> None:
-        """The values of clips: as they are stored, or restored from float8 and scales."""
+        """Read values as they are stored, or restore them from float8 and scales."""
         source = self._zarr(set_name, spec) if spec.codec != "none" else self._mapped(set_name, spec)
         if spec.encoding == "plain":
             source.gather(clip_ids, rows, part, out)
@@ -250,7 +250,7 @@ class FeatureCache:
 class LazyArray:
     """One array of a feature set with numpy's interface, clips in the order of the set's index.
 
-    bfloat16, which numpy lacks, comes as float32. It travels to worker processes as the cache does.
+    bfloat16, which numpy lacks, comes as float32. It pickles as the cache does.
     """
 
     def __init__(self, cache: FeatureCache, feature_set: FeatureSet, array: str) -> None:

@@ -1,6 +1,6 @@
-"""Records of a cache, their names and digests, and the project's exceptions. Standard library only.
+"""Frozen records of a cache, the contract between extraction and training, and the base exceptions.
 
-What the cache stores, as frozen records: the contract between extraction and training.
+Only the standard library is imported, so that commands which check settings start at once.
 
 Shape letters: L thinker layers, S tokens of a clip (ragged), D feature width, T latent time steps,
 P patches (row-major height x width), W future windows.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class ThinkJepaError(Exception):
-    """Something the user can act on. The message says what, where, what was found and the remedy.
+    """Something the user can act on. The message states the fault, its location and the remedy.
 
     Command lines print it as one line and exit with status 2; anything else is a defect and keeps its
     traceback.
@@ -30,7 +30,7 @@ class ThinkJepaError(Exception):
 
 
 class CacheError(ThinkJepaError):
-    """The feature cache is missing, of another schema, damaged, held by someone else or full."""
+    """The feature cache is missing, of another schema, damaged, locked by another process, or full."""
 
 
 SET_NAME_HEX = 12
@@ -39,7 +39,7 @@ VIDEO_ID_HEX = 16
 
 
 def canonical_json(value: Any) -> str:
-    """The same text for equal values: sorted keys, no spaces, no NaN."""
+    """JSON text that is equal for equal values: sorted keys, no spaces. Raises ValueError for NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -68,10 +68,10 @@ Kind = Literal["thinker", "encoder"]
 """A feature set comes from one frozen model: the vision-language model or the video encoder."""
 
 DTYPES = ("float16", "bfloat16", "float32", "uint8")
-"""Names that torch has, too."""
+"""Dtypes of stored values, by their names in torch."""
 
 SCALE, ERROR = "_scale", "_error"
-"""What the names of the two arrays beside an fp8 array end in."""
+"""Endings of the names of the two arrays that are stored with an fp8 array."""
 
 TOKEN_CHUNK = 64
 """Tokens per inner chunk: at the paper's sizes 64 x 2048 x 2 B = 256 KiB, and 1,166 tokens waste 4 %."""
@@ -92,7 +92,7 @@ class ArraySpec:
     shape: tuple[int, ...]
     chunks: tuple[int, ...]
     dtype: str
-    """The dtype of the values as they are given and read."""
+    """Dtype of the values as they are written and read."""
     codec: Codec = "none"
     encoding: Encoding = "plain"
 
@@ -147,8 +147,8 @@ class ArraySpec:
 class FeatureSet:
     """Features of one origin. Two sets with another `origin` never share an array.
 
-    `origin` is what determines the values and is fingerprinted; `source` is what helps a person
-    (model name, exact versions, device) and is not.
+    `origin` determines the values and is fingerprinted. `source` informs people (model name, exact versions,
+    device) and is not.
     """
 
     name: str
@@ -163,13 +163,13 @@ class FeatureSet:
         if not SET_NAME.fullmatch(self.name) or not self.name.startswith(f"{self.kind}-"):
             raise ValueError(f"{self.name!r} is no name of a {self.kind} set")
         if any(name != spec.name for name, spec in self.arrays.items()):
-            raise ValueError(f"{self.name}: an array stands under the name of another")
+            raise ValueError(f"{self.name}: an array has the key of another")
         if not isinstance(self.rows_per_shard, int) or self.rows_per_shard < 1:
             raise ValueError(f"{self.name}: {self.rows_per_shard!r} clips a shard")
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Thinker layers held, in the order of the `layer` axis; empty for an encoder."""
+        """Thinker layers in the order of the `layer` axis; empty for an encoder."""
         return tuple(self.origin.get("layers", ()))
 
     @property
@@ -212,7 +212,7 @@ class ClipRow:
     """One clip: a video and a split frame, and the frames chosen around the split.
 
     `clip_id` is `<first 16 hex digits of the video's sha256>@<split_frame>`: the same content is the same
-    clip wherever the file lies. Indices count decoded frames from 0, times are presentation times in
+    clip wherever the file is. Indices count decoded frames from 0, times are presentation times in
     seconds; every thinker and observed index is < `split_frame`, every future index is >= it.
     """
 
@@ -232,7 +232,7 @@ class ClipRow:
 
     @property
     def label(self) -> str:
-        """How messages name the clip."""
+        """Name of the clip in messages."""
         return f"clip {self.clip_id!r} ({self.video!r})"
 
     def sampling(self, kind: Kind) -> str:
@@ -241,7 +241,7 @@ class ClipRow:
 
 @dataclass(frozen=True, slots=True)
 class ClipFeatures:
-    """Features of one clip, ready to be written. Ragged arrays are shorter along their `token` axis."""
+    """Features of one clip to be written. Ragged arrays are shorter along their `token` axis."""
 
     clip_id: str
     arrays: Mapping[str, torch.Tensor]
@@ -252,14 +252,14 @@ class ClipFeatures:
 
 
 DROPPED = "verify"
-"""Stage of an index row whose features were damaged: the next extraction makes them anew."""
+"""Stage of an index row whose features were damaged: the next extraction computes them again."""
 
 FailureStage = Literal["open", "plan", "decode", "thinker", "encoder", "worker", "labels"]
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a video, or one clip of it, has no features; at `labels`, why a video has no hand labels.
+    """Reason why a video, or one clip of it, has no features; at stage `labels`, no hand labels.
 
     `clip_id` is empty where no clip could be planned, and for labels.
     """
@@ -273,7 +273,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class IndexRow:
-    """One clip of a feature set. `row` is its place on the clip axis, -1 where extraction failed."""
+    """One clip of a feature set. `row` is its position on the clip axis, -1 where extraction failed."""
 
     clip_id: str
     status: Literal["ok", "failed"]
@@ -289,11 +289,11 @@ class IndexRow:
 
 
 SHOWN_HEX = 12
-"""Digits of a digest that are enough for a person to tell two apart."""
+"""Digits of a digest that tell two apart for a person."""
 
 
 def differing(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For each record the settings that are not equal in all of them, by dotted name.
+    """The settings that are not equal in all records, for each record by dotted name.
 
     A record without a setting that another has is given None. Names are in the order of the records.
     """
@@ -304,10 +304,10 @@ def differing(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def set_differences(feature_sets: Iterable[FeatureSet]) -> dict[str, str]:
-    """What tells feature sets of a kind apart, in words by the set's name: `prompt 'a', dtype bfloat16`.
+    """Differences of feature sets of a kind, in words by the set's name: `prompt 'a', dtype bfloat16`.
 
-    Digests are left out where a name differs that says the same: those of the weights and preprocessing
-    files beside the model's name, that of a sampling beside its settings.
+    A digest is left out where a name that implies it differs too: digests of weights and preprocessing files
+    where the model's name does, that of a sampling where its settings do.
     """
     items = list(feature_sets)
     if len(items) < 2:

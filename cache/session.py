@@ -1,4 +1,4 @@
-"""Writing one feature set from one process: batches fill one shard after another."""
+"""Writing a cache: the session that has its lock, and a writer that fills one shard after another."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ from thinkjepa.cache.tables.parquet import CLIPS_SCHEMA, FAILURES_SCHEMA, next_n
 
 
 class SetWriter:
-    """Appends batches of clips to one feature set of a cache that this process holds.
+    """Appends batches of clips to one feature set of a cache that this process has locked.
 
-    As a context manager it seals the shard in hand on a normal exit; after an exception the shard stays
-    open with its journal, and the next writer of the set continues behind the last committed batch.
+    As a context manager it seals the open shard on a normal exit. After an exception the shard stays open
+    with its journal, and the next writer of the set continues after the last committed batch.
     """
 
     def __init__(self, root: Path, feature_set: FeatureSet) -> None:
@@ -60,7 +60,7 @@ class SetWriter:
         forget(root, feature_set.name)
         self._open: OpenShard | None = None
         for number in unfinished_shards(root, feature_set.name):
-            self._seal()  # of several that were left open the last one goes on
+            self._seal()  # of several that were left open the last one is continued
             self._open = OpenShard(root, feature_set, number)
         if self._open and self._open.is_full:
             self._seal()
@@ -112,7 +112,7 @@ class SetWriter:
 
 
 def done_clip_ids(writer: SetWriter) -> set[str]:
-    """Clips with features in the set, visible or committed to the shard in hand."""
+    """Clips with features in the set, visible or committed to the open shard."""
     visible = SetIndex(writer.root, writer.feature_set.name).clip_ids.to_pylist()
     return {*visible, *(row.clip_id for row in writer.unsealed_rows if row.status == "ok")}
 
@@ -120,16 +120,15 @@ def done_clip_ids(writer: SetWriter) -> set[str]:
 REMEDY = f"{WAIT} (thinkjepa-cache extract does so with --wait), or choose another --cache-dir"
 
 OURS = (".lock", ".holder.json")
-"""Files that a folder without a cache may have: a run ended before it made one."""
+"""Files that a folder without a cache may have: a run ended before it created one."""
 
 
 class WriteSession:
-    """Holds a cache for writing; a context manager. Creates the cache where the folder is new or empty.
+    """The lock on writing a cache, a context manager; the cache is created in a new or empty folder.
 
-    One process holds it and decides what is written where. Shards that it assigns can be written by other
-    processes, each with `OpenShard` and the session's `token`.
-    Raises CacheError where the folder is something else, of another schema, or held by another process;
-    with `on_wait` it waits for that one, after telling who it is.
+    The process that has it assigns clips to shards. Other processes can write these shards, each with
+    `OpenShard` and the session's `token`. Raises CacheError where the folder is no cache, of another schema,
+    or locked by another process. With `on_wait` it passes a note that names the other process, and waits.
     """
 
     def __init__(self, root: Path, *, on_wait: Callable[[str], None] | None = None) -> None:
@@ -152,11 +151,11 @@ class WriteSession:
 
     @property
     def token(self) -> str:
-        """What the writers of this session's shards know it by."""
+        """The token that writers of this session's shards check."""
         return self._lock.token
 
     def _prepare(self) -> None:
-        """Read the catalog, and clear away what killed runs left half-written."""
+        """Read the catalog, and remove the partial files of killed runs."""
         if not cache_json(self.root).exists():
             write_catalog(self.root, {})
         self.feature_sets = read_catalog(self.root)
@@ -176,7 +175,7 @@ class WriteSession:
                 tidy(self.root)
 
     def resolve(self, wanted: FeatureSet) -> FeatureSet:
-        """The set that answers `wanted`: an existing one (also one with more layers), or a new one."""
+        """The existing set that serves as `wanted`, also one with more layers, or a new one."""
         found = resolve_set(wanted, self.feature_sets)
         if found.name not in self.feature_sets:
             self.feature_sets[found.name] = found
@@ -185,7 +184,7 @@ class WriteSession:
 
     @property
     def last_extraction(self) -> Mapping[str, Any]:
-        """The record that `remember` wrote; empty where there is none."""
+        """The record of the last extraction; empty where there is none."""
         return read_last_extraction(self.root)
 
     def remember(self, record: Mapping[str, Any]) -> None:
@@ -201,14 +200,14 @@ class WriteSession:
             write_table(clips_dir(self.root) / f"{number:06d}.parquet", changed, CLIPS_SCHEMA)
 
     def add_labels(self, labels: Iterable[VideoLabels]) -> int:
-        """Store labels that are new, or whose file changed. Returns how many videos that were."""
+        """Store labels that are new, or whose file changed. Returns the number of these videos."""
         known = LabelTable(self.root)
         return write_labels(
             self.root, (item for item in labels if known.label_digest(item.video_digest) != item.label_digest)
         )
 
     def writer(self, feature_set: FeatureSet) -> SetWriter:
-        """A writer that continues what an interrupted run left behind."""
+        """A writer that continues where an interrupted run stopped."""
         return SetWriter(self.root, feature_set)
 
     def assigned(self, feature_set: FeatureSet) -> dict[int, tuple[str, ...]]:
@@ -227,8 +226,8 @@ class WriteSession:
         """Give each group of clips, at most `rows_per_shard` of them, a new shard; returns their numbers."""
         return assign(self.root, feature_set, groups)
 
-    def undecided(self, feature_set: FeatureSet, shard: int, clip_ids: Iterable[str]) -> set[str]:
-        """Those of an assigned shard's clips that nobody has committed features or a failure of."""
+    def pending(self, feature_set: FeatureSet, shard: int, clip_ids: Iterable[str]) -> set[str]:
+        """The clips of an assigned shard without committed features or a committed failure."""
         sealed = index_file(self.root, feature_set.name, shard)  # joined with others when all is written
         if sealed.exists():
             return set()
@@ -239,10 +238,10 @@ class WriteSession:
         """Clips with features in the set that readers can see."""
         return set(SetIndex(self.root, feature_set.name).clip_ids.to_pylist())
 
-    def failed_under_way(self, feature_set: FeatureSet) -> dict[str, Failure]:
-        """Clips that an interrupted run has tried in vain, by id, in shards that it did not finish.
+    def unfinished_failures(self, feature_set: FeatureSet) -> dict[str, Failure]:
+        """Failed clips, by id, in the shards that an interrupted run did not finish.
 
-        They stay failed, until their shard is complete or `forget_failed_under_way` is called.
+        They stay failed until `retry_unfinished_failures` is called.
         """
         name, done = feature_set.name, self.done_clip_ids(feature_set)
         journals = [journal_file(self.root, name, number) for number in unfinished_shards(self.root, name)]
@@ -253,8 +252,8 @@ class WriteSession:
             if row["status"] == "failed" and row["clip_id"] not in done
         }
 
-    def forget_failed_under_way(self, feature_set: FeatureSet) -> None:
-        """Make clips undecided that an interrupted run has tried in vain, in shards it did not finish."""
+    def retry_unfinished_failures(self, feature_set: FeatureSet) -> None:
+        """Make the failed clips of unfinished shards pending again."""
         for number in unfinished_shards(self.root, feature_set.name):
             path = journal_file(self.root, feature_set.name, number)
             with LineFile(path, patience_s=PATIENCE_S) as journal:
@@ -264,7 +263,7 @@ class WriteSession:
                     replace_file(path, encoded(kept))
 
     def failed_clips(self, feature_set: FeatureSet) -> dict[str, Failure]:
-        """Clips tried in vain, by id, in complete shards; not those that verify has dropped."""
+        """Failed clips, by id, in complete shards, without those that verify has dropped."""
         rows = SetIndex(self.root, feature_set.name).failed.values()
         return {
             row.clip_id: Failure("", cast(FailureStage, row.stage), row.reason, clip_id=row.clip_id)
@@ -273,13 +272,13 @@ class WriteSession:
         }
 
     def ask_writers_to_stop(self) -> None:
-        """Let those who write assigned shards end after the batch that they work on."""
+        """Ask the writers of assigned shards to end after their current batch."""
         ask_writers_to_stop(self.root)
 
     def finish(self, feature_set: FeatureSet) -> None:
-        """Keep the index in few files, now that all that was assigned is written.
+        """Join the index files, and forget the assignment, after all of it is written.
 
-        Raises CacheError where a shard is not: nothing may take it for done.
+        Raises CacheError where an assigned shard is not complete.
         """
         if left := assigned(self.root, feature_set.name):
             raise CacheError(
@@ -290,7 +289,7 @@ class WriteSession:
         forget(self.root, feature_set.name)
 
     def record_failures(self, failures: Iterable[Failure], *, videos: Iterable[str]) -> None:
-        """Replace what is recorded about `videos` by `failures`; other videos' records stay."""
+        """Replace the recorded failures of `videos`; those of other videos stay."""
         path, again = failures_file(self.root), set(videos)
         earlier = read_table(path, Failure, FAILURES_SCHEMA) if path.exists() else []
         kept = [failure for failure in earlier if failure.video not in again]
@@ -302,7 +301,7 @@ class WriteSession:
 
 
 def _without_failures(line: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of a shard's journal; the first one has no rows."""
+    """A line of a journal without its failed rows; the first line has no rows."""
     if "rows" not in line:
         return dict(line)
     return {**line, "rows": [row for row in line["rows"] if row["status"] != "failed"]}

@@ -38,10 +38,10 @@ PATTERNS = (
 """The small files of a cache."""
 
 STAGING = (".*.tmp", "zarr.*.partial")
-"""Names under which our `replace_file` and zarr-python write a file before it gets its own."""
+"""Patterns of temporary names, of `replace_file` and of zarr-python."""
 
 TRIES = 5
-"""A file may be replaced between looking at the ledger and at the file: then both are read again."""
+"""A file may be replaced between reading the ledger and the file: then both are read again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +56,14 @@ class Entry:
 
 @dataclass(slots=True)
 class Ledger:
-    """What the lines say. `damage` lists lines that are not as they were written."""
+    """Content of the ledger. `damage` names the lines that are not as they were written."""
 
     entries: dict[str, list[Entry]] = field(default_factory=dict)
-    """Per file the last confirmed content or removal, and what was announced behind it."""
+    """Per file the last confirmed content or removal, and what was announced after it."""
     damage: list[str] = field(default_factory=list)
 
     def add(self, entry: Entry) -> None:
+        """Take the next line into account."""
         settled = entry.state != "writing"
         self.entries[entry.file] = [entry] if settled else [*self.entries.get(entry.file, []), entry]
 
@@ -90,12 +91,12 @@ def _is_listed(content: bytes, entries: Sequence[Entry]) -> bool:
 
 
 def root_of(path: Path) -> Path | None:
-    """The cache that a small file belongs to, or None where it lies in none."""
+    """The cache that a small file belongs to, or None."""
     return next((parent for parent in list(path.parents)[:DEEPEST] if cache_json(parent).exists()), None)
 
 
 def replace_listed(path: Path, content: bytes | memoryview) -> None:
-    """`replace_file` for a small file of a cache, with its checksum in the ledger."""
+    """Replace a small file of a cache, and list its checksum in the ledger."""
     root = path.parent if path.name == cache_json(path.parent).name else root_of(path)
     if root is None:
         replace_file(path, content)
@@ -115,7 +116,7 @@ def remove_listed(path: Path) -> None:
 
 
 def read_listed(path: Path) -> bytes:
-    """The content of a small file. Raises CacheError where it is not what was written, OSError as usual."""
+    """The content of a small file. Raises CacheError where it is not as written, and OSError."""
     root = root_of(path)
     content = b""
     for _ in range(TRIES):
@@ -130,9 +131,9 @@ def read_listed(path: Path) -> bytes:
 
 
 def adopt(root: Path) -> None:
-    """List the small files that are not listed: of an older version, or put there by zarr or by hand.
+    """List the small files that are not listed yet: of an older version, or written by zarr or by hand.
 
-    The caller holds the cache for writing.
+    The caller has the cache locked.
     """
     ledger = read_ledger(root)
     unlisted = [file for file in small_files(root) if file not in ledger.entries]
@@ -141,9 +142,9 @@ def adopt(root: Path) -> None:
 
 
 def sweep(root: Path) -> None:
-    """Remove what killed runs left half-written under another name. The caller is the only writer.
+    """Remove the staging files of killed runs. The caller has the cache locked.
 
-    Not under splits/ and selections/, which training writes without holding the cache.
+    splits/ and selections/ are left alone: training writes them without that lock.
     """
     folders = {Path(pattern).parent.as_posix() for pattern in PATTERNS}
     for folder in sorted(folders - {"splits", "selections"}):
@@ -153,9 +154,9 @@ def sweep(root: Path) -> None:
 
 
 def tidy(root: Path) -> None:
-    """Write the ledger anew, a line a file, sorted: equal caches end with equal bytes, whatever led there.
+    """Rewrite the ledger with one line for each file, sorted, so that equal caches end with equal bytes.
 
-    The caller holds the cache for writing. A damaged ledger stays as it is, so that verify can name it.
+    The caller has the cache locked. A damaged ledger stays as it is, so that verify can name it.
     """
     path = root / NAME
     with LineFile(path), explained_os_errors("write", path):
@@ -169,7 +170,7 @@ def tidy(root: Path) -> None:
 
 
 def _settled(root: Path, ledger: Ledger, file: str) -> list[Entry]:
-    """The one line that holds for a file; all of them where the file has none of these contents."""
+    """The one line that describes a file; all of them where the file has none of these contents."""
     entries = ledger.entries[file]
     if ledger.fault(root, file):
         return entries
@@ -182,7 +183,7 @@ def small_files(root: Path) -> list[str]:
 
 
 def ledger_faults(root: Path) -> Iterator[tuple[str, str]]:
-    """Small files that are not as they were written, with what is wrong; the ledger itself among them."""
+    """Small files that are not as they were written, and the fault of each; the ledger may be one."""
     for reason in read_ledger(root).damage:
         yield NAME, reason
     for file in list(read_ledger(root).entries):
@@ -213,6 +214,6 @@ def _present(root: Path, file: str) -> Entry:
 
 
 def _append(root: Path, entries: list[Entry], *, durable: bool = True) -> None:
-    """Other processes wait meanwhile: training lists its splits without holding the cache."""
+    """Append under the file's own lock: training lists its splits without the lock of the cache."""
     with LineFile(root / NAME) as file:
         file.append(map(asdict, entries), durable=durable)

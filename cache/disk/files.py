@@ -1,4 +1,4 @@
-"""Files on disk: replaced whole, synced, checksummed, inside the cache; operating-system errors in words."""
+"""Files on disk: atomic replacement, syncs, checksums, containment, and operating-system errors in words."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ REMEDIES = {
 
 @contextmanager
 def explained_os_errors(doing: str, path: Path) -> Iterator[None]:
-    """Turn an OSError into a CacheError that says what was being done, where, and the remedy."""
+    """Turn an OSError into a CacheError that states the action, the path and the remedy."""
     try:
         yield
     except OSError as error:
@@ -51,7 +51,7 @@ def fsync_folder(folder: Path) -> None:
 
 
 def replace_file(path: Path, content: bytes | memoryview) -> None:
-    """Write `content` so that a reader finds the old file or the new one, never a part of it."""
+    """Replace a file atomically: a reader finds the old content or the new one, never a part."""
     with explained_os_errors("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -74,7 +74,7 @@ def remove_file(path: Path) -> None:
 
 
 DEEPEST = 3
-"""Folders from a cache to `features.zarr/<set>/<array>`; links to shards are looked at when opened."""
+"""Folders from a cache to `features.zarr/<set>/<array>`; links to shards are checked when opened."""
 
 
 def refuse_links_out(root: Path) -> None:
@@ -123,7 +123,7 @@ def checksum(parts: Iterable[bytes | memoryview | npt.NDArray[Any]]) -> str:
 
 
 SYNC_BYTES = 24 << 20
-"""Unsynced bytes that start a sync: large enough for sequential writes, small beside a batch."""
+"""Unsynced bytes that start a sync: large enough for sequential writes, small against a batch."""
 
 BUFFERS_AT_ONCE = 512
 """Parts of one gathering write; Linux takes 1,024."""
@@ -133,7 +133,7 @@ Buffers = Sequence[memoryview | bytes]
 
 @dataclass(slots=True)
 class _File:
-    """What is under way for one open file."""
+    """Pending work for one open file."""
 
     writes: list[Future[None]] = field(default_factory=list)
     sync: Future[None] | None = None
@@ -142,9 +142,9 @@ class _File:
 
 
 class BackgroundSync:
-    """Writes to open files in the order they were asked for, and syncs, at most one at a time a file.
+    """Writes to open files in the order of the calls, and syncs, at most one at a time for a file.
 
-    Copying into the page cache takes as long as checking and summing what is copied, and needs no
+    Copying into the page cache takes as long as checking and summing the same bytes, and needs no
     interpreter: two threads write a quarter faster than one.
     """
 
@@ -172,12 +172,12 @@ class BackgroundSync:
             self._settle(file)
 
     def close(self) -> None:
-        """Wait for what is running; the files may be closed then."""
+        """Wait for all work; the files may be closed then."""
         self._writer.shutdown(wait=True)
         self._syncs.shutdown(wait=True)
 
     def _write(self, descriptor: int, file: _File, buffers: Buffers) -> None:
-        if file.failed:  # nothing goes behind a hole
+        if file.failed:  # nothing is written after a hole
             return
         try:
             for start in range(0, len(buffers), BUFFERS_AT_ONCE):
@@ -193,7 +193,7 @@ class BackgroundSync:
 
     @staticmethod
     def _settle(file: _File) -> None:
-        """Nothing is under way when this returns or raises."""
+        """Wait for all pending work of a file, also where it raises."""
         writes, file.writes = file.writes, []
         wait(writes)
         syncs = [file.sync] if file.sync is not None else []
@@ -204,7 +204,7 @@ class BackgroundSync:
 
 
 def write_all(descriptor: int, buffers: Buffers) -> None:
-    """Write all buffers one behind the other; the kernel may take less than it is given."""
+    """Write all buffers one after the other; the kernel may take less than it is given."""
     waiting = [memoryview(buffer).cast("B") for buffer in buffers]
     while waiting:
         written = os.writev(descriptor, waiting)

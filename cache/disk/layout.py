@@ -15,12 +15,12 @@ def cache_json(root: Path) -> Path:
 
 
 def lock_file(root: Path, name: str = "") -> Path:
-    """Held by the process that decides what is written into a folder, or into one file of it by name."""
+    """Lock of a folder, or of the one file in it that `name` is."""
     return root / (f".{name}.lock" if name else ".lock")
 
 
 def holder_file(root: Path, name: str = "") -> Path:
-    """Who holds the lock, for people, and the token by which its writers know that it still does."""
+    """Record of the process that has the lock, with the token that its writers check."""
     return root / (f".{name}.holder.json" if name else ".holder.json")
 
 
@@ -30,12 +30,12 @@ def extraction_file(root: Path) -> Path:
 
 
 def clips_dir(root: Path) -> Path:
-    """Numbered parquet files of clips; of two rows with the same key the later file holds."""
+    """Numbered parquet files of clips; of two rows with the same key the later file's counts."""
     return root / "clips"
 
 
 def labels_dir(root: Path) -> Path:
-    """Numbered Arrow files of hand labels; of two rows of a video the later file's holds."""
+    """Numbered Arrow files of hand labels; of two rows of a video the later file's counts."""
     return root / "labels"
 
 
@@ -50,11 +50,12 @@ def index_dir(root: Path, set_name: str) -> Path:
 
 
 def index_file(root: Path, set_name: str, shard: int) -> Path:
+    """Index rows of one sealed shard."""
     return index_dir(root, set_name) / f"{shard:06d}.parquet"
 
 
 def assigned_file(root: Path, set_name: str) -> Path:
-    """Which clips go to which shards of a run that is not finished."""
+    """Assignment of clips to shards, of a run that is not finished."""
     return root / set_name / "assigned.jsonl"
 
 
@@ -74,9 +75,10 @@ def store_dir(root: Path) -> Path:
 
 
 def array_dir(root: Path, set_name: str, array: str) -> Path:
+    """The zarr array of one array of a feature set."""
     return store_dir(root) / set_name / array
 
 
 def shard_file(root: Path, set_name: str, array: ArraySpec, shard: int) -> Path:
-    """A shard spans all axes but the clip axis, so its zarr key is `c/<shard>/0/0...`, a 0 for each."""
+    """A shard of an array. It spans all axes of a clip, so its zarr key is `c/<shard>/0/0...`."""
     return array_dir(root, set_name, array.name).joinpath("c", str(shard), *["0"] * len(array.shape))

@@ -1,7 +1,7 @@
-"""Who may write a folder: one process at a time, for caches, runs, reports and predictions.
+"""The lock on writing a folder: one process at a time, for caches, runs, reports and predictions.
 
-The lock is the operating system's, and free as soon as its holder has ended, however it ended. A file next to
-it names the holder for whoever comes next, and has the token by which the holder's own writers know it.
+The lock is the operating system's, so it is free as soon as its holder has ended, in whatever way. A file
+next to it names the holder in messages to others, and has the token that the holder's own writers check.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ WAIT = "wait for it to end"
 
 
 class WriteLock:
-    """The right to write a folder, made where missing, or one `file` in it; a context manager.
+    """The right to write a folder, created where missing, or one `file` in it; a context manager.
 
-    Raises CacheError, which ends in `remedy`, where another process has it. With `on_wait` it waits for that
-    one instead, after telling who it is. `token` is new each time.
+    Raises CacheError, which ends in `remedy`, where another process has it. With `on_wait` it passes a note
+    that names the other process, and waits for it instead. `token` is new each time.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class WriteLock:
 
 
 def ask_writers_to_stop(root: Path) -> None:
-    """Let writers of this session end after the batch that they work on."""
+    """Ask the writers of this session to end after their current batch."""
     replace_file(holder_file(root), json.dumps({**_read(holder_file(root)), "stopping": "yes"}).encode())
 
 
@@ -94,10 +94,10 @@ def writers_should_stop(root: Path, token: str) -> bool:
 
 
 def check_holder(root: Path, token: str) -> None:
-    """Raise CacheError where the session with this token is not the holder; an empty token is not checked.
+    """Raise CacheError where the session with this token lost the lock; an empty token is not checked.
 
     A writer on another machine may outlive its session; it must not write into a shard that a later session
-    has given to somebody else.
+    has given to another writer.
     """
     if token and _read(holder_file(root)).get("token") != token:
         raise CacheError(
@@ -117,7 +117,7 @@ def _described(record: dict[str, str]) -> str:
 
 
 def _sign_in(path: Path) -> str:
-    """Write who we are next to the lock that we hold; returns the new token of our writers."""
+    """Record this process next to the lock that it has; returns the new token of its writers."""
     token = secrets.token_hex(16)
     record = {
         "token": token,

@@ -1,7 +1,7 @@
-"""Which clips go to which shards: decided by the process that holds the cache, before any of them is written.
+"""Assignment of clips to shards, by the process that has the cache locked, before any of them is written.
 
-So any number of processes can write, each a shard of its own, and where a clip ends up is a function of
-the plan and never of who was faster. The assignment is durable: a run that was killed goes on with it.
+Any number of processes can then write, each a shard of its own. The shard of a clip depends on the plan
+alone, never on which process was faster. The assignment is durable: a run that was killed continues with it.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ def assigned(root: Path, set_name: str) -> dict[int, tuple[str, ...]]:
 
 
 def forget(root: Path, set_name: str) -> None:
-    """Drop what is assigned: all of it is written, or nothing more of it shall be."""
+    """Remove the assignment: all of it is written, or the rest is not to be."""
     remove_file(assigned_file(root, set_name))
 
 
 def next_shard(root: Path, set_name: str) -> int:
-    """The number behind all shards that are visible, being written, or assigned."""
+    """The number after all shards that are visible, being written, or assigned."""
     journals = [int(path.stem) for path in journal_dir(root, set_name).glob("[0-9]*.jsonl")]
     ends = [line["first"] + len(line["groups"]) - 1 for line in read_lines(assigned_file(root, set_name))]
     last: int = max([next_number(index_dir(root, set_name)) - 1, *journals, *ends])
@@ -70,15 +70,15 @@ def _visible_shards(root: Path, set_name: str) -> set[int]:
 
 
 def is_unfinished(root: Path, set_name: str) -> bool:
-    """Whether a run that writes the set, or one that was interrupted, has not come to its end."""
+    """Whether a run is writing the set, or was interrupted."""
     begun = any(journal_dir(root, set_name).glob("[0-9]*.jsonl"))
     return begun or assigned_file(root, set_name).exists()
 
 
 def unfinished_shards(root: Path, set_name: str) -> list[int]:
-    """Shards that were begun and are not visible yet, in order. Journals that outlived a seal are removed.
+    """Shards that were begun and are not visible yet, in order. Journals of sealed shards are removed.
 
-    The caller holds the cache, and nobody writes to it.
+    The caller has the cache locked, and no other process writes to it.
     """
     visible = _visible_shards(root, set_name)
     unfinished = []

@@ -1,9 +1,8 @@
-"""Encoding of features for storage: float8 with scales, inner chunks, compression.
+"""Encoding of features for storage: float8 with scales, compression, and inner chunks.
 
-Half the disk: values as float8 (e4m3) with a float32 scale for each token, and the error that adds.
-
-A token is the vector along an array's last axis. Its largest magnitude becomes 448, the largest of e4m3, so
-that values within 2^-15 of it keep three bits of mantissa: they are off by at most 1/16 of themselves.
+An fp8 array takes half the disk: float8 (e4m3) values, a float32 scale for each token, and the token's error.
+A token is the vector along an array's last axis. Its largest magnitude becomes 448, the largest of e4m3.
+Values within 2^-15 of it keep three bits of mantissa, so they are off by at most 1/16 of themselves.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 
 
 def companions(spec: ArraySpec) -> tuple[ArraySpec, ArraySpec]:
-    """The arrays stored beside an fp8 array: each token's scale, and its relative L2 error."""
+    """The arrays stored with an fp8 array: each token's scale, and its relative L2 error."""
     axes = zip(spec.dims[:-1], spec.shape[:-1], spec.chunks[:-1], strict=True)
     chunks = tuple(chunk if dim == "token" else size for dim, size, chunk in axes)
     scale = replace(
@@ -44,8 +43,8 @@ def companions(spec: ArraySpec) -> tuple[ArraySpec, ArraySpec]:
     return scale, replace(scale, name=spec.name + ERROR)
 
 
-def quantised(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bits of the float8 values (uint8, the shape of `values`), and the scales (float32, last axis gone)."""
+def quantized(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bits of the float8 values, uint8 like `values`, and scales, float32 without the last axis."""
     exact = values.float()
     scale = (exact.abs().amax(dim=-1) / LARGEST).clamp_min(SMALLEST_SCALE)
     codes = (exact / scale[..., None]).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
@@ -53,12 +52,12 @@ def quantised(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def restored(codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The values that are read: float8 times scale in float32, then rounded to `dtype`."""
+    """Values as they are read: float8 times scale in float32, then rounded to `dtype`."""
     return (codes.view(torch.float8_e4m3fn).float() * scale[..., None]).to(dtype)
 
 
 def token_errors(exact: torch.Tensor, approximate: torch.Tensor) -> torch.Tensor:
-    """Relative L2 error of every token (float32, last axis gone); 0 for a token of zeros."""
+    """Relative L2 error of every token (float32, without the last axis); 0 for a token of zeros."""
     difference = (exact.double() - approximate.double()).norm(dim=-1)
     size = exact.double().norm(dim=-1)
     return torch.where(size > 0, difference / size.clamp_min(1e-300), difference).float()
@@ -82,7 +81,7 @@ def compressed(raw: Bytes, codec: Codec, *, itemsize: int) -> Bytes:
 
 
 def zarr_compressors(codec: Codec, *, itemsize: int) -> list[Any]:
-    """The codecs by which zarr reads what `compressed` wrote."""
+    """The codecs by which zarr reads the chunks that `compressed` returns."""
     if codec == "zstd":
         return [ZstdCodec(level=ZSTD_LEVEL, checksum=False)]
     if codec == "blosc":
@@ -98,18 +97,18 @@ def _blosc(itemsize: int) -> Blosc:
 
 @dataclass(frozen=True, slots=True)
 class StoredClip:
-    """A clip in both forms: the tensors whose bytes are stored, and the features as they will be read."""
+    """A clip in both forms: the tensors whose bytes are stored, and the features as they are read."""
 
     arrays: Mapping[str, torch.Tensor]
     as_read: ClipFeatures
 
 
 def prepared(features: ClipFeatures, feature_set: FeatureSet) -> StoredClip:
-    """What to store of features that have been checked. Without fp8 arrays it is the features themselves."""
+    """The stored form of checked features. Without fp8 arrays it is the features themselves."""
     stored, read = dict(features.arrays), dict(features.arrays)
     for name, spec in feature_set.arrays.items():
         if spec.encoding == "fp8":
-            stored[name], scale = quantised(features.arrays[name])
+            stored[name], scale = quantized(features.arrays[name])
             read[name] = restored(stored[name], scale, spec.torch_dtype)
             stored[name + SCALE] = scale
             stored[name + ERROR] = token_errors(features.arrays[name], read[name])
@@ -123,7 +122,7 @@ def blocks(values: torch.Tensor, spec: ArraySpec) -> Iterator[tuple[tuple[int, .
     sizes = (*spec.chunks[:-1], spec.chunks[-1] * itemsize)
     counts = [range(math.ceil(n / size)) for n, size in zip(raw.shape, sizes, strict=True)]
     for position in itertools.product(*counts):
-        starts = [place * size for place, size in zip(position, sizes, strict=True)]
+        starts = [index * size for index, size in zip(position, sizes, strict=True)]
         part = raw[tuple(slice(start, start + size) for start, size in zip(starts, sizes, strict=True))]
         if part.shape != sizes:
             padded = np.zeros(sizes, dtype=np.uint8)

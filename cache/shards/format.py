@@ -1,4 +1,4 @@
-"""One zarr v3 shard as a file: streamed by the writer, mapped by the reader.
+"""The file of one zarr v3 shard, streamed by the writer and mapped by the reader; zarr metadata of arrays.
 
 Format (zarr v3 specification, `sharding_indexed` codec, index at the end): encoded inner chunks in any
 order, then the index, a little-endian uint64 pair (offset, bytes) per inner chunk in C order of the
@@ -72,7 +72,7 @@ class ShardWriter:
                 self._file.close()
                 raise CacheError(
                     f"{str(self.partial)!r} has {found} bytes, the journal says {size}: the file was changed "
-                    "from outside; remove it and the journal beside the set's index, then extract again"
+                    "from outside; remove it and the journal next to the set's index, then extract again"
                 )
             self._file.truncate(size)
             self._file.seek(size)
@@ -81,7 +81,7 @@ class ShardWriter:
     def append_all(self, numbers: Sequence[int], raws: Sequence[Bytes]) -> list[ChunkEntry]:
         """Append inner chunks (their numbers and raw bytes, which must stay as they are until the flush).
 
-        They are written meanwhile, in few system calls; `end_flush` raises what goes wrong.
+        They are written in the background, in few system calls; `end_flush` raises the errors.
         """
         buffers: list[memoryview | bytes] = []
         entries: list[ChunkEntry] = []
@@ -133,8 +133,10 @@ class ShardWriter:
 
 
 READ_AROUND_BYTES = 1 << 18
-"""Around a page that is touched the kernel reads up to some megabytes more. Smaller chunks are asked for by
-themselves: 4,000 pooled states of 65 kB out of 100,000 clips are 0.3 GB then, instead of all 6.5."""
+"""Chunks below this size are requested one by one, as the kernel reads megabytes around a touched page.
+
+4,000 pooled states of 65 kB out of 100,000 clips are 0.3 GB then, instead of all 6.5.
+"""
 
 
 class MappedShard:
@@ -168,7 +170,7 @@ class MappedShard:
         if offset == MISSING and length == MISSING:
             return None
         if length <= CRC_BYTES or offset + length > self._end:
-            raise CacheError(f"shard {str(self.path)!r}: inner chunk {number} lies outside the file")
+            raise CacheError(f"shard {str(self.path)!r}: inner chunk {number} is outside the file")
         if self._fetches:
             page = int(offset) // mmap.PAGESIZE * mmap.PAGESIZE
             self._map.madvise(mmap.MADV_WILLNEED, page, int(offset + length) - page)
@@ -223,7 +225,7 @@ def _create_array(group: zarr.Group, spec: ArraySpec, rows_per_shard: int) -> No
 
 
 def grow(root: Path, set_name: str, array: str, rows: int) -> None:
-    """Let the clip axis of an array have at least so many rows."""
+    """Extend the clip axis of an array to at least `rows`."""
     path = array_dir(root, set_name, array) / "zarr.json"
     with explained_os_errors("write", path):
         metadata = json.loads(read_listed(path))

@@ -1,10 +1,8 @@
-"""What features must be like before they are stored, and the checksum that they are known by.
+"""Writing one shard of a feature set by one process: batches are checked, appended, journaled and sealed.
 
-One shard of a feature set being written, by one process: batches appended and journaled, then sealed.
-
-Commit order: payload, then journal line (a killed run continues behind it), then the sealed array files, and
-last the index file that makes the clips visible. A sealed shard is never touched again. Different
-shards of a set may be written by different processes at once; the journal keeps two from writing the same.
+Commit order: payload, then journal line (a killed run continues after it), then the sealed array files, and
+last the index file that makes the clips visible. A sealed shard never changes. Different processes may write
+different shards of a set at once; the lock on the journal keeps two from writing the same one.
 """
 
 from __future__ import annotations
@@ -48,7 +46,7 @@ Bits = npt.NDArray[Any]
 
 
 def clip_problem(features: ClipFeatures, feature_set: FeatureSet) -> str:
-    """Why these features must not be stored, or an empty string. Finds shapes, dtypes, inf and NaN."""
+    """The fault of features in words, or an empty string: missing, wrong shape or dtype, inf or NaN."""
     for name, spec in feature_set.given_arrays.items():
         values = features.arrays.get(name)
         if values is None:
@@ -68,7 +66,7 @@ def clip_problem(features: ClipFeatures, feature_set: FeatureSet) -> str:
 
 
 def features_checksum(features: ClipFeatures, feature_set: FeatureSet) -> str:
-    """crc32c of all arrays' raw bytes in the order of their names, as the index holds it."""
+    """crc32c of all arrays' raw bytes in the order of their names, as in the index."""
     return checksum(
         features.arrays[name].contiguous().view(torch.uint8).numpy() for name in feature_set.given_arrays
     )
@@ -88,8 +86,11 @@ def _not_finite(values: torch.Tensor, spec: ArraySpec, feature_set: FeatureSet) 
 
 
 def _all_finite(bits: Bits, exponent: int) -> bool:
-    """Whether no value has all exponent bits set: by the largest bit patterns of positive and of negative
-    values, block by block (11 GB/s, where masks of the whole array reach 0.7)."""
+    """Whether no value has all exponent bits set.
+
+    It compares the largest bit patterns of positive and of negative values, block by block: 11 GB/s, where
+    masks of the whole array reach 0.7.
+    """
     flat = bits.reshape(-1)
     signed = flat.view(np.dtype(f"i{flat.itemsize}"))
     sign = 1 << (8 * flat.itemsize - 1)
@@ -108,18 +109,18 @@ def _bits(values: torch.Tensor) -> Bits:
 
 
 PATIENCE_S = 300.0
-"""For the last writer of a shard to end: a process that was told to stop finishes its batch first."""
+"""Wait for the last writer of a shard: a process that was asked to stop finishes its batch first."""
 
 
 class OpenShard:
-    """A shard that this process writes; what an interrupted run committed to it is kept.
+    """A shard that this process writes, after the batches that an interrupted run committed to it.
 
-    As a context manager it seals the shard on a normal exit; after an exception the shard stays open with
-    its journal, and whoever opens it next continues behind the last committed batch.
+    As a context manager it seals the shard on a normal exit. After an exception the shard stays open with its
+    journal, and the process that opens it next continues after the last committed batch.
     """
 
     def __init__(self, root: Path, feature_set: FeatureSet, number: int, *, token: str = "") -> None:
-        """`token` is the mark of the session that assigned the shard; empty: this process holds the cache.
+        """Open the shard for the session with `token`; an empty one: this process has the cache locked.
 
         Raises CacheError where another process writes the shard, or the session has ended.
         """
@@ -132,7 +133,7 @@ class OpenShard:
         try:
             check_holder(root, token)
             self.is_sealed = is_visible(root, feature_set.name, number)
-            """Whether somebody sealed it before we had it: then there is nothing left to do."""
+            """Whether another process sealed it before: then there is nothing left to do."""
             if not self.is_sealed:
                 self._rows = self._resumed()
         except BaseException:
@@ -145,8 +146,8 @@ class OpenShard:
         return tuple(self._rows)
 
     @property
-    def decided(self) -> frozenset[str]:
-        """Clips that the shard has features or a failure of."""
+    def processed(self) -> frozenset[str]:
+        """Clips with features or a failure in the shard."""
         return frozenset(row.clip_id for row in self._rows)
 
     @property
@@ -162,14 +163,14 @@ class OpenShard:
         """Commit a batch. Features that are not finite or misshapen are refused, recorded and returned."""
         if len(batch) > self.feature_set.rows_per_shard - self.used:
             raise ValueError(f"{len(batch)} clips do not fit in shard {self.number}, which holds {self.used}")
-        rows = [row for row in map(_failed_row, failures) if row.clip_id and self._is_news(row)]
+        rows = [row for row in map(_failed_row, failures) if row.clip_id and self._is_new_failure(row)]
         refused: list[Failure] = []
         chunks: dict[str, list[ChunkEntry]] = {name: [] for name in self._writers}
         used = self.used
         for features in batch:
             if problem := clip_problem(features, self.feature_set):
                 refused.append(Failure("", self.feature_set.kind, problem, clip_id=features.clip_id))
-                if self._is_news(_failed_row(refused[-1])):
+                if self._is_new_failure(_failed_row(refused[-1])):
                     rows.append(_failed_row(refused[-1]))
                 continue
             stored = prepared(features, self.feature_set)
@@ -197,7 +198,7 @@ class OpenShard:
         self._journal.close()
 
     def close(self) -> None:
-        """Let go of the files; what was committed and not sealed is there for the next one."""
+        """Close the files; committed batches stay for the next process."""
         for writer in self._writers.values():
             writer.close()
         self._sync.close()
@@ -214,8 +215,6 @@ class OpenShard:
                 self.seal()
         finally:
             self.close()
-
-    # -- one batch ---------------------------------------------------------------------------------
 
     def _commit(self, rows: Sequence[IndexRow], chunks: Mapping[str, Sequence[ChunkEntry]]) -> None:
         for writer in self._writers.values():
@@ -248,16 +247,14 @@ class OpenShard:
             checksum=features_checksum(features, self.feature_set),
         )
 
-    def _is_news(self, row: IndexRow) -> bool:
-        """Whether this failure is not what the index says of the clip already."""
+    def _is_new_failure(self, row: IndexRow) -> bool:
+        """Whether the index or the shard does not have this failure yet."""
         known = (self._known_failures.get(row.clip_id), *self._rows)
         return all(old is None or _failure_of(old) != _failure_of(row) for old in known)
 
     @cached_property
     def _known_failures(self) -> Mapping[str, IndexRow]:
         return SetIndex(self.root, self.feature_set.name).failed
-
-    # -- what an interrupted run left --------------------------------------------------------------
 
     def _resumed(self) -> list[IndexRow]:
         lines = self._journal.resume()
@@ -272,9 +269,9 @@ class OpenShard:
         return [_index_row(row) for line in lines[1:] for row in line["rows"]]
 
     def _reopen(self, batches: Sequence[Mapping[str, Any]]) -> None:
-        """Writers behind the last committed chunk.
+        """Open writers after the last committed chunk.
 
-        A run killed while sealing has renamed some arrays already: their bytes are taken back.
+        A run killed while sealing has renamed some arrays already: they are renamed back.
         """
         entries = {
             name: [(int(n), int(at), int(size)) for line in batches for n, at, size in line["chunks"][name]]

@@ -60,6 +60,7 @@ def _explained_damage(path: Path) -> Iterator[None]:
 
 
 def write_catalog(root: Path, feature_sets: Mapping[str, FeatureSet]) -> None:
+    """Replace cache.json. The caller has the cache locked."""
     records = [feature_sets[name].to_json() for name in sorted(feature_sets)]
     text = json.dumps(
         {"schema": SCHEMA, "feature_sets": records}, indent=2, ensure_ascii=False, sort_keys=True
@@ -80,8 +81,8 @@ def describe_set(
 ) -> FeatureSet:
     """A feature set named by the fingerprint of its origin.
 
-    `codec` compresses all arrays and does not change the name: of a set that exists already, its own
-    codec holds. `fp8_arrays` names float arrays to store as float8: other values, so another set.
+    `codec` compresses all arrays and does not change the name: a set that exists already keeps its own.
+    `fp8_arrays` names float arrays to store as float8: other values, so another set.
     """
     if fp8_arrays:
         origin = {**origin, "fp8": sorted(fp8_arrays)}
@@ -112,9 +113,9 @@ MAX_ROWS_PER_SHARD = 256
 
 
 def resolve_set(wanted: FeatureSet, existing: Mapping[str, FeatureSet]) -> FeatureSet:
-    """The existing set that already answers `wanted`, or `wanted` itself.
+    """The existing set that serves as `wanted`, or `wanted` itself.
 
-    A set answers when it is the same, or differs only in holding more thinker layers.
+    A set serves when it is the same, or differs only in having more thinker layers.
     """
     if wanted.name in existing:
         return existing[wanted.name]
@@ -144,7 +145,7 @@ def find_set(feature_sets: Mapping[str, FeatureSet], selector: str) -> FeatureSe
 def choose_set(feature_sets: Mapping[str, FeatureSet], kind: Kind, selectors: tuple[str, ...]) -> FeatureSet:
     """The one set of `kind` that is named (or begun) by a selector, or the only one there is.
 
-    A selector may name a set of another kind, but not nothing and not several.
+    A selector may name a set of another kind, but must name exactly one.
     """
     for text in selectors:
         find_set(feature_sets, text)
@@ -165,7 +166,7 @@ def _names(selector: str, item: FeatureSet) -> bool:
 
 
 def _listed(feature_sets: Iterable[FeatureSet]) -> str:
-    """Names of sets, each with what tells it from the others of its kind, or with its model."""
+    """Names of sets, each with its differences from the others of its kind, or with its model."""
     by_kind: dict[Kind, list[FeatureSet]] = {}
     for item in feature_sets:
         by_kind.setdefault(item.kind, []).append(item)
@@ -178,7 +179,7 @@ def _listed(feature_sets: Iterable[FeatureSet]) -> str:
 
 
 def read_last_extraction(root: Path) -> Mapping[str, Any]:
-    """The record as it was written; empty where the cache has none, as that of an older version or a merge.
+    """The record as written; empty where the cache has none, as after a merge or from an older version.
 
     Raises CacheError where the file is damaged.
     """
@@ -201,7 +202,7 @@ def read_last_extraction(root: Path) -> Mapping[str, Any]:
 
 
 def write_last_extraction(root: Path, record: Mapping[str, Any]) -> None:
-    """Replace the record. The caller holds the cache for writing."""
+    """Replace the record. The caller has the cache locked."""
     if read_last_extraction(root) != record:
         text = json.dumps(record, indent=2, ensure_ascii=False, sort_keys=True)
         replace_listed(extraction_file(root), (text + "\n").encode())

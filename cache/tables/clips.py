@@ -1,4 +1,4 @@
-"""The clips of a cache: a table of a million rows of which only what is asked for becomes objects."""
+"""The clips of a cache: a table of a million rows, of which only requested rows become objects."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from thinkjepa.cache.tables.parquet import CLIPS_SCHEMA, ParquetRows, Positions,
 Frames = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 KEY = ("clip_id", "thinker_sampling", "dense_sampling")
-"""What identifies a clip row: the clip, and how the frames of each model were chosen."""
+"""Key of a clip row: the clip, and the sampling of the frames of each model."""
 
 
 class ClipTable:
-    """All planned clips, with features or without; of rows with the same key the newest holds."""
+    """All planned clips, with or without features; of rows with the same key the newest counts."""
 
     def __init__(self, root: Path) -> None:
         self._rows = ParquetRows(clips_dir(root), columns=KEY, schema=CLIPS_SCHEMA)
@@ -32,11 +32,11 @@ class ClipTable:
         self._newest = last_of_equal(keys)
 
     def all(self) -> ClipSelection:
-        """Every clip, once for each way of choosing its frames."""
+        """Every clip, once for each sampling of its frames."""
         return self._selection(self._newest)
 
     def sampled(self, kind: Kind, sampling: str, *, within: ClipSelection) -> ClipSelection:
-        """The clips of `within` whose frames for one model were chosen in the given way."""
+        """The clips of `within` whose frames for one model have this sampling."""
         column = self._samplings[kind].take(pa.array(within.positions))
         return within.where(pc.equal(column, sampling).to_numpy(zero_copy_only=False))
 
@@ -58,7 +58,7 @@ class ClipTable:
 
 
 class ClipSelection(Sequence[ClipRow]):
-    """Chosen clips in a fixed order. Columns are read whole, rows when they are asked for."""
+    """Chosen clips in a fixed order. Columns are read whole, rows on request."""
 
     def __init__(self, rows: ParquetRows, ids: pa.Array, positions: Positions) -> None:
         self._rows = rows
@@ -67,6 +67,7 @@ class ClipSelection(Sequence[ClipRow]):
 
     @property
     def clip_ids(self) -> pa.Array:
+        """Ids in the order of the selection."""
         return self._ids.take(pa.array(self.positions))
 
     def by_clip_id(self) -> ClipSelection:
@@ -101,7 +102,7 @@ class ClipSelection(Sequence[ClipRow]):
     def frames(self, column: str) -> Frames:
         """A column of frame indices, `(clip, frame)`, future windows one after the other.
 
-        All clips have as many frames: those that were chosen in one way.
+        All clips have the same number of frames: the selection has one sampling.
         """
         chosen = self._rows.read_column(column).take(pa.array(self.positions))
         while pa.types.is_list(chosen.type):

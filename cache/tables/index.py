@@ -29,7 +29,7 @@ from thinkjepa.cache.tables.parquet import (
 )
 
 JOIN = 64
-"""Index files are joined by 64, and joined ones by 64 again: a million clips lie in fewer than 200 files."""
+"""Index files are joined by 64, and joined ones by 64 again: a million clips take fewer than 200 files."""
 
 FOUND_ONE_BY_ONE = 16
 """Up to so many ids, finding each (10 us) is faster than finding all at once (180 us and more)."""
@@ -106,8 +106,8 @@ def hash_ids(ids: pa.Array) -> npt.NDArray[np.uint64]:
 class SetIndex(Mapping[str, IndexRow]):
     """The index rows of a feature set by clip_id: the features where there are any, else the last failure.
 
-    Columns are read when they are asked for. Where a writer has joined or rewritten files meanwhile, the
-    index is read anew: what is asked for by clip_id is right before and after.
+    Columns are read on request. Where a writer has joined or rewritten files meanwhile, the index is read
+    again: answers by clip_id are right before and after.
     """
 
     def __init__(self, root: Path, set_name: str) -> None:
@@ -175,7 +175,7 @@ class SetIndex(Mapping[str, IndexRow]):
         return np.array([-1 if position is None else position for position in found], dtype=np.int64)
 
     def holds(self, clip_ids: pa.Array) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Which of the clips have features."""
+        """Whether each of the clips has features."""
         return self._lookup.find_all(clip_ids) >= 0
 
     def values_of(self, clip_ids: Sequence[str], column: str) -> list[Any]:
@@ -185,16 +185,14 @@ class SetIndex(Mapping[str, IndexRow]):
     def _values_of(self, clip_ids: Sequence[str], column: str) -> list[Any]:
         positions = self._lookup.find_all(clip_ids)
         order = np.argsort(positions, kind="stable")
-        found = [
-            row[column] for row in self._rows.take(self._ok[positions[order]].astype(np.int64), [column])
-        ]
-        values: list[Any] = [None] * len(found)
-        for position, value in zip(order, found, strict=True):
-            values[position] = value
+        rows = self._rows.take(self._ok[positions[order]].astype(np.int64), [column])
+        values: list[Any] = [None] * len(order)
+        for position, row in zip(order, rows, strict=True):
+            values[position] = row[column]
         return values
 
     def _current(self, read: Callable[[], Found]) -> Found:
-        """What `read` returns from files that have not changed since the index was loaded."""
+        """The result of `read`, repeated where files have changed since the index was loaded."""
         for _ in range(TRIES - 1):
             try:
                 return read()

@@ -1,4 +1,4 @@
-"""Parquet tables of the frozen records."""
+"""Parquet files of the frozen records: single ones, and folders of numbered ones."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ Identity = tuple[int, int, int, int]
 
 
 class RowsChangedError(CacheError):
-    """The files are no longer those whose rows were counted: a writer joined them, or removed clips."""
+    """The files have changed since their rows were counted: a writer joined them, or removed clips."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ class NumberedFile:
 
 
 def numbered_files(folder: Path) -> list[NumberedFile]:
-    """The files of a folder in the order of their numbers, without those that a joined file stands for."""
+    """The files of a folder in the order of their numbers, without those that are in a joined file."""
     found = sorted(map(_parse, folder.glob("[0-9]*.parquet")), key=lambda item: (item.first, -item.last))
     files: list[NumberedFile] = []
     for item in found:
@@ -143,7 +143,7 @@ def numbered_files(folder: Path) -> list[NumberedFile]:
 
 
 def next_number(folder: Path) -> int:
-    """The number behind the last file's."""
+    """The number after the last file's."""
     files = numbered_files(folder)
     return files[-1].last + 1 if files else 0
 
@@ -154,7 +154,7 @@ def _parse(path: Path) -> NumberedFile:
 
 
 def release_unused() -> None:
-    """Give memory back that arrow keeps for its next reading."""
+    """Return the memory that Arrow keeps for its next reading."""
     pa.default_memory_pool().release_unused()
 
 
@@ -181,7 +181,7 @@ class ParquetRows:
         self._table: pa.Table = pa.concat_tables([empty, *tables])
 
     def release(self, name: str) -> pa.Array:
-        """A column that was read, as one array, which from now on only the caller holds."""
+        """A column that was read, as one array; the table drops it."""
         chunked = self._table[name]
         self._table = self._table.drop_columns([name])
         return pa.concat_arrays(chunked.chunks) if chunked.num_chunks > 1 else chunked.chunk(0)

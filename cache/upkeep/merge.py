@@ -1,4 +1,4 @@
-"""The union of caches, written as an extraction writes: clip after clip through the journal.
+"""Merging caches: their union is written as an extraction writes, clip after clip through the journal.
 
 A merge that was killed is continued by running it again. The sources are only read.
 """
@@ -28,14 +28,14 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class MergeReport:
-    """What a merged cache holds, and what this run copied."""
+    """Contents of a merged cache, and the number of clips copied by this run."""
 
     feature_sets: int
     clips: int
     copied: int
     """Clips' features copied, once for every set."""
     shared: int
-    """Clips of a set that several sources hold, with the same checksum."""
+    """Clips of a set that several sources have, with the same checksum."""
 
 
 def merge(sources: Sequence[Path], out: Path, *, advance: Advance) -> MergeReport:
@@ -70,7 +70,7 @@ def merge(sources: Sequence[Path], out: Path, *, advance: Advance) -> MergeRepor
 
 
 def count_features(sources: Sequence[Path]) -> int:
-    """Features that a merge has to look at: clips, once for each set and source that holds them."""
+    """Number of features that a merge compares: clips, once for each set and source that has them."""
     caches = [FeatureCache.open(path) for path in sources]
     return sum(len(cache.index(name).clip_ids) for cache in caches for name in cache.feature_sets)
 
@@ -85,7 +85,7 @@ def _refuse_overlap(sources: Sequence[Path], out: Path) -> None:
 
 
 def _refuse_foreign(caches: Sequence[FeatureCache], out: FeatureCache) -> None:
-    """A merge that was interrupted holds nothing that the sources do not."""
+    """Raise CacheError where `out` is no interrupted merge of these caches: it has what they have not."""
     known = {clip_id for cache in caches for clip_id in cache.clips.all().clip_ids.to_pylist()}
     sets = {name for cache in caches for name in cache.feature_sets}
     if not (set(out.clips.all().clip_ids.to_pylist()) <= known and set(out.feature_sets) <= sets):
@@ -96,18 +96,20 @@ def _refuse_foreign(caches: Sequence[FeatureCache], out: FeatureCache) -> None:
 
 
 def _united_sets(caches: Sequence[FeatureCache]) -> dict[str, FeatureSet]:
-    """Sets by name, each as the last cache that holds it describes it. Raises CacheError on other arrays."""
+    """Sets by name, each as the last cache describes it. Raises CacheError where array shapes differ."""
     sets: dict[str, FeatureSet] = {}
     for cache in caches:
         for name, item in cache.feature_sets.items():
             if name in sets and sets[name].arrays != item.arrays:
-                raise CacheError(f"set {name} of {str(cache.path)!r} has other array shapes: extract it anew")
+                raise CacheError(
+                    f"set {name} of {str(cache.path)!r} has other array shapes: extract it again"
+                )
             sets[name] = item
     return dict(sorted(sets.items()))
 
 
 def _compare(name: str, caches: Sequence[FeatureCache]) -> int:
-    """How many clips of a set several caches hold. Raises CacheError where their checksums differ."""
+    """Number of clips of a set in several caches. Raises CacheError where their checksums differ."""
     holders = [cache for cache in caches if name in cache.feature_sets]
     checksums: dict[str, str] = {}
     shared = 0
@@ -137,16 +139,16 @@ def _compare_labels(caches: Sequence[FeatureCache]) -> None:
 
 
 def _all_labels(caches: Sequence[FeatureCache]) -> Iterator[VideoLabels]:
-    seen: set[str] = set()
+    added: set[str] = set()
     for cache in caches:
         for labels in cache.labels:
-            if labels.video_digest not in seen:
-                seen.add(labels.video_digest)
+            if labels.video_digest not in added:
+                added.add(labels.video_digest)
                 yield labels
 
 
 def _add_clips(session: WriteSession, cache: FeatureCache) -> None:
-    """Clip rows that are not there yet: of a video with two names the first cache's holds."""
+    """Add clip rows that are missing: of a video with two names the first cache's counts."""
     clips = cache.clips.all()
     for start in range(0, len(clips), CLIPS_AT_ONCE):
         rows: list[ClipRow] = list(clips[start : start + CLIPS_AT_ONCE])
@@ -155,7 +157,7 @@ def _add_clips(session: WriteSession, cache: FeatureCache) -> None:
 
 
 def _copy_features(cache: FeatureCache, writer: SetWriter, advance: Advance) -> int:
-    """Copy what a source holds of the writer's set and the target does not, in the order of its shards."""
+    """Copy a source's features that the target lacks of the writer's set, in the order of the shards."""
     name = writer.feature_set.name
     if name not in cache.feature_sets:
         return 0
@@ -191,7 +193,7 @@ def _checked_features(cache: FeatureCache, feature_set: FeatureSet, clip_id: str
 
 
 def _add_failures(session: WriteSession, caches: Sequence[FeatureCache]) -> None:
-    """Failures that no cache's features have overcome."""
+    """Add failures of clips that have features in no cache."""
     merged = FeatureCache.open(session.root)
     done = set(merged.select(*merged.feature_sets).clip_ids.to_pylist())
     failures = [item for cache in caches for item in cache.failures if item.clip_id not in done]

@@ -1,6 +1,6 @@
-"""Taking feature sets or clips out of a cache, so that a kill between any two steps leaves it whole.
+"""Removing feature sets or clips from a cache; a kill between any two steps leaves it whole.
 
-What names features goes first (catalog, index rows), then clip rows, then payload. Shards are never
+References to features go first (catalog, index rows), then clip rows, then payload. Shards are never
 rewritten: a shard's space returns when the last of its clips is gone.
 """
 
@@ -35,19 +35,19 @@ from thinkjepa.cache.tables.parquet import (
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What a removal takes away."""
+    """The sets, clips, shards and bytes that a removal takes away."""
 
     feature_sets: tuple[str, ...]
     clip_ids: tuple[str, ...]
     video_digests: tuple[str, ...]
-    """Videos that are left without any clip."""
+    """Videos that keep no clip."""
     num_shards: int
     """Shards whose files go; the other clips of a shard keep it."""
     freed_bytes: int
 
 
 def plan_set_removal(cache: FeatureCache, selector: str) -> Removal:
-    """What removing one feature set takes away. Raises CacheError where no set has that name."""
+    """Plan the removal of one feature set. Raises CacheError where no set has that name."""
     feature_set = cache.find_set(selector)
     folder = store_dir(cache.path) / feature_set.name
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != "zarr.json"]
@@ -55,7 +55,7 @@ def plan_set_removal(cache: FeatureCache, selector: str) -> Removal:
 
 
 def plan_clip_removal(cache: FeatureCache, clip_ids: Collection[str]) -> Removal:
-    """What removing clips from all sets takes away. Raises CacheError for a clip that is not there."""
+    """Plan the removal of clips from all sets. Raises CacheError for a clip that is not there."""
     clips = cache.clips.all()
     known = clips.clip_ids.to_pylist()
     named = set(clip_ids)
@@ -74,8 +74,10 @@ def plan_clip_removal(cache: FeatureCache, clip_ids: Collection[str]) -> Removal
 
 
 def remove(session: WriteSession, removal: Removal, *, labels: bool) -> None:
-    """Carry a removal out, and remove the payload that an interrupted one left. `labels`: those of
-    videos without clips go too."""
+    """Carry out a removal, and remove the payload that an interrupted one left.
+
+    `labels` removes the labels of videos without clips too.
+    """
     root = session.root
     for feature_set in session.feature_sets.values():
         if is_unfinished(root, feature_set.name):
@@ -103,7 +105,7 @@ def _remove_clips(session: WriteSession, clip_ids: pa.Array) -> None:
 
 
 def _drop_rows(path: Path, clip_ids: pa.Array, schema: pa.Schema) -> None:
-    """Rewrite a table without some clips; it stays, even empty, as the next file is numbered behind it."""
+    """Rewrite a table without some clips; even an empty one stays, as the next file is numbered after it."""
     table = read_arrow(path, schema)
     dropped = pc.is_in(table["clip_id"], value_set=clip_ids)
     if pc.any(dropped).as_py():
@@ -111,7 +113,7 @@ def _drop_rows(path: Path, clip_ids: pa.Array, schema: pa.Schema) -> None:
 
 
 def _remove_uncatalogued(root: Path, feature_sets: Collection[str]) -> None:
-    """Index files before arrays: as long as a row is there, its features are."""
+    """Remove index files before arrays: as long as a row is there, its features are."""
     indexed = [folder.parent.name for folder in root.glob("*/index")]
     stored = [folder.name for folder in store_dir(root).glob("*") if folder.is_dir()]
     for name in sorted({*indexed, *stored} - set(feature_sets)):
@@ -134,13 +136,13 @@ def _remove_empty_shards(root: Path, feature_sets: Collection[FeatureSet]) -> No
 
 
 def _emptied(cache: FeatureCache, feature_set: FeatureSet, without: Collection[str]) -> Iterator[Path]:
-    """Files of sealed shards that hold no clip but those in `without`."""
+    """Files of sealed shards that have no clip except those in `without`."""
     index = cache.index(feature_set.name)
     kept = set()
     for clip_id in index.clip_ids.to_pylist():
-        place = index.locate(clip_id)
-        if place is not None and clip_id not in without:
-            kept.add(place // feature_set.rows_per_shard)
+        row = index.locate(clip_id)
+        if row is not None and clip_id not in without:
+            kept.add(row // feature_set.rows_per_shard)
     files = numbered_files(index_dir(cache.path, feature_set.name))
     for shard in range(files[-1].last + 1 if files else 0):
         for spec in feature_set.arrays.values():

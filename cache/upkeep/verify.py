@@ -1,9 +1,8 @@
-"""Checking what an interrupted run left: its journal and the chunks that were committed to an open shard.
+"""Checking a cache against itself: small files, index, clip rows, zarr metadata, and every stored byte.
 
-Checking a cache against itself: index, clip rows, zarr metadata, and every stored byte.
-
-Quick: what can be told without reading features (small files against the ledger, sizes, shard indexes,
-rows). Full: also every block's crc32c, every clip's checksum, and that all values are finite.
+A quick check reads no features: small files against the ledger, sizes, shard indexes, rows, and the journals
+and chunks of unfinished shards. A full check also covers every block's crc32c, every clip's checksum, and
+that all values are finite.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ from thinkjepa.cache.tables.parquet import CLIPS_SCHEMA, INDEX_SCHEMA, numbered_
 
 
 def unfinished_faults(root: Path, feature_set: FeatureSet) -> Iterator[tuple[str, str]]:
-    """Clips (empty: a journal) with what is wrong: damaged lines, chunks not as they were written."""
+    """Faults of unfinished shards by clip (empty: a file): damaged lines, chunks not as written."""
     plan = assigned_file(root, feature_set.name)
     if plan.exists():
         yield from (("", f"{str(plan)!r}: {reason}") for reason in checked_lines(plan.read_bytes())[1])
@@ -91,7 +90,7 @@ def _damaged_chunks(path: Path, chunks: Iterable[ChunkEntry]) -> Iterator[int]:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that is not as it should be. `clip_id` is empty where a file is at fault, not a clip."""
+    """A fault of a cache. `clip_id` is empty where a file is at fault, not a clip."""
 
     feature_set: str
     clip_id: str
@@ -102,7 +101,7 @@ Advance = Callable[[int], None]
 
 
 def count_clips(cache: FeatureCache) -> int:
-    """Clips to be checked, once for every set that holds them; 0 where an index cannot be read."""
+    """Number of clips to check, once for every set that has them; 0 where an index cannot be read."""
     try:
         return sum(len(cache.index(name).clip_ids) for name in cache.feature_sets)
     except CacheError:
@@ -110,7 +109,7 @@ def count_clips(cache: FeatureCache) -> int:
 
 
 def verify(root: Path, *, full: bool, advance: Advance) -> list[Problem]:
-    """All problems of a cache. Raises CacheError where it is none, or cannot be opened at all."""
+    """All problems of a cache. Raises CacheError where `root` is none, or cannot be opened at all."""
     cache = FeatureCache.open(root)
     problems = [Problem("", "", f"{str(root / file)!r}: {reason}") for file, reason in ledger_faults(root)]
     unreadable = list(_planned_clips(root))
@@ -136,7 +135,7 @@ def verify(root: Path, *, full: bool, advance: Advance) -> list[Problem]:
 
 
 def clip_fault(cache: FeatureCache, feature_set: FeatureSet, clip_id: str, *, full: bool) -> str:
-    """What is wrong with one clip's features, or an empty string."""
+    """The fault of one clip's features in words, or an empty string."""
     try:
         if not full:
             for name in feature_set.arrays:
@@ -152,7 +151,7 @@ def clip_fault(cache: FeatureCache, feature_set: FeatureSet, clip_id: str, *, fu
 
 
 def stored_features(cache: FeatureCache, feature_set: FeatureSet, row: IndexRow) -> ClipFeatures:
-    """A clip's features as they were given to the writer."""
+    """Read a clip's features back in the form that the writer takes."""
     return ClipFeatures(
         clip_id=row.clip_id,
         arrays={
@@ -169,7 +168,7 @@ def stored_features(cache: FeatureCache, feature_set: FeatureSet, row: IndexRow)
 def drop_clips(root: Path, problems: Iterable[Problem]) -> int:
     """Mark clips with problems as failed in the index, so that extraction computes them again.
 
-    The caller holds the cache for writing. Returns how many were dropped.
+    The caller has the cache locked. Returns the number of dropped clips.
     """
     dropped = 0
     by_set: dict[str, dict[str, str]] = {}
@@ -201,7 +200,7 @@ def _planned_clips(root: Path) -> Iterator[Problem]:
 
 
 def _labels(root: Path) -> Iterator[Problem]:
-    """Labels that cannot be read, or whose numbers are not those that were stored."""
+    """Find labels that cannot be read, or whose numbers are not those that were stored."""
     table = LabelTable(root)
     try:
         for digest in table.video_digests:
@@ -213,9 +212,9 @@ def _labels(root: Path) -> Iterator[Problem]:
 def _described(
     cache: FeatureCache, feature_set: FeatureSet, *, may_lack_arrays: bool = False
 ) -> list[Problem]:
-    """The set's name against its origin, and zarr's metadata against the catalog.
+    """Check the set's name against its origin, and zarr's metadata against the catalog.
 
-    An array is made when its first features are written: a set without any `may_lack_arrays`.
+    An array is created when its first features are written: a set without any `may_lack_arrays`.
     """
     problems = []
     digest = fingerprint({"kind": feature_set.kind, **feature_set.origin})
@@ -244,19 +243,19 @@ def _metadata_fault(path: Path, feature_set: FeatureSet, spec: ArraySpec) -> str
 
 
 def _rows(cache: FeatureCache, feature_set: FeatureSet, index: SetIndex) -> list[Problem]:
-    """Places used twice, and clips of the set that no clip row describes."""
+    """Find rows used twice, and clips of the set that no clip row describes."""
     problems = []
-    seen: dict[int, str] = {}
+    clip_of: dict[int, str] = {}
     for clip_id in index.clip_ids.to_pylist():
         row = index.locate(clip_id)
         assert row is not None
-        if row in seen:
-            problems.append(Problem(feature_set.name, clip_id, f"stands in the same place as {seen[row]!r}"))
-        seen[row] = clip_id
+        if row in clip_of:
+            problems.append(Problem(feature_set.name, clip_id, f"has the same row as {clip_of[row]!r}"))
+        clip_of[row] = clip_id
     known = set(cache.clips.all().clip_ids.to_pylist())
     problems += [
         Problem(feature_set.name, clip_id, "has features, but no row under clips/")
-        for clip_id in seen.values()
+        for clip_id in clip_of.values()
         if clip_id not in known
     ]
     return problems

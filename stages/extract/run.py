@@ -206,9 +206,9 @@ def _tried_in_vain(
     """
     if again:
         for item in sets.values():
-            session.forget_failed_under_way(item)
+            session.retry_unfinished_failures(item)
         return {}, {}
-    complete, unfinished = session.failed_clips, session.failed_under_way
+    complete, unfinished = session.failed_clips, session.unfinished_failures
     return _of_clips(clips, map(complete, sets.values())), _of_clips(clips, map(unfinished, sets.values()))
 
 

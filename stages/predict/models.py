@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from thinkjepa.cache import FeatureSet
-from thinkjepa.cache.shards.encoding import quantised, restored
+from thinkjepa.cache.shards.encoding import quantized, restored
 from thinkjepa.stages.device import choose_device
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.encoder.base import VideoEncoder
@@ -74,7 +74,7 @@ def as_stored(values: Tensor, array: str, made: FeatureSet) -> Tensor:
     """Values as the set's readers get them: rounded to 8 bits where it stores an array so."""
     if array not in made.origin.get("fp8", ()):
         return values
-    return restored(*quantised(values), values.dtype)
+    return restored(*quantized(values), values.dtype)
 
 
 def version_differences(found: Mapping[str, Any], made: FeatureSet) -> list[str]:

@@ -141,8 +141,8 @@ def test_writers_at_once_one_of_them_killed_end_with_the_bytes_of_one_writer(
     with WriteSession(root) as session:
         left = session.assigned(feature_set)
         assert set(left) == set(numbers[::num_writers]), "only the killed writer's shards are left"
-        assert session.undecided(feature_set, 0, ids(groups)[0]) == set(ids(groups)[0][BATCH:])
-        assert session.undecided(feature_set, 1, ids(groups)[1]) == set(), "sealed"
+        assert session.pending(feature_set, 0, ids(groups)[0]) == set(ids(groups)[0][BATCH:])
+        assert session.pending(feature_set, 1, ids(groups)[1]) == set(), "sealed"
         for number in left:
             with OpenShard(root, feature_set, number) as shard:
                 fill(shard, groups[number])
@@ -197,7 +197,7 @@ def test_a_writer_that_outlives_its_session_writes_nothing_more(
         with pytest.raises(CacheError, match="no longer holds"):
             zombie.seal()
         zombie.close()
-        assert later.undecided(feature_set, number, ["v@00", "v@01"]) == {"v@01"}
+        assert later.pending(feature_set, number, ["v@00", "v@01"]) == {"v@01"}
         with pytest.raises(CacheError, match="no longer holds"):
             OpenShard(tmp_path, feature_set, number, token=session.token)
 

@@ -76,7 +76,7 @@ def undecided(session: WriteSession, sets: Mapping[Kind, FeatureSet], unit: Unit
     return {
         clip_id
         for kind, shard in unit.shards.items()
-        for clip_id in session.undecided(sets[kind], shard, clip_ids)
+        for clip_id in session.pending(sets[kind], shard, clip_ids)
     }
 
 
@@ -276,7 +276,7 @@ class _UnitInHand:
         """Clips that a shard has neither features nor a failure of."""
         ids = frozenset(clip.clip_id for clip in clips)
         return {
-            kind: frozenset() if shard.is_sealed else ids - shard.decided
+            kind: frozenset() if shard.is_sealed else ids - shard.processed
             for kind, shard in self.shards.items()
         }
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thinkjepa.cache import ArraySpec, ClipFeatures, FeatureCache, FeatureSet, WriteSession
-from thinkjepa.cache.shards.encoding import quantised, restored, token_errors
+from thinkjepa.cache.shards.encoding import quantized, restored, token_errors
 from thinkjepa.cache.tables.catalog import describe_set
 from thinkjepa.cache.upkeep.verify import clip_fault
 
@@ -61,7 +61,7 @@ def test_a_value_is_off_by_a_sixteenth_of_itself_or_a_tiny_part_of_its_token(
     if dtype is torch.float16:
         exponents = [max(-10, min(10, exponent)) for exponent in exponents]
     exact = (values * 2.0 ** torch.tensor(exponents)[:, None]).to(dtype)
-    again = restored(*quantised(exact), dtype)
+    again = restored(*quantized(exact), dtype)
     largest = exact.double().abs().amax(dim=-1, keepdim=True)
     bound = torch.maximum(exact.double().abs() / 16, largest / 448 * 2.0**-10) * 1.01 + 1e-7 * (
         dtype is torch.float16
@@ -74,8 +74,8 @@ def test_zeros_stay_zero_and_the_largest_values_stay_finite() -> None:
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         largest = torch.finfo(dtype).max
         exact = torch.tensor([[0.0, 0.0], [largest, -largest]], dtype=dtype)
-        assert torch.allclose(restored(*quantised(exact), dtype), exact, rtol=1e-2)
-        assert restored(*quantised(exact), dtype).isfinite().all()
+        assert torch.allclose(restored(*quantized(exact), dtype), exact, rtol=1e-2)
+        assert restored(*quantized(exact), dtype).isfinite().all()
 
 
 @pytest.mark.parametrize("codec", ["none", "zstd"])
