@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -11,6 +11,7 @@ from thinkjepa.pipeline.cli.console import JsonOption, errors, loading, new_sing
 from thinkjepa.pipeline.cli.help import examples
 from thinkjepa.pipeline.cli.options import with_settings
 from thinkjepa.pipeline.cli.progress import TerminalProgress
+from thinkjepa.stages.data.partition import SplitName
 from thinkjepa.stages.device import DEVICES, THREADS_HELP, torch_threads
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.progress import Progress
@@ -18,8 +19,6 @@ from thinkjepa.stages.progress import Progress
 app = new_single_app()
 
 COMPARISON = "comparison"
-
-Split = Literal["train", "validation", "test"]
 
 
 @app.command(
@@ -56,7 +55,7 @@ def eval_command(
             "latents' error, on validation clips]",
         ),
     ] = None,
-    split: Annotated[Split, typer.Option(help="Side of the run's split that is measured.")] = "test",
+    split: Annotated[SplitName, typer.Option(help="Side of the run's split that is measured.")] = "test",
     cache_dir: Annotated[
         Path | None,
         typer.Option("--cache-dir", help="The cache, where it is no longer where the run found it."),
@@ -114,7 +113,7 @@ def chosen_runs(named: list[Path], beneath: Path | None) -> list[Path]:
 
 
 def _one(
-    run: Path, split: Split, cache_dir: Path | None, device: str, progress: Progress
+    run: Path, split: SplitName, cache_dir: Path | None, device: str, progress: Progress
 ) -> tuple[dict[str, Any], str]:
     from thinkjepa.pipeline.report.evaluation import evaluate_run
 
@@ -125,7 +124,7 @@ def _rolled_out(
     chosen: list[Path],
     horizons: str,
     out: Path | None,
-    split: Split,
+    split: SplitName,
     cache_dir: Path | None,
     device: str,
     progress: Progress,
@@ -146,7 +145,7 @@ def _rolled_out(
 def _several(
     chosen: list[Path],
     out: Path | None,
-    split: Split,
+    split: SplitName,
     cache_dir: Path | None,
     device: str,
     progress: Progress,

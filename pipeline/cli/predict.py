@@ -21,7 +21,7 @@ from thinkjepa.pipeline.cli.help import examples
 from thinkjepa.pipeline.cli.options import with_settings
 from thinkjepa.pipeline.cli.progress import TerminalProgress
 from thinkjepa.stages.data.joints import HANDS_NEED_LABELS
-from thinkjepa.stages.data.partition import Side
+from thinkjepa.stages.data.partition import SplitName
 from thinkjepa.stages.device import DEVICES, THREADS_HELP, torch_threads
 from thinkjepa.stages.errors import StageError
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 app = new_single_app()
 
-SIDE_WORDS: dict[Side | None, str] = {
+SIDE_WORDS: dict[SplitName | None, str] = {
     "train": "one of the run's training videos: the run was fitted to it",
     "validation": "one of the run's validation videos: the best epoch was chosen on them",
     "test": "one of the run's test videos: training has not touched it",

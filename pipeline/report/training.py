@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from thinkjepa.pipeline.cli.console import counted, human_bytes
 from thinkjepa.stages.data.joints import HANDS_NEED_LABELS, describe_joints
-from thinkjepa.stages.data.partition import SIDES, Side, SideSize
+from thinkjepa.stages.data.partition import SPLIT_NAMES, SplitName, SplitSize
 
 if TYPE_CHECKING:
     from thinkjepa.stages.train.events import EpochEnds, RunStarts
@@ -30,7 +30,7 @@ def describe_costs(costs: dict[str, Any]) -> str:
     )
 
 
-def describe_split(sizes: Mapping[Side, SideSize], *, grouping: str) -> str:
+def describe_split(sizes: Mapping[SplitName, SplitSize], *, grouping: str) -> str:
     """The clips, videos and groups of each side, as a table."""
     lines = [f"split            clips   share  videos  groups (by {grouping})"]
     for side, size in sizes.items():
@@ -75,7 +75,7 @@ def describe_epoch(end: EpochEnds) -> str:
 
 def describe_metrics(out: Path, metrics: dict[str, Any], *, was_finished: bool = False) -> str:
     """What a run came to, where it is, and what comes next. `was_finished`: nothing was left to train."""
-    clips = ", ".join(f"{metrics['num_clips'][side]} {side}" for side in SIDES)
+    clips = ", ".join(f"{metrics['num_clips'][side]} {side}" for side in SPLIT_NAMES)
     latent_error = metrics["validation_latent_error"]
     already = "already finished, nothing was trained: " if was_finished else ""
     lines = [

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from thinkjepa.stages.errors import StageError
 
-SIDES = ("right", "left")
+HAND_SIDES = ("right", "left")
 FINGERS = ("Little", "Ring", "Middle", "Index")
 FINGER_PARTS = ("Metacarpal", "Knuckle", "IntermediateBase", "IntermediateTip", "Tip")
 THUMB_PARTS = ("Knuckle", "IntermediateBase", "IntermediateTip", "Tip")
@@ -32,15 +32,15 @@ def _keypoints(side: str) -> tuple[str, ...]:
     return (f"{side}Hand", f"{side}ThumbTip", *tips)
 
 
-PAPER_JOINTS = tuple(name for side in SIDES for name in _paper_joints(side))
+PAPER_JOINTS = tuple(name for side in HAND_SIDES for name in _paper_joints(side))
 """The paper's 52: the right side's first."""
 
-KEYPOINTS = tuple(name for side in SIDES for name in _keypoints(side))
+KEYPOINTS = tuple(name for side in HAND_SIDES for name in _keypoints(side))
 """The 12 of EgoDex's benchmark: wrists and fingertips."""
 
 EGODEX_JOINTS = (
     *(name for name in PAPER_JOINTS),
-    *(f"{side}{part}" for side in SIDES for part in ("Shoulder", "Arm")),
+    *(f"{side}{part}" for side in HAND_SIDES for part in ("Shoulder", "Arm")),
     "hip",
     *(f"spine{number}" for number in range(1, 8)),
     *(f"neck{number}" for number in range(1, 5)),
@@ -80,7 +80,7 @@ def hand_bones(joints: Sequence[str]) -> list[Bone]:
     """
     places = {name: place for place, name in enumerate(joints)}
     bones: list[Bone] = []
-    for side in SIDES:
+    for side in HAND_SIDES:
         for part, chain in _chains(side).items():
             held = [places[name] for name in chain if name in places]
             bones += [Bone(start, end, part) for start, end in pairwise(held)]
@@ -125,9 +125,9 @@ def is_joint_set(wanted: str) -> bool:
 def describe_joints(names: Sequence[str]) -> str:
     """Joints in a few words: whole hands by their side, the rest by name or number."""
     words, rest = [], list(names)
-    for side in SIDES:
+    for side in HAND_SIDES:
         hand = [name for name in rest if name.startswith(side) and name in PAPER_JOINTS]
-        if f"{side}Hand" in hand and len(hand) >= len(KEYPOINTS) // len(SIDES):
+        if f"{side}Hand" in hand and len(hand) >= len(KEYPOINTS) // len(HAND_SIDES):
             words.append(f"the {side} hand ({len(hand)} joints)")
             rest = [name for name in rest if name not in hand]
     if rest:

@@ -1,32 +1,46 @@
-"""Which group a video belongs to: all videos of a group land on the same side of a split.
+"""The partition of a cache's videos into training, validation and test: by group, by hash, kept on disk.
 
-Which videos train, validate and test: by group, by hash, and decided once.
+All videos of a group get the same split name, which follows from a hash of the seed and the group's name
+alone, so new videos move no group. Videos of equal content under two paths tie their groups together. Known
+groups and videos keep their split name, also after a file was renamed.
 
-A group's side follows from a hash of the seed and the group's name alone, so adding videos moves no group.
-Identical videos (same content digest under two paths) tie their groups together. What was decided is kept:
-known groups and videos stay where they are, also after a file was renamed.
+`CACHE/splits/<12 hex digits of the rule>.json` holds the rule, the grouping it resolved to, and the split
+name of every group and of every video (by content digest).
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import PurePosixPath
-from typing import ClassVar, Literal
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
+from thinkjepa.cache.disk.lock import WAIT, WriteLock
 from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.json_files import read_json, write_json
 from thinkjepa.stages.settings import Settings, setting
 
-FEWEST_GROUPS = 3  # one each for training, validation and test
+if TYPE_CHECKING:
+    from thinkjepa.cache import ClipSelection, FeatureDataset
+
+SplitName = Literal["train", "validation", "test"]
+
+SPLIT_NAMES: tuple[SplitName, ...] = ("train", "validation", "test")
+
+FEWEST_GROUPS = len(SPLIT_NAMES)
+
+FAR = 0.5
+"""A share of clips is far off where it differs from the one asked for by more than this part of it."""
 
 
 def resolve_rule(rule: str, video_paths: Iterable[str]) -> str:
-    """Make `auto` definite: `folder` where the videos lie in at least three folders, else `video`."""
+    """Resolve `auto`: `folder` where the videos are in at least three folders, else `video`."""
     if rule != "auto":
         return rule
     folders = {group_of(path, "folder") for path in video_paths}
@@ -36,14 +50,21 @@ def resolve_rule(rule: str, video_paths: Iterable[str]) -> str:
 def group_of(video_path: str, rule: str) -> str:
     """The group of a video, from its relative posix path.
 
-    `rule` is `folder` (the folder it lies in), `video` (each by itself), or a regular expression searched in
-    the path, whose first group, or whole match, names the group. (`auto` is made definite beforehand.)
+    `rule` is `folder` (the video's folder), `video` (each video alone), or a regular expression searched in
+    the path, whose first group, or whole match, names the group. `auto` is resolved beforehand. Raises
+    StageError where the expression does not compile or match.
     """
     if rule == "folder":
         return PurePosixPath(video_path).parent.as_posix()
     if rule == "video":
         return video_path
-    match = _compiled(rule).search(video_path)
+    try:
+        match = re.search(rule, video_path)
+    except re.error as error:
+        raise StageError(
+            f"grouping rule {rule!r} is neither 'auto', 'folder' nor 'video', and as a regular expression it "
+            f"does not compile: {error}"
+        ) from error
     if match is None:
         raise StageError(
             f"video {video_path!r}: the grouping expression {rule!r} does not match; it must match every "
@@ -55,35 +76,20 @@ def group_of(video_path: str, rule: str) -> str:
     return str(group)
 
 
-def _compiled(rule: str) -> re.Pattern[str]:
-    try:
-        return re.compile(rule)
-    except re.error as error:
-        raise StageError(
-            f"grouping rule {rule!r} is neither 'auto', 'folder' nor 'video', and as a regular expression it "
-            f"does not compile: {error}"
-        ) from error
-
-
-Side = Literal["train", "validation", "test"]
-
-SIDES: tuple[Side, ...] = ("train", "validation", "test")
-
-
 @pydantic_dataclass(frozen=True)
 class SplitRule(Settings):
-    """How videos are divided into training, validation and test."""
+    """The rule by which videos are divided into training, validation and test."""
 
     PANEL: ClassVar[str] = "Split"
 
     group_by: str = setting(
         "auto",
-        "What never straddles two sides: folder, video, auto (folder if there are at least 3), "
+        "What is never divided: folder, video, auto (folder if there are at least 3), "
         "or a regular expression on the relative path whose first group names the group.",
     )
     validation_fraction: float = setting(0.15, "Expected fraction of groups that select the best epoch.")
     test_fraction: float = setting(0.15, "Expected fraction of groups that training never touches.")
-    split_seed: int = setting(0, "Seed of the division, apart from the training seed.")
+    split_seed: int = setting(0, "Seed of the partition, apart from the training seed.")
 
     def __post_init__(self) -> None:
         fractions = (self.validation_fraction, self.test_fraction)
@@ -95,53 +101,56 @@ class SplitRule(Settings):
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
-    """The side of every group, and of every video by content digest."""
+class Partition:
+    """The split name of every group, and of every video by content digest."""
 
-    groups: Mapping[str, Side] = field(default_factory=dict)
-    videos: Mapping[str, Side] = field(default_factory=dict)
+    groups: Mapping[str, SplitName] = field(default_factory=dict)
+    videos: Mapping[str, SplitName] = field(default_factory=dict)
 
 
-def assign_splits(
-    members: Mapping[str, Collection[str]], *, rule: SplitRule, known: Split | None = None
-) -> Split:
-    """Extend `known` by the groups and videos that it lacks; what it holds never moves.
+def assign_partition(
+    members: Mapping[str, Collection[str]], *, rule: SplitRule, known: Partition | None = None
+) -> Partition:
+    """Extend `known` by the groups and videos that it lacks. Nothing that it holds moves.
 
-    `members` maps each group to the content digests of its videos. Every side has at least one group: where
-    the hash leaves a side empty, it takes a new group from a side that has several. Raises StageError when
-    there are too few.
+    `members` maps each group to the content digests of its videos. Every split has at least one group: where
+    the hash leaves one empty, it takes a new group from a split that has several. Raises StageError where
+    there are too few groups.
     """
-    known = known or Split()
-    videos = _sides_of_known_videos(members, known)
-    clusters = _linked_groups({group: members[group] for group in members.keys() - known.groups.keys()})
-    decided = {cluster: _decide(cluster, members, videos, rule) for cluster in clusters}
-    free = [cluster for cluster in clusters if not _sides_touched(cluster, members, videos)]
-    _fill_empty_sides(decided, free=free, taken=known.groups.values(), seed=rule.split_seed)
-    groups = dict(known.groups)
-    for cluster, side in decided.items():
-        for group in cluster:
-            groups[group] = side
-            for digest in members[group]:
-                videos.setdefault(digest, side)
-    return Split(groups=groups, videos=videos)
-
-
-def hashed_side(name: str, rule: SplitRule) -> Side:
-    """The side that the seed and a group's name determine: test from 0 up, then validation, then training."""
-    digest = hashlib.sha256(f"{rule.split_seed}:{name}".encode()).digest()
-    place = int.from_bytes(digest[:8], "big") / 2**64
-    if place < rule.test_fraction:
-        return "test"
-    return "validation" if place < rule.test_fraction + rule.validation_fraction else "train"
-
-
-def _sides_of_known_videos(members: Mapping[str, Collection[str]], known: Split) -> dict[str, Side]:
-    """Known videos keep their side; new ones in a known group take the group's."""
+    known = known or Partition()
     videos = dict(known.videos)
     for group in sorted(members.keys() & known.groups.keys()):
         for digest in members[group]:
             videos.setdefault(digest, known.groups[group])
-    return videos
+    clusters = _linked_groups({group: members[group] for group in members.keys() - known.groups.keys()})
+    chosen: dict[tuple[str, ...], SplitName] = {}
+    free = []
+    for cluster in clusters:
+        touched = {videos[digest] for group in cluster for digest in members[group] if digest in videos}
+        held_out_first = [name for name in reversed(SPLIT_NAMES) if name in touched]
+        chosen[cluster] = held_out_first[0] if touched else hashed_split_name(cluster[0], rule)
+        if not touched:
+            free.append(cluster)
+    _fill_empty_splits(chosen, free=free, taken=known.groups.values(), seed=rule.split_seed)
+    groups = dict(known.groups)
+    for cluster, name in chosen.items():
+        for group in cluster:
+            groups[group] = name
+            for digest in members[group]:
+                videos.setdefault(digest, name)
+    return Partition(groups=groups, videos=videos)
+
+
+def hashed_split_name(group: str, rule: SplitRule) -> SplitName:
+    """The split name that the seed and a group's name determine.
+
+    The hash is a number from 0 to 1: test from 0 up, then validation, then training.
+    """
+    digest = hashlib.sha256(f"{rule.split_seed}:{group}".encode()).digest()
+    number = int.from_bytes(digest[:8], "big") / 2**64
+    if number < rule.test_fraction:
+        return "test"
+    return "validation" if number < rule.test_fraction + rule.validation_fraction else "train"
 
 
 def _linked_groups(members: Mapping[str, Collection[str]]) -> list[tuple[str, ...]]:
@@ -164,60 +173,101 @@ def _linked_groups(members: Mapping[str, Collection[str]]) -> list[tuple[str, ..
     return clusters
 
 
-def _sides_touched(
-    cluster: Iterable[str], members: Mapping[str, Collection[str]], videos: Mapping[str, Side]
-) -> set[Side]:
-    return {videos[digest] for group in cluster for digest in members[group] if digest in videos}
-
-
-def _decide(
-    cluster: tuple[str, ...],
-    members: Mapping[str, Collection[str]],
-    videos: Mapping[str, Side],
-    rule: SplitRule,
-) -> Side:
-    """The side of the known videos it holds copies of (held-out sides first), else by hash."""
-    touched = _sides_touched(cluster, members, videos)
-    held = next((side for side in reversed(SIDES) if side in touched), None)
-    return held or hashed_side(cluster[0], rule)
-
-
-def _fill_empty_sides(
-    decided: dict[tuple[str, ...], Side],
+def _fill_empty_splits(
+    chosen: dict[tuple[str, ...], SplitName],
     *,
     free: Collection[tuple[str, ...]],
-    taken: Collection[Side],
+    taken: Collection[SplitName],
     seed: int,
 ) -> None:
-    """Move free clusters, chosen by hash, from sides that have several to sides that have none."""
-    for side in reversed(SIDES):
-        counts = Counter([*taken, *decided.values()])
-        if counts[side]:
+    """Move free clusters, picked by hash, from splits that have several to splits that have none."""
+    for name in reversed(SPLIT_NAMES):
+        counts = Counter([*taken, *chosen.values()])
+        if counts[name]:
             continue
-        spare = [cluster for cluster in free if counts[decided[cluster]] > 1]
+        spare = [cluster for cluster in free if counts[chosen[cluster]] > 1]
         if not spare:
             raise StageError(
                 f"a split needs at least {FEWEST_GROUPS} groups without a video in common, got "
                 f"{counts.total()}: add videos, or group them by 'video' or a finer expression"
             )
-        chosen = min(spare, key=lambda item: hashlib.sha256(f"{seed}:{side}:{item[0]}".encode()).digest())
-        decided[chosen] = side
+        moved = min(spare, key=lambda item: hashlib.sha256(f"{seed}:{name}:{item[0]}".encode()).digest())
+        chosen[moved] = name
 
 
-def as_side(name: str) -> Side:
-    """Check a side's name. Raises StageError naming the three."""
-    if name not in SIDES:
-        raise StageError(f"split {name!r} is not one of {', '.join(SIDES)}")
-    return name
-
-
-FAR = 0.5
-"""A side is far off where its share differs from the one asked for by more than this part of it."""
+def as_split_name(text: str) -> SplitName:
+    """Check a split name. Raises StageError naming the three."""
+    if text not in SPLIT_NAMES:
+        raise StageError(f"split {text!r} is not one of {', '.join(SPLIT_NAMES)}")
+    return text
 
 
 @dataclass(frozen=True, slots=True)
-class SideSize:
-    """Groups, videos and clips of a side; `share` is its part of all clips."""
+class StoredPartition:
+    """A partition with the rule that made it. `grouping` is the rule with `auto` resolved."""
+
+    rule: SplitRule
+    grouping: str
+    partition: Partition
+
+    def to_json(self) -> dict[str, object]:
+        names = {"groups": dict(self.partition.groups), "videos": dict(self.partition.videos)}
+        return {"rule": asdict(self.rule), "grouping": self.grouping, **names}
+
+    def covers(self, videos: Collection[tuple[str, str]]) -> bool:
+        """Whether every video, a pair of path and content digest, has a split name."""
+        return all(digest in self.partition.videos for _, digest in videos)
+
+
+def partition_file(cache_dir: Path, rule: SplitRule) -> Path:
+    """The file of a cache that keeps the partition of this rule."""
+    name = hashlib.sha256(json.dumps(asdict(rule), sort_keys=True).encode()).hexdigest()[:12]
+    return cache_dir / "splits" / f"{name}.json"
+
+
+def stored_partition(
+    cache_dir: Path, rule: SplitRule, videos: Collection[tuple[str, str]]
+) -> StoredPartition:
+    """The cache's partition of `videos`, pairs of relative path and content digest.
+
+    The first call writes it to the cache. Later calls read it and write only to add new videos.
+    """
+    path = partition_file(cache_dir, rule)
+    if path.exists() and (stored := _read(path, rule)).covers(videos):
+        return stored
+    # Another run writes the same partition, which takes a moment: it is awaited without a word.
+    with WriteLock(path.parent, file=path.name, remedy=WAIT, on_wait=lambda note: None):
+        extended = planned_partition(cache_dir, rule, videos)
+        write_json(path, extended.to_json())
+    return extended
+
+
+def planned_partition(
+    cache_dir: Path, rule: SplitRule, videos: Collection[tuple[str, str]]
+) -> StoredPartition:
+    """The result of `stored_partition`. Nothing is written."""
+    path = partition_file(cache_dir, rule)
+    current = _read(path, rule) if path.exists() else None
+    if current and current.covers(videos):
+        return current
+    grouping = current.grouping if current else resolve_rule(rule.group_by, [path for path, _ in videos])
+    members: dict[str, set[str]] = {}
+    for name, digest in videos:
+        members.setdefault(group_of(name, grouping), set()).add(digest)
+    partition = assign_partition(members, rule=rule, known=current.partition if current else None)
+    return StoredPartition(rule=rule, grouping=grouping, partition=partition)
+
+
+def _read(path: Path, rule: SplitRule) -> StoredPartition:
+    record = read_json(path)
+    groups = {group: as_split_name(name) for group, name in record["groups"].items()}
+    videos = {digest: as_split_name(name) for digest, name in record["videos"].items()}
+    return StoredPartition(rule, record["grouping"], Partition(groups=groups, videos=videos))
+
+
+@dataclass(frozen=True, slots=True)
+class SplitSize:
+    """Groups, videos and clips of a split. `share` is its part of all clips."""
 
     groups: int
     videos: int
@@ -225,13 +275,58 @@ class SideSize:
     share: float
 
 
-def side_sizes(clips: Iterable[tuple[Side, str, str]]) -> dict[Side, SideSize]:
-    """The size of each side, from the side, group and video of every clip."""
+@dataclass(frozen=True, slots=True)
+class PartitionedClips:
+    """Clips by split name: their ids, in the order of the clips, and sizes."""
+
+    stored: StoredPartition
+    ids: Mapping[SplitName, tuple[str, ...]]
+    sizes: Mapping[SplitName, SplitSize]
+
+    @property
+    def warning(self) -> str:
+        """Warning of sizes that are far from the fractions asked for, empty where none is."""
+        return split_warning(self.sizes, self.stored.rule, grouping=self.stored.grouping)
+
+    def sizes_to_json(self) -> dict[str, Any]:
+        """Groups, videos and clips of each split."""
+        sizes: dict[str, Any] = {name: asdict(size) for name, size in self.sizes.items()}
+        return {"grouping": self.stored.grouping, **sizes, "warning": self.warning}
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.stored.to_json(), "clips": {name: list(ids) for name, ids in self.ids.items()}}
+
+
+PartitionOf = Callable[[Path, SplitRule, Collection[tuple[str, str]]], StoredPartition]
+"""`stored_partition` or `planned_partition`."""
+
+
+def partition_clips(
+    clips: ClipSelection, cache_dir: Path, rule: SplitRule, *, partition_of: PartitionOf = stored_partition
+) -> PartitionedClips:
+    """Divide clips by the cache's partition, which is made or extended where needed.
+
+    `planned_partition` writes nothing.
+    """
+    videos, digests = clips.values("video"), clips.values("video_digest")
+    stored = partition_of(cache_dir, rule, sorted(set(zip(videos, digests, strict=True))))
+    names = [stored.partition.videos[digest] for digest in digests]
+    groups = [group_of(video, stored.grouping) for video in videos]
+    named = list(zip(clips.clip_ids.to_pylist(), names, strict=True))
+    return PartitionedClips(
+        stored=stored,
+        ids={name: tuple(clip_id for clip_id, own in named if own == name) for name in SPLIT_NAMES},
+        sizes=split_sizes(zip(names, groups, digests, strict=True)),
+    )
+
+
+def split_sizes(clips: Iterable[tuple[SplitName, str, str]]) -> dict[SplitName, SplitSize]:
+    """The size of each split, from the split name, group and video of every clip."""
     rows = list(clips)
-    sizes: dict[Side, SideSize] = {}
-    for side in SIDES:
-        own = [(group, video) for of, group, video in rows if of == side]
-        sizes[side] = SideSize(
+    sizes: dict[SplitName, SplitSize] = {}
+    for name in SPLIT_NAMES:
+        own = [(group, video) for of, group, video in rows if of == name]
+        sizes[name] = SplitSize(
             groups=len({group for group, _ in own}),
             videos=len({video for _, video in own}),
             clips=len(own),
@@ -240,21 +335,31 @@ def side_sizes(clips: Iterable[tuple[Side, str, str]]) -> dict[Side, SideSize]:
     return sizes
 
 
-def split_warning(sizes: Mapping[Side, SideSize], rule: SplitRule, *, grouping: str) -> str:
-    """What to say of sides that are far from what was asked for, empty where none is."""
-    asked: dict[Side, float] = {
+def split_warning(sizes: Mapping[SplitName, SplitSize], rule: SplitRule, *, grouping: str) -> str:
+    """Warning of sizes that are far from the fractions asked for, empty where none is."""
+    asked: dict[SplitName, float] = {
         "train": 1 - rule.validation_fraction - rule.test_fraction,
         "validation": rule.validation_fraction,
         "test": rule.test_fraction,
     }
-    far = [side for side in SIDES if abs(sizes[side].share - asked[side]) > FAR * asked[side]]
+    far = [name for name in SPLIT_NAMES if abs(sizes[name].share - asked[name]) > FAR * asked[name]]
     if not far:
         return ""
     found = ", ".join(
-        f"{side} has {100 * sizes[side].share:.0f} % of the clips ({100 * asked[side]:.0f} % asked for)"
-        for side in far
+        f"{name} has {100 * sizes[name].share:.0f} % of the clips ({100 * asked[name]:.0f} % asked for)"
+        for name in far
     )
     finer = "" if grouping == "video" else "--group-by video divides finer, as does a regular expression, or "
     groups = sum(size.groups for size in sizes.values())
     few = f"{groups} groups by {grouping} are few to divide"
     return f"warning: {found}: {few}; {finer}--split-seed N draws again"
+
+
+def split_dataset(dataset: FeatureDataset, rule: SplitRule | None = None) -> dict[SplitName, FeatureDataset]:
+    """Datasets by split name, of the cache's partition by `rule`, else of the one that thinkjepa-train makes.
+
+    The partition is written to the cache, as training does: a video keeps its split name for good. A split
+    may be empty where its videos have no features.
+    """
+    ids = partition_clips(dataset.clips, dataset.cache.path, rule or SplitRule()).ids
+    return {name: dataset.only(ids[name]) for name in SPLIT_NAMES}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from thinkjepa.cache import ClipRow
 from thinkjepa.stages.data.joints import KEYPOINTS
-from thinkjepa.stages.data.partition import Side, as_side
+from thinkjepa.stages.data.partition import SplitName, as_split_name
 from thinkjepa.stages.data.tracked_files import labels_digest
 from thinkjepa.stages.device import choose_device
 from thinkjepa.stages.errors import StageError
@@ -60,7 +60,7 @@ def evaluate(
     Arithmetic is fp32. `cache_dir` overrides the cache that the run names; `device` is as in
     `choose_device`. Clips are those of the run's own split, all of which must still have features.
     """
-    side = as_side(split)
+    side = as_split_name(split)
     run = TrainedRun.open(run_dir)
     features = run.features(cache_dir)
     clips = rows_of(run.clip_ids(side), features)
@@ -76,7 +76,9 @@ def evaluate(
     return result
 
 
-def describe(run: TrainedRun, features: Features, side: Side, clips: Sequence[ClipRow]) -> dict[str, Any]:
+def describe(
+    run: TrainedRun, features: Features, side: SplitName, clips: Sequence[ClipRow]
+) -> dict[str, Any]:
     """What is evaluated, without times and paths."""
     division, head = read_json(run.path / "split.json"), run.shape.head
     return {

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from thinkjepa.cache import ClipRow
-from thinkjepa.stages.data.partition import as_side
+from thinkjepa.stages.data.partition import as_split_name
 from thinkjepa.stages.device import choose_device
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.baselines import FORECASTS, Predicted
@@ -61,7 +61,7 @@ def evaluate_rollout(
     """
     if not horizons or min(horizons) < 1:
         raise StageError("--rollout: give horizons in latent steps, 1 or more, such as 4,8,16,32")
-    side, run = as_side(split), TrainedRun.open(run_dir)
+    side, run = as_split_name(split), TrainedRun.open(run_dir)
     features = run.features(cache_dir)
     window_steps = features.grid.future_steps
     features = features.reaching(windows=-(-max(horizons) // window_steps))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from thinkjepa.cache import FeatureCache, FeatureSet
-from thinkjepa.stages.data.partition import SIDES, Side
+from thinkjepa.stages.data.partition import SPLIT_NAMES, SplitName
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.json_files import read_json
 from thinkjepa.stages.train.data.features import Features, build_features
@@ -70,16 +70,17 @@ class TrainedRun:
             token_kinds=shape.token_kinds,
         )
 
-    def clip_ids(self, side: Side) -> tuple[str, ...]:
+    def clip_ids(self, side: SplitName) -> tuple[str, ...]:
         """The clips that were on this side when the run was trained, sorted."""
         return tuple(read_json(self.path / "split.json")["clips"][side])
 
-    def side_of(self, video_id: str) -> Side | None:
+    def side_of(self, video_id: str) -> SplitName | None:
         """The side that has clips of this video, None where the run has none."""
         prefix = f"{video_id}@"
-        return next(
-            (side for side in SIDES if any(name.startswith(prefix) for name in self.clip_ids(side))), None
-        )
+        for side in SPLIT_NAMES:
+            if any(name.startswith(prefix) for name in self.clip_ids(side)):
+                return side
+        return None
 
 
 def _same_set(cache: FeatureCache, wanted: Mapping[str, str]) -> FeatureSet:

@@ -24,7 +24,7 @@ from thinkjepa.stages.data.decoding.client import VideoDecoder
 from thinkjepa.stages.data.framing import Framing
 from thinkjepa.stages.data.labels.readers import find_labels
 from thinkjepa.stages.data.labels.storing import read_fitting
-from thinkjepa.stages.data.partition import Side
+from thinkjepa.stages.data.partition import SplitName
 from thinkjepa.stages.data.trajectories import Poses, Positions, clip_trajectory, reference_frame
 from thinkjepa.stages.data.videos import SourceVideo, identify
 from thinkjepa.stages.errors import StageError
@@ -238,7 +238,7 @@ class Prediction:
 
     video: Path
     video_digest: str
-    side: Side | None
+    side: SplitName | None
     """The side of the run's split that has clips of this video, None where the run has none."""
     frames: ChosenFrames
     latents: PredictedLatents

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from thinkjepa.stages.data.partition import Side, SideSize
+from thinkjepa.stages.data.partition import SplitName, SplitSize
 
 if TYPE_CHECKING:  # command lines start without torch
     from thinkjepa.stages.train.fit.state import EpochLosses
@@ -28,7 +28,7 @@ class RunStarts:
     parameters: int
     memory_bytes: int
     """Weights, optimizer and the clips of a forward, on each device; an estimate."""
-    sizes: Mapping[Side, SideSize]
+    sizes: Mapping[SplitName, SplitSize]
     grouping: str
     split_warning: str
     """What to say of sides that are far from what was asked for; empty where none is."""

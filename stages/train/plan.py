@@ -3,7 +3,7 @@
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,15 +13,15 @@ import torch
 
 from thinkjepa.cache import FeatureCache, FeatureSet, differing, shown
 from thinkjepa.stages.data.partition import (
-    SIDES,
-    Side,
-    SideSize,
+    SPLIT_NAMES,
+    PartitionedClips,
+    PartitionOf,
+    SplitName,
     SplitRule,
-    group_of,
-    side_sizes,
-    split_warning,
+    partition_clips,
+    planned_partition,
+    stored_partition,
 )
-from thinkjepa.stages.data.stored_partition import StoredSplit, planned_split, stored_split
 from thinkjepa.stages.data.tracked_files import labels_digest
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.json_files import json_bytes
@@ -39,31 +39,6 @@ PLACE: Mapping[str, Any] = {"cache": None, "checkpoint": None}
 MOST_CAUSES = 6
 """Differences that a refusal names; one changed preset changes a dozen settings."""
 
-SplitOf = Callable[[Path, SplitRule, Collection[tuple[str, str]]], StoredSplit]
-"""The split of a cache's videos by a rule."""
-
-
-@dataclass(frozen=True, slots=True)
-class DividedClips:
-    """A split, applied to the clips of a run: ids by side, each sorted, and the size of each side."""
-
-    stored: StoredSplit
-    ids: Mapping[Side, tuple[str, ...]]
-    sizes: Mapping[Side, SideSize]
-
-    def sizes_to_json(self) -> dict[str, Any]:
-        """What each side has of groups, videos and clips."""
-        sides: dict[str, Any] = {side: asdict(size) for side, size in self.sizes.items()}
-        return {"grouping": self.stored.grouping, **sides, "warning": self.warning}
-
-    @property
-    def warning(self) -> str:
-        """What to say of sides that are far from what was asked for, empty where none is."""
-        return split_warning(self.sizes, self.stored.rule, grouping=self.stored.grouping)
-
-    def to_json(self) -> dict[str, Any]:
-        return {**self.stored.to_json(), "clips": {side: list(ids) for side, ids in self.ids.items()}}
-
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
@@ -71,7 +46,7 @@ class RunPlan:
 
     settings: TrainSettings
     features: Features
-    clips: DividedClips
+    clips: PartitionedClips
     shape: ModelShape
     record: Mapping[str, Any]
     warm_start: WarmStart | None = None
@@ -109,29 +84,16 @@ def library_versions() -> dict[str, str]:
 
 
 def divide_clips(
-    features: Features, cache_dir: Path, rule: SplitRule, *, split_of: SplitOf = stored_split
-) -> DividedClips:
-    """The run's clips by side of the cache's split, which is made or extended where needed.
-
-    With `planned_split` nothing is written.
-    """
-    clips = features.clips
-    names, digests = clips.values("video"), clips.values("video_digest")
-    videos = sorted(set(zip(names, digests, strict=True)))
-    stored = split_of(cache_dir, rule, videos)
-    sides = [stored.split.videos[digest] for digest in digests]
-    named = list(zip(clips.clip_ids.to_pylist(), sides, strict=True))
-    ids: dict[Side, tuple[str, ...]] = {
-        side: tuple(clip_id for clip_id, of in named if of == side) for side in SIDES
-    }
-    if empty := [side for side in SIDES if not ids[side]]:
-        raise StageError(_no_clips(len(clips), empty, labelled=features.supervision is not None))
-    groups = [group_of(name, stored.grouping) for name in names]
-    sizes = side_sizes(zip(sides, groups, digests, strict=True))
-    return DividedClips(stored=stored, ids=ids, sizes=sizes)
+    features: Features, cache_dir: Path, rule: SplitRule, *, partition_of: PartitionOf = stored_partition
+) -> PartitionedClips:
+    """The run's clips by split name. Raises StageError where one of the three has none."""
+    clips = partition_clips(features.clips, cache_dir, rule, partition_of=partition_of)
+    if empty := [name for name in SPLIT_NAMES if not clips.ids[name]]:
+        raise StageError(_no_clips(len(features.clips), empty, labelled=features.supervision is not None))
+    return clips
 
 
-def _no_clips(num_clips: int, empty: Sequence[Side], *, labelled: bool) -> str:
+def _no_clips(num_clips: int, empty: Sequence[SplitName], *, labelled: bool) -> str:
     """What to say of a split that leaves sides without clips."""
     sides = " or ".join(empty)
     if labelled:
@@ -149,7 +111,7 @@ def plan_run(
     cache_dir: Path,
     settings: TrainSettings,
     features: Features,
-    clips: DividedClips,
+    clips: PartitionedClips,
     *,
     num_processes: int,
     warm_start: WarmStart | None = None,
@@ -200,11 +162,11 @@ def plan_costs(
     thinker_set: str | None,
     encoder_set: str | None,
     split: SplitRule,
-) -> tuple[TrainingCosts, DividedClips]:
+) -> tuple[TrainingCosts, PartitionedClips]:
     """What `train` with these arguments would take, and on which clips; nothing is trained or written."""
     cache = FeatureCache.open(cache_dir)
     features = choose_features(cache, settings, thinker_set=thinker_set, encoder_set=encoder_set)
-    clips = divide_clips(features, cache_dir, split, split_of=planned_split)
+    clips = divide_clips(features, cache_dir, split, partition_of=planned_partition)
     features = features.knowing(clips.ids["train"])
     shape = model_shape(features, settings)
     return training_costs(features, shape, settings), clips

@@ -18,8 +18,7 @@ import pytest
 from thinkjepa.cache import CacheError, FeatureCache, VideoLabels, WriteSession, verify
 from thinkjepa.cache.disk.layout import journal_dir, shard_file
 from thinkjepa.cache.disk.lines import read_lines
-from thinkjepa.stages.data.partition import SplitRule
-from thinkjepa.stages.data.stored_partition import stored_split
+from thinkjepa.stages.data.partition import SplitRule, stored_partition
 from thinkjepa.stages.data.tracked_files import make_selection
 from thinkjepa.stages.train.run import train
 from thinkjepa.stages.train.settings import TrainSettings
@@ -60,7 +59,7 @@ def complete(uninterrupted: Any, tmp_path_factory: pytest.TempPathFactory) -> Pa
     clips = cache.select(thinker, encoder)
     make_selection(root, thinker_set=thinker, encoder_set=encoder, clip_ids=clips.clip_ids.to_pylist())
     videos = set(zip(clips.values("video"), clips.values("video_digest"), strict=True))
-    stored_split(root, SplitRule(), videos)
+    stored_partition(root, SplitRule(), videos)
     numbers = np.random.default_rng(0).random((20, 2, 3)).astype(np.float32)
     hands = VideoLabels(
         sorted(videos)[0][1], "0.mp4", "test", "a", "world", ("left", "right"), numbers, numbers[..., 0]

@@ -12,13 +12,13 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from thinkjepa.stages.data.joints import KEYPOINTS, PAPER_JOINTS, SIDES, describe_joints
+from thinkjepa.stages.data.joints import HAND_SIDES, KEYPOINTS, PAPER_JOINTS, describe_joints
 from thinkjepa.stages.data.labels.label_file import LabelFile
 from thinkjepa.stages.data.trajectories import project, to_camera
 
 Severity = Literal["error", "warning"]
 
-WRISTS = tuple(f"{side}Hand" for side in SIDES)
+WRISTS = tuple(f"{side}Hand" for side in HAND_SIDES)
 
 MAX_SPEED_M_S = 5.0
 """Of a wrist: manipulating hands stay below 2 m/s, a lost and found track jumps at 10 and more."""

@@ -14,7 +14,7 @@ from thinkjepa.cache import Failure
 from thinkjepa.pipeline.cli import progress as reporting
 from thinkjepa.pipeline.cli.progress import TerminalProgress, TrainingBar, rate_text
 from thinkjepa.pipeline.report.extraction import describe_report
-from thinkjepa.stages.data.partition import Side, SideSize
+from thinkjepa.stages.data.partition import SplitName, SplitSize
 from thinkjepa.stages.extract.run import ExtractReport
 from thinkjepa.stages.train.events import EpochEnds, RunStarts
 from thinkjepa.stages.train.fit.state import EpochLosses
@@ -60,10 +60,10 @@ def test_a_training_log_tells_the_loss_between_epochs() -> None:
     assert second.endswith(", mean loss 0.37500")
 
 
-SIZES: dict[Side, SideSize] = {
-    "train": SideSize(groups=2, videos=6, clips=12, share=0.5),
-    "validation": SideSize(groups=1, videos=3, clips=6, share=0.25),
-    "test": SideSize(groups=1, videos=3, clips=6, share=0.25),
+SIZES: dict[SplitName, SplitSize] = {
+    "train": SplitSize(groups=2, videos=6, clips=12, share=0.5),
+    "validation": SplitSize(groups=1, videos=3, clips=6, share=0.25),
+    "test": SplitSize(groups=1, videos=3, clips=6, share=0.25),
 }
 START = RunStarts(
     variant="jepa",

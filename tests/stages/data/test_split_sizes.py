@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from thinkjepa.stages.data.partition import Side, SideSize, SplitRule, side_sizes, split_warning
+from thinkjepa.stages.data.partition import SplitName, SplitRule, SplitSize, split_sizes, split_warning
 
 RULE = SplitRule()  # 70, 15 and 15 %
 
 
-def sized(train: int, validation: int, test: int) -> dict[Side, SideSize]:
+def sized(train: int, validation: int, test: int) -> dict[SplitName, SplitSize]:
     """Sides of so many clips, each clip of a video of its own, in two groups a side."""
-    counts: dict[Side, int] = {"train": train, "validation": validation, "test": test}
-    return side_sizes(
+    counts: dict[SplitName, int] = {"train": train, "validation": validation, "test": test}
+    return split_sizes(
         (side, f"{side}{number % 2}", f"{side}-{number}")
         for side, count in counts.items()
         for number in range(count)
@@ -20,16 +20,16 @@ def sized(train: int, validation: int, test: int) -> dict[Side, SideSize]:
 
 
 def test_clips_videos_and_groups_of_a_side_are_counted() -> None:
-    clips: list[tuple[Side, str, str]] = [
+    clips: list[tuple[SplitName, str, str]] = [
         ("train", "kitchen", "a"),
         ("train", "kitchen", "a"),
         ("train", "garden", "b"),
         ("test", "hall", "c"),
     ]
-    assert side_sizes(clips) == {
-        "train": SideSize(groups=2, videos=2, clips=3, share=0.75),
-        "validation": SideSize(groups=0, videos=0, clips=0, share=0.0),
-        "test": SideSize(groups=1, videos=1, clips=1, share=0.25),
+    assert split_sizes(clips) == {
+        "train": SplitSize(groups=2, videos=2, clips=3, share=0.75),
+        "validation": SplitSize(groups=0, videos=0, clips=0, share=0.0),
+        "test": SplitSize(groups=1, videos=1, clips=1, share=0.25),
     }
 
 

@@ -10,15 +10,16 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from thinkjepa.stages.data.partition import (
-    SIDES,
-    Split,
+    SPLIT_NAMES,
+    Partition,
     SplitRule,
-    assign_splits,
+    assign_partition,
     group_of,
-    hashed_side,
+    hashed_split_name,
+    partition_file,
     resolve_rule,
+    stored_partition,
 )
-from thinkjepa.stages.data.stored_partition import split_file, stored_split
 from thinkjepa.stages.errors import StageError
 
 Members = dict[str, frozenset[str]]
@@ -34,10 +35,10 @@ def named(groups: dict[str, frozenset[int]]) -> Members:
     return {group: frozenset(f"digest{number}" for number in held) for group, held in groups.items()}
 
 
-def split_of(members: Members, known: Split | None = None, rule: SplitRule = RULE) -> Split:
+def split_of(members: Members, known: Partition | None = None, rule: SplitRule = RULE) -> Partition:
     """The split, where the groups are enough for one."""
     try:
-        return assign_splits(members, rule=rule, known=known)
+        return assign_partition(members, rule=rule, known=known)
     except StageError:
         assume(False)
         raise
@@ -78,7 +79,7 @@ def test_every_side_has_a_group_and_every_video_one_side(groups: dict[str, froze
     members = named(groups)
     split = split_of(members)
     assert set(split.groups) == set(members)
-    assert set(split.groups.values()) == set(SIDES)
+    assert set(split.groups.values()) == set(SPLIT_NAMES)
     for group, digests in members.items():
         assert {split.videos[digest] for digest in digests} == {split.groups[group]}
 
@@ -97,12 +98,12 @@ def test_what_is_known_never_moves(first: dict[str, frozenset[int]], more: dict[
 def test_a_groups_side_does_not_depend_on_the_others(seed: int) -> None:
     """True without any memory, as long as no side had to be filled up."""
     rule = SplitRule(split_seed=seed)
-    many = assign_splits(apart(60), rule=rule)
-    assert dict(many.groups) == {group: hashed_side(group, rule) for group in apart(60)}
+    many = assign_partition(apart(60), rule=rule)
+    assert dict(many.groups) == {group: hashed_split_name(group, rule) for group in apart(60)}
 
 
 def test_sides_have_about_their_fractions() -> None:
-    split = assign_splits(apart(4000), rule=SplitRule(validation_fraction=0.1, test_fraction=0.2))
+    split = assign_partition(apart(4000), rule=SplitRule(validation_fraction=0.1, test_fraction=0.2))
     sides = list(split.groups.values())
     assert sides.count("validation") == pytest.approx(400, rel=0.15)
     assert sides.count("test") == pytest.approx(800, rel=0.15)
@@ -110,39 +111,39 @@ def test_sides_have_about_their_fractions() -> None:
 
 def test_three_groups_are_enough_and_two_are_not() -> None:
     for seed in range(50):
-        split = assign_splits(apart(3), rule=SplitRule(split_seed=seed))
-        assert sorted(split.groups.values()) == sorted(SIDES)
+        split = assign_partition(apart(3), rule=SplitRule(split_seed=seed))
+        assert sorted(split.groups.values()) == sorted(SPLIT_NAMES)
     with pytest.raises(StageError, match=r"at least 3 groups.*got 2.*add videos"):
-        assign_splits(apart(2), rule=RULE)
+        assign_partition(apart(2), rule=RULE)
 
 
 def test_identical_videos_tie_their_groups_together() -> None:
     members = {**apart(20), "g3": frozenset({"twin", "digest3"}), "g7": frozenset({"twin"})}
     for seed in range(30):
-        split = assign_splits(members, rule=SplitRule(split_seed=seed))
+        split = assign_partition(members, rule=SplitRule(split_seed=seed))
         assert split.groups["g3"] == split.groups["g7"] == split.videos["twin"]
 
 
 def test_three_folders_of_one_video_are_one_group() -> None:
     members = {name: frozenset({"twin"}) for name in "abc"}
     with pytest.raises(StageError, match="without a video in common, got 1"):
-        assign_splits(members, rule=RULE)
+        assign_partition(members, rule=RULE)
 
 
 def test_a_new_copy_of_a_test_video_goes_to_test_with_its_group() -> None:
-    before = assign_splits(apart(20), rule=RULE)
+    before = assign_partition(apart(20), rule=RULE)
     test_group = next(group for group, side in before.groups.items() if side == "test")
     members = {**apart(20), "new": apart(20)[test_group] | {"fresh"}}
-    after = assign_splits(members, rule=RULE, known=before)
+    after = assign_partition(members, rule=RULE, known=before)
     assert after.groups["new"] == after.videos["fresh"] == "test"
 
 
 def test_a_copy_put_into_a_training_group_stays_in_test() -> None:
-    before = assign_splits(apart(20), rule=RULE)
+    before = assign_partition(apart(20), rule=RULE)
     test_group = next(group for group, side in before.groups.items() if side == "test")
     train_group = next(group for group, side in before.groups.items() if side == "train")
     twin = next(iter(apart(20)[test_group]))
-    after = assign_splits({**apart(20), train_group: frozenset({twin, "fresh"})}, rule=RULE, known=before)
+    after = assign_partition({**apart(20), train_group: frozenset({twin, "fresh"})}, rule=RULE, known=before)
     assert after.videos[twin] == "test"
     assert after.videos["fresh"] == "train"
 
@@ -162,45 +163,45 @@ def videos(num_folders: int, *, per_folder: int = 2) -> list[tuple[str, str]]:
 
 
 def test_split_is_made_once_and_read_back(tmp_path: Path) -> None:
-    first = stored_split(tmp_path, RULE, videos(10))
-    path = split_file(tmp_path, RULE)
+    first = stored_partition(tmp_path, RULE, videos(10))
+    path = partition_file(tmp_path, RULE)
     content = path.read_bytes()
     assert len(path.stem) == 12
-    assert stored_split(tmp_path, RULE, videos(10)) == first
+    assert stored_partition(tmp_path, RULE, videos(10)) == first
     assert path.read_bytes() == content
 
 
 def test_stored_sides_are_used_even_where_the_hash_says_otherwise(tmp_path: Path) -> None:
-    stored_split(tmp_path, RULE, videos(10))
-    path = split_file(tmp_path, RULE)
+    stored_partition(tmp_path, RULE, videos(10))
+    path = partition_file(tmp_path, RULE)
     record = json.loads(path.read_text())
     swap = {"train": "test", "validation": "validation", "test": "train"}
     record["groups"] = {group: swap[side] for group, side in record["groups"].items()}
     record["videos"] = {digest: swap[side] for digest, side in record["videos"].items()}
     path.write_text(json.dumps(record))
-    split = stored_split(tmp_path, RULE, videos(14)).split
+    split = stored_partition(tmp_path, RULE, videos(14)).partition
     assert {group: split.groups[group] for group in record["groups"]} == record["groups"]
     assert len(split.groups) == 14
 
 
 def test_a_renamed_video_keeps_its_side(tmp_path: Path) -> None:
-    before = stored_split(tmp_path, RULE, videos(10)).split
+    before = stored_partition(tmp_path, RULE, videos(10)).partition
     renamed = [(f"moved/{digest}.mp4", digest) for _, digest in videos(10)]
-    assert stored_split(tmp_path, RULE, renamed).split == before
+    assert stored_partition(tmp_path, RULE, renamed).partition == before
 
 
 def test_auto_stays_what_it_was_when_folders_are_added(tmp_path: Path) -> None:
     rule = SplitRule(group_by="auto")
-    assert stored_split(tmp_path, rule, videos(2)).grouping == "video"
-    assert stored_split(tmp_path, rule, videos(6)).grouping == "video"
+    assert stored_partition(tmp_path, rule, videos(2)).grouping == "video"
+    assert stored_partition(tmp_path, rule, videos(6)).grouping == "video"
 
 
 def test_rules_have_files_of_their_own(tmp_path: Path) -> None:
     rules = [SplitRule(), SplitRule(split_seed=1), SplitRule(group_by="video"), SplitRule(test_fraction=0.2)]
-    assert len({split_file(tmp_path, rule) for rule in rules}) == 4
+    assert len({partition_file(tmp_path, rule) for rule in rules}) == 4
 
 
 def test_nothing_is_stored_when_groups_are_too_few(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="at least 3 groups"):
-        stored_split(tmp_path, SplitRule(group_by="folder"), videos(2))
-    assert not split_file(tmp_path, SplitRule(group_by="folder")).exists()
+        stored_partition(tmp_path, SplitRule(group_by="folder"), videos(2))
+    assert not partition_file(tmp_path, SplitRule(group_by="folder")).exists()

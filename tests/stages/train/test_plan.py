@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from thinkjepa.cache import BatchBuffers, FeatureCache
 from thinkjepa.pipeline.report.training import describe_costs
-from thinkjepa.stages.data.partition import SIDES, SplitRule
+from thinkjepa.stages.data.partition import SPLIT_NAMES, SplitRule
 from thinkjepa.stages.evaluate.runs import TrainedRun
 from thinkjepa.stages.train.costs import STEP_TO_FORWARD, forward_flops, memory_bytes
 from thinkjepa.stages.train.data.batches import TokenBatch
@@ -193,7 +193,9 @@ def test_the_command_prints_a_plan_and_trains_nothing(latent_cache: BuildCache, 
     names = {"thinker_set": None, "encoder_set": None, "split": SplitRule()}
     planned, clips = plan_costs(cache, settings, **names)  # type: ignore[arg-type]
     assert costs == {**planned.to_json(), "split": clips.sizes_to_json()}
-    assert sum(costs["split"][side]["clips"] for side in SIDES) == len(FeatureCache.open(cache).clips.all())
+    assert sum(costs["split"][side]["clips"] for side in SPLIT_NAMES) == len(
+        FeatureCache.open(cache).clips.all()
+    )
     assert "\ntime             told by a run itself" in describe_costs(costs)
     total = costs["parameters"].pop("total")
     assert total == sum(costs["parameters"].values())
