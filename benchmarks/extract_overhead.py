@@ -44,7 +44,8 @@ from thinkjepa.stages.data.videos import find_videos
 from thinkjepa.stages.extract.models.pair import FrozenModels
 from thinkjepa.stages.extract.run import extract
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
-from thinkjepa.stages.extract.thinker.contract import Scene
+from thinkjepa.stages.extract.thinker.contract import TimedFrames
+from thinkjepa.stages.extract.thinker.hooks import HookedThinker
 from thinkjepa.stages.progress import NoProgress
 
 CLIPS = ClipSettings(thinker_frames=32, observed_frames=16, future_frames=16, dense_fps=30.0, stride_s=1.0)
@@ -137,9 +138,14 @@ def run_ours(folder: Path, clips: ClipSettings) -> Run:
     return {**run, "seconds": whole_s, "clips": done.clips}
 
 
+def hooked(frozen: FrozenModels) -> HookedThinker:
+    assert isinstance(frozen.thinker, HookedThinker)
+    return frozen.thinker
+
+
 def touch_weights(frozen: FrozenModels) -> None:
     """Weights are mapped from their files: unread ones would count as memory of the first forward."""
-    for model in (frozen.thinker._model, frozen.encoder._model):
+    for model in (hooked(frozen)._model, frozen.encoder._model):
         for parameter in model.parameters():
             parameter.sum()
 
@@ -157,15 +163,13 @@ def ready_models(folder: Path) -> tuple[FrozenModels, PlannedFolder]:
 def decoded(frozen: FrozenModels, planned: PlannedFolder, clip: ClipRow) -> tuple[Any, list[torch.Tensor]]:
     """The models' inputs of a clip, all its frames decoded at once."""
     reader = ExactFrames(str(planned.videos[clip.video_digest].source.path))
-    scene = Scene(
-        frozen.thinker.preprocess(plainly_decoded(reader, clip.thinker_frames)), clip.thinker_times_s
-    )
+    frames = frozen.thinker.preprocess(plainly_decoded(reader, clip.thinker_frames))
     windows = [
         plainly_preprocessed(frozen, plainly_decoded(reader, indices))
         for indices in (clip.observed_frames, *clip.future_frames)
     ]
     reader.close()
-    return frozen.thinker.prepare(scene).inputs, windows
+    return frozen.thinker.prompt(TimedFrames(frames, clip.thinker_times_s)).inputs, windows
 
 
 def plainly_decoded(reader: ExactFrames, indices: Sequence[int]) -> np.ndarray:
@@ -185,7 +189,7 @@ def plainly_preprocessed(frozen: FrozenModels, frames: np.ndarray) -> torch.Tens
 
 
 def generate(frozen: FrozenModels, inputs: Any, **options: Any) -> Any:
-    return frozen.thinker._model.generate(**inputs, generation_config=frozen.thinker._generation, **options)
+    return hooked(frozen)._model.generate(**inputs, generation_config=hooked(frozen)._generation, **options)
 
 
 def encode(frozen: FrozenModels, window: torch.Tensor) -> torch.Tensor:

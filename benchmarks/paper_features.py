@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from thinkjepa.cache import ArraySpec, ClipFeatures, FeatureSet, WriteSession, describe_set
-from thinkjepa.stages.extract.thinker.contract import KIND, Thought, thinker_arrays, thought_features
+from thinkjepa.stages.extract.thinker.contract import KIND, HiddenStates, thinker_arrays
 
 OBSERVED = FUTURE = (16, 256, 1024)
 """`(T, P, D)`: 32 frames by tubelets of 2, 256 px by patches of 16 px, ViT-L's width; 8.4 MB in float16."""
@@ -94,14 +94,14 @@ def thinker_features(number: int) -> ClipFeatures:
     num_tokens = PROMPT_TOKENS + GENERATED_TOKENS + number % 32
     kinds = torch.full((num_tokens,), KIND["visual"], dtype=torch.uint8)
     kinds[PROMPT_TOKENS:] = KIND["generated"]
-    thought = Thought(
+    states = HiddenStates(
         hidden_LSD=random_values((len(LAYERS), num_tokens, WIDTH), seed=number),
         token_kind_S=kinds,
         token_ids=tuple(range(num_tokens - PROMPT_TOKENS + 1)),
         prompt_token_count=PROMPT_TOKENS,
         text="a hand lifts the cup",
     )
-    return thought_features(clip_id(number), thought)
+    return states.to_features(clip_id(number))
 
 
 def write_cache(root: Path, feature_set: FeatureSet, features: Iterable[ClipFeatures]) -> None:

@@ -1,8 +1,8 @@
 """Units on dask workers: on this machine, one for each copy of the models, or on an existing cluster.
 
-A task is a unit, or a few where there are many, so that decoding runs ahead across their borders. What a
-worker has committed stays when it is lost: the task goes on from there on another
-one. A clip over which workers die again and again is recorded as failed, with what ended them.
+A task is a unit, or a few where there are many, so that decoding runs ahead across their borders. A lost
+worker's commits stay, and another worker continues its task. A clip over which workers die again and again
+is recorded as failed, with the cause.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from thinkjepa.stages.data.plan import PlannedVideo
 from thinkjepa.stages.device import usable_cores
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.settings import ExecutionSettings
-from thinkjepa.stages.extract.work.units import BatchDone, Job, OnBatch, Unit, undecided
+from thinkjepa.stages.extract.work.units import BatchDone, Job, OnBatch, Unit, pending_clips
 from thinkjepa.stages.extract.work.worker import Task, fill_on_worker, topic_of
 from thinkjepa.stages.signals import Stopping
 
 POLL_S = 0.05
 CONNECT_S = 30
 START_S = 300
-"""For the workers' own start: a busy machine imports torch and transformers for a minute."""
+"""Until the workers have started: a busy machine imports torch and transformers for a minute."""
 
 TASKS_AHEAD = 2
-"""Tasks a worker has or waits for: few, so that a stop need not take many back."""
+"""Tasks that a worker runs or has waiting: few, so that a stop need not take many back."""
 
 MAX_UNITS = 8
-"""Of a task: enough for a pipeline, few enough that the last tasks end together."""
+"""Units of a task: enough for a pipeline, few enough that the last tasks end together."""
 
 TASKS_PER_WORKER = 4
-"""At least, where there are that many units: the last ones are shared out evenly."""
+"""Tasks for each worker at least, where there are enough units: the last ones are spread evenly."""
 
 FRUITLESS_LOSSES = 6
-"""Workers lost, one after another, without a clip decided: then it is not the clips that kill them."""
+"""Workers lost one after another without a processed clip: then it is not the clips that kill them."""
 
 SETTINGS = {
-    "distributed.scheduler.allowed-failures": 0,  # who is to blame is found out here
+    "distributed.scheduler.allowed-failures": 0,  # the cause is found out here
     "distributed.scheduler.worker-ttl": None,  # a forward may hold a worker for minutes
     "distributed.comm.timeouts.connect": f"{CONNECT_S}s",
     "distributed.nanny.pre-spawn-environ.DASK_LOGGING__DISTRIBUTED": "critical",
@@ -57,7 +57,7 @@ SETTINGS = {
 
 
 SCHEDULER = {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"}
-"""Of workers on this machine; its status page listens even where it shows nothing."""
+"""The scheduler of workers on this machine. Its status page listens even where it shows nothing."""
 
 
 def run_on_cluster(
@@ -68,8 +68,7 @@ def run_on_cluster(
     on_batch: OnBatch,
     stopping: Stopping,
 ) -> None:
-    """Have workers fill the shards of all units; returns when they are, or when the last batch in flight is
-    committed after `stopping` was asked.
+    """Fill the shards of all units on workers, or until `stopping` is asked and batches in flight are done.
 
     Raises StageError with the cause where no worker can do the work.
     """
@@ -82,7 +81,7 @@ def run_on_cluster(
 
 
 def _share_of_cores(execution: ExecutionSettings) -> int:
-    """Threads of a local worker; 0, torch's own choice, on a cluster."""
+    """Threads of a local worker, or 0, torch's own choice, on a cluster."""
     return 0 if execution.scheduler else max(1, usable_cores() // execution.workers)
 
 
@@ -124,7 +123,7 @@ def connected(execution: ExecutionSettings) -> Iterator[Client]:
 
 @contextmanager
 def _quiet_logs() -> Iterator[None]:
-    """Keep dask's log lines off the terminal; its nannies still note them, and what matters is told by us."""
+    """Keep dask's log lines off the terminal. Nannies still record them, and we report what matters."""
     handlers = logging.getLogger("distributed").handlers
     levels = [handler.level for handler in handlers]
     for handler in handlers:
@@ -137,7 +136,7 @@ def _quiet_logs() -> Iterator[None]:
 
 
 def _worker(number: int) -> dict[str, Any]:
-    """One worker process of this machine: one unit at a time, on a GPU of its own if there are."""
+    """One worker process of this machine: one unit at a time, on a GPU of its own if there is one."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     environment = {"CUDA_VISIBLE_DEVICES": str(number % gpus)} if gpus else {}
     options = {"nthreads": 1, "memory_limit": 0, "env": environment, "dashboard": False, "host": "127.0.0.1"}
@@ -145,7 +144,7 @@ def _worker(number: int) -> dict[str, Any]:
 
 
 class _ClusterRun:
-    """The tasks of a run, those that workers have, and whom they were lost with."""
+    """The tasks of a run, those that run, and the workers that were lost over them."""
 
     def __init__(
         self,
@@ -161,17 +160,17 @@ class _ClusterRun:
         self._running: dict[Future, Task] = {}
         self._losses: Counter[str] = Counter()
         self._fruitless: set[str] = set()
-        """Workers lost since a clip was last decided."""
+        """Workers lost since a clip was last processed."""
         self._begun: dict[str, int] = {}
-        """Process that a task runs in, by its key; those that wait behind another one have none."""
+        """Process that a task runs in, by its key. Tasks that wait for another one have none."""
         self._submitted = 0
 
     def receive(self, event: tuple[float, Mapping[str, Any]]) -> None:
-        """An event of a worker, in the client's own thread."""
+        """Queue an event of a worker. Runs in the client's own thread."""
         self._events.put(event[1])
 
     def work(self, units: Sequence[Unit], videos: Mapping[str, PlannedVideo], stopping: Stopping) -> None:
-        """Hand tasks out until all are done or the run is asked to stop."""
+        """Submit tasks until all are done or the run is asked to stop."""
         self._await_workers(stopping)
         waiting = deque(_tasks(units, videos, workers=max(1, self._num_workers())))
         while (waiting and not stopping.asked) or self._running:
@@ -205,7 +204,7 @@ class _ClusterRun:
         self._running[future] = task
 
     def _stop(self) -> None:
-        """Take back what no worker has begun, and let the others end after their batch."""
+        """Cancel the tasks that no worker has begun, and let the others end after their batch."""
         self.session.ask_writers_to_stop()
         processing = {key for keys in self.client.processing().values() for key in keys}
         for future in [item for item in self._running if item.key not in processing]:
@@ -213,7 +212,7 @@ class _ClusterRun:
             del self._running[future]
 
     def _finished(self) -> list[Task]:
-        """Tasks that have to be done again, after waiting a moment for any that end."""
+        """Tasks to submit again, after waiting a moment for any that end."""
         if self.client.status == "closed":  # after it tried for CONNECT_S to connect again
             raise StageError(
                 "the dask scheduler was lost: what is done is kept; the same command, with a scheduler that "
@@ -232,7 +231,7 @@ class _ClusterRun:
         return again
 
     def _lost(self, task: Task, key: str, error: BaseException | None) -> list[Task]:
-        """The tasks to go on with after a worker was lost. Raises what else went wrong."""
+        """The tasks to continue with after a worker was lost. Raises StageError for other errors."""
         if not isinstance(error, KilledWorker):
             assert error is not None
             if isinstance(error, ThinkJepaError):
@@ -247,32 +246,32 @@ class _ClusterRun:
                 f"{FRUITLESS_LOSSES} workers were lost one after another before any clip was done; the last "
                 f"one: {cause}"
             )
-        if key not in self._begun:  # it waited behind the one that is to blame
+        if key not in self._begun:  # it waited for the one that killed the worker
             return [task]
-        # Only the unit that was worked on goes clip by clip, which costs a whole forward each. The others may
-        # have clips left, or a shard that is complete and not sealed.
-        at = next((place for place, unit in enumerate(task.units) if self._left(unit)), 0)
-        suspect, others = task.units[at], task.units[:at] + task.units[at + 1 :]
-        given_up = self._given_up(task, self._left(suspect), cause) if task.one_by_one else task.given_up
-        again = [Task((suspect,), task.videos, given_up, one_by_one=True)]
+        # Only the current unit goes clip by clip, which costs a whole forward each. The others may have clips
+        # left, or a shard that is complete and not sealed.
+        current = next((index for index, unit in enumerate(task.units) if self._left(unit)), 0)
+        suspect, others = task.units[current], task.units[:current] + task.units[current + 1 :]
+        skipped = self._skipped(task, self._left(suspect), cause) if task.one_by_one else task.skipped
+        again = [Task((suspect,), task.videos, skipped, one_by_one=True)]
         return again + ([Task(others, task.videos)] if others else [])
 
     def _left(self, unit: Unit) -> list[ClipRow]:
-        """Clips of a unit that are not decided; the first one was worked on, where they go one by one."""
-        left = undecided(self.session, self.job.target.sets, unit)
+        """Pending clips of a unit. The first one was computed when the worker died, if they go one by one."""
+        left = pending_clips(self.session, self.job.target.sets, unit)
         return [clip for clip in unit.clips if clip.clip_id in left]
 
-    def _given_up(self, task: Task, left: Sequence[ClipRow], cause: str) -> Mapping[str, Failure]:
-        """What a task is to record as failed, now that its worker was lost over the first clip left."""
+    def _skipped(self, task: Task, left: Sequence[ClipRow], cause: str) -> Mapping[str, Failure]:
+        """Clips that a task records as failed, after its worker was lost over the first clip left."""
         for clip in left[:1]:
             self._losses[clip.clip_id] += 1
             if self._losses[clip.clip_id] >= self.job.execution.clip_retries:
                 failure = Failure(clip.video, "worker", cause, clip.clip_id, clip.video_digest)
-                return {**task.given_up, clip.clip_id: failure}
-        return task.given_up
+                return {**task.skipped, clip.clip_id: failure}
+        return task.skipped
 
     def _cause(self, address: str, pid: int) -> str:
-        """What ended a worker, as its nanny saw it."""
+        """The cause of a worker's end, by the log of its nanny."""
         lines = [text for log in self.client.get_worker_logs(nanny=True).values() for _, text in log]
         for line in reversed(lines):
             found = re.search(rf"process {pid} (was killed by signal \d+|exited with status -?\d+)", line)
@@ -281,7 +280,7 @@ class _ClusterRun:
         return f"the worker {address} was lost while it worked on this clip: killed, or out of memory"
 
     def _drain(self) -> None:
-        """Report what workers have told so far."""
+        """Report the events of workers so far."""
         while True:
             try:
                 event = self._events.get_nowait()

@@ -1,8 +1,8 @@
-"""What an extraction will take, before it runs: clips, bytes on disk, memory and hours.
+"""The cost of an extraction before it runs: clips, bytes on disk, memory and hours.
 
-The folder is planned exactly as `extract` plans it. The models are described by their configuration and
-processors; their weights are neither needed nor read. Clips and bytes hold as far as every clip succeeds;
-hours and memory are estimates, and `assumptions` says what they rest on.
+The folder is planned exactly as `extract` plans it. Configuration and processors describe the models, whose
+weights are neither needed nor read. Clips and bytes hold as far as every clip succeeds. Hours and memory are
+estimates, and `assumptions` says what they rest on.
 """
 
 from __future__ import annotations
@@ -17,15 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from thinkjepa.cache import ArraySpec, ClipRow, Failure
+from thinkjepa.cache import ArraySpec, Failure
 from thinkjepa.stages.data.decoding.client import DecodeError, VideoDecoder
 from thinkjepa.stages.data.plan import ClipSettings, PlannedFolder, plan_folder, record
 from thinkjepa.stages.data.repeated_frames import describe_repeats
 from thinkjepa.stages.data.videos import find_videos
 from thinkjepa.stages.device import choose_device
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.extract.encoder.base import VideoEncoder
-from thinkjepa.stages.extract.encoder.families import open_encoder
 from thinkjepa.stages.extract.figures import (
     Estimate,
     FolderEstimate,
@@ -39,16 +37,15 @@ from thinkjepa.stages.extract.models.costs import (
     PromptSizes,
     ThinkerCosts,
     encoder_costs,
-    seen_size,
+    shrunk_size,
     thinker_costs,
 )
-from thinkjepa.stages.extract.models.pair import latent_arrays
-from thinkjepa.stages.extract.models.runtime import choose_dtype, decoder_beside, quiet_transformers
-from thinkjepa.stages.extract.models.weights import ModelUnavailableError, find_model
+from thinkjepa.stages.extract.models.pair import FrozenModel, FrozenModels
+from thinkjepa.stages.extract.models.runtime import choose_dtype, decoder_beside
+from thinkjepa.stages.extract.models.weights import ModelUnavailableError
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
-from thinkjepa.stages.extract.thinker.contract import TYPICAL_TOKENS, thinker_arrays
-from thinkjepa.stages.extract.thinker.hooks import HookedThinker
-from thinkjepa.stages.extract.work.frames import RAW_BYTES, ClipDecoding, see, watch
+from thinkjepa.stages.extract.thinker.contract import TYPICAL_TOKENS
+from thinkjepa.stages.extract.work.frames import RAW_BYTES, ClipDecoding
 from thinkjepa.stages.progress import Progress
 
 UTILISATION = 0.3
@@ -63,71 +60,140 @@ ACCELERATOR_MATRIX_SIDE = 8192
 """A product of this side is 1.1 TFLOP: long against the start of a kernel. A CPU is busy with 2 GFLOP."""
 
 STATE_COPIES = 3
-"""Times a batch's hidden states lie in memory: as captured, cut to its length, being written."""
+"""Copies of a batch's hidden states in memory: as captured, cut to its length, being written."""
 
 LATENT_COPIES = 2
-"""Of the encoder's latents: one batch leaves the model while the one before is written."""
+"""Copies of the encoder's latents: one batch leaves the model while the one before is written."""
 
 PREPARED_BATCHES = 2
 """Batches of preprocessed frames: one is in the models, the next one comes from the decoder."""
 
 FRAME_COPIES = 2
-"""Times decoded frames lie in memory while they are preprocessed: as decoded, and as tensor."""
+"""Copies of decoded frames while they are preprocessed: as decoded, and as tensor."""
 
 TERA = 1e12
 
 
 @dataclass(frozen=True, slots=True)
-class DescribedModels:
-    """The two models without weights, what a forward of each costs, and the arrays they fill."""
+class ClipCost:
+    """Tokens and FLOPs of one clip in one model, and whether the cache can hold its features."""
 
-    thinker: HookedThinker
-    encoder: VideoEncoder
-    thinker_costs: ThinkerCosts
-    encoder_costs: EncoderCosts
-    thinker_arrays: tuple[ArraySpec, ...]
-    encoder_arrays: tuple[ArraySpec, ...]
-    window_frames: tuple[int, ...]
-    """Frames of each window that goes through the encoder."""
+    num_tokens: int
+    flops: int
+    is_stored: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class DescribedModels:
+    """Both models without weights, and the costs of their forwards."""
+
+    frozen: FrozenModels
+    clips: ClipSettings
+    thinker: ThinkerCosts
+    encoder: EncoderCosts
 
     @classmethod
     def find(cls, settings: ModelSettings, clips: ClipSettings, *, device: str) -> DescribedModels:
         """Find configuration and processors. Raises StageError with the remedy."""
-        quiet_transformers()
-        place = choose_device(device)
-        dtype = choose_dtype(settings.dtype, place)
-        seeing = find_model(settings.thinker, revision=settings.revision, role="thinker", need_weights=False)
-        dense = find_model(
-            settings.encoder, revision=settings.encoder_revision, role="encoder", need_weights=False
-        )
-        thinker = HookedThinker(seeing, settings, dtype=dtype, device=place)
-        encoder = open_encoder(dense, dtype=dtype, device=place)
-        thinker.load_processor()
-        encoder.load_processor()
-        return cls(
-            thinker=thinker,
-            encoder=encoder,
-            thinker_costs=thinker_costs(thinker),
-            encoder_costs=encoder_costs(encoder),
-            thinker_arrays=thinker_arrays(thinker.layers, width=thinker.width, dtype=dtype),
-            encoder_arrays=latent_arrays(encoder, clips),
-            window_frames=(clips.observed_frames, *[clips.future_frames] * clips.future_windows),
-        )
+        frozen = FrozenModels.find(settings, device=device, need_weights=False)
+        for model in frozen.by_kind.values():
+            model.load_processor()
+        costs = thinker_costs(frozen.thinker), encoder_costs(frozen.encoder)
+        for model in frozen.by_kind.values():
+            model.arrays(clips)  # clips that a model does not take are refused before planning
+        return cls(frozen, clips, *costs)
 
     @property
-    def window_sequences(self) -> tuple[Sequence[int], ...]:
+    def window_frames(self) -> list[int]:
+        """Frames of each window that goes through the encoder."""
+        return [self.clips.observed_frames, *[self.clips.future_frames] * self.clips.future_windows]
+
+    @property
+    def window_sequences(self) -> list[Sequence[int]]:
         """Tokens that attend to each other, of each window."""
-        return tuple(map(self.encoder.sequences, self.window_frames))
+        return [self.frozen.encoder.sequences(number) for number in self.window_frames]
 
     @property
-    def window_tokens(self) -> tuple[int, ...]:
-        """Tokens of each window."""
-        return tuple(map(sum, self.window_sequences))
+    def item_bytes(self) -> int:
+        """Bytes of one value of weights and features."""
+        dtype: torch.dtype = getattr(torch, self.frozen.dtype)
+        return dtype.itemsize
 
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        dtype: torch.dtype = getattr(torch, self.thinker.dtype)
-        return dtype
+    def thinker_figures(self, prompts: PromptSizes, planned: PlannedFolder) -> ModelFigures:
+        """The thinker's part. Clips that the processor refuses cost nothing, too long ones are not stored."""
+        sizes = [size for clip in planned.clips if (size := prompts.of(clip)) is not None]
+        costs = [
+            ClipCost(
+                prompts.num_tokens(size),
+                self.thinker.flops(size, new_tokens=prompts.new_tokens),
+                is_stored=prompts.fits(size),
+            )
+            for size in sizes
+        ]
+        return self._figures(self.frozen.thinker, self.thinker.parameters, costs)
+
+    def encoder_figures(self, planned: PlannedFolder) -> ModelFigures:
+        """The encoder's part. Every clip costs the same: frames are cropped to the encoder's size."""
+        sequences = [number for window in self.window_sequences for number in window]
+        cost = ClipCost(sum(sequences), sum(map(self.encoder.flops, sequences)))
+        return self._figures(self.frozen.encoder, self.encoder.parameters, [cost] * len(planned.clips))
+
+    def _figures(self, model: FrozenModel, parameters: int, costs: Sequence[ClipCost]) -> ModelFigures:
+        stored = [cost.num_tokens for cost in costs if cost.is_stored]
+        array_bytes = {spec.name: _stored_bytes(spec, stored) for spec in model.arrays(self.clips)}
+        lengths = [cost.num_tokens for cost in costs]
+        return ModelFigures(
+            model=model.folder.name,
+            parameters=parameters,
+            weights_bytes=parameters * self.item_bytes,
+            tokens_per_clip=[min(lengths), max(lengths)] if lengths else None,
+            total_flops=sum(cost.flops for cost in costs),
+            disk_bytes=sum(array_bytes.values()),
+            array_bytes=array_bytes,
+        )
+
+    def memory_figures(
+        self, planned: PlannedFolder, prompts: PromptSizes, *, batch_size: int
+    ) -> MemoryFigures:
+        """Memory of a batch of the largest clips, as held at the same time, without allocators' overhead."""
+        thinker, encoder = self.frozen.thinker, self.frozen.encoder
+        batch_bytes = min(batch_size, len(planned.clips)) * self.item_bytes
+        window_tokens = [sum(sequences) for sequences in self.window_sequences]
+        window_pixels = sum(self.window_frames) * 3 * math.prod(encoder.frame_px)
+        longest = max(prompts.sizes.values(), key=lambda size: size.prompt_tokens, default=None)
+        num_tokens = prompts.num_tokens(longest) if longest else 0
+        frame_sizes = {
+            shrunk_size(video.info.size_px, thinker.settings.thinker_size)
+            for video in planned.videos.values()
+        }
+        frame_bytes = 3 * max((width * height for width, height in frame_sizes), default=0)
+        num_frames = max((len(clip.thinker_frames) for clip in planned.clips), default=0)
+        live_values = max(
+            self.thinker.live_values(longest) if longest else 0,
+            self.encoder.live_values(max(window_tokens)),
+        )
+        prepared_bytes = (longest.pixel_bytes if longest else 0) + window_pixels
+        return MemoryFigures(
+            weights_bytes=(self.thinker.parameters + self.encoder.parameters) * self.item_bytes,
+            activation_bytes=batch_bytes * live_values,
+            key_value_bytes=batch_bytes * self.thinker.cached_values(num_tokens),
+            frame_bytes=PREPARED_BATCHES * min(batch_size, len(planned.clips)) * prepared_bytes
+            + num_frames * frame_bytes
+            + window_pixels
+            + FRAME_COPIES * RAW_BYTES,
+            state_bytes=batch_bytes
+            * (
+                STATE_COPIES * len(thinker.layers) * num_tokens * thinker.width
+                + LATENT_COPIES * sum(window_tokens) * encoder.width
+            ),
+        )
+
+
+def _stored_bytes(spec: ArraySpec, clip_tokens: Sequence[int]) -> int:
+    """Bytes of clips with these numbers of tokens."""
+    return sum(
+        clip_tokens.count(number) * stored_bytes(spec, num_tokens=number) for number in set(clip_tokens)
+    )
 
 
 def estimate(
@@ -139,11 +205,11 @@ def estimate(
     tflops: float | None,
     progress: Progress,
 ) -> FolderEstimate:
-    """What `extract` will take with the same settings; nothing is written. An Estimate, or what is known
-    without the models where a hub's one is out of reach.
+    """The cost of `extract` with the same settings. Nothing is written.
 
-    `tflops` is the peak of the machine that will extract, TFLOP/s; None measures the one here. Raises
-    StageError for wrong use.
+    Returns an Estimate, or what is known without the models where a hub's one is out of reach. `tflops` is
+    the peak of the machine that will extract, TFLOP/s, and None measures the one here. Raises StageError for
+    wrong use.
     """
     if tflops is not None and not (math.isfinite(tflops) and tflops > 0):
         raise StageError(f"--tflops {tflops:g}: give a number above 0")
@@ -151,29 +217,30 @@ def estimate(
     try:
         described = DescribedModels.find(models, clips, device=execution.device)
     except ModelUnavailableError as error:
-        return _estimate_without_models(
-            files, videos, clips, models=models, execution=execution, why=str(error), progress=progress
-        )
-    device = described.thinker.device.type
+        with VideoDecoder(timeout_s=execution.decode_timeout) as decoder:
+            planned = plan_folder(files, videos, clips, decoder=decoder, progress=progress)
+        return _without_models(planned, clips, models, execution, reason=str(error))
+    frozen = described.frozen
+    device = frozen.device.type
     with decoder_beside(device, timeout_s=execution.decode_timeout) as decoder:
         planned = plan_folder(files, videos, clips, decoder=decoder, progress=progress)
-        prompts = PromptSizes.count(planned.clips, planned.videos, described.thinker)
-        decode_times_s = _measured_decoding(planned, described, prompts, decoder, progress)
+        prompts = PromptSizes.count(planned.clips, planned.videos, frozen.thinker)
+        decode_times_s = _measured_decoding(planned, frozen, prompts, decoder, progress)
     batch_size = execution.clips_per_batch("cuda" if tflops else device)
-    peak = tflops or measured_tflops(described.thinker.device, described.torch_dtype)
-    thinker = thinker_figures(planned.clips, described, prompts)
-    encoder = encoder_figures(len(planned.clips), described)
+    peak = tflops or measured_tflops(frozen.device, getattr(torch, frozen.dtype))
+    thinker = described.thinker_figures(prompts, planned)
+    encoder = described.encoder_figures(planned)
     model_s = (thinker.total_flops + encoder.total_flops) / (peak * TERA * UTILISATION)
     decode_s = len(planned.clips) * sum(decode_times_s) / max(1, len(decode_times_s))
     return Estimate(
         **_folder_figures(planned, execution),
-        device=described.thinker.device.type,
-        dtype=described.thinker.dtype,
+        device=device,
+        dtype=frozen.dtype,
         batch_size=batch_size,
         thinker=thinker,
         encoder=encoder,
         disk_bytes=thinker.disk_bytes + encoder.disk_bytes,
-        memory=memory_figures(planned, described, prompts, batch_size=batch_size),
+        memory=described.memory_figures(planned, prompts, batch_size=batch_size),
         tflops=peak,
         tflops_measured=tflops is None,
         utilisation=UTILISATION,
@@ -183,14 +250,14 @@ def estimate(
         warnings=[
             *_repeat_warning(planned),
             *prompts.problems(planned.clips),
-            *_precision_warning(models, described, tflops),
+            *_precision_warning(models, device, tflops),
         ],
-        assumptions=_assumptions(described, tflops),
+        assumptions=_assumptions(device, tflops),
     )
 
 
 def _folder_figures(planned: PlannedFolder, execution: ExecutionSettings) -> dict[str, Any]:
-    """The figures of a plan, which no model has a part in."""
+    """The figures of a plan, which do not depend on the models."""
     windows = [(clip.observed_frames, *clip.future_frames) for clip in planned.clips]
     return {
         "videos": planned.num_videos,
@@ -212,21 +279,17 @@ def _repeat_warning(planned: PlannedFolder) -> list[str]:
     return [text] if (text := describe_repeats(planned.repeated_frames, fps=planned.fps)) else []
 
 
-def _estimate_without_models(
-    files: Sequence[Path],
-    videos: Path,
+def _without_models(
+    planned: PlannedFolder,
     clips: ClipSettings,
-    *,
     models: ModelSettings,
     execution: ExecutionSettings,
-    why: str,
-    progress: Progress,
+    *,
+    reason: str,
 ) -> FolderEstimate:
-    """What the videos alone say, and the published shapes of well-known models."""
+    """The figures of the videos alone, and bytes by the published shapes of well-known models."""
     dtype = choose_dtype(models.dtype, choose_device(execution.device))
     clip_bytes = known_clip_bytes(models, clips, dtype=dtype)
-    with VideoDecoder(timeout_s=execution.decode_timeout) as decoder:
-        planned = plan_folder(files, videos, clips, decoder=decoder, progress=progress)
     known = (
         f"disk is by the models' published shapes, with {TYPICAL_TOKENS:,} thinker tokens a clip"
         if clip_bytes
@@ -236,7 +299,7 @@ def _estimate_without_models(
         **_folder_figures(planned, execution),
         dtype=dtype,
         disk_bytes=None if clip_bytes is None else len(planned.clips) * sum(clip_bytes),
-        warnings=[*_repeat_warning(planned), f"tokens, memory and hours need the models: {why}"],
+        warnings=[*_repeat_warning(planned), f"tokens, memory and hours need the models: {reason}"],
         assumptions=[known],
     )
 
@@ -253,102 +316,26 @@ def measured_tflops(device: torch.device, dtype: torch.dtype) -> float:
     return max(1, products) * 2 * side**3 / seconds / TERA
 
 
-def thinker_figures(
-    clips: Sequence[ClipRow], described: DescribedModels, prompts: PromptSizes
-) -> ModelFigures:
-    """Clips of a frame size that the processor refuses cost nothing; those too long are not stored."""
-    sizes = [size for clip in clips if (size := prompts.of(clip)) is not None]
-    kept = [prompts.num_tokens(size) for size in sizes if prompts.fits(size)]
-    costs = described.thinker_costs
-    array_bytes = {
-        spec.name: sum(stored_bytes(spec, num_tokens=number) for number in kept)
-        for spec in described.thinker_arrays
-    }
-    lengths = [prompts.num_tokens(size) for size in sizes]
-    return ModelFigures(
-        model=described.thinker.folder.name,
-        parameters=costs.parameters,
-        weights_bytes=costs.parameters * described.torch_dtype.itemsize,
-        tokens_per_clip=[min(lengths), max(lengths)] if lengths else None,
-        total_flops=sum(costs.flops(size, new_tokens=prompts.new_tokens) for size in sizes),
-        disk_bytes=sum(array_bytes.values()),
-        array_bytes=array_bytes,
-    )
-
-
-def encoder_figures(num_clips: int, described: DescribedModels) -> ModelFigures:
-    """Every clip costs the same: frames are cropped to the encoder's size."""
-    costs, tokens = described.encoder_costs, described.window_tokens
-    array_bytes = {
-        spec.name: num_clips * stored_bytes(spec, num_tokens=0) for spec in described.encoder_arrays
-    }
-    return ModelFigures(
-        model=described.encoder.folder.name,
-        parameters=costs.parameters,
-        weights_bytes=costs.parameters * described.torch_dtype.itemsize,
-        tokens_per_clip=[sum(tokens)] * 2 if num_clips else None,
-        total_flops=num_clips
-        * sum(costs.flops(number) for part in described.window_sequences for number in part),
-        disk_bytes=sum(array_bytes.values()),
-        array_bytes=array_bytes,
-    )
-
-
-def memory_figures(
-    planned: PlannedFolder, described: DescribedModels, prompts: PromptSizes, *, batch_size: int
-) -> MemoryFigures:
-    """A batch of the largest clips: what of it is held at the same time, allocators' overhead left out."""
-    batch = min(batch_size, len(planned.clips))
-    item_bytes = described.torch_dtype.itemsize
-    thinker, encoder = described.thinker_costs, described.encoder_costs
-    longest = max(prompts.sizes.values(), key=lambda size: size.prompt_tokens, default=None)
-    num_tokens = prompts.num_tokens(longest) if longest else 0
-    sizes = {video.info.size_px for video in planned.videos.values()}
-    seen = {seen_size(size, described.thinker.settings.thinker_size) for size in sizes}
-    seen_frame = 3 * max((width * height for width, height in seen), default=0)
-    num_thinker_frames = max((len(clip.thinker_frames) for clip in planned.clips), default=0)
-    window_pixels = sum(described.window_frames) * 3 * math.prod(described.encoder.frame_px)
-    latent_values = sum(described.window_tokens) * described.encoder.width
-    thinker_live = thinker.live_values(longest) if longest else 0
-    return MemoryFigures(
-        weights_bytes=(thinker.parameters + encoder.parameters) * item_bytes,
-        activation_bytes=batch
-        * item_bytes
-        * max(thinker_live, encoder.live_values(max(described.window_tokens))),
-        key_value_bytes=batch * item_bytes * thinker.cached_values(num_tokens),
-        frame_bytes=PREPARED_BATCHES * batch * ((longest.pixel_bytes if longest else 0) + window_pixels)
-        + num_thinker_frames * seen_frame
-        + window_pixels
-        + FRAME_COPIES * RAW_BYTES,
-        state_bytes=batch
-        * item_bytes
-        * (
-            STATE_COPIES * len(described.thinker.layers) * num_tokens * described.thinker.width
-            + LATENT_COPIES * latent_values
-        ),
-    )
-
-
 def _measured_decoding(
     planned: PlannedFolder,
-    described: DescribedModels,
+    frozen: FrozenModels,
     prompts: PromptSizes,
     decoder: VideoDecoder,
     progress: Progress,
 ) -> list[float]:
-    """Seconds to decode and preprocess a clip, as extraction does, for a few clips spread over the plan."""
+    """Seconds to decode and prepare a clip, as extraction does, for a few clips spread over the plan."""
     chosen = planned.clips[:: max(1, math.ceil(len(planned.clips) / MEASURED_CLIPS))]
     decoding = ClipDecoding(decoder, planned.videos)
     times_s = []
-    described.encoder.preprocess(np.zeros((2, 32, 32, 3), dtype=np.uint8))  # its first call is slower
+    frozen.encoder.preprocess(np.zeros((2, 32, 32, 3), dtype=np.uint8))  # its first call is slower
     progress.begin("measuring", total=len(chosen), unit="clips")
     for clip in chosen:
         started = time.perf_counter()
         try:
-            scene = see(clip, described.thinker, decoding)
-            if prompts.of(clip):
-                described.thinker.prepare(scene)
-            watch(clip, described.encoder, decoding)
+            for model in frozen.by_kind.values():
+                windows = decoding.windows(clip, model)
+                if model is not frozen.thinker or prompts.of(clip):
+                    model.prepare(clip, windows)
         except DecodeError as error:
             failure = Failure(clip.video, "decode", str(error), clip.clip_id, clip.video_digest)
             record([failure], planned.failures, progress)
@@ -358,9 +345,9 @@ def _measured_decoding(
     return times_s
 
 
-def _precision_warning(models: ModelSettings, described: DescribedModels, tflops: float | None) -> list[str]:
-    """`auto` is chosen for the device here, which need not be the one that `tflops` belongs to."""
-    if tflops is None or models.dtype != "auto" or described.thinker.device.type != "cpu":
+def _precision_warning(models: ModelSettings, device: str, tflops: float | None) -> list[str]:
+    """A warning that `auto` is chosen for the device here, which need not be that of `tflops`."""
+    if tflops is None or models.dtype != "auto" or device != "cpu":
         return []
     return [
         "--tflops with --dtype auto: figures are for float32, the choice on this CPU; a GPU would take "
@@ -368,14 +355,14 @@ def _precision_warning(models: ModelSettings, described: DescribedModels, tflops
     ]
 
 
-def _assumptions(described: DescribedModels, tflops: float | None) -> list[str]:
+def _assumptions(device: str, tflops: float | None) -> list[str]:
     peak = "measured here with matrix products" if tflops is None else "given by --tflops"
     return [
         f"the models reach {UTILISATION:.0%} of the peak, which was {peak}",
         "answers run to --max-new-tokens; waiting of the single generation steps for memory and kernel "
         "starts is not counted, which weighs on a GPU with a small --batch-size",
         "decoding and preprocessing take as long as on this machine, at the same time as the models"
-        + (", on the same cores" if tflops is None and described.thinker.device.type == "cpu" else ""),
+        + (", on the same cores" if tflops is None and device == "cpu" else ""),
         "memory is weights, activations, key-value cache, frames and states of one batch; the libraries "
         "and the allocator's reserve come on top",
     ]

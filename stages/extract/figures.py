@@ -1,4 +1,4 @@
-"""What an estimate says: of a folder of videos, and of its models where they can be described."""
+"""The figures of an estimate, and the bytes that features take on disk."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from thinkjepa.stages.extract.thinker.contract import TYPICAL_TOKENS, thinker_ar
 
 @dataclass(slots=True)
 class ModelFigures:
-    """One of the two models and its feature set; totals are over all clips."""
+    """Figures of one model and its feature set. Totals are over all clips."""
 
     model: str
     parameters: int
     weights_bytes: int
     tokens_per_clip: list[int] | None
-    """Least and most; of the encoder, latent tokens of all windows. None where there are no clips."""
+    """Least and most. The encoder's are the latent tokens of all windows. None where there are no clips."""
     total_flops: int
     disk_bytes: int
     array_bytes: dict[str, int]
@@ -36,14 +36,14 @@ class ModelFigures:
 
 @dataclass(slots=True)
 class MemoryFigures:
-    """Bytes at the peak of a batch, roughly; on the CPU both sums share one memory."""
+    """Bytes at the peak of a batch, roughly. On the CPU both sums share one memory."""
 
     weights_bytes: int
-    """Of both models, on the device."""
+    """Both models, on the device."""
     activation_bytes: int
-    """Of the larger of the two forwards, on the device."""
+    """The larger of the two forwards, on the device."""
     key_value_bytes: int
-    """What the thinker keeps while it generates, on the device."""
+    """The thinker's key-value cache, on the device."""
     frame_bytes: int
     """Decoded frames and preprocessed pixels, on the host."""
     state_bytes: int
@@ -51,25 +51,28 @@ class MemoryFigures:
 
     @property
     def device_bytes(self) -> int:
+        """Sum on the device."""
         return self.weights_bytes + self.activation_bytes + self.key_value_bytes
 
     @property
     def host_bytes(self) -> int:
+        """Sum on the host."""
         return self.frame_bytes + self.state_bytes
 
     def to_json(self) -> dict[str, int]:
+        """All fields and both sums."""
         return {**asdict(self), "device_bytes": self.device_bytes, "host_bytes": self.host_bytes}
 
 
 @dataclass(slots=True, kw_only=True)
 class FolderEstimate:
-    """What an extraction of a folder is made of, as far as that is known without the models."""
+    """The figures of an extraction that are known without the models."""
 
     videos: int
     video_hours: float
     clips: int
     thinker_frames: int
-    """Frames that the thinker is given, of all clips."""
+    """Frames for the thinker, of all clips."""
     encoder_windows: int
     encoder_frames: int
     """Frames of all windows."""
@@ -79,23 +82,23 @@ class FolderEstimate:
     failures: list[Failure]
     repeats: list[tuple[str, str]]
     dense_fps: float | None
-    """Rate of the dense windows; None where the preset cuts by index."""
+    """Rate of the dense windows. None where the preset cuts by index."""
     repeated_frames: RepeatedFrames
     dtype: str
     disk_bytes: int | None
-    """Of all features; without the models by their published shapes, None where these are not known."""
+    """All features. Without the models by their published shapes, None where these are not known."""
     warnings: list[str]
     assumptions: list[str]
 
     def to_json(self) -> dict[str, Any]:
-        """All keys of an estimate; those of the models are null where these are not described."""
+        """All keys of an estimate. Those of the models are null where these are not described."""
         unknown = dict.fromkeys([field.name for field in fields(Estimate)] + ["hours"])
         return {**unknown, **asdict(self), "repeated_frames": self.repeated_frames.to_json()}
 
 
 @dataclass(slots=True, kw_only=True)
 class Estimate(FolderEstimate):
-    """What an extraction will take. `to_json` has all of it, and `hours`."""
+    """The figures of an extraction. `to_json` has all of them, and `hours`."""
 
     device: str
     batch_size: int
@@ -114,12 +117,13 @@ class Estimate(FolderEstimate):
 
     @property
     def hours(self) -> float:
-        """One batch is decoded while another is in the models; where these run on the CPU, they share it."""
+        """Hours in all. One batch is decoded while another is in the models, unless both share the CPU."""
         on_cpu = self.device == "cpu" and self.tflops_measured
         parts = (self.model_hours, self.decode_hours)
         return sum(parts) if on_cpu else max(parts)
 
     def to_json(self) -> dict[str, Any]:
+        """All fields, sums and hours."""
         return {**FolderEstimate.to_json(self), "memory": self.memory.to_json(), "hours": self.hours}
 
 
@@ -127,8 +131,10 @@ GB = 10**9
 
 
 def stored_bytes(spec: ArraySpec, *, num_tokens: int) -> int:
-    """Bytes of one clip in an array's shards: whole chunks, each with its checksum; ragged arrays have only
-    the chunks that their tokens reach into."""
+    """Bytes of one clip in an array's shards: whole chunks, each with its checksum.
+
+    Ragged arrays have only the chunks that their tokens reach into.
+    """
     sizes = [
         num_tokens if name == "token" else size for name, size in zip(spec.dims, spec.shape, strict=True)
     ]
@@ -137,7 +143,7 @@ def stored_bytes(spec: ArraySpec, *, num_tokens: int) -> int:
 
 
 def require_space(session: WriteSession, sets: Mapping[Kind, FeatureSet], clips: Sequence[ClipRow]) -> None:
-    """Raise StageError where the features that clips lack, uncompressed, take more than what is free.
+    """Raise StageError where the missing features of clips, uncompressed, take more than the free space.
 
     A clip of the thinker counts with a typical number of tokens.
     """
@@ -161,7 +167,7 @@ def require_space(session: WriteSession, sets: Mapping[Kind, FeatureSet], clips:
 
 @dataclass(frozen=True, slots=True)
 class ThinkerShape:
-    """Decoder layers, and the width of the residual stream."""
+    """Number of decoder layers, and width of the residual stream."""
 
     num_layers: int
     width: int
@@ -192,11 +198,11 @@ ENCODERS = {
     "facebook/vjepa2-vitg-fpc64-256": EncoderShape(16 * 16, 1408),
     "facebook/vjepa2-vitg-fpc64-384": EncoderShape(24 * 24, 1408),
 }
-"""Of their configurations on the hub."""
+"""Shapes of their configurations on the hub."""
 
 
 def known_clip_bytes(models: ModelSettings, clips: ClipSettings, *, dtype: str) -> tuple[int, int] | None:
-    """About how many bytes a clip takes, of the thinker and of the encoder; None where one is not known.
+    """Approximate bytes of a clip, of the thinker and of the encoder, or None where one is not known.
 
     The thinker's tokens are a typical number. Raises StageError for layers that the thinker does not have.
     """

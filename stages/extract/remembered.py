@@ -1,6 +1,6 @@
-"""The settings that a cache was made with, which its next extraction takes unless told otherwise.
+"""The settings of a cache's last extraction, which are the defaults of its next one.
 
-The last extraction's record has them. A cache without one is asked for the records of its feature sets.
+They are in the record of the last extraction, else in the records of the feature sets.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FP8_SETS: Mapping[tuple[bool, bool], str] = {
     (False, True): "latents",
     (True, True): "all",
 }
-"""`--fp8` by whether the thinker's and the encoder's set store arrays in 8 bits."""
+"""The value of `--fp8` by whether the thinker's and the encoder's set store arrays in 8 bits."""
 
 SECTIONS = ("clips", "models", "vllm")
 
@@ -38,20 +38,19 @@ def extraction_record(
     clips: ClipSettings,
     models: ModelSettings,
     vllm: VllmSettings,
+    folders: Mapping[Kind, ModelFolder],
     *,
-    thinker: ModelFolder,
-    encoder: ModelFolder,
     dtype: str,
 ) -> dict[str, Any]:
-    """What determined the features of an extraction, made definite: dtype, revisions, absolute folders.
+    """The settings that determine the features, made definite: dtype, revisions, absolute folders.
 
-    How the work was done is left out: a device, a server or the path of a Python may be of another machine.
+    Device, server and the path of a Python are left out: they may be of another machine.
     """
     definite = {
-        "thinker": _place(thinker),
-        "revision": _revision(thinker, models.revision),
-        "encoder": _place(encoder),
-        "encoder_revision": _revision(encoder, models.encoder_revision),
+        "thinker": _model_name(folders["thinker"]),
+        "revision": _revision(folders["thinker"], models.revision),
+        "encoder": _model_name(folders["encoder"]),
+        "encoder_revision": _revision(folders["encoder"], models.encoder_revision),
         "dtype": dtype,
     }
     settings = {
@@ -63,7 +62,7 @@ def extraction_record(
 
 
 def remembered_settings(cache_dir: Path) -> Sections:
-    """Settings by section of params.yaml, empty where the cache does not tell them.
+    """Settings by section of params.yaml, empty where the cache does not have them.
 
     Raises CacheError where there is no cache.
     """
@@ -90,8 +89,8 @@ def _sections(settings: Any, cache_dir: Path) -> Sections:
 
 
 def _settings_of(thinker: FeatureSet, encoder: FeatureSet) -> Sections:
-    """As far as the records of two sets tell: they have no stride, those of an early version not all else."""
-    origin, seen = thinker.origin, thinker.origin.get("preprocessing", {})
+    """The settings that the records of two sets have: no stride, and not all others in early versions."""
+    origin, preprocessing = thinker.origin, thinker.origin.get("preprocessing", {})
     models = {
         "thinker": thinker.source.get("model"),
         "revision": _commit(thinker),
@@ -100,8 +99,8 @@ def _settings_of(thinker: FeatureSet, encoder: FeatureSet) -> Sections:
         "layers": ",".join(map(str, thinker.layers)) or None,
         "prompt": origin.get("prompt"),
         "max_new_tokens": origin.get("max_new_tokens"),
-        "thinker_size": seen.get("short_side_px"),
-        "frames_as": seen.get("frames_as"),
+        "thinker_size": preprocessing.get("short_side_px"),
+        "frames_as": preprocessing.get("frames_as"),
         "dtype": origin.get("dtype"),
         "fp8": FP8_SETS["fp8" in origin, "fp8" in encoder.origin],
     }
@@ -124,16 +123,16 @@ def _known(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _commit(made: FeatureSet) -> str | None:
-    """The commit of a model of the hub."""
+    """The commit of a hub's model, None of a local one."""
     revision = made.source.get("revision")
     return None if revision == LOCAL else revision
 
 
-def _place(folder: ModelFolder) -> str:
-    """A folder's absolute path, so that it is found from anywhere; a hub name as it is."""
+def _model_name(folder: ModelFolder) -> str:
+    """A folder's absolute path, so that it is found from anywhere, or a hub name as it is."""
     return str(folder.path.absolute()) if folder.revision == LOCAL else folder.name
 
 
 def _revision(folder: ModelFolder, asked: str) -> str:
-    """The commit that the hub's name stood for."""
+    """The commit that the revision of a hub's model stood for."""
     return asked if folder.revision == LOCAL else folder.revision

@@ -1,8 +1,8 @@
-"""Stage one: plan the clips of a folder, run the two frozen models once over what is missing, commit.
+"""Stage one: plan the clips of a folder, run both frozen models once over the missing ones, commit.
 
 The clips that miss features are cut into units, a shard of each set, and units into batches, in the order of
-the plan. A batch is committed as a whole, so a run that was killed continues at a batch boundary and ends
-with the same cache.
+the plan. A batch is committed as a whole, so a killed run continues at a batch border and ends with the same
+cache.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from typing import Any
 from thinkjepa.cache import ClipRow, Failure, FeatureSet, Kind, WriteSession
 from thinkjepa.cache.records import set_differences
 from thinkjepa.stages.data.decoding.client import VideoDecoder
-from thinkjepa.stages.data.labels.storing import store_labels
+from thinkjepa.stages.data.labels.storing import LabelReport, store_labels
 from thinkjepa.stages.data.plan import ClipSettings, PlannedFolder, plan_folder
 from thinkjepa.stages.data.repeated_frames import RepeatedFrames, describe_repeats
 from thinkjepa.stages.data.videos import find_videos
 from thinkjepa.stages.device import torch_threads
 from thinkjepa.stages.extract.figures import require_space
 from thinkjepa.stages.extract.models.costs import PromptSizes
-from thinkjepa.stages.extract.models.pair import TRANSFORMERS, FrozenModels, Storing, latent_arrays
+from thinkjepa.stages.extract.models.pair import TRANSFORMERS, FrozenModels, Storing
+from thinkjepa.stages.extract.models.weights import is_identified
+from thinkjepa.stages.extract.remembered import extraction_record
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings, VllmSettings
 from thinkjepa.stages.extract.work.forward import with_video
 from thinkjepa.stages.extract.work.units import (
@@ -32,8 +34,8 @@ from thinkjepa.stages.extract.work.units import (
     Target,
     Unit,
     UnitFiller,
+    pending_clips,
     plan_units,
-    undecided,
 )
 from thinkjepa.stages.progress import Progress
 from thinkjepa.stages.signals import noted_signals
@@ -41,7 +43,7 @@ from thinkjepa.stages.signals import noted_signals
 
 @dataclass(slots=True)
 class ExtractReport:
-    """What a run did. Counts of clips are over the planned ones."""
+    """The result of a run. Counts of clips are over the planned ones."""
 
     cache_dir: str
     thinker_set: str
@@ -52,31 +54,33 @@ class ExtractReport:
     already_there: int = 0
     failed_clips: int = 0
     remaining_clips: int = 0
-    """Neither failed nor ready: a run that stopped early leaves them to the next one."""
+    """Clips that neither failed nor are ready: a run that stopped early leaves them to the next one."""
     labelled_videos: int = 0
     broken_labels: int = 0
-    """Of planned videos. A broken label file is listed and counts as no failure of its video."""
+    """Broken label files of planned videos. They are listed and count as no failure of their video."""
     failed_videos: int = 0
     failed_before: int = 0
     """Clips that failed in an earlier run and were not tried again."""
     allowed_failed_videos: int | None = None
     """None where no number was given."""
     stopped_early: bool = False
-    """More videos failed than were to be accepted: clips are left that nobody has come to."""
+    """More videos failed than were to be accepted, so clips are left unprocessed."""
     seconds: float = 0.0
     failures: list[Failure] = field(default_factory=list)
     repeats: list[tuple[str, str]] = field(default_factory=list)
     dense_fps: float | None = None
-    """Rate of the dense windows; None where the preset cuts by index."""
+    """Rate of the dense windows. None where the preset cuts by index."""
     repeated_frames: RepeatedFrames = field(default_factory=RepeatedFrames)
     clip_ids: list[str] = field(default_factory=list)
     """Clips of this folder that have features in both sets."""
 
     @property
     def too_many_failures(self) -> bool:
+        """Whether more videos failed than are accepted."""
         return self.failed_videos > (self.allowed_failed_videos or 0)
 
     def to_json(self) -> dict[str, Any]:
+        """All but the clip ids, for `--json`."""
         numbers = {name: value for name, value in asdict(self).items() if name != "clip_ids"}
         return {
             **numbers,
@@ -84,6 +88,40 @@ class ExtractReport:
             "too_many_failures": self.too_many_failures,
             "repeated_frames": self.repeated_frames.to_json(),
         }
+
+
+@dataclass(slots=True)
+class Tally:
+    """The failures of a run, reported as they come."""
+
+    progress: Progress
+    limit: int | None = None
+    """Abort after this many failed videos. None never aborts."""
+    failures: list[Failure] = field(default_factory=list)
+
+    @property
+    def over_limit(self) -> bool:
+        """Whether more videos have failed than are accepted."""
+        return self.limit is not None and len({failure.video for failure in self.failures}) > self.limit
+
+    def add(self, done: BatchDone) -> None:
+        """Count a batch and report its failures."""
+        self._record(done.failures)
+        for note in done.notes:
+            self.progress.note(note)
+        if done.clips:
+            self.progress.advance(done.clips)
+
+    def _record(self, found: Sequence[Failure]) -> None:
+        """Keep new failures, and report each video's failure once, not for every clip and set."""
+        reported = {(failure.video, failure.stage, failure.reason) for failure in self.failures}
+        for failure in found:
+            if failure in self.failures:
+                continue
+            self.failures.append(failure)
+            if (failure.video, failure.stage, failure.reason) not in reported:
+                reported.add((failure.video, failure.stage, failure.reason))
+                self.progress.failed(failure)
 
 
 def extract(
@@ -98,30 +136,23 @@ def extract(
 ) -> ExtractReport:
     """Write the features of every clip of `videos` that the cache does not hold yet.
 
-    Videos and clips that fail are recorded in the cache and in the report; the others are extracted.
+    Videos and clips that fail are recorded in the cache and in the report, and the others are extracted.
     Raises StageError or CacheError where nothing can be done.
     """
     started = time.monotonic()
     files = find_videos(videos)
     limit = execution.failure_limit(num_videos=len(files))
-    frozen = FrozenModels.find(models, device=execution.device, vllm=vllm, batch_size=execution.batch_size)
-    storing = Storing(execution.shard_mb, execution.codec, models.fp8)
-    batch_size = execution.clips_per_batch(frozen.thinker.device.type)
-    for model in frozen.unidentified():
-        progress.note(f"reading the weights of {model.described} to identify them, once")
-    latent_arrays(frozen.encoder, clips)  # windows that the encoder does not take are refused before planning
+    frozen = _find_models(clips, models, execution, vllm, progress)
     with (
         torch_threads(execution.threads),
         WriteSession(cache_dir, on_wait=progress.note if execution.wait else None) as session,
     ):
-        with VideoDecoder(timeout_s=execution.decode_timeout) as decoder:
-            planned = plan_folder(
-                files, videos, clips, decoder=decoder, progress=progress, failure_limit=limit
-            )
-        repeated = planned.repeated_frames
-        if warning := describe_repeats(repeated, fps=planned.fps):
-            progress.note(f"warning: {warning}")
-        wanted = frozen.sets(planned.settings, storing, batch_size=batch_size)
+        planned = _plan(files, videos, clips, execution, limit, progress)
+        wanted = frozen.sets(
+            planned.settings,
+            Storing(execution.shard_mb, execution.codec, models.fp8),
+            batch_size=execution.clips_per_batch(frozen.device.type),
+        )
         session.add_clips(planned.clips)
         labels = store_labels(
             session,
@@ -130,30 +161,84 @@ def extract(
             num_frames=lambda video: len(planned.videos[video.digest].info.times_s),
             progress=progress,
         )
-        sets = {item.kind: session.resolve(item) for item in wanted}
+        sets = {kind: session.resolve(item) for kind, item in wanted.items()}
         _note_other_sets(session, sets, progress)
-        session.remember(frozen.record(sets, planned.settings, models, vllm))
+        folders = {kind: model.folder for kind, model in frozen.by_kind.items()}
+        record = extraction_record(sets, planned.settings, models, vllm, folders, dtype=frozen.dtype)
+        session.remember(record)
         before = _done(session, sets)
-        known, under_way = _tried_in_vain(session, sets, planned.clips, again=execution.retry_failed)
-        tally = Tally(progress, limit, [*planned.failures, *(known | under_way).values()])
-        if not tally.hopeless:
+        known, unfinished = _earlier_failures(session, sets, planned.clips, again=execution.retry_failed)
+        tally = Tally(progress, limit, [*planned.failures, *(known | unfinished).values()])
+        if not tally.over_limit:
             pending = [clip for clip in planned.clips if clip.clip_id not in known]
-            if not execution.ignore_space:
-                require_space(session, sets, pending)
-            units = plan_units(session, sets, pending)
             target = Target(cache_dir.absolute(), session.token, sets)
-            if units:
-                _announce(units, planned, frozen, workers=execution.workers, progress=progress)
-            _run(units, planned, session, Job(target, planned.settings, models, execution, vllm), tally)
-        if not tally.hopeless:
+            job = Job(target, planned.settings, models, execution, vllm)
+            _extract_pending(pending, planned, session, job, frozen, tally)
+        if not tally.over_limit:
             for item in sets.values():
                 session.finish(item)
         done = _done(session, sets)
-        failures = tally.failures
-        session.record_failures([*failures, *labels.failures], videos=planned.names)
-    clip_ids = sorted(clip.clip_id for clip in planned.clips if clip.clip_id in done)
-    failed_videos = {failure.video for failure in failures}
-    failed = {failure.clip_id for failure in failures}
+        session.record_failures([*tally.failures, *labels.failures], videos=planned.names)
+    return _report(
+        cache_dir,
+        planned,
+        sets,
+        tally,
+        labels,
+        before=before,
+        done=done,
+        failed_before=len(known | unfinished),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _find_models(
+    clips: ClipSettings,
+    models: ModelSettings,
+    execution: ExecutionSettings,
+    vllm: VllmSettings,
+    progress: Progress,
+) -> FrozenModels:
+    """The models, described. Raises StageError for clips that they do not take, before planning."""
+    frozen = FrozenModels.find(models, device=execution.device, vllm=vllm, batch_size=execution.batch_size)
+    for model in frozen.by_kind.values():
+        if not is_identified(model.folder):
+            progress.note(f"reading the weights of {model.folder.described} to identify them, once")
+    for model in frozen.by_kind.values():
+        model.arrays(clips)
+    return frozen
+
+
+def _plan(
+    files: Sequence[Path],
+    videos: Path,
+    clips: ClipSettings,
+    execution: ExecutionSettings,
+    limit: int | None,
+    progress: Progress,
+) -> PlannedFolder:
+    with VideoDecoder(timeout_s=execution.decode_timeout) as decoder:
+        planned = plan_folder(files, videos, clips, decoder=decoder, progress=progress, failure_limit=limit)
+    if warning := describe_repeats(planned.repeated_frames, fps=planned.fps):
+        progress.note(f"warning: {warning}")
+    return planned
+
+
+def _report(
+    cache_dir: Path,
+    planned: PlannedFolder,
+    sets: Mapping[Kind, FeatureSet],
+    tally: Tally,
+    labels: LabelReport,
+    *,
+    before: set[str],
+    done: set[str],
+    failed_before: int,
+    seconds: float,
+) -> ExtractReport:
+    """The result of a run. `before` and `done` are the clips with features before and after it."""
+    ready = sorted(clip.clip_id for clip in planned.clips if clip.clip_id in done)
+    failed = {failure.clip_id for failure in tally.failures}
     lost = [clip.clip_id in failed for clip in planned.clips if clip.clip_id not in done]
     return ExtractReport(
         cache_dir=str(cache_dir),
@@ -161,27 +246,27 @@ def extract(
         encoder_set=sets["encoder"].name,
         videos=planned.num_videos,
         clips=len(planned.clips),
-        extracted=sum(clip_id not in before for clip_id in clip_ids),
-        already_there=sum(clip_id in before for clip_id in clip_ids),
+        extracted=sum(clip_id not in before for clip_id in ready),
+        already_there=sum(clip_id in before for clip_id in ready),
         failed_clips=sum(lost),
         remaining_clips=len(lost) - sum(lost),
         labelled_videos=labels.labelled_videos,
         broken_labels=len(labels.failures),
-        failed_before=len(known | under_way),
-        failed_videos=len(failed_videos),
-        allowed_failed_videos=limit,
-        stopped_early=tally.hopeless,
-        seconds=time.monotonic() - started,
-        failures=[*failures, *labels.failures],
+        failed_videos=len({failure.video for failure in tally.failures}),
+        failed_before=failed_before,
+        allowed_failed_videos=tally.limit,
+        stopped_early=tally.over_limit,
+        seconds=seconds,
+        failures=[*tally.failures, *labels.failures],
         repeats=planned.repeats,
         dense_fps=planned.fps,
-        repeated_frames=repeated,
-        clip_ids=clip_ids,
+        repeated_frames=planned.repeated_frames,
+        clip_ids=ready,
     )
 
 
 def _note_other_sets(session: WriteSession, sets: Mapping[Kind, FeatureSet], progress: Progress) -> None:
-    """Say where features go to another set than those of the last extraction, and which setting does it."""
+    """Note where features go to another set than in the last extraction, and which setting does it."""
     last = session.last_extraction
     for kind, item in sets.items():
         before = session.feature_sets.get(last.get(f"{kind}_set", ""))
@@ -194,16 +279,14 @@ def _note_other_sets(session: WriteSession, sets: Mapping[Kind, FeatureSet], pro
 
 
 def _done(session: WriteSession, sets: Mapping[Kind, FeatureSet]) -> set[str]:
-    """Clips that readers see in all sets."""
+    """Clips that readers find in all sets."""
     return set.intersection(*(session.done_clip_ids(item) for item in sets.values()))
 
 
-def _tried_in_vain(
+def _earlier_failures(
     session: WriteSession, sets: Mapping[Kind, FeatureSet], clips: Sequence[ClipRow], *, again: bool
 ) -> tuple[dict[str, Failure], dict[str, Failure]]:
-    """What earlier runs failed at, in complete shards and in unfinished ones: none of it where it is to be
-    tried again.
-    """
+    """Failures of earlier runs in complete shards and in unfinished ones, none where `again` tries them."""
     if again:
         for item in sets.values():
             session.retry_unfinished_failures(item)
@@ -213,7 +296,7 @@ def _tried_in_vain(
 
 
 def _of_clips(clips: Sequence[ClipRow], by_set: Iterable[Mapping[str, Failure]]) -> dict[str, Failure]:
-    """Why clips have no features, in one set or another; by clip id."""
+    """Failures of clips in one set or another, by clip id."""
     return {
         clip.clip_id: with_video(reasons[clip.clip_id], clip)
         for reasons in by_set
@@ -222,44 +305,31 @@ def _of_clips(clips: Sequence[ClipRow], by_set: Iterable[Mapping[str, Failure]])
     }
 
 
-@dataclass(slots=True)
-class Tally:
-    """What came of the batches, shown as they come."""
-
-    progress: Progress
-    limit: int | None = None
-    """Failed videos beyond which it is no use going on."""
-    failures: list[Failure] = field(default_factory=list)
-
-    @property
-    def hopeless(self) -> bool:
-        """Whether more videos have failed than are accepted."""
-        return self.limit is not None and len({failure.video for failure in self.failures}) > self.limit
-
-    def add(self, done: BatchDone) -> None:
-        """Count a batch and show what failed in it."""
-        _record_new(done.failures, self.failures, self.progress)
-        for note in done.notes:
-            self.progress.note(note)
-        if done.clips:
-            self.progress.advance(done.clips)
-
-
-def _run(
-    units: Sequence[Unit], planned: PlannedFolder, session: WriteSession, job: Job, tally: Tally
+def _extract_pending(
+    pending: Sequence[ClipRow],
+    planned: PlannedFolder,
+    session: WriteSession,
+    job: Job,
+    frozen: FrozenModels,
+    tally: Tally,
 ) -> None:
-    """Fill the shards of all units, here or on a cluster.
+    """Fill the shards of all pending clips, here or on a cluster.
 
-    Ctrl-C, SIGTERM and too many failures end it behind a batch.
+    Ctrl-C, SIGTERM and too many failures end it after a batch. Raises StageError where the disk is too small.
     """
-    left = sum(len(undecided(session, job.target.sets, unit)) for unit in units)
-    if left:
-        tally.progress.begin("extracting", total=left, unit="clips")
-    with noted_signals(tally.progress) as stopping:
+    sets, progress = job.target.sets, tally.progress
+    if not job.execution.ignore_space:
+        require_space(session, sets, pending)
+    units = plan_units(session, sets, pending)
+    if units:
+        _announce(units, planned, frozen, workers=job.execution.workers, progress=progress)
+    if num_pending := sum(len(pending_clips(session, sets, unit)) for unit in units):
+        progress.begin("extracting", total=num_pending, unit="clips")
+    with noted_signals(progress) as stopping:
 
         def on_batch(done: BatchDone) -> bool:
             tally.add(done)
-            stopping.given_up = tally.hopeless
+            stopping.given_up = tally.over_limit
             return not stopping.asked
 
         if units and job.execution.on_cluster:
@@ -267,7 +337,7 @@ def _run(
 
             run_on_cluster(units, planned.videos, session, job, on_batch, stopping)
         elif units:
-            with UnitFiller.ready(job) as filler:
+            with UnitFiller.ready(job, frozen) as filler:
                 filler.fill(units, planned.videos, on_batch=on_batch)
         stopping.end()
 
@@ -275,25 +345,14 @@ def _run(
 def _announce(
     units: Sequence[Unit], planned: PlannedFolder, frozen: FrozenModels, *, workers: int, progress: Progress
 ) -> None:
-    """Say what the loaded models will refuse, as far as the thinker's processor knows, and what is loaded."""
+    """Note which clips the thinker's processor will refuse, and which models are loaded."""
     kinds = {kind for unit in units for kind in unit.shards}
-    asked = [clip for unit in units if "thinker" in unit.shards for clip in unit.clips]
-    if asked:
+    clips = [clip for unit in units if "thinker" in unit.shards for clip in unit.clips]
+    if clips:
         frozen.thinker.load_processor()
-        prompts = PromptSizes.count(asked, planned.videos, frozen.thinker)
-        for problem in prompts.problems(asked):
+        prompts = PromptSizes.count(clips, planned.videos, frozen.thinker)
+        for problem in prompts.problems(clips):
             progress.note(f"warning: {problem}")
+    models = [model.folder.described for kind, model in frozen.by_kind.items() if kind in kinds]
     copies = f", {workers} copies" if workers > 1 else ""
-    progress.note(f"loading {', '.join(model.described for model in frozen.folders(kinds))}{copies} ...")
-
-
-def _record_new(found: Sequence[Failure], failures: list[Failure], progress: Progress) -> None:
-    """Keep what failed, and show each video's failure once, not for every clip and set."""
-    shown = {(failure.video, failure.stage, failure.reason) for failure in failures}
-    for failure in found:
-        if failure in failures:
-            continue
-        failures.append(failure)
-        if (failure.video, failure.stage, failure.reason) not in shown:
-            shown.add((failure.video, failure.stage, failure.reason))
-            progress.failed(failure)
+    progress.note(f"loading {', '.join(models)}{copies} ...")

@@ -32,8 +32,8 @@ from thinkjepa.stages.data.videos import SourceVideo
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.runs import TrainedRun
 from thinkjepa.stages.extract.encoder.base import VideoEncoder
-from thinkjepa.stages.extract.thinker.contract import Thought, thought_features
-from thinkjepa.stages.extract.work.frames import ClipDecoding, see, watch
+from thinkjepa.stages.extract.thinker.contract import HiddenStates
+from thinkjepa.stages.extract.work.frames import ClipDecoding
 from thinkjepa.stages.predict.models import as_stored, load_thinker, version_differences
 from thinkjepa.stages.progress import Progress
 from thinkjepa.stages.train.data.batches import TokenBatch, of_kinds, packed
@@ -219,11 +219,12 @@ class Watched:
         progress.note(f"loading {places.get('thinker') or self.thinker_set.source['model']} ...")
         progress.begin("thinking", total=1, unit="clips")
         thinker = load_thinker(self.thinker_set, place=places.get("thinker"), device=self.device)
-        thought = thinker.think([see(self._clip, thinker, self._decoding)])[0]
+        windows = self._decoding.windows(self._clip, thinker)
+        states = thinker.generate([thinker.prepare(self._clip, windows)])[0]
         warnings += version_differences(thinker.origin, self.thinker_set)
         progress.advance(1)
-        pooled = thought_features(self._clip.clip_id, thought).arrays["pooled"][None]
-        return Seen(observed, pooled, _tokens(thought, features.token_kinds, self.thinker_set), warnings)
+        pooled = states.to_features(self._clip.clip_id).arrays["pooled"][None]
+        return Seen(observed, pooled, _tokens(states, features.token_kinds, self.thinker_set), warnings)
 
     def future_latents(self, encoder: VideoEncoder, features: Features) -> Tensor | None:
         """The true future as the run's targets are, `(1, step, patch, dim)`; None past the video's end."""
@@ -234,7 +235,7 @@ class Watched:
 
     def _encoded(self, array: str, clip: ClipRow, encoder: VideoEncoder, features: Features) -> Tensor:
         """The clip's only window, as the run reads it from the cache."""
-        latents = encoder.encode(watch(clip, encoder, self._decoding))
+        latents = encoder.encode(self._decoding.windows(clip, encoder))
         return features.transformed_latents(as_stored(latents, array, features.encoder), torch.device("cpu"))
 
     @property
@@ -281,9 +282,9 @@ def watched(
     return Watched(source, info, frames, thinker, decoder, device)
 
 
-def _tokens(thought: Thought, kinds: Sequence[int], made: FeatureSet) -> TokenBatch | None:
+def _tokens(states: HiddenStates, kinds: Sequence[int], made: FeatureSet) -> TokenBatch | None:
     """The tokens that guide by cross-attention, as a batch of one clip; None where none do."""
     if not kinds:
         return None
-    hidden_LSD = as_stored(thought.hidden_LSD, "tokens", made)
-    return packed([of_kinds(hidden_LSD, thought.token_kind_S, kinds)]).to(torch.device("cpu"))
+    hidden_LSD = as_stored(states.hidden_LSD, "tokens", made)
+    return packed([of_kinds(hidden_LSD, states.token_kind_S, kinds)]).to(torch.device("cpu"))

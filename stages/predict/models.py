@@ -11,11 +11,11 @@ from thinkjepa.cache import FeatureSet
 from thinkjepa.cache.shards.encoding import quantized, restored
 from thinkjepa.stages.device import choose_device
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.extract.encoder.base import VideoEncoder
-from thinkjepa.stages.extract.encoder.families import open_encoder
+from thinkjepa.stages.extract.encoder.base import VideoEncoder, open_encoder
 from thinkjepa.stages.extract.models.runtime import quiet_transformers
 from thinkjepa.stages.extract.models.weights import find_model
 from thinkjepa.stages.extract.settings import ModelSettings
+from thinkjepa.stages.extract.thinker.base import Thinker
 from thinkjepa.stages.extract.thinker.hooks import HookedThinker
 
 NOT_COMPARED = ("sampling", "versions", "fp8")
@@ -37,7 +37,7 @@ def load_encoder(made: FeatureSet, *, place: str | None, device: str) -> VideoEn
     return encoder
 
 
-def load_thinker(made: FeatureSet, *, place: str | None, device: str) -> HookedThinker:
+def load_thinker(made: FeatureSet, *, place: str | None, device: str) -> Thinker:
     """The thinker that made a set, as `load_encoder`."""
     quiet_transformers()
     origin = made.origin

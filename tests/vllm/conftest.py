@@ -12,13 +12,13 @@ import torch
 
 from thinkjepa.stages.extract.models.weights import find_model
 from thinkjepa.stages.extract.settings import PYTHON_VARIABLE, ModelSettings, VllmSettings
-from thinkjepa.stages.extract.thinker.contract import Scene
+from thinkjepa.stages.extract.thinker.contract import TimedFrames
 from thinkjepa.stages.extract.thinker.vllm.thinker import VllmThinker
 
 ALL_LAYERS = "0,1,2,3,4,5,6"
 
 MakeThinker = Callable[..., VllmThinker]
-MakeScene = Callable[..., Scene]
+MakeFrames = Callable[..., TimedFrames]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -51,13 +51,13 @@ def make_thinker(tiny_models: Path) -> MakeThinker:
 
 
 @pytest.fixture(scope="session")
-def make_scene() -> MakeScene:
-    """A scene of noise; frame times grow to three digits, so that prompts differ in length."""
+def make_frames() -> MakeFrames:
+    """Frames of noise. Their times grow to three digits, so that prompts differ in length."""
 
     def make(
         seed: int, *, height: int = 96, width: int = 128, num_frames: int = 8, step_s: float = 0.37
-    ) -> Scene:
+    ) -> TimedFrames:
         frames = np.random.default_rng(seed).integers(0, 256, (num_frames, 3, height, width), dtype=np.uint8)
-        return Scene(torch.from_numpy(frames), [0.1 + step_s * place for place in range(num_frames)])
+        return TimedFrames(torch.from_numpy(frames), [0.1 + step_s * place for place in range(num_frames)])
 
     return make

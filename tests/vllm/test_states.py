@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.extract.thinker.contract import Scene, Thought
+from thinkjepa.stages.extract.thinker.contract import HiddenStates, TimedFrames
 from thinkjepa.stages.extract.thinker.hooks import HookedThinker
-from thinkjepa.stages.extract.thinker.vllm.engine import EngineSpec, VllmEngine
+from thinkjepa.stages.extract.thinker.vllm.engine import Limits
+from thinkjepa.stages.extract.thinker.vllm.process import VllmProcess
 from thinkjepa.stages.extract.thinker.vllm.thinker import VllmThinker
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(400)]
@@ -27,60 +28,57 @@ CHUNK_TOKENS = 64
 
 
 @pytest.fixture(scope="module")
-def scenes(make_scene: Callable[..., Scene]) -> list[Scene]:
+def clips(make_frames: Callable[..., TimedFrames]) -> list[TimedFrames]:
     """Of three sizes, so that prompts of different lengths share a batch."""
     sizes = [(96, 128), (64, 64), (128, 96), (96, 128)]
     return [
-        make_scene(seed, height=height, width=width, step_s=0.37 + 10 * seed)
+        make_frames(seed, height=height, width=width, step_s=0.37 + 10 * seed)
         for seed, (height, width) in enumerate(sizes)
     ]
 
 
 @pytest.fixture(scope="module")
-def expected(make_thinker: Callable[..., VllmThinker], scenes: list[Scene]) -> list[Thought]:
-    """What transformers gives, each scene by itself."""
+def expected(make_thinker: Callable[..., VllmThinker], clips: list[TimedFrames]) -> list[HiddenStates]:
+    """What transformers gives, each clip by itself."""
     like = make_thinker()
     thinker = HookedThinker(like.folder, like.settings, dtype=like.dtype, device=like.device)
     thinker.load()
-    return thinker.think(scenes)
+    return thinker.hidden_states(clips)
 
 
-def check(thoughts: Sequence[Thought], expected: Sequence[Thought]) -> None:
-    for thought, wanted in zip(thoughts, expected, strict=True):
-        assert thought.token_ids == wanted.token_ids
-        assert thought.prompt_token_count == wanted.prompt_token_count
-        assert torch.equal(thought.token_kind_S, wanted.token_kind_S)
-        assert thought.text == wanted.text
-        assert thought.hidden_LSD.shape == wanted.hidden_LSD.shape
-        difference = (thought.hidden_LSD - wanted.hidden_LSD).abs().amax(dim=(1, 2))
+def check(outputs: Sequence[HiddenStates], expected: Sequence[HiddenStates]) -> None:
+    for output, wanted in zip(outputs, expected, strict=True):
+        assert output.token_ids == wanted.token_ids
+        assert output.prompt_token_count == wanted.prompt_token_count
+        assert torch.equal(output.token_kind_S, wanted.token_kind_S)
+        assert output.text == wanted.text
+        assert output.hidden_LSD.shape == wanted.hidden_LSD.shape
+        difference = (output.hidden_LSD - wanted.hidden_LSD).abs().amax(dim=(1, 2))
         largest = wanted.hidden_LSD.abs().amax(dim=(1, 2))
         assert (difference <= TOLERANCE * largest).all(), (difference / largest).tolist()
 
 
-def spec_of(thinker: VllmThinker, **options: object) -> EngineSpec:
+def process_of(thinker: VllmThinker, **options: object) -> VllmProcess:
     thinker.load_processor()
-    return EngineSpec(
-        python=thinker.vllm.python,
+    return VllmProcess(
+        thinker.vllm.python,
         options={**thinker.engine_options(), **options},
         layers=thinker.layers,
-        max_new_tokens=thinker.settings.max_new_tokens,
-        stop_ids=(),
-        timeout_s=300,
-        restarts=0,
+        limits=Limits(max_new_tokens=thinker.settings.max_new_tokens, stop_ids=(), timeout_s=300, retries=0),
     )
 
 
 def test_mixed_lengths_in_one_batch_and_a_killed_engine_give_the_states_of_transformers(
-    make_thinker: Callable[..., VllmThinker], scenes: list[Scene], expected: list[Thought]
+    make_thinker: Callable[..., VllmThinker], clips: list[TimedFrames], expected: list[HiddenStates]
 ) -> None:
-    assert len({thought.prompt_token_count for thought in expected}) > 2
+    assert len({output.prompt_token_count for output in expected}) > 2
     thinker = make_thinker(vllm_restarts=1)
     thinker.load()
     engine = thinker._engine
-    assert isinstance(engine, VllmEngine)
+    assert isinstance(engine, VllmProcess)
     assert engine._staging is not None
     try:
-        check(thinker.think(scenes, batch_size=4), expected)
+        check(thinker.hidden_states(clips, batch_size=4), expected)
         assert {path.name for path in engine._staging.rglob("*") if path.is_file()} == {
             "log.txt",
             "frames.safetensors",
@@ -88,16 +86,16 @@ def test_mixed_lengths_in_one_batch_and_a_killed_engine_give_the_states_of_trans
         first, staging = engine.pid, engine._staging
         assert first is not None
         os.kill(first, signal.SIGKILL)
-        check(thinker.think(scenes[:2], batch_size=4), expected[:2])
+        check(thinker.hidden_states(clips[:2], batch_size=4), expected[:2])
         assert engine.pid != first
         assert not staging.exists()
 
-        engine.spec = replace(engine.spec, timeout_s=3)
+        engine.limits = replace(engine.limits, timeout_s=3)
         second, staging = engine.pid, engine._staging
         assert second is not None
         os.kill(second, signal.SIGSTOP)
-        with pytest.raises(StageError, match=r"no answer from vllm for 3 s.*given up after 2 tries"):
-            thinker.think(scenes[:1])
+        with pytest.raises(StageError, match=r"no answer from vllm for 3 s.*failed after 2 tries"):
+            thinker.hidden_states(clips[:1])
         assert not staging.exists()
         assert not Path(f"/proc/{second}").exists()
     finally:
@@ -114,14 +112,14 @@ def test_mixed_lengths_in_one_batch_and_a_killed_engine_give_the_states_of_trans
 )
 def test_how_the_engine_works_does_not_change_the_states(
     make_thinker: Callable[..., VllmThinker],
-    scenes: list[Scene],
-    expected: list[Thought],
+    clips: list[TimedFrames],
+    expected: list[HiddenStates],
     options: dict[str, object],
 ) -> None:
     thinker = make_thinker()
-    with VllmEngine(spec_of(thinker, **options)) as engine:
+    with process_of(thinker, **options) as engine:
         thinker._engine = engine
         thinker._stop_ids = frozenset()
-        check(thinker.think(scenes, batch_size=4), expected)
-        again = thinker.think([scenes[2], scenes[2], scenes[0]], batch_size=4)
+        check(thinker.hidden_states(clips, batch_size=4), expected)
+        again = thinker.hidden_states([clips[2], clips[2], clips[0]], batch_size=4)
         check(again, [expected[2], expected[2], expected[0]])

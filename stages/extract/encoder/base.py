@@ -1,24 +1,31 @@
-"""What every video encoder does: one forward per window, described by its configuration before it is loaded.
+"""The contract of every video encoder: one forward per window, described by its configuration before `load`.
 
-Observed and future windows never share a forward: an encoder may be bidirectional, and a window that
-reaches over the split would carry the future into the observed features.
+Observed and future windows never share a forward. An encoder may be bidirectional, so a window that reaches
+over the split would carry the future into the observed features.
+
+A family is a module of this folder whose classes name the `model_type` that they open. Nothing else lists it.
 
 Shape letters: B clips, F frames of a window, T latent steps, P patches (row-major height x width), D width.
 """
 
 from __future__ import annotations
 
+import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig
 
-from thinkjepa.cache import ArraySpec
+from thinkjepa.cache import ArraySpec, ClipFeatures, ClipRow, Kind
 from thinkjepa.stages.data.decoding.client import FrameStack
 from thinkjepa.stages.data.framing import Framing, processor_framing
+from thinkjepa.stages.data.plan import ClipSettings
 from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.extract import encoder as folder_of_families
 from thinkjepa.stages.extract.models.runtime import library_versions, run_source
 from thinkjepa.stages.extract.models.weights import (
     ModelFolder,
@@ -31,8 +38,13 @@ ATTENTION = "sdpa"
 
 
 class VideoEncoder(ABC):
-    """A frozen encoder. `load` brings its weights; before, it can only be described."""
+    """A frozen encoder. `load` brings its weights, which a description does without."""
 
+    kind: ClassVar[Kind] = "encoder"
+    families: ClassVar[dict[str, type[VideoEncoder]]] = {}
+    """All imported families, by model type."""
+    model_type: ClassVar[str]
+    """The `model_type` of configurations that it opens."""
     model_class: ClassVar[Any]
     """The class of transformers."""
     tubelet: int
@@ -41,9 +53,12 @@ class VideoEncoder(ABC):
     grid: tuple[int, int]
     """Patches of a frame, height and width."""
     frame_px: tuple[int, int]
-    """What it sees of a frame, height and width in pixels."""
+    """Height and width of a preprocessed frame, pixels."""
     longest_window: int | None = None
-    """Frames of the longest window that the model was made for; None: any."""
+    """Frames of the longest window that the model was made for. None for any."""
+
+    def __init_subclass__(cls) -> None:
+        VideoEncoder.families[cls.model_type] = cls
 
     def __init__(self, folder: ModelFolder, config: Any, *, dtype: str, device: torch.device) -> None:
         self.folder = folder
@@ -54,7 +69,8 @@ class VideoEncoder(ABC):
         self._processor: Any = None
 
     @property
-    def origin(self) -> Mapping[str, Any]:
+    def origin(self) -> dict[str, Any]:
+        """Everything that determines the latents, without the sampling of frames."""
         return {
             "backend": "transformers",
             "weights": weights_digest(self.folder),
@@ -67,22 +83,72 @@ class VideoEncoder(ABC):
         }
 
     @property
-    def source(self) -> Mapping[str, Any]:
+    def source(self) -> dict[str, Any]:
+        """Model name, revision, versions, device and framing, for people."""
         return {**run_source(self.folder, self.device), "framing": self.framing}
 
     @property
     def framing(self) -> Framing:
-        """How a frame becomes what the encoder sees; in `source`, since `origin` has the files' digest."""
-        if self._processor is None:
-            self.load_processor()
+        """How frames are resized and cropped. `origin` has the digest of the files that say so."""
+        self.load_processor()
         return processor_framing(self._processor)
 
-    @abstractmethod
+    def sampling(self, clips: ClipSettings) -> dict[str, Any]:
+        """The rule that chooses the frames."""
+        return clips.dense_sampling
+
+    def arrays(self, clips: ClipSettings) -> tuple[ArraySpec, ...]:
+        """The arrays of the feature set.
+
+        Raises StageError for windows that do not fill tubelets, or are longer than those the model was made
+        for.
+        """
+        for name, number in (
+            ("observed-frames", clips.observed_frames),
+            ("future-frames", clips.future_frames),
+        ):
+            if number % self.tubelet:
+                raise StageError(
+                    f"--{name} {number} is not a multiple of the encoder's tubelet, {self.tubelet}"
+                )
+            if self.longest_window is not None and number > self.longest_window:
+                raise StageError(
+                    f"--{name} {number}: --encoder {self.folder.name!r} was made for windows of up to "
+                    f"{self.longest_window} frames; give fewer, or an encoder for longer ones"
+                )
+        patches = self.grid[0] * self.grid[1]
+        observed = (clips.observed_frames // self.tubelet, patches, self.width)
+        future = (clips.future_frames // self.tubelet, patches, self.width)
+        return (
+            ArraySpec("observed", ("time", "patch", "dim"), observed, observed, self.dtype),
+            ArraySpec(
+                name="future",
+                dims=("window", "time", "patch", "dim"),
+                shape=(clips.future_windows, *future),
+                chunks=(1, *future),
+                dtype=self.dtype,
+            ),
+        )
+
+    def windows(self, clip: ClipRow) -> list[Sequence[int]]:
+        """Frame indices of a clip's windows, observed first. Windows share frames, never a forward."""
+        return [clip.observed_frames, *clip.future_frames]
+
     def load_processor(self) -> None:
-        """Bring what `preprocess` needs into memory. Raises StageError where it is not the model's."""
+        """Load what `preprocess` needs. Raises StageError where it is not the model's."""
+        if self._processor is None:
+            with explained_load_errors(self.folder, "encoder"):
+                processor = self._open_processor()
+                crop = (processor.crop_size["height"], processor.crop_size["width"])
+            if problem := self._crop_problem(crop):
+                raise StageError(
+                    f"--encoder {self.folder.name!r}: its processor crops to {crop[0]}x{crop[1]} "
+                    f"px, {problem}: use the processor that belongs to the model"
+                )
+            self._processor = processor
 
     def load(self) -> None:
-        """Bring processor and weights into memory. Raises StageError where a weight is missing."""
+        """Load processor and weights. Raises StageError where a weight is missing."""
         self.load_processor()
         with explained_load_errors(self.folder, "encoder"):
             self._model, report = self.model_class.from_pretrained(
@@ -102,14 +168,30 @@ class VideoEncoder(ABC):
 
     @abstractmethod
     def preprocess(self, frames: FrameStack) -> Tensor:
-        """A window's frames as the model sees them, resized and cropped: `(F, 3, height, width)` uint8.
+        """Frames resized and cropped, each by itself: `(F, 3, height, width)` uint8.
 
-        Each by itself. `encode` scales them: as float32 they would wait, and travel, four times as large.
+        `encode` scales the values: as float32 they would wait, and travel, four times as large.
         """
+
+    def prepare(self, clip: ClipRow, windows: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The preprocessed windows of a clip, as they are."""
+        return windows
+
+    def run(
+        self, prepared: Sequence[tuple[ClipRow, Sequence[Tensor]]], *, batch_size: int
+    ) -> list[ClipFeatures]:
+        """Features of prepared clips, in their order."""
+        by_window = zip(*(windows for _, windows in prepared), strict=True)
+        observed, *future = [self.encode(windows, batch_size=batch_size) for windows in by_window]
+        stacked = torch.stack(future, dim=1)
+        return [
+            ClipFeatures(clip.clip_id, {"observed": observed[row], "future": stacked[row]})
+            for row, (clip, _) in enumerate(prepared)
+        ]
 
     @torch.inference_mode()
     def encode(self, windows: Sequence[Tensor], *, batch_size: int = 1) -> Tensor:
-        """Latents `(B, T, P, D)` on the CPU of windows `(F, 3, height, width)`, each seen by itself.
+        """Latents `(B, T, P, D)` on the CPU of windows `(F, 3, height, width)`, each by itself.
 
         A forward has `batch_size` rows, the last one repeated where windows are fewer, so that a window's
         latents do not depend on how many there are.
@@ -118,7 +200,7 @@ class VideoEncoder(ABC):
         return torch.cat([self._forward(windows[start : start + batch_size], batch_size) for start in starts])
 
     def build(self) -> nn.Module:
-        """The model with weights that mean nothing, in torch's default device: to count what it costs."""
+        """The model with meaningless weights on torch's default device, for counting its costs."""
         model: nn.Module = self.model_class(self.config)
         return model
 
@@ -128,7 +210,15 @@ class VideoEncoder(ABC):
 
     @abstractmethod
     def sequences(self, num_frames: int) -> Sequence[int]:
-        """Tokens that attend to each other, for each forward of a window of so many frames."""
+        """Tokens that attend to each other, for each forward of a window of `num_frames`."""
+
+    def scaled(self, pixels: Tensor) -> Tensor:
+        """Preprocessed frames `(..., 3, height, width)` uint8 as float32 of the model's mean and std."""
+        own = self._processor
+        scaled: Tensor = own.rescale_and_normalize(
+            pixels, own.do_rescale, own.rescale_factor, own.do_normalize, own.image_mean, own.image_std
+        )
+        return scaled
 
     def _forward(self, windows: Sequence[Tensor], rows: int) -> Tensor:
         full = [*windows, *[windows[-1]] * (rows - len(windows))]
@@ -137,13 +227,13 @@ class VideoEncoder(ABC):
         latents = self._latents(pixels).reshape(rows, num_steps, num_patches, self.width)
         return latents[: len(windows)].cpu()
 
-    def scaled(self, pixels: Tensor) -> Tensor:
-        """Preprocessed frames `(..., 3, height, width)` uint8, as float32 of the model's mean and scale."""
-        own = self._processor
-        scaled: Tensor = own.rescale_and_normalize(
-            pixels, own.do_rescale, own.rescale_factor, own.do_normalize, own.image_mean, own.image_std
-        )
-        return scaled
+    @abstractmethod
+    def _open_processor(self) -> Any:
+        """The processor of transformers in the model's folder."""
+
+    @abstractmethod
+    def _crop_problem(self, crop: tuple[int, int]) -> str:
+        """Why the model does not take frames of this height and width, or ""."""
 
     @abstractmethod
     def _latents(self, pixels_BFCHW: Tensor) -> Tensor:
@@ -154,33 +244,14 @@ class VideoEncoder(ABC):
         """Whether latents depend on a weight, by its name."""
 
 
-def encoder_arrays(
-    encoder: VideoEncoder, *, observed_frames: int, future_frames: int, future_windows: int
-) -> tuple[ArraySpec, ...]:
-    """The arrays of an encoder's feature set.
-
-    Raises StageError for windows that do not fill tubelets, or are longer than those the model was made for.
-    """
-    for name, number in (("observed-frames", observed_frames), ("future-frames", future_frames)):
-        if number % encoder.tubelet:
-            raise StageError(
-                f"--{name} {number} is not a multiple of the encoder's tubelet, {encoder.tubelet}"
-            )
-        if encoder.longest_window is not None and number > encoder.longest_window:
-            raise StageError(
-                f"--{name} {number}: --encoder {encoder.folder.name!r} was made for windows of up to "
-                f"{encoder.longest_window} frames; give fewer, or an encoder for longer ones"
-            )
-    patches = encoder.grid[0] * encoder.grid[1]
-    observed = (observed_frames // encoder.tubelet, patches, encoder.width)
-    future = (future_frames // encoder.tubelet, patches, encoder.width)
-    return (
-        ArraySpec("observed", ("time", "patch", "dim"), observed, observed, encoder.dtype),
-        ArraySpec(
-            name="future",
-            dims=("window", "time", "patch", "dim"),
-            shape=(future_windows, *future),
-            chunks=(1, *future),
-            dtype=encoder.dtype,
-        ),
-    )
+def open_encoder(folder: ModelFolder, *, dtype: str, device: torch.device) -> VideoEncoder:
+    """The encoder in a folder, described, not loaded. Raises StageError for one of no known family."""
+    with explained_load_errors(folder, "encoder"):
+        config = AutoConfig.from_pretrained(folder.path, trust_remote_code=False)
+    for module in pkgutil.iter_modules(folder_of_families.__path__):
+        import_module(f"{folder_of_families.__name__}.{module.name}")
+    families = VideoEncoder.families
+    if config.model_type not in families:
+        known = ", ".join(sorted(families))
+        raise StageError(f"--encoder {folder.name!r} is a {config.model_type!r}; encoders are {known}")
+    return families[config.model_type](folder, config, dtype=dtype, device=device)

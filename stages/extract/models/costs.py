@@ -1,15 +1,14 @@
-"""What a forward costs, from a model's configuration alone: parameters, FLOPs, values held in memory.
+"""The cost of forwards from a model's configuration alone: parameters, FLOPs, values held in memory.
 
 The model's classes are built on the meta device, so that the shapes are exact and no weight exists.
-FLOPs follow the usual count (Kaplan et al., arXiv 2001.08361, table 1; `torch.utils.flop_counter` agrees): a
-weight matrix costs 2 FLOPs per weight and token, attention 4 x width per layer and query-key pair (scores
-and weighted sum). Causal attention is counted over all pairs, as the counter does. Norms, activations and
-embedding lookups are left out.
+FLOPs follow the usual count (Kaplan et al., arXiv 2001.08361, table 1): a weight matrix costs 2 FLOPs per
+weight and token, attention 4 x width per layer and query-key pair (scores and weighted sum). Causal attention
+is counted over all pairs, as `torch.utils.flop_counter` does. Norms, activations and embedding lookups are
+left out.
 
-How many tokens the thinker will read of each clip: its real processor on blank frames of the real size.
-
-Frames of one size become the same number of visual tokens; only the digits of the time stamps differ between
-clips, by a token each. So one clip stands for all of its size: the one in the middle by time.
+The thinker's real processor counts the tokens of its prompts, on blank frames of the real size. Frames of one
+size become the same number of visual tokens, and only the digits of time stamps differ between clips, by a
+token each. So one clip stands for all of its size: the one in the middle by time.
 """
 
 from __future__ import annotations
@@ -29,27 +28,29 @@ from thinkjepa.cache import ClipRow
 from thinkjepa.stages.data.plan import PlannedVideo
 from thinkjepa.stages.extract.encoder.base import VideoEncoder
 from thinkjepa.stages.extract.models.weights import explained_load_errors
-from thinkjepa.stages.extract.thinker.contract import TOKEN_CAPACITY, Scene
-from thinkjepa.stages.extract.thinker.hooks import HookedThinker, find_decoder_layers, shrink
+from thinkjepa.stages.extract.thinker.base import Thinker, shrink
+from thinkjepa.stages.extract.thinker.contract import TOKEN_CAPACITY, TimedFrames
+from thinkjepa.stages.extract.thinker.hooks import find_decoder_layers
 
 ACTIVATION_WIDTHS = 24
-"""Values of model width alive at once per token of a forward: V-JEPA 2 ViT-L raised the process by 22."""
+"""Values of model width alive at once per token of a forward. V-JEPA 2 ViT-L raised the process by 22."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """A stack of attention layers; `width` is heads x head dimension."""
+    """A stack of attention layers. `width` is heads x head dimension."""
 
     num_layers: int
     width: int
 
     def flops(self, queries: int, keys: int) -> int:
+        """Scores and weighted sum over all query-key pairs."""
         return 4 * self.num_layers * self.width * queries * keys
 
 
 @dataclass(frozen=True, slots=True)
 class PromptSize:
-    """What the thinker's processor makes of a clip. Patches attend within their own frame only."""
+    """Sizes of a clip's prompt. Patches attend within their own frame only."""
 
     prompt_tokens: int
     visual_tokens: int
@@ -60,7 +61,7 @@ class PromptSize:
 
 @dataclass(frozen=True, slots=True)
 class ThinkerCosts:
-    """Weights count what a token (tower: a patch, merger: a visual token) is multiplied with."""
+    """Costs of a thinker. Weights count per token, the tower's per patch, the merger's per visual token."""
 
     parameters: int
     decoder_weights: int
@@ -72,7 +73,7 @@ class ThinkerCosts:
     key_value_width: int
 
     def flops(self, size: PromptSize, *, new_tokens: int) -> int:
-        """One clip: the vision tower, the prompt, and `new_tokens` generated; the last is not read again."""
+        """FLOPs of a clip: vision tower, prompt, and `new_tokens` generated, the last one not read again."""
         steps = new_tokens - 1
         later_keys = sum(size.prompt_tokens + step for step in range(1, new_tokens))
         return (
@@ -86,11 +87,11 @@ class ThinkerCosts:
         )
 
     def cached_values(self, num_tokens: int) -> int:
-        """Keys and values held for a clip while it generates."""
+        """Keys and values held for a clip during its generation."""
         return 2 * self.decoder.num_layers * self.key_value_width * num_tokens
 
     def live_values(self, size: PromptSize) -> int:
-        """Activations of a clip at the widest point: the tower over patches or the decoder over tokens."""
+        """Activations of a clip at the widest point: the tower over patches, or the decoder over tokens."""
         return ACTIVATION_WIDTHS * max(
             self.decoder.width * size.prompt_tokens, self.tower.width * size.num_patches
         )
@@ -98,22 +99,23 @@ class ThinkerCosts:
 
 @dataclass(frozen=True, slots=True)
 class EncoderCosts:
-    """`weights` are those of the encoder, `parameters` those of the whole model: its predictor is loaded."""
+    """Costs of an encoder. `parameters` are those of the whole model, as its predictor is loaded too."""
 
     parameters: int
     weights: int
     attention: Attention
 
     def flops(self, num_tokens: int) -> int:
-        """One window of `num_tokens` latent tokens."""
+        """FLOPs of one sequence of `num_tokens` tokens."""
         return 2 * self.weights * num_tokens + self.attention.flops(num_tokens, num_tokens)
 
     def live_values(self, num_tokens: int) -> int:
+        """Activations of a window."""
         return ACTIVATION_WIDTHS * self.attention.width * num_tokens
 
 
-def thinker_costs(thinker: HookedThinker) -> ThinkerCosts:
-    """Counted from the configuration. Raises StageError for a model that transformers cannot build."""
+def thinker_costs(thinker: Thinker) -> ThinkerCosts:
+    """Costs from the configuration. Raises StageError for a model that transformers cannot build."""
     with explained_load_errors(thinker.folder, "thinker"):
         config = AutoConfig.from_pretrained(thinker.folder.path)
         with torch.device("meta"):
@@ -125,13 +127,13 @@ def thinker_costs(thinker: HookedThinker) -> ThinkerCosts:
     in_decoder = {id(module) for module in model.get_decoder().modules()} | {
         id(model.get_output_embeddings())
     }
-    seeing = [(name, module) for name, module in model.named_modules() if id(module) not in in_decoder]
+    visual = [(name, module) for name, module in model.named_modules() if id(module) not in in_decoder]
     return ThinkerCosts(
         parameters=count_parameters(model),
         decoder_weights=multiplied_weights(layers.named_modules(), experts_used=_experts_used(text)),
         head_weights=model.get_output_embeddings().weight.numel(),
-        tower_weights=multiplied_weights(item for item in seeing if not _merges(item[0])),
-        merger_weights=multiplied_weights(item for item in seeing if _merges(item[0])),
+        tower_weights=multiplied_weights(item for item in visual if not _merges(item[0])),
+        merger_weights=multiplied_weights(item for item in visual if _merges(item[0])),
         decoder=Attention(thinker.num_layers, heads * head_dim),
         tower=Attention(
             _first_number(vision, "depth", "num_hidden_layers"),
@@ -142,7 +144,7 @@ def thinker_costs(thinker: HookedThinker) -> ThinkerCosts:
 
 
 def encoder_costs(encoder: VideoEncoder) -> EncoderCosts:
-    """Counted from the configuration. Raises StageError for a model that transformers cannot build."""
+    """Costs from the configuration. Raises StageError for a model that transformers cannot build."""
     with explained_load_errors(encoder.folder, "encoder"), torch.device("meta"):
         model = encoder.build()
     return EncoderCosts(
@@ -153,12 +155,12 @@ def encoder_costs(encoder: VideoEncoder) -> EncoderCosts:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Values of a model, tied ones once."""
+    """Number of parameters, tied ones once."""
     return sum(weight.numel() for weight in model.parameters())
 
 
 def multiplied_weights(modules: Iterable[tuple[str, nn.Module]], *, experts_used: float = 1.0) -> int:
-    """Weights that a token is multiplied with: matrices and kernels, of experts the share that is used."""
+    """Weights that multiply a token: matrices and kernels, of experts the share that is used."""
     total = 0.0
     for name, module in modules:
         if isinstance(module, nn.Embedding):
@@ -168,8 +170,8 @@ def multiplied_weights(modules: Iterable[tuple[str, nn.Module]], *, experts_used
     return math.ceil(total)
 
 
-def prompt_size(thinker: HookedThinker, inputs: Any) -> PromptSize:
-    """Sizes of one clip's inputs as `HookedThinker.prepare` gives them."""
+def prompt_size(thinker: Thinker, inputs: Any) -> PromptSize:
+    """Sizes of one clip's inputs as `Thinker.prompt` gives them."""
     pixels = inputs["pixel_values_videos" if "pixel_values_videos" in inputs else "pixel_values"]
     ids = inputs["input_ids"][0].tolist()
     visual = sum(token in thinker.visual_ids for token in ids)
@@ -190,8 +192,8 @@ def _merges(name: str) -> bool:
 
 
 def _experts_used(text: Any) -> float:
-    used, there = getattr(text, "num_experts_per_tok", None), getattr(text, "num_experts", None)
-    return used / there if used and there else 1.0
+    used, total = getattr(text, "num_experts_per_tok", None), getattr(text, "num_experts", None)
+    return used / total if used and total else 1.0
 
 
 def _first_number(config: Any, *names: str) -> int:
@@ -216,18 +218,19 @@ class PromptSizes:
 
     @classmethod
     def count(
-        cls, clips: Sequence[ClipRow], videos: Mapping[str, PlannedVideo], thinker: HookedThinker
+        cls, clips: Sequence[ClipRow], videos: Mapping[str, PlannedVideo], thinker: Thinker
     ) -> PromptSizes:
-        """Run the processor once per frame size that the thinker's frames have after scaling down."""
+        """Run the processor once per frame size after scaling down."""
         groups: dict[FrameSize, list[ClipRow]] = defaultdict(list)
         for clip in clips:
             groups[videos[clip.video_digest].info.size_px].append(clip)
-        by_seen: dict[FrameSize, PromptSize | str] = {}
+        by_shrunk: dict[FrameSize, PromptSize | str] = {}
+        found: dict[FrameSize, PromptSize | str] = {}
         for size, group in groups.items():
-            seen = seen_size(size, thinker.settings.thinker_size)
-            if seen not in by_seen:
-                by_seen[seen] = _processed(seen, group, thinker)
-        found = {size: by_seen[seen_size(size, thinker.settings.thinker_size)] for size in groups}
+            shrunk = shrunk_size(size, thinker.settings.thinker_size)
+            if shrunk not in by_shrunk:
+                by_shrunk[shrunk] = _processed(shrunk, group, thinker)
+            found[size] = by_shrunk[shrunk]
         return cls(
             new_tokens=thinker.settings.max_new_tokens,
             videos=videos,
@@ -236,11 +239,11 @@ class PromptSizes:
         )
 
     def of(self, clip: ClipRow) -> PromptSize | None:
-        """None where the processor refuses the clip's frames."""
+        """The size of a clip's prompt, or None where the processor refuses its frames."""
         return self.sizes.get(self._frame_size(clip))
 
     def num_tokens(self, size: PromptSize) -> int:
-        """States of a clip: the prompt and all generated tokens but the last. Answers may end earlier."""
+        """States of a clip at most: the prompt and all generated tokens but the last."""
         return size.prompt_tokens + self.new_tokens - 1
 
     def fits(self, size: PromptSize) -> bool:
@@ -248,7 +251,7 @@ class PromptSizes:
         return self.num_tokens(size) <= TOKEN_CAPACITY
 
     def problems(self, clips: Sequence[ClipRow]) -> list[str]:
-        """Which clips will have no thinker features, why, and what helps; one line per frame size."""
+        """One line per frame size whose clips will have no thinker features, with reason and remedy."""
         lines = []
         for size, number in sorted(Counter(map(self._frame_size, clips)).items()):
             who = f"{number} clips of {size[0]}x{size[1]} px will fail:"
@@ -265,19 +268,19 @@ class PromptSizes:
         return self.videos[clip.video_digest].info.size_px
 
 
-def seen_size(size: FrameSize, short_side_px: int) -> FrameSize:
+def shrunk_size(size: FrameSize, short_side_px: int) -> FrameSize:
     """The size that frames have after scaling down."""
     width, height = size
-    seen = shrink(np.zeros((1, height, width, 3), dtype=np.uint8), short_side_px=short_side_px)
-    return int(seen.shape[-1]), int(seen.shape[-2])
+    shrunk = shrink(np.zeros((1, height, width, 3), dtype=np.uint8), short_side_px=short_side_px)
+    return int(shrunk.shape[-1]), int(shrunk.shape[-2])
 
 
-def _processed(seen: FrameSize, group: Sequence[ClipRow], thinker: HookedThinker) -> PromptSize | str:
+def _processed(size: FrameSize, group: Sequence[ClipRow], thinker: Thinker) -> PromptSize | str:
     """The size of the middle clip's prompt, or why the processor refuses such frames."""
     clip = sorted(group, key=lambda clip: clip.split_time_s)[len(group) // 2]
-    width, height = seen
+    width, height = size
     blank = torch.zeros((len(clip.thinker_frames), 3, height, width), dtype=torch.uint8)
     try:
-        return prompt_size(thinker, thinker.prepare(Scene(blank, clip.thinker_times_s)).inputs)
+        return prompt_size(thinker, thinker.prompt(TimedFrames(blank, clip.thinker_times_s)).inputs)
     except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

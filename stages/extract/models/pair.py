@@ -1,107 +1,156 @@
-"""The two feature sets that a run asks of the cache."""
+"""The two frozen models of a run, their common protocol, and the feature sets that they fill."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
-from thinkjepa.cache import ArraySpec, Codec, FeatureSet, Kind, describe_set
+from thinkjepa.cache import ArraySpec, ClipFeatures, ClipRow, Codec, FeatureSet, Kind, describe_set
+from thinkjepa.stages.data.decoding.client import FrameStack
 from thinkjepa.stages.data.plan import ClipSettings
 from thinkjepa.stages.device import choose_device
-from thinkjepa.stages.extract.encoder.base import VideoEncoder, encoder_arrays
-from thinkjepa.stages.extract.encoder.families import open_encoder
+from thinkjepa.stages.extract.encoder.base import VideoEncoder, open_encoder
 from thinkjepa.stages.extract.models.runtime import choose_dtype, quiet_transformers
-from thinkjepa.stages.extract.models.weights import ModelFolder, find_model, is_identified
-from thinkjepa.stages.extract.remembered import extraction_record
+from thinkjepa.stages.extract.models.weights import ModelFolder, find_model
 from thinkjepa.stages.extract.settings import GPU_BATCH, ModelSettings, VllmSettings
-from thinkjepa.stages.extract.thinker.contract import TOKEN_CAPACITY, TYPICAL_TOKENS, Thinker, thinker_arrays
+from thinkjepa.stages.extract.thinker.base import Thinker
+from thinkjepa.stages.extract.thinker.contract import TOKEN_CAPACITY, TYPICAL_TOKENS
 from thinkjepa.stages.extract.thinker.hooks import HookedThinker
 from thinkjepa.stages.extract.thinker.vllm.thinker import VllmThinker
 
 BYTES_PER_MB = 10**6
 
+FP8_ARRAYS: Mapping[Kind, tuple[str, tuple[str, ...]]] = {
+    "thinker": ("tokens", ("tokens",)),
+    "encoder": ("latents", ("observed", "future")),
+}
+"""The value of `--fp8` that concerns each kind of set, and the arrays that it then stores in 8 bits."""
+
+TRANSFORMERS = VllmSettings()
+
+
+class FrozenModel(Protocol):
+    """One frozen model, as extraction uses it. `load` brings its weights; all but `run` does without."""
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of feature set that it fills."""
+        ...
+
+    @property
+    def folder(self) -> ModelFolder:
+        """The model's files."""
+        ...
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Everything that determines the features, without the sampling of frames."""
+        ...
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """Model name, revision, versions and device, for people."""
+        ...
+
+    def sampling(self, clips: ClipSettings) -> dict[str, Any]:
+        """The rule that chooses the frames."""
+        ...
+
+    def arrays(self, clips: ClipSettings) -> tuple[ArraySpec, ...]:
+        """The arrays of the feature set. Raises StageError for clips that the model does not take."""
+        ...
+
+    def windows(self, clip: ClipRow) -> Sequence[Sequence[int]]:
+        """Frame indices of a clip's windows."""
+        ...
+
+    def preprocess(self, frames: FrameStack) -> Tensor:
+        """Frames `(frame, height, width, 3)` uint8, each by itself, as a tensor `(frame, ...)`."""
+        ...
+
+    def prepare(self, clip: ClipRow, windows: Sequence[Tensor]) -> Any:
+        """The inputs of `run` for a clip, from its preprocessed windows. May run in another thread."""
+        ...
+
+    def load_processor(self) -> None:
+        """Load what `preprocess` and `prepare` need. Raises StageError where that fails."""
+        ...
+
+    def load(self) -> None:
+        """Load processor and weights. Raises StageError where that fails."""
+        ...
+
+    def run(self, prepared: Sequence[tuple[ClipRow, Any]], *, batch_size: int) -> list[ClipFeatures]:
+        """Features of prepared clips, in their order, on the CPU."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Storing:
-    """How new sets are stored: shards of `shard_mb`, a codec, and what of them in 8 bits."""
+    """How new sets are stored: shards of `shard_mb`, a codec, and the part in 8 bits."""
 
     shard_mb: int
     codec: Codec = "none"
     fp8: str = "none"
 
-    def fp8_arrays(self, part: str, *names: str) -> tuple[str, ...]:
-        """These arrays, where their part of the features is to be stored in 8 bits."""
-        return names if self.fp8 in (part, "all") else ()
 
-
-def thinker_set(thinker: Thinker, clips: ClipSettings, *, dtype: str, storing: Storing) -> FeatureSet:
-    """Named by the model's origin and the way its frames are chosen."""
-    arrays = thinker_arrays(thinker.layers, width=thinker.width, dtype=dtype)
-    full = sum(spec.clip_bytes for spec in arrays)
+def describe_features(model: FrozenModel, clips: ClipSettings, storing: Storing) -> FeatureSet:
+    """The set that a model fills, named by the model's origin and the way its frames are chosen."""
+    arrays = model.arrays(clips)
+    clip_bytes = sum(spec.clip_bytes for spec in arrays)
+    if any("token" in spec.dims for spec in arrays):
+        clip_bytes = clip_bytes * TYPICAL_TOKENS // TOKEN_CAPACITY
+    part, names = FP8_ARRAYS[model.kind]
     return describe_set(
-        "thinker",
-        origin={**thinker.origin, "sampling": clips.thinker_sampling},
-        source=thinker.source,
+        model.kind,
+        origin={**model.origin, "sampling": model.sampling(clips)},
+        source=model.source,
         arrays=arrays,
         shard_bytes=storing.shard_mb * BYTES_PER_MB,
-        typical_clip_bytes=full * TYPICAL_TOKENS // TOKEN_CAPACITY,
+        typical_clip_bytes=clip_bytes,
         codec=storing.codec,
-        fp8_arrays=storing.fp8_arrays("tokens", "tokens"),
+        fp8_arrays=names if storing.fp8 in (part, "all") else (),
     )
 
 
-def latent_arrays(encoder: VideoEncoder, clips: ClipSettings) -> tuple[ArraySpec, ...]:
-    """The encoder's arrays. Raises StageError where it does not take windows of these lengths."""
-    return encoder_arrays(
-        encoder,
-        observed_frames=clips.observed_frames,
-        future_frames=clips.future_frames,
-        future_windows=clips.future_windows,
-    )
-
-
-def encoder_set(encoder: VideoEncoder, clips: ClipSettings, *, storing: Storing) -> FeatureSet:
-    """Named by the model's origin and the way its frames are chosen."""
-    arrays = latent_arrays(encoder, clips)
-    return describe_set(
-        "encoder",
-        origin={**encoder.origin, "sampling": clips.dense_sampling},
-        source=encoder.source,
-        arrays=arrays,
-        shard_bytes=storing.shard_mb * BYTES_PER_MB,
-        typical_clip_bytes=sum(spec.clip_bytes for spec in arrays),
-        codec=storing.codec,
-        fp8_arrays=storing.fp8_arrays("latents", "observed", "future"),
-    )
-
-
-TRANSFORMERS = VllmSettings()
-
-
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class FrozenModels:
-    """The two models, their weights loaded only when there is something to extract."""
+    """Thinker and encoder, their weights loaded only when there is something to extract."""
 
-    thinker: HookedThinker
+    thinker: Thinker
     encoder: VideoEncoder
 
     @classmethod
     def find(
-        cls, settings: ModelSettings, *, device: str, vllm: VllmSettings = TRANSFORMERS, batch_size: int = 0
+        cls,
+        settings: ModelSettings,
+        *,
+        device: str,
+        vllm: VllmSettings = TRANSFORMERS,
+        batch_size: int = 0,
+        need_weights: bool = True,
     ) -> FrozenModels:
-        """Find both and read their configuration. Raises StageError with the remedy."""
+        """Find both and read their configuration. Raises StageError with the remedy.
+
+        Without `need_weights` the models can be described but not loaded.
+        """
         quiet_transformers()
-        place = choose_device(device)
-        dtype = choose_dtype(settings.dtype, place)
-        thinker = find_model(settings.thinker, revision=settings.revision, role="thinker")
-        encoder = find_model(settings.encoder, revision=settings.encoder_revision, role="encoder")
+        chosen = choose_device(device)
+        dtype = choose_dtype(settings.dtype, chosen)
+        thinker = find_model(
+            settings.thinker, revision=settings.revision, role="thinker", need_weights=need_weights
+        )
+        encoder = find_model(
+            settings.encoder, revision=settings.encoder_revision, role="encoder", need_weights=need_weights
+        )
         return cls(
-            _thinker(thinker, settings, vllm, dtype=dtype, device=place, batch_size=batch_size),
-            open_encoder(encoder, dtype=dtype, device=place),
+            _open_thinker(thinker, settings, vllm, dtype=dtype, device=chosen, batch_size=batch_size),
+            open_encoder(encoder, dtype=dtype, device=chosen),
         )
 
     def __enter__(self) -> FrozenModels:
@@ -112,45 +161,40 @@ class FrozenModels:
     ) -> None:
         self.thinker.close()
 
-    def folders(self, kinds: Collection[Kind]) -> list[ModelFolder]:
-        """Where the named models lie, the thinker first."""
-        models = {"thinker": self.thinker.folder, "encoder": self.encoder.folder}
-        return [folder for kind, folder in models.items() if kind in kinds]
+    @property
+    def by_kind(self) -> dict[Kind, FrozenModel]:
+        """The models by the kind of set that they fill, in the order in which they run."""
+        models: tuple[FrozenModel, ...] = (self.thinker, self.encoder)
+        return {model.kind: model for model in models}
 
-    def unidentified(self) -> list[ModelFolder]:
-        """Models whose weights have to be read whole to know which they are."""
-        return [folder for folder in self.folders(("thinker", "encoder")) if not is_identified(folder)]
+    @property
+    def device(self) -> torch.device:
+        """The device of both."""
+        return self.thinker.device
+
+    @property
+    def dtype(self) -> str:
+        """The precision of both."""
+        return self.thinker.dtype
 
     def load(self, kinds: Iterable[Kind]) -> None:
-        """Bring the weights of the named models into memory."""
+        """Load the weights of the named models."""
         for kind in kinds:
-            (self.thinker if kind == "thinker" else self.encoder).load()
+            self.by_kind[kind].load()
 
-    def record(
-        self,
-        sets: Mapping[Kind, FeatureSet],
-        clips: ClipSettings,
-        models: ModelSettings,
-        vllm: VllmSettings,
-    ) -> dict[str, Any]:
-        """What the cache remembers of an extraction into these sets."""
-        folders = {"thinker": self.thinker.folder, "encoder": self.encoder.folder}
-        return extraction_record(sets, clips, models, vllm, **folders, dtype=self.thinker.dtype)
+    def sets(self, clips: ClipSettings, storing: Storing, *, batch_size: int = 1) -> dict[Kind, FeatureSet]:
+        """The sets that a run fills.
 
-    def sets(
-        self, clips: ClipSettings, storing: Storing, *, batch_size: int = 1
-    ) -> tuple[FeatureSet, FeatureSet]:
-        """What a run asks of the cache. Shards of both hold equally many clips, as a unit of work fills both,
-        and whole batches: forwards have as many rows for a part of one.
+        Shards of both hold equally many clips, as a unit of work fills both, and whole batches, as forwards
+        have as many rows for a part of one.
         """
-        thinker = thinker_set(self.thinker, clips, dtype=self.thinker.dtype, storing=storing)
-        encoder = encoder_set(self.encoder, clips, storing=storing)
-        rows = min(thinker.rows_per_shard, encoder.rows_per_shard)
+        sets = {kind: describe_features(model, clips, storing) for kind, model in self.by_kind.items()}
+        rows = min(item.rows_per_shard for item in sets.values())
         rows = max(batch_size, rows - rows % batch_size)
-        return replace(thinker, rows_per_shard=rows), replace(encoder, rows_per_shard=rows)
+        return {kind: replace(item, rows_per_shard=rows) for kind, item in sets.items()}
 
 
-def _thinker(
+def _open_thinker(
     folder: ModelFolder,
     settings: ModelSettings,
     vllm: VllmSettings,
@@ -158,7 +202,7 @@ def _thinker(
     dtype: str,
     device: torch.device,
     batch_size: int,
-) -> HookedThinker:
+) -> Thinker:
     if vllm.backend == "transformers":
         return HookedThinker(folder, settings, dtype=dtype, device=device)
     return VllmThinker(folder, settings, vllm, dtype=dtype, device=device, batch_size=batch_size or GPU_BATCH)

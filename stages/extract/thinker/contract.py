@@ -1,15 +1,14 @@
-"""The thinker's contract: frames with their times and a prompt in, hidden states of chosen layers out.
+"""The thinker's records and arrays: timed frames in, hidden states of chosen layers out.
 
 Shape letters: L layers, S tokens (prompt, then all generated but the last), D width.
-Layer k is the residual stream that enters decoder layer k: 0 the embeddings, N after the last layer,
-before the final norm.
+Layer k is the residual stream that enters decoder layer k. 0 is the embeddings, N comes after the last layer
+and before the final norm.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,17 +16,17 @@ from torch import Tensor
 from thinkjepa.cache import TOKEN_CHUNK, TOKEN_KINDS, ArraySpec, ClipFeatures
 
 TOKEN_CAPACITY = 4096
-"""Length of the token axis on disk; what a clip does not use takes no space."""
+"""Length of the token axis on disk. Tokens that a clip does not have take no space."""
 
 TYPICAL_TOKENS = 1024
-"""For choosing how many clips share a shard: the paper's prompt has 1,166 tokens."""
+"""Decides how many clips share a shard. The paper's prompt has 1,166 tokens."""
 
 KIND = {name: number for number, name in enumerate(TOKEN_KINDS, start=1)}
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
-    """What the thinker sees of a clip: frames `(frame, 3, height, width)` uint8, their times in seconds."""
+class TimedFrames:
+    """Frames `(frame, 3, height, width)` uint8 of a clip, and their times in seconds."""
 
     frames: Tensor
     times_s: Sequence[float]
@@ -35,18 +34,18 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A scene as a model takes it: its inputs on the CPU, with a batch axis of one.
+    """A model's inputs for one clip, on the CPU, with a batch axis of one.
 
-    `scene` stays only where an engine prepares by itself what the model sees.
+    `source` keeps the frames where an engine processes them by itself.
     """
 
     inputs: Mapping[str, Tensor]
-    scene: Scene | None = None
+    source: TimedFrames | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Thought:
-    """What the thinker thinks of a clip. `token_ids` holds the last generated token too: it has no state."""
+class HiddenStates:
+    """Hidden states of one clip. `token_ids` includes the last generated token, which has no state."""
 
     hidden_LSD: Tensor
     token_kind_S: Tensor
@@ -54,33 +53,20 @@ class Thought:
     prompt_token_count: int
     text: str
 
-
-class Thinker(Protocol):
-    """A frozen vision-language model."""
-
-    @property
-    def layers(self) -> tuple[int, ...]: ...
-
-    @property
-    def width(self) -> int: ...
-
-    @property
-    def origin(self) -> Mapping[str, Any]:
-        """What determines the states, without the sampling of frames."""
-        ...
-
-    @property
-    def source(self) -> Mapping[str, Any]:
-        """What helps a person: model name, revision, versions, device."""
-        ...
-
-    def prepare(self, scene: Scene) -> Prompt:
-        """What the model takes of a scene. May run in another thread, while the model works."""
-        ...
-
-    def answer(self, prompts: Sequence[Prompt], *, batch_size: int = 1) -> list[Thought]:
-        """One thought per prompt, on the CPU; no prompt's states depend on its neighbours."""
-        ...
+    def to_features(self, clip_id: str) -> ClipFeatures:
+        """The arrays and columns that the cache stores of a clip."""
+        return ClipFeatures(
+            clip_id=clip_id,
+            arrays={
+                "tokens": self.hidden_LSD,
+                "token_kind": self.token_kind_S,
+                "pooled": pool_streams(self.hidden_LSD, prompt_token_count=self.prompt_token_count),
+            },
+            token_count=self.hidden_LSD.shape[1],
+            prompt_token_count=self.prompt_token_count,
+            token_ids=self.token_ids,
+            generated_text=self.text,
+        )
 
 
 def thinker_arrays(layers: Sequence[int], *, width: int, dtype: str) -> tuple[ArraySpec, ...]:
@@ -111,27 +97,11 @@ def thinker_arrays(layers: Sequence[int], *, width: int, dtype: str) -> tuple[Ar
     )
 
 
-def thought_features(clip_id: str, thought: Thought) -> ClipFeatures:
-    """A thought as it is stored."""
-    return ClipFeatures(
-        clip_id=clip_id,
-        arrays={
-            "tokens": thought.hidden_LSD,
-            "token_kind": thought.token_kind_S,
-            "pooled": pool_streams(thought.hidden_LSD, prompt_token_count=thought.prompt_token_count),
-        },
-        token_count=thought.hidden_LSD.shape[1],
-        prompt_token_count=thought.prompt_token_count,
-        token_ids=thought.token_ids,
-        generated_text=thought.text,
-    )
-
-
 def pool_streams(hidden_LSD: Tensor, *, prompt_token_count: int) -> Tensor:
     """Means over prompt tokens and over generated tokens, `(layer, stream, dim)` float32.
 
-    FiLM and AdaLN read only these means through a linear projection, so that pooling before it is exact.
-    Without generated states that stream is zero.
+    FiLM and AdaLN read only these means, through a linear projection, so pooling before it is exact.
+    The generated stream is zero where there are no generated states.
     """
     values_LSD = hidden_LSD.float()
     prompt, generated = values_LSD[:, :prompt_token_count], values_LSD[:, prompt_token_count:]
@@ -150,8 +120,8 @@ def token_kinds(
 ) -> Tensor:
     """Kinds `(S,)` uint8 of the prompt and of all generated tokens but the last.
 
-    Generated tokens between a thinking model's think tags are reasoning; a prompt that ends inside an
-    open tag (the template of such models) begins there.
+    Generated tokens between a thinking model's think tags are reasoning. A prompt that ends inside an
+    open tag, as the template of such models does, begins there.
     """
     kinds = [KIND["visual"] if token in visual_ids else KIND["text"] for token in prompt_ids]
     tags = [token for token in prompt_ids if think_open is not None and token in (think_open, think_close)]

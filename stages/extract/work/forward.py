@@ -1,62 +1,56 @@
-"""One batch of clips: decoded and preprocessed, then through the models; a clip that fails is an outcome."""
+"""One batch of clips: decoded and prepared, then run through the models. A clip that fails is an outcome."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from thinkjepa.cache import ClipFeatures, ClipRow, Failure, FailureStage, Kind
 from thinkjepa.stages.data.decoding.client import DecodeError
-from thinkjepa.stages.extract.models.pair import FrozenModels
-from thinkjepa.stages.extract.thinker.contract import Prompt, thought_features
-from thinkjepa.stages.extract.work.frames import ClipDecoding, encoder_view, see, thinker_view, watch
-
-Ready = TypeVar("Ready")
+from thinkjepa.stages.extract.models.pair import FrozenModel, FrozenModels
+from thinkjepa.stages.extract.work.frames import ClipDecoding
 
 MODEL_ERRORS = (RuntimeError, ValueError, IndexError, TypeError, KeyError)
-"""What processors and models raise for an input they cannot take; anything else is a defect."""
+"""Errors of processors and models for an input they cannot take. Anything else is a defect."""
 
 ALLOCATOR_WORDS = ("defaultcpuallocator: can't allocate", "not enough memory", "out of memory")
-"""What torch's allocators say, where they raise no error of a kind of its own."""
+"""Messages of torch's allocators, where they raise no error of a kind of its own."""
 
 REMEDY = "; even one clip at a time does not fit: use smaller models, fewer frames, or a lower --dtype"
+
+Prepared = Sequence[tuple[ClipRow, Any]]
+"""Clips with the inputs of one model."""
 
 
 @dataclass(slots=True)
 class RowLimit:
-    """Clips a forward takes at most: all that were asked for, until memory runs out."""
+    """Clips per forward of each model: all that were asked for, until memory runs out."""
 
-    of: dict[Kind, int]
-    halved: list[str] = field(default_factory=list)
-    """What the user should know of it."""
-
-    @classmethod
-    def of_batch(cls, batch_size: int) -> RowLimit:
-        return cls({"thinker": batch_size, "encoder": batch_size})
+    by_kind: dict[Kind, int]
+    notes: list[str] = field(default_factory=list)
+    """Messages for the user that `new_notes` has not returned yet."""
 
     def halve(self, kind: Kind) -> bool:
-        """Half as many rows from now on. False where there is one already."""
-        before = self.of[kind]
+        """Halve the rows of later forwards. False where there is one already."""
+        before = self.by_kind[kind]
         if before == 1:
             return False
-        self.of[kind] = before // 2
+        self.by_kind[kind] = before // 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self.halved.append(
+        self.notes.append(
             f"out of memory with {before} clips in a forward of the {kind}: going on with {before // 2}; "
             f"--batch-size {before // 2} spares the attempt"
         )
         return True
 
-    def told(self) -> tuple[str, ...]:
-        """What is new for the user, once."""
-        notes, self.halved = tuple(self.halved), []
+    def new_notes(self) -> tuple[str, ...]:
+        """Messages since the last call."""
+        notes, self.notes = tuple(self.notes), []
         return notes
 
 
@@ -70,11 +64,10 @@ class Outcome:
 
 @dataclass(slots=True)
 class Inputs:
-    """What the models take of a batch, decoded and preprocessed, and the clips that could not be."""
+    """The inputs of one model for a batch, and the clips that could not be decoded or prepared."""
 
-    prompts: list[tuple[ClipRow, Prompt]] = field(default_factory=list)
-    windows: list[tuple[ClipRow, list[Tensor]]] = field(default_factory=list)
-    failures: dict[Kind, list[Failure]] = field(default_factory=lambda: {"thinker": [], "encoder": []})
+    prepared: list[tuple[ClipRow, Any]] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
 
 
 def prepare_batch(
@@ -82,106 +75,74 @@ def prepare_batch(
     missing: Mapping[Kind, frozenset[str]],
     frozen: FrozenModels,
     decoding: ClipDecoding,
-) -> Inputs:
+) -> dict[Kind, Inputs]:
     """Decode the clips of a batch that miss features, each frame once."""
-    inputs = Inputs()
-    for clip in batch:  # clip by clip: a clip's frames lie near each other, which spares seeks
-        thinker = clip.clip_id in missing.get("thinker", ())
-        encoder = clip.clip_id in missing.get("encoder", ())
-        if thinker and encoder:
-            with suppress(DecodeError, *MODEL_ERRORS):  # told below, of the model that it belongs to
-                views = (thinker_view(clip, frozen.thinker), encoder_view(clip, frozen.encoder))
-                decoding.look(clip, views)
-        if thinker:
-            with _recorded(clip, "thinker", inputs.failures):
-                scene = see(clip, frozen.thinker, decoding)
-                inputs.prompts.append((clip, frozen.thinker.prepare(scene)))
-        if encoder:
-            with _recorded(clip, "encoder", inputs.failures):
-                inputs.windows.append((clip, watch(clip, frozen.encoder, decoding)))
+    inputs = {kind: Inputs() for kind in frozen.by_kind}
+    for clip in batch:  # clip by clip: a clip's frames are near each other, which spares seeks
+        models = [model for kind, model in frozen.by_kind.items() if clip.clip_id in missing.get(kind, ())]
+        if len(models) > 1:
+            with suppress(DecodeError, *MODEL_ERRORS):  # raised again below, for the model it belongs to
+                decoding.load(clip, models)
+        for model in models:
+            own = inputs[model.kind]
+            with _recorded(clip, model.kind, own.failures):
+                own.prepared.append((clip, model.prepare(clip, decoding.windows(clip, model))))
     return inputs
 
 
-def run_batch(inputs: Inputs, frozen: FrozenModels, rows: RowLimit) -> dict[Kind, Outcome]:
-    """Run the models over prepared clips. What one model was given is gone when the next one begins."""
-    outcomes: dict[Kind, Outcome] = {
-        kind: Outcome(failures=list(failed)) for kind, failed in inputs.failures.items()
-    }
-    think, encode = partial(_think, frozen=frozen), partial(_encode, frozen=frozen)
-    _forward(inputs.prompts, think, "thinker", outcomes["thinker"], rows)
-    inputs.prompts.clear()
-    _forward(inputs.windows, encode, "encoder", outcomes["encoder"], rows)
+def run_batch(inputs: Mapping[Kind, Inputs], frozen: FrozenModels, rows: RowLimit) -> dict[Kind, Outcome]:
+    """Run the models over prepared clips. The inputs of one model are freed before the next one runs."""
+    outcomes: dict[Kind, Outcome] = {}
+    for kind, own in inputs.items():
+        outcomes[kind] = Outcome(failures=list(own.failures))
+        _forward(own.prepared, frozen.by_kind[kind], outcomes[kind], rows)
+        own.prepared.clear()
     return outcomes
 
 
 def with_video(failure: Failure, clip: ClipRow) -> Failure:
-    """A failure of the cache's, which knows clips only, with the clip's video."""
+    """A failure that the cache reports by clip only, with the clip's video."""
     return replace(failure, video=clip.video, video_digest=clip.video_digest)
 
 
 @contextmanager
-def _recorded(clip: ClipRow, kind: Kind, failures: Mapping[Kind, list[Failure]]) -> Iterator[None]:
-    """Record a clip that cannot be decoded or preprocessed as a failure of one set."""
+def _recorded(clip: ClipRow, kind: Kind, failures: list[Failure]) -> Iterator[None]:
+    """Record a clip that cannot be decoded or prepared as a failure of one set."""
     try:
         yield
     except DecodeError as error:
-        failures[kind].append(_failure(clip, "decode", str(error)))
+        failures.append(_failure(clip, "decode", str(error)))
     except MODEL_ERRORS as error:
-        failures[kind].append(_failure(clip, kind, _in_one_line(error)))
+        failures.append(_failure(clip, kind, _in_one_line(error)))
 
 
-def _think(ready: Sequence[tuple[ClipRow, Prompt]], rows: int, *, frozen: FrozenModels) -> list[ClipFeatures]:
-    thoughts = frozen.thinker.answer([prompt for _, prompt in ready], batch_size=rows)
-    return [
-        thought_features(clip.clip_id, thought) for (clip, _), thought in zip(ready, thoughts, strict=True)
-    ]
+def _forward(prepared: Prepared, model: FrozenModel, outcome: Outcome, rows: RowLimit) -> None:
+    """Run a model over a batch. Where that fails, run each clip alone, so that one clip costs only itself.
 
-
-def _encode(
-    ready: Sequence[tuple[ClipRow, list[Tensor]]], rows: int, *, frozen: FrozenModels
-) -> list[ClipFeatures]:
-    by_window = zip(*(windows for _, windows in ready), strict=True)
-    observed, *future = [frozen.encoder.encode(windows, batch_size=rows) for windows in by_window]
-    stacked = torch.stack(future, dim=1)
-    return [
-        ClipFeatures(clip.clip_id, {"observed": observed[place], "future": stacked[place]})
-        for place, (clip, _) in enumerate(ready)
-    ]
-
-
-def _forward(
-    ready: Sequence[tuple[ClipRow, Ready]],
-    model: Callable[[Sequence[tuple[ClipRow, Ready]], int], list[ClipFeatures]],
-    kind: Kind,
-    outcome: Outcome,
-    rows: RowLimit,
-) -> None:
-    """Run a model over a batch; where that fails, over each clip alone: one clip costs only itself.
-
-    Where memory runs out, forwards have half the rows from then on, down to one.
+    Where memory runs out, later forwards have half the rows, down to one.
     """
-    if not ready:
+    if not prepared:
         return
     try:
-        outcome.features.extend(model(ready, rows.of[kind]))
+        outcome.features.extend(model.run(prepared, batch_size=rows.by_kind[model.kind]))
         return
     except (*MODEL_ERRORS, MemoryError) as error:
         out_of_memory, reason = is_out_of_memory(error), _in_one_line(error)
     # Outside the handler: its traceback would hold the tensors of the forward that failed.
-    if out_of_memory and rows.halve(kind):
-        _forward(ready, model, kind, outcome, rows)
-    elif len(ready) == 1:
-        outcome.failures.append(_failure(ready[0][0], kind, reason + REMEDY * out_of_memory))
+    if out_of_memory and rows.halve(model.kind):
+        _forward(prepared, model, outcome, rows)
+    elif len(prepared) == 1:
+        outcome.failures.append(_failure(prepared[0][0], model.kind, reason + REMEDY * out_of_memory))
     else:
-        for item in ready:
-            _forward([item], model, kind, outcome, rows)
+        for item in prepared:
+            _forward([item], model, outcome, rows)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the host had no memory left, by what torch and Python say then."""
-    said = str(error).lower()
+    """Whether a device or the host had no memory left, by the messages of torch and Python."""
+    message = str(error).lower()
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and any(words in said for words in ALLOCATOR_WORDS)
+        isinstance(error, RuntimeError) and any(words in message for words in ALLOCATOR_WORDS)
     )
 
 

@@ -1,11 +1,8 @@
-"""Units of extraction: clips whose features fill one shard of each set, by one process.
+"""Units of extraction, one shard of each set by one process, and the pipeline that fills their shards.
 
-The plan is a pure function of the clips, of what the cache holds and of what an interrupted run has assigned;
-the number of workers has no part in it.
-
-Filling the shards of a unit: batch after batch goes through the models, each committed as a whole.
-
-Runs in the process that holds the cache, or in any number of others, on any machine that sees the files.
+The plan is a pure function of the clips, the cache's content and the assignments of an interrupted run. The
+number of workers has no part in it. Batch after batch goes through the models, each committed as a whole, in
+the process that holds the cache or in any number of others, on any machine that has the files.
 """
 
 from __future__ import annotations
@@ -15,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -49,8 +47,7 @@ def plan_units(
 ) -> list[Unit]:
     """Units for all `clips` without features: those that an interrupted run assigned, and new ones.
 
-    What is new is assigned here: from now on it is known which clip goes where. Clips that two sets miss
-    alike are one unit, and decoded once.
+    Assigns new clips to shards, durably. Clips that both sets miss are one unit, and decoded once.
     """
     shards = {kind: dict(session.assigned(item)) for kind, item in sets.items()}
     missing = {kind: _missing(session, item, clips, shards[kind]) for kind, item in sets.items()}
@@ -70,8 +67,8 @@ def plan_units(
     ]
 
 
-def undecided(session: WriteSession, sets: Mapping[Kind, FeatureSet], unit: Unit) -> set[str]:
-    """Clips of a unit that nobody has come to, in one set or another."""
+def pending_clips(session: WriteSession, sets: Mapping[Kind, FeatureSet], unit: Unit) -> set[str]:
+    """Clips of a unit that are not processed yet, in one set or another."""
     clip_ids = [clip.clip_id for clip in unit.clips]
     return {
         clip_id
@@ -100,31 +97,31 @@ def _groups(pending: Sequence[str], missing: set[str], size: int) -> list[tuple[
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The cache that units are written to, as any process has to know it."""
+    """The cache that units are written to, described for any process."""
 
     root: Path
     token: str
-    """The mark of the session that assigned the shards."""
+    """The token of the session that assigned the shards."""
     sets: Mapping[Kind, FeatureSet]
 
 
 @dataclass(frozen=True, slots=True)
 class BatchDone:
-    """A batch that has been committed: how many clips were decided by it, and those that failed."""
+    """A committed batch: how many clips it processed, and those that failed."""
 
     clips: int
     failures: tuple[Failure, ...] = ()
     notes: tuple[str, ...] = ()
-    """What the user should know of how it went."""
+    """Messages for the user."""
 
 
 OnBatch = Callable[[BatchDone], bool]
-"""Told after each batch; False asks to stop there."""
+"""Called after each batch. False stops the work there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """All that a process needs to know to work on units: plain data, for other machines too."""
+    """The settings of the work on units: plain data, for other machines too."""
 
     target: Target
     clips: ClipSettings
@@ -135,10 +132,10 @@ class Job:
 
 @dataclass(slots=True)
 class UnitFiller:
-    """Works on units in turn. The models are loaded when the first unit needs them, and stay.
+    """Fills units in turn. The models are loaded when the first unit needs them, and stay loaded.
 
-    Three things happen at once: batch n goes through the models, batch n + 1 is decoded and preprocessed, and
-    batch n - 1 is checked and written; across the borders of units, too. Memory holds these three batches,
+    Three things happen at once, also across the borders of units: batch n goes through the models, batch
+    n + 1 is decoded and prepared, and batch n - 1 is checked and written. Memory holds these three batches,
     however many there are.
     """
 
@@ -149,29 +146,35 @@ class UnitFiller:
     rows: RowLimit
     ahead: ThreadPoolExecutor
     """One thread, as long-lived as the decoder: the decoder's process ends with the thread that began it."""
-    behind: ThreadPoolExecutor
+    after: ThreadPoolExecutor
     """One thread, which writes."""
     _loaded: set[Kind] = field(default_factory=set)
 
     @classmethod
     @contextmanager
-    def ready(cls, job: Job) -> Iterator[UnitFiller]:
-        """A filler with a decoder and models of its own. Raises StageError where they are other ones here."""
+    def ready(cls, job: Job, frozen: FrozenModels | None = None) -> Iterator[UnitFiller]:
+        """A filler with a decoder, and with `frozen`, or models that this process finds by itself.
+
+        Raises StageError where they would make other features than the job's.
+        """
         execution = job.execution
-        thinker = job.target.sets["thinker"]
-        models = replace(job.models, layers=",".join(map(str, thinker.layers)))  # the set may hold more
-        frozen = FrozenModels.find(
-            models, device=execution.device, vllm=job.vllm, batch_size=execution.batch_size
-        )
-        _refuse_other_models(frozen, job)
-        device = frozen.thinker.device.type
+        layers = job.target.sets["thinker"].layers  # may be more than the settings ask for
+        if frozen is None or frozen.thinker.layers != layers:
+            frozen = FrozenModels.find(
+                replace(job.models, layers=",".join(map(str, layers))),
+                device=execution.device,
+                vllm=job.vllm,
+                batch_size=execution.batch_size,
+            )
+            _refuse_other_models(frozen, job)
+        device = frozen.device.type
         batch_size = execution.clips_per_batch(device)
         if device == "cpu":
             keep_freed_memory()
         with (
             decoder_beside(device, timeout_s=execution.decode_timeout) as decoder,
             thread_beside(device, name="decode") as ahead,
-            thread_beside(device, name="write") as behind,
+            thread_beside(device, name="write") as after,
             frozen,
         ):
             yield cls(
@@ -179,9 +182,9 @@ class UnitFiller:
                 frozen=frozen,
                 decoder=decoder,
                 batch_size=batch_size,
-                rows=RowLimit.of_batch(batch_size),
+                rows=RowLimit(dict.fromkeys(frozen.by_kind, batch_size)),
                 ahead=ahead,
-                behind=behind,
+                after=after,
             )
 
     def fill(
@@ -190,28 +193,28 @@ class UnitFiller:
         videos: Mapping[str, PlannedVideo],
         *,
         on_batch: OnBatch,
-        given_up: Mapping[str, Failure] | None = None,
+        skipped: Mapping[str, Failure] | None = None,
         one_by_one: bool = False,
     ) -> bool:
-        """Decide every clip of the units and seal their shards. False where it was asked to stop before.
+        """Process every clip of the units and seal their shards. False where `on_batch` stopped it before.
 
-        Clips in `given_up` are recorded with their failure and not worked on. `one_by_one` commits each
+        Clips in `skipped` are recorded with their failure and not computed. `one_by_one` commits each
         clip by itself before the next one is touched, with the same features up to rounding: forwards have
-        as many rows, but the clip another place among them. Raises CacheError where the shards cannot be
-        written.
+        as many rows, with the clip in another row. Raises CacheError where the shards cannot be written.
         """
-        hands: list[_UnitInHand] = []
+        open_units: list[_OpenUnit] = []
         decoding = ClipDecoding(self.decoder, videos)
         first = next((clip for unit in units for clip in unit.clips), None)
         if first and not self._loaded:
             self.ahead.submit(decoding.open, first)  # the models are loaded meanwhile
-        batches = self._batches(units, hands, given_up or {}, 1 if one_by_one else self.batch_size)
-        coming: deque[tuple[_Batch, Future[Inputs]]] = deque()
+        batches = self._batches(units, open_units, skipped or {}, 1 if one_by_one else self.batch_size)
+        coming: deque[tuple[_Batch, Future[dict[Kind, Inputs]]]] = deque()
         writing: Future[BatchDone] | None = None
         try:
             while True:
                 for batch in islice(batches, (1 if one_by_one else 2) - len(coming)):
-                    coming.append((batch, self.ahead.submit(self._prepare, batch, decoding)))
+                    prepare = partial(prepare_batch, batch.clips, batch.wanted, self.frozen, decoding)
+                    coming.append((batch, self.ahead.submit(prepare)))
                 if not coming:
                     if writing is not None:
                         on_batch(writing.result())
@@ -220,13 +223,13 @@ class UnitFiller:
                 inputs = prepared.result()
                 coming.popleft()
                 outcomes = run_batch(inputs, self.frozen, self.rows)
-                goes_on = writing is None or on_batch(writing.result())
-                writing = self.behind.submit(batch.commit, outcomes, self.rows.told())
+                continues = writing is None or on_batch(writing.result())
+                writing = self.after.submit(batch.commit, outcomes, self.rows.new_notes())
                 del prepared, inputs, outcomes  # tens of megabytes a clip, which the next forward needs
-                if one_by_one or not goes_on:
-                    goes_on = on_batch(writing.result()) and goes_on
+                if one_by_one or not continues:
+                    continues = on_batch(writing.result()) and continues
                     writing = None
-                if not goes_on:
+                if not continues:
                     return False
         finally:
             being_decoded = [future for _, future in coming if not future.cancel() and not future.done()]
@@ -234,41 +237,39 @@ class UnitFiller:
                 self.decoder.interrupt()  # nobody needs it any more, and its reader may hang
             wait(being_decoded)
             wait([writing] if writing else [])
-            for hand in list(hands):
-                hand.close()
-
-    def _prepare(self, batch: _Batch, decoding: ClipDecoding) -> Inputs:
-        return prepare_batch(batch.clips, batch.wanted, self.frozen, decoding)
+            for unit in list(open_units):
+                unit.close()
 
     def _batches(
-        self, units: Sequence[Unit], hands: list[_UnitInHand], given_up: Mapping[str, Failure], size: int
+        self,
+        units: Sequence[Unit],
+        open_units: list[_OpenUnit],
+        skipped: Mapping[str, Failure],
+        size: int,
     ) -> Iterator[_Batch]:
-        """The batches that are not decided yet, and the last one of each unit, which seals it.
+        """The batches with pending clips, and the last one of each unit, which seals it.
 
-        They are cut at the same places whatever has been decided: an interruption moves no border.
+        They are cut at the same borders whatever has been processed: an interruption moves none.
         """
         for unit in units:
-            self._load(unit)
-            hand = _UnitInHand(self.target, unit, hands)
+            wanted = [kind for kind in unit.shards if kind not in self._loaded]
+            self.frozen.load(wanted)
+            self._loaded.update(wanted)
+            opened = _OpenUnit(self.target, unit, open_units)
             parts = [unit.clips[start : start + size] for start in range(0, len(unit.clips), size)] or [()]
             for number, clips in enumerate(parts, start=1):
-                batch = _Batch(clips, hand, hand.missing(clips), given_up, is_last=number == len(parts))
+                batch = _Batch(clips, opened, opened.missing(clips), skipped, is_last=number == len(parts))
                 if batch.is_last or any(batch.missing.values()):
                     yield batch
 
-    def _load(self, unit: Unit) -> None:
-        wanted = [kind for kind in unit.shards if kind not in self._loaded]
-        self.frozen.load(wanted)
-        self._loaded.update(wanted)
 
+class _OpenUnit:
+    """The open shards of a unit, from its first batch to the last. `open_units` lists all that are open."""
 
-class _UnitInHand:
-    """The open shards of a unit, from its first batch to the last; `hands` lists those that are open."""
-
-    def __init__(self, target: Target, unit: Unit, hands: list[_UnitInHand]) -> None:
-        self._hands = hands
+    def __init__(self, target: Target, unit: Unit, open_units: list[_OpenUnit]) -> None:
+        self._open_units = open_units
         self.shards: dict[Kind, OpenShard] = {}
-        hands.append(self)
+        open_units.append(self)
         for kind, number in unit.shards.items():
             self.shards[kind] = OpenShard(target.root, target.sets[kind], number, token=target.token)
 
@@ -287,11 +288,11 @@ class _UnitInHand:
         self.close()
 
     def close(self) -> None:
-        """Let go of the shards; those that are not sealed are continued by whoever opens them next."""
+        """Close the shards. Whoever opens an unsealed one next continues it."""
         for shard in self.shards.values():
             shard.close()
-        if self in self._hands:
-            self._hands.remove(self)
+        if self in self._open_units:
+            self._open_units.remove(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,40 +300,41 @@ class _Batch:
     """Clips that are computed and committed together."""
 
     clips: Sequence[ClipRow]
-    hand: _UnitInHand
+    unit: _OpenUnit
     missing: Mapping[Kind, frozenset[str]]
-    given_up: Mapping[str, Failure]
+    skipped: Mapping[str, Failure]
     is_last: bool
 
     @property
-    def wanted(self) -> Mapping[Kind, frozenset[str]]:
-        return {kind: ids - self.given_up.keys() for kind, ids in self.missing.items()}
+    def wanted(self) -> dict[Kind, frozenset[str]]:
+        """Clips to compute, by kind of set."""
+        return {kind: ids - self.skipped.keys() for kind, ids in self.missing.items()}
 
     def commit(self, outcomes: Mapping[Kind, Outcome], notes: tuple[str, ...]) -> BatchDone:
-        """Write what came of the batch, and seal its unit behind the last one."""
+        """Write the outcomes of the batch, and seal its unit after the last one."""
         names = {clip.clip_id: clip for clip in self.clips}
         failures: list[Failure] = []
-        for kind, shard in self.hand.shards.items():
+        for kind, shard in self.unit.shards.items():
             if self.missing[kind]:
-                lost = [
-                    self.given_up[clip_id] for clip_id in sorted(self.missing[kind] & self.given_up.keys())
+                skipped = [
+                    self.skipped[clip_id] for clip_id in sorted(self.missing[kind] & self.skipped.keys())
                 ]
-                failed = [*outcomes[kind].failures, *lost]
+                failed = [*outcomes[kind].failures, *skipped]
                 refused = shard.append(outcomes[kind].features, failed)
                 failures += [*failed, *(with_video(failure, names[failure.clip_id]) for failure in refused)]
         if self.is_last:
-            self.hand.seal()
+            self.unit.seal()
         return BatchDone(len(frozenset().union(*self.missing.values())), tuple(failures), notes)
 
 
 def _refuse_other_models(frozen: FrozenModels, job: Job) -> None:
     """Raise StageError where this process would make other features: other weights, other versions."""
     storing = Storing(job.execution.shard_mb, job.execution.codec, job.models.fp8)
-    for item in frozen.sets(job.clips, storing):
-        wanted = job.target.sets[item.kind]
+    for kind, item in frozen.sets(job.clips, storing).items():
+        wanted = job.target.sets[kind]
         if item.name != wanted.name:
             differing = [name for name in item.origin if item.origin[name] != wanted.origin.get(name)]
             raise StageError(
-                f"the {item.kind} of this process is not the one that the run was planned with "
+                f"the {kind} of this process is not the one that the run was planned with "
                 f"({', '.join(differing)} differ): install the same versions and models on all machines"
             )

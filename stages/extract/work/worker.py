@@ -1,4 +1,4 @@
-"""The worker's side of an extraction on dask: the models stay in the process, unit after unit."""
+"""The worker side of an extraction on dask: the models stay loaded in the process, unit after unit."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from thinkjepa.stages.extract.work.units import BatchDone, Job, Unit, UnitFiller
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Units as they go to a worker, with what is known about their videos."""
+    """Units for one worker, with the plan of their videos."""
 
     units: tuple[Unit, ...]
     videos: Mapping[str, PlannedVideo]
     """By content digest."""
-    given_up: Mapping[str, Failure] = field(default_factory=dict)
+    skipped: Mapping[str, Failure] = field(default_factory=dict)
     one_by_one: bool = False
 
 
@@ -34,21 +34,22 @@ class _Replica:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self._mark = ""
+        self._token = ""
         self._context: Any = None
         self._filler: UnitFiller | None = None
 
     def filler(self, job: Job, threads: int) -> UnitFiller:
-        """The one of this job; that of an earlier one is let go."""
-        if self._filler is None or self._mark != job.target.token:
+        """The filler of this job. That of an earlier job is closed."""
+        if self._filler is None or self._token != job.target.token:
             self.close()
             if threads:
                 torch.set_num_threads(threads)
             self._context = UnitFiller.ready(job)
-            self._filler, self._mark = self._context.__enter__(), job.target.token
+            self._filler, self._token = self._context.__enter__(), job.target.token
         return self._filler
 
     def close(self) -> None:
+        """Close the filler, where there is one."""
         context, self._context, self._filler = self._context, None, None
         if context is not None:
             context.__exit__(None, None, None)
@@ -58,7 +59,7 @@ _replica = _Replica()
 
 
 def fill_on_worker(job: Job, task: Task, threads: int) -> bool:
-    """Fill the units' shards in this worker process. False where the run was asked to stop before."""
+    """Fill the units' shards in this worker process. False where the run was stopped before."""
     worker, topic = get_worker(), topic_of(job)
 
     def on_batch(done: BatchDone) -> bool:
@@ -72,12 +73,12 @@ def fill_on_worker(job: Job, task: Task, threads: int) -> bool:
         try:
             filler = _replica.filler(job, threads)
             return filler.fill(
-                task.units, task.videos, on_batch=on_batch, given_up=task.given_up, one_by_one=task.one_by_one
+                task.units, task.videos, on_batch=on_batch, skipped=task.skipped, one_by_one=task.one_by_one
             )
         except ThinkJepaError as error:
             raise StageError(f"worker {worker.address}: {error}") from None
 
 
 def topic_of(job: Job) -> str:
-    """Where the workers of a job report."""
+    """The dask topic on which the workers of a job report."""
     return f"thinkjepa-{job.target.token}"

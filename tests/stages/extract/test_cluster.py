@@ -30,7 +30,7 @@ from thinkjepa.cache import OpenShard
 from thinkjepa.stages.extract.work import units as filling
 
 def poisoned(inputs, *arguments):
-    if any(clip.clip_id == "{clip_id}" for clip, _ in inputs.prompts):
+    if any(clip.clip_id == "{clip_id}" for clip, _ in inputs["thinker"].prepared):
         os.kill(os.getpid(), signal.SIGKILL)
     return run_batch(inputs, *arguments)
 

@@ -19,8 +19,7 @@ from thinkjepa.cache.disk.layout import array_dir
 from thinkjepa.pipeline.report.extraction import describe_estimate
 from thinkjepa.stages.data.plan import ClipSettings
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.extract.encoder.base import VideoEncoder
-from thinkjepa.stages.extract.encoder.families import open_encoder
+from thinkjepa.stages.extract.encoder.base import VideoEncoder, open_encoder
 from thinkjepa.stages.extract.estimate import estimate
 from thinkjepa.stages.extract.figures import Estimate, stored_bytes
 from thinkjepa.stages.extract.models.costs import (
@@ -32,7 +31,7 @@ from thinkjepa.stages.extract.models.costs import (
 )
 from thinkjepa.stages.extract.models.weights import MEMORY_FILE, find_model
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
-from thinkjepa.stages.extract.thinker.contract import Scene, thinker_arrays
+from thinkjepa.stages.extract.thinker.contract import TimedFrames, thinker_arrays
 from thinkjepa.stages.extract.thinker.hooks import HookedThinker
 from thinkjepa.stages.progress import NoProgress
 
@@ -139,10 +138,10 @@ def test_parameters_equal_those_of_the_loaded_models(figures: Estimate, tiny_mod
 @pytest.mark.parametrize("size", [(96, 128), (256, 256)])
 def test_thinker_flops_agree_with_the_counter(tiny_models: Path, size: tuple[int, int]) -> None:
     thinker = loaded_thinker(tiny_models)
-    seen = Scene(torch.zeros((8, 3, *size), dtype=torch.uint8), [0.5 * i for i in range(8)])
-    counted = counted_flops(lambda: thinker.think([seen]), thinker._model)
+    frames = TimedFrames(torch.zeros((8, 3, *size), dtype=torch.uint8), [0.5 * i for i in range(8)])
+    counted = counted_flops(lambda: thinker.hidden_states([frames]), thinker._model)
     predicted = thinker_costs(thinker).flops(
-        prompt_size(thinker, thinker.prepare(seen).inputs), new_tokens=NEW_TOKENS
+        prompt_size(thinker, thinker.prompt(frames).inputs), new_tokens=NEW_TOKENS
     )
     assert predicted == pytest.approx(counted, rel=0.15)
 

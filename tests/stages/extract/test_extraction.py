@@ -16,11 +16,11 @@ import zarr
 from thinkjepa.cache import ClipRow, FeatureCache
 from thinkjepa.stages.data.decoding.client import VideoDecoder
 from thinkjepa.stages.data.plan import ClipSettings
-from thinkjepa.stages.extract.encoder.families import open_encoder
+from thinkjepa.stages.extract.encoder.base import open_encoder
 from thinkjepa.stages.extract.models.weights import find_model
 from thinkjepa.stages.extract.run import ExtractReport, extract
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
-from thinkjepa.stages.extract.thinker.contract import Scene
+from thinkjepa.stages.extract.thinker.contract import TimedFrames
 from thinkjepa.stages.extract.thinker.hooks import HookedThinker
 from thinkjepa.stages.progress import NoProgress
 
@@ -68,14 +68,14 @@ def test_stored_features_equal_the_models_on_the_same_frames(
     with VideoDecoder(timeout_s=60) as decoder:
         for clip in cache.select(thinker_set, encoder_set):
             path = videos / clip.video
-            seen = decoder.frames(path, clip.thinker_frames)
-            assert [read_frame_number(frame) for frame in seen] == list(clip.thinker_frames)
-            thought = thinker.think([Scene(thinker.preprocess(seen), clip.thinker_times_s)])[0]
-            stored = cache.read(thinker_set, "tokens", [clip.clip_id])[0][:, : thought.hidden_LSD.shape[1]]
-            assert (stored - thought.hidden_LSD).abs().max() < 1e-5 * stored.abs().max()
+            frames = decoder.frames(path, clip.thinker_frames)
+            assert [read_frame_number(frame) for frame in frames] == list(clip.thinker_frames)
+            output = thinker.hidden_states([TimedFrames(thinker.preprocess(frames), clip.thinker_times_s)])[0]
+            stored = cache.read(thinker_set, "tokens", [clip.clip_id])[0][:, : output.hidden_LSD.shape[1]]
+            assert (stored - output.hidden_LSD).abs().max() < 1e-5 * stored.abs().max()
             row = cache.index(thinker_set)[clip.clip_id]
-            assert row.token_ids == thought.token_ids
-            assert row.generated_text == thought.text
+            assert row.token_ids == output.token_ids
+            assert row.generated_text == output.text
             for array, indices in (("observed", clip.observed_frames), ("future", clip.future_frames[0])):
                 direct = encoder.encode([encoder.preprocess(decoder.frames(path, indices))])[0]
                 read = cache.read(encoder_set, array, [clip.clip_id])[0]
@@ -276,7 +276,7 @@ def test_encoder_and_thinker_in_the_wrong_place_are_refused(
 ) -> None:
     outcome = run_extract(videos, tmp_path / "cache", "--encoder", tiny_models / "thinker")
     assert outcome.status == 2
-    assert "encoders are vjepa2" in outcome.stderr
+    assert "encoders are dinov2, dinov2_with_registers, vjepa2" in outcome.stderr
 
 
 def test_folders_that_cannot_serve_are_refused(

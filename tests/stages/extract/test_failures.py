@@ -15,9 +15,10 @@ from thinkjepa.pipeline.report.cache import cache_info, describe_info
 from thinkjepa.stages.data.decoding.client import DecodeError
 from thinkjepa.stages.data.plan import ClipSettings
 from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.extract.models.pair import FrozenModel
 from thinkjepa.stages.extract.run import ExtractReport, extract
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
-from thinkjepa.stages.extract.work import forward as batches
+from thinkjepa.stages.extract.work.frames import ClipDecoding
 from thinkjepa.stages.progress import NoProgress
 
 CLIPS = ClipSettings(thinker_frames=4, observed_frames=4, future_frames=4, dense_fps=10, stride_s=0.5)
@@ -72,16 +73,16 @@ def run(videos: Path, tmp_path: Path, tiny_models: Path) -> Run:
 
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Names of videos whose clips the encoder's preparation refuses; a test changes them."""
+    """Names of videos whose clips cannot be decoded for the encoder. A test changes them."""
     names = set(BROKEN)
-    real = batches.watch
+    real = ClipDecoding.windows
 
-    def watch(clip: ClipRow, *rest: Any) -> Any:
-        if clip.video in names:
+    def windows(self: ClipDecoding, clip: ClipRow, model: FrozenModel) -> Any:
+        if clip.video in names and model.kind == "encoder":
             raise DecodeError("no frames today")
-        return real(clip, *rest)
+        return real(self, clip, model)
 
-    monkeypatch.setattr(batches, "watch", watch)
+    monkeypatch.setattr(ClipDecoding, "windows", windows)
     return names
 
 
@@ -111,7 +112,7 @@ def test_clips_that_verify_dropped_are_made_anew_unasked(run: Run, tmp_path: Pat
     assert (run().extracted, run().already_there) == (1, done.clips)
 
 
-def test_a_hopeless_run_ends_early_and_goes_on_when_more_is_accepted(
+def test_a_run_over_the_failure_limit_ends_early_and_continues_when_more_is_accepted(
     run: Run, broken: set[str], tree_digest: TreeDigest, tmp_path: Path
 ) -> None:
     progress = Counting()

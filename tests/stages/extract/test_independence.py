@@ -12,7 +12,7 @@ from torch import Tensor
 
 from thinkjepa.cache import FeatureCache
 from thinkjepa.stages.data.plan import ClipSettings
-from thinkjepa.stages.extract.encoder.families import open_encoder
+from thinkjepa.stages.extract.encoder.base import open_encoder
 from thinkjepa.stages.extract.models.weights import find_model
 from thinkjepa.stages.extract.run import extract
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings

@@ -1,7 +1,7 @@
-"""vLLM as a server on another machine: asked over HTTP, its states read from a folder that both see.
+"""vLLM as a server on another machine: reached over HTTP, its states read from a shared folder.
 
-The server is started by `thinkjepa-cache serve-thinker`, which leaves a description of it in that folder: a
-server does not tell which layers it hands out, and states of other layers look the same.
+`thinkjepa-cache serve-thinker` starts the server and leaves a description of it in that folder. The server
+itself does not tell which layers it hands out, and states of other layers look the same.
 """
 
 from __future__ import annotations
@@ -22,14 +22,17 @@ import numpy as np
 import numpy.typing as npt
 import requests
 from PIL import Image
+from torch import Tensor
 
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.thinker.vllm.engine import (
+    Engine,
     EngineLostError,
-    Question,
-    Reply,
+    Limits,
+    Request,
+    Response,
+    blocked_folder,
     first_line,
-    no_passage,
     read_states,
 )
 from thinkjepa.stages.extract.thinker.vllm.worker import is_written
@@ -40,25 +43,25 @@ FORMAT = 1
 
 SERVED_NAME = "thinkjepa-thinker"
 
-OF_REQUESTS = "chatcmpl-*"
-"""Files that the connector writes into the folder, one of states and one of a lock for each request."""
+REQUEST_FILES = "chatcmpl-*"
+"""Files that the connector writes into the folder: states and a lock for each request."""
 
 CONNECT_TIMEOUT_S = 10.0
 
 APPEAR_TIMEOUT_S = 60.0
-"""For a file that the server has begun to show up here: shared folders lag behind."""
+"""Until a file that the server has begun shows up here: shared folders lag."""
 
 POLL_S = 0.005
 
 RETRY_WAIT_S = 5.0
 
 STALE_S = 3600.0
-"""States that nobody has fetched for so long belong to a run that was killed."""
+"""Age at which states that nobody has fetched belong to a run that was killed."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServedThinker:
-    """What a server computes: all that changes features. `frames_as` is video or images."""
+    """Everything about a server that changes features. `frames_as` is video or images."""
 
     weights: str
     layers: tuple[int, ...]
@@ -68,14 +71,14 @@ class ServedThinker:
     versions: Mapping[str, str]
 
     def write(self, folder: Path) -> None:
-        """Into the shared folder, whole or not at all. Raises OSError."""
+        """Write the description into the shared folder, whole or not at all. Raises OSError."""
         part = folder / f".{DESCRIPTION}.{uuid.uuid4().hex}.tmp"
         part.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n", encoding="utf-8")
         part.replace(folder / DESCRIPTION)
 
     @classmethod
     def read(cls, folder: Path) -> ServedThinker:
-        """Raises StageError where the folder does not describe a server that this version understands."""
+        """The description in a folder. Raises StageError where this version does not understand it."""
         path = folder / DESCRIPTION
         try:
             found = json.loads(path.read_bytes())
@@ -99,63 +102,46 @@ class ServedThinker:
                 )
 
 
-@dataclass(frozen=True, slots=True)
-class ServerSpec:
-    """Where a server is, and how it is asked."""
+class VllmServer(Engine):
+    """A server that somebody else runs. All rows of a batch are sent at once, and it schedules them.
 
-    url: str
-    states: Path
-    max_new_tokens: int
-    stop_ids: tuple[int, ...]
-    timeout_s: float
-    retries: int
+    `states` is the shared folder as it is seen from here.
+    """
 
-
-class VllmServer:
-    """A server that somebody else runs. Rows of a batch are asked at once; it schedules them."""
-
-    def __init__(self, spec: ServerSpec) -> None:
-        self.spec = spec
-        self._requests = f"thinkjepa-{uuid.uuid4().hex[:12]}"
-        """Begins the names of all our requests, and of their files."""
+    def __init__(self, url: str, states: Path, limits: Limits) -> None:
+        self.limits = limits
+        self._url = url
+        self._states = states
+        self._name = f"thinkjepa-{uuid.uuid4().hex[:12]}"
+        """Prefix of the names of all our requests, and of their files."""
 
     def start(self) -> None:
         """Reach the server, and clear what killed runs left. Raises StageError where it does not answer."""
         try:
-            requests.get(f"{self.spec.url}/health", timeout=CONNECT_TIMEOUT_S).raise_for_status()
+            requests.get(f"{self._url}/health", timeout=CONNECT_TIMEOUT_S).raise_for_status()
         except requests.RequestException as error:
-            raise _unreachable(self.spec.url, error) from error
-        _remove(self.spec.states, OF_REQUESTS, older_than_s=STALE_S)
-
-    def ask(self, question: Question) -> list[Reply]:
-        """One reply per row; a server that is away is asked again. Raises as `Engine.ask`."""
-        tries = self.spec.retries + 1
-        for left in reversed(range(tries)):
-            try:
-                return self._ask_once(question)
-            except EngineLostError as error:
-                if not left:
-                    raise StageError(f"{error}; given up after {tries} tries (--vllm-restarts)") from error
-                time.sleep(RETRY_WAIT_S)
-        raise AssertionError
+            raise _unreachable(self._url, error) from error
+        _remove(self._states, REQUEST_FILES, older_than_s=STALE_S)
 
     def stop(self) -> None:
         """Remove the states that nobody will fetch."""
-        _remove(self.spec.states, f"chatcmpl-{self._requests}-*")
+        _remove(self._states, f"chatcmpl-{self._name}-*")
 
-    def _ask_once(self, question: Question) -> list[Reply]:
-        bodies = [
-            self._body(content, frames, metadata)
-            for content, frames, metadata in zip(
-                question.contents, question.frames, question.videos, strict=True
-            )
-        ]
+    def _attempt(self, request: Request) -> list[Response]:
+        rows = zip(request.contents, request.frames, request.videos, strict=True)
+        bodies = [self._body(content, frames, metadata) for content, frames, metadata in rows]
         try:
             with ThreadPoolExecutor(len(bodies), thread_name_prefix="vllm-url") as pool:
-                return list(pool.map(self._reply, bodies))
+                return list(pool.map(self._response, bodies))
         except BaseException:
             self.stop()
             raise
+
+    def _may_retry(self, attempt: int) -> bool:
+        if attempt > self.limits.retries:
+            return False
+        time.sleep(RETRY_WAIT_S)
+        return True
 
     def _body(
         self,
@@ -163,15 +149,15 @@ class VllmServer:
         frames: npt.NDArray[np.uint8],
         metadata: Mapping[str, Any] | None,
     ) -> dict[str, Any]:
-        """A chat request with lossless frames. A list of pictures is a video there, of times of its own."""
-        pictures = [_png(frame) for frame in frames]
+        """A chat request with lossless frames. The server takes a list of images for a video."""
+        images = [_png(frame) for frame in frames]
         body = {
             "model": SERVED_NAME,
-            "request_id": f"{self._requests}-{uuid.uuid4().hex}",
-            "messages": [{"role": "user", "content": _parts(content, pictures)}],
+            "request_id": f"{self._name}-{uuid.uuid4().hex}",
+            "messages": [{"role": "user", "content": _parts(content, images)}],
             "temperature": 0.0,
-            "max_tokens": self.spec.max_new_tokens,
-            "stop_token_ids": list(self.spec.stop_ids),
+            "max_tokens": self.limits.max_new_tokens,
+            "stop_token_ids": list(self.limits.stop_ids),
             "return_token_ids": True,
             "kv_transfer_params": {"include_output_tokens": True},
         }
@@ -179,22 +165,22 @@ class VllmServer:
             body["media_io_kwargs"] = {"video": {"num_frames": -1, **metadata}}
         return body
 
-    def _reply(self, body: Mapping[str, Any]) -> Reply:
-        answer = self._post(body)
+    def _response(self, body: Mapping[str, Any]) -> Response:
+        found = self._post(body)
         try:
-            choice = answer["choices"][0]
-            prompt, generated = tuple(answer["prompt_token_ids"]), tuple(choice["token_ids"])
-            written = PurePosixPath(answer["kv_transfer_params"]["hidden_states_path"]).name
+            generated = tuple(found["choices"][0]["token_ids"])
+            num_prompt_tokens = len(found["prompt_token_ids"])
+            written = PurePosixPath(found["kv_transfer_params"]["hidden_states_path"]).name
         except (LookupError, TypeError) as error:
             raise StageError(
-                f"the server at {self.spec.url} hands out no states: start it with "
+                f"the server at {self._url} hands out no states: start it with "
                 "`thinkjepa-cache serve-thinker`"
             ) from error
         states, ids = self._fetch(written)
-        return Reply(states, ids, len(prompt), generated)
+        return Response(states, ids, num_prompt_tokens, generated)
 
     def _post(self, body: Mapping[str, Any]) -> Any:
-        url, limit = self.spec.url, self.spec.timeout_s
+        url, limit = self._url, self.limits.timeout_s
         try:
             response = requests.post(
                 f"{url}/v1/chat/completions", json=body, timeout=(CONNECT_TIMEOUT_S, limit)
@@ -205,39 +191,39 @@ class VllmServer:
             raise EngineLostError(f"no answer from {url} for {limit:g} s (--vllm-timeout)") from error
         except requests.RequestException as error:
             raise _unreachable(url, error) from error
-        said = first_line(response.text)
+        reason = first_line(response.text)
         if response.status_code >= 500:
-            raise EngineLostError(f"the server at {url} failed ({response.status_code}): {said}")
-        raise RuntimeError(f"vllm: {said}")
+            raise EngineLostError(f"the server at {url} failed ({response.status_code}): {reason}")
+        raise RuntimeError(f"vllm: {reason}")
 
-    def _fetch(self, name: str) -> Any:
-        """The states of a request, once the server has written them."""
-        path = self.spec.states / name
+    def _fetch(self, name: str) -> tuple[Tensor, tuple[int, ...]]:
+        """The states and token ids of a request, once the server has written them."""
+        path = self._states / name
         lock = path.with_name(f"{name}.lock")
         began = time.monotonic()
         while not is_written(str(path)):
             waited = time.monotonic() - began
-            if waited > self.spec.timeout_s:
-                raise EngineLostError(f"no states from {self.spec.url} for {waited:.0f} s (--vllm-timeout)")
+            if waited > self.limits.timeout_s:
+                raise EngineLostError(f"no states from {self._url} for {waited:.0f} s (--vllm-timeout)")
             if waited > APPEAR_TIMEOUT_S and not lock.exists():
                 raise StageError(
-                    f"--vllm-states {str(self.spec.states)!r} has no {name!r}: "
+                    f"--vllm-states {str(self._states)!r} has no {name!r}: "
                     "the server writes to another folder"
                 )
             time.sleep(POLL_S)
         try:
             return read_states(path)
         except OSError as error:
-            raise no_passage(
-                self.spec.states, error, remedy="start the server with another --states"
+            raise blocked_folder(
+                self._states, error, remedy="start the server with another --states"
             ) from error
         finally:
             lock.unlink(missing_ok=True)
 
 
-def _parts(content: Sequence[Mapping[str, str]], pictures: Sequence[str]) -> list[dict[str, Any]]:
-    """Content of a chat request: each image in its place, or all of them in that of the video."""
-    left = iter(pictures)
+def _parts(content: Sequence[Mapping[str, str]], images: Sequence[str]) -> list[dict[str, Any]]:
+    """Content of a chat request: images replace their placeholders, all of them that of the video."""
+    left = iter(images)
     parts: list[dict[str, Any]] = []
     for part in content:
         if part["type"] == "image":

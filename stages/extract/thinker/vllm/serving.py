@@ -1,4 +1,4 @@
-"""How vLLM's own server is started so that `--vllm-url` gets the states of a thinker from it."""
+"""The command line of a vLLM server that hands a thinker's states out to `--vllm-url`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.models.runtime import choose_dtype, quiet_transformers
 from thinkjepa.stages.extract.models.weights import find_model
 from thinkjepa.stages.extract.settings import ModelSettings, VllmSettings
-from thinkjepa.stages.extract.thinker.vllm.engine import vllm_versions
-from thinkjepa.stages.extract.thinker.vllm.server import OF_REQUESTS, SERVED_NAME
+from thinkjepa.stages.extract.thinker.vllm.process import vllm_versions
+from thinkjepa.stages.extract.thinker.vllm.server import REQUEST_FILES, SERVED_NAME
 from thinkjepa.stages.extract.thinker.vllm.thinker import VllmThinker
 from thinkjepa.stages.extract.thinker.vllm.worker import extraction_options
 
@@ -32,25 +32,25 @@ def prepare_server(
     port: int,
     batch_size: int,
 ) -> list[str]:
-    """The command that serves a thinker's states into a folder, which is made, emptied and described.
+    """The command that serves a thinker's states into a folder, which is created, emptied and described.
 
     Raises StageError where there is no vLLM, or where the folder cannot be written to.
     """
     quiet_transformers()
-    place = choose_device(device)
+    chosen = choose_device(device)
     thinker = VllmThinker(
         find_model(models.thinker, revision=models.revision, role="thinker"),
         models,
         replace(vllm, backend="vllm", vllm_url="", vllm_states=""),
-        dtype=choose_dtype(models.dtype, place),
-        device=place,
+        dtype=choose_dtype(models.dtype, chosen),
+        device=chosen,
         batch_size=batch_size,
     )
     thinker.load_processor()
     states = states.absolute()
     try:
         states.mkdir(parents=True, exist_ok=True)
-        for left in states.glob(OF_REQUESTS):
+        for left in states.glob(REQUEST_FILES):
             left.unlink()
         thinker.served(vllm_versions(vllm.python)).write(states)
     except OSError as error:
@@ -73,7 +73,7 @@ def prepare_server(
 
 
 def run_server(command: Sequence[str]) -> NoReturn:
-    """Become the server: signals, output and exit status are its own."""
+    """Replace this process by the server: signals, output and exit status are its own."""
     os.execve(command[0], list(command), {**SERVER_ENVIRONMENT, **os.environ})
 
 

@@ -1,7 +1,7 @@
 """The thinker through vLLM: the prompt of the transformers backend, the states of vLLM's engine.
 
-vLLM reads a model's layers as we number them: its auxiliary state k is the residual stream that enters
-decoder layer k, DeepStack included, and N is after the last. It does not check the numbers: we do.
+vLLM numbers a model's layers as we do: its auxiliary state k is the residual stream that enters decoder
+layer k, DeepStack included, and N is after the last. It does not check the numbers, so we do.
 """
 
 from __future__ import annotations
@@ -16,28 +16,25 @@ from transformers import GenerationConfig
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.models.weights import ModelFolder, weights_digest
 from thinkjepa.stages.extract.settings import ModelSettings, VllmSettings
-from thinkjepa.stages.extract.thinker.contract import TOKEN_CAPACITY, Prompt, Scene, Thought
-from thinkjepa.stages.extract.thinker.hooks import HookedThinker
-from thinkjepa.stages.extract.thinker.prompting import VideoPrompting, clock_metadata
-from thinkjepa.stages.extract.thinker.vllm.engine import (
-    Engine,
-    EngineSpec,
-    Question,
-    Reply,
-    VllmEngine,
-    vllm_versions,
-)
-from thinkjepa.stages.extract.thinker.vllm.server import ServedThinker, ServerSpec, VllmServer
+from thinkjepa.stages.extract.thinker.base import Thinker, as_stop_ids
+from thinkjepa.stages.extract.thinker.contract import TOKEN_CAPACITY, HiddenStates, Prompt, TimedFrames
+from thinkjepa.stages.extract.thinker.prompting import clock_metadata
+from thinkjepa.stages.extract.thinker.vllm.engine import Engine, Limits, Request, Response
+from thinkjepa.stages.extract.thinker.vllm.process import VllmProcess, vllm_versions
+from thinkjepa.stages.extract.thinker.vllm.server import ServedThinker, VllmServer
 
 UNLIKE_TRANSFORMERS = ("qwen2_vl", "qwen2_5_vl")
-"""vLLM places the text behind their videos elsewhere: equal tokens, other states. Images are alike."""
+"""vLLM places the text after their videos elsewhere: equal tokens, other states. Images are alike."""
 
 MOST_IMAGES = 128
-"""Of a prompt, where frames go in as images."""
+"""Images of a prompt at most, where frames go in as images."""
 
 
-class VllmThinker(HookedThinker):
-    """Describes and prepares as the transformers backend does, and thinks through an engine."""
+class VllmThinker(Thinker):
+    """A thinker that vLLM runs, in a process of ours or on a server."""
+
+    backend = "vllm"
+    _engine: Engine | None = None
 
     def __init__(
         self,
@@ -54,19 +51,21 @@ class VllmThinker(HookedThinker):
         self.batch_size = batch_size
         check_model_type(self.config.model_type, frames_as=settings.frames_as)
         self._versions = self._find_versions()
-        self._engine: Engine | None = None
 
     @property
-    def origin(self) -> Mapping[str, Any]:
-        """As of the other backend, under its own name: the bits differ. Its version chooses the kernels."""
+    def origin(self) -> dict[str, Any]:
+        """As promised, with the quantization, and with vLLM's minor versions, which choose the kernels."""
+        shared = super().origin
         minor = {name: ".".join(text.split(".")[:2]) for name, text in self._versions.items()}
-        inherited = dict(super().origin)
-        del inherited["attention"]
-        changed = {"backend": "vllm", "quantization": self.vllm.quantization}
-        return {**inherited, **changed, "versions": {**inherited["versions"], **minor}}
+        return {
+            **shared,
+            "quantization": self.vllm.quantization,
+            "versions": {**shared["versions"], **minor},
+        }
 
     @property
-    def source(self) -> Mapping[str, Any]:
+    def source(self) -> dict[str, Any]:
+        """As promised, with vLLM's versions and how it is run."""
         return {
             **super().source,
             **self._versions,
@@ -78,77 +77,55 @@ class VllmThinker(HookedThinker):
     def load(self) -> None:
         """Start the engine, or reach the server. Raises StageError where that cannot be done."""
         self.load_processor()
-        self._stop_ids = frozenset(stop_ids(self.folder))
-        self._engine = self._server() if self.vllm.vllm_url else self._own_engine()
+        self._stop_ids = as_stop_ids(GenerationConfig.from_pretrained(self.folder.path).eos_token_id)
+        limits = Limits(
+            max_new_tokens=self.settings.max_new_tokens,
+            stop_ids=tuple(sorted(self._stop_ids)),
+            timeout_s=self.vllm.vllm_timeout,
+            retries=self.vllm.vllm_restarts,
+        )
+        if self.vllm.vllm_url:
+            self._engine = VllmServer(self.vllm.vllm_url.rstrip("/"), Path(self.vllm.vllm_states), limits)
+        else:
+            self._engine = VllmProcess(
+                self.vllm.python, options=self.engine_options(), layers=self.layers, limits=limits
+            )
         self._engine.start()
 
-    def _own_engine(self) -> VllmEngine:
-        return VllmEngine(
-            EngineSpec(
-                python=self.vllm.python,
-                options=self.engine_options(),
-                layers=self.layers,
-                max_new_tokens=self.settings.max_new_tokens,
-                stop_ids=tuple(sorted(self._stop_ids)),
-                timeout_s=self.vllm.vllm_timeout,
-                restarts=self.vllm.vllm_restarts,
-            )
-        )
-
-    def _server(self) -> VllmServer:
-        return VllmServer(
-            ServerSpec(
-                url=self.vllm.vllm_url.rstrip("/"),
-                states=Path(self.vllm.vllm_states),
-                max_new_tokens=self.settings.max_new_tokens,
-                stop_ids=tuple(sorted(self._stop_ids)),
-                timeout_s=self.vllm.vllm_timeout,
-                retries=self.vllm.vllm_restarts,
-            )
-        )
-
-    def _find_versions(self) -> Mapping[str, str]:
-        """Of vLLM and its torch, here or at the server, which has to compute what is asked for."""
-        if not self.vllm.vllm_url:
-            return vllm_versions(self.vllm.python)
-        served = ServedThinker.read(Path(self.vllm.vllm_states))
-        self.load_processor()
-        served.check(self.served(served.versions))
-        return served.versions
+    def close(self) -> None:
+        """End the engine, or remove what is left on the server."""
+        if self._engine:
+            self._engine.stop()
 
     def served(self, versions: Mapping[str, str]) -> ServedThinker:
-        """This thinker as a server describes it; the processor has to be loaded."""
+        """The description of a server for this thinker, whose processor has to be loaded."""
         return ServedThinker(
             weights=weights_digest(self.folder),
             layers=self.layers,
             dtype=self.dtype,
             quantization=self.vllm.quantization,
-            frames_as="video" if isinstance(self.prompting, VideoPrompting) else "images",
+            frames_as="video" if self.prompting.as_video else "images",
             versions=versions,
         )
 
-    def close(self) -> None:
-        """End the engine."""
-        if self._engine:
-            self._engine.stop()
+    def prompt(self, source: TimedFrames) -> Prompt:
+        """The frames, and the tokens that vLLM's own processor has to make of them."""
+        return Prompt({"input_ids": super().prompt(source).inputs["input_ids"]}, source)
 
-    def prepare(self, scene: Scene) -> Prompt:
-        """The scene, and the tokens that vLLM's own processor has to make of it."""
-        return Prompt({"input_ids": super().prepare(scene).inputs["input_ids"]}, scene)
-
-    def answer(self, prompts: Sequence[Prompt], *, batch_size: int = 1) -> list[Thought]:
-        """One thought per prompt. Any lengths share a batch: neighbours change rounding at most."""
+    def generate(self, prompts: Sequence[Prompt], *, batch_size: int = 1) -> list[HiddenStates]:
+        """As promised. Any lengths share a batch: neighbors change rounding at most."""
         assert self._engine is not None, "load first"
-        thoughts: list[Thought] = []
+        states: list[HiddenStates] = []
         for start in range(0, len(prompts), batch_size):
             group = prompts[start : start + batch_size]
-            replies = self._engine.ask(self.question([_scene(prompt) for prompt in group]))
-            thoughts += [self._checked(*pair) for pair in zip(group, replies, strict=True)]
-        return thoughts
+            responses = self._engine.generate(self.request(group))
+            states += [self._checked(*pair) for pair in zip(group, responses, strict=True)]
+        return states
 
     def engine_options(self) -> dict[str, Any]:
         """Arguments of vLLM's `LLM`. Prefix caching is off: hardly two clips begin with the same frame."""
         longest = getattr(self.config.get_text_config(), "max_position_embeddings", TOKEN_CAPACITY + 1)
+        as_video = self.prompting.as_video
         options: dict[str, Any] = {
             "model": str(self.folder.path),
             "dtype": self.dtype,
@@ -160,58 +137,60 @@ class VllmThinker(HookedThinker):
             "enable_prefix_caching": False,
             "enforce_eager": self.device.type == "cpu",
             "mm_processor_cache_gb": 0,
+            "limit_mm_per_prompt": {"video": int(as_video), "image": 0 if as_video else MOST_IMAGES},
         }
-        shown = "video" if isinstance(self.prompting, VideoPrompting) else "image"
-        most = {"video": 1, "image": MOST_IMAGES}
-        options["limit_mm_per_prompt"] = {kind: most[kind] if kind == shown else 0 for kind in most}
         if self.vllm.max_batched_tokens:
             options["max_num_batched_tokens"] = self.vllm.max_batched_tokens
         if self.vllm.quantization:
             options["quantization"] = self.vllm.quantization
         return options
 
-    def question(self, scenes: Sequence[Scene]) -> Question:
+    def request(self, prompts: Sequence[Prompt]) -> Request:
         """Frames as chosen, with the clock or the lines of time that the other backend gives them."""
-        as_video = isinstance(self.prompting, VideoPrompting)
-        return Question(
-            prompts=[self.prompting.text(scene) for scene in scenes],
-            contents=[self.prompting.content(scene) for scene in scenes],
-            frames=[scene.frames.permute(0, 2, 3, 1).contiguous().numpy() for scene in scenes],
-            videos=[clock_metadata(scene) if as_video else None for scene in scenes],
+        sources = [prompt.source for prompt in prompts if prompt.source is not None]
+        as_video = self.prompting.as_video
+        return Request(
+            prompts=[self.prompting.text(source) for source in sources],
+            contents=[self.prompting.content(source) for source in sources],
+            frames=[source.frames.permute(0, 2, 3, 1).contiguous().numpy() for source in sources],
+            videos=[clock_metadata(source.times_s) if as_video else None for source in sources],
             processor=self.prompting.options,
         )
 
-    def _checked(self, prompt: Prompt, reply: Reply) -> Thought:
-        """A reply as a thought. Raises StageError where it is not the answer to our prompt."""
+    def _find_versions(self) -> Mapping[str, str]:
+        """Versions of vLLM and its torch, here or at the server, which must compute the same features."""
+        if not self.vllm.vllm_url:
+            return vllm_versions(self.vllm.python)
+        served = ServedThinker.read(Path(self.vllm.vllm_states))
+        self.load_processor()
+        served.check(self.served(served.versions))
+        return served.versions
+
+    def _checked(self, prompt: Prompt, response: Response) -> HiddenStates:
+        """The hidden states of a response. Raises StageError where it does not belong to the prompt."""
         prompt_ids = prompt.inputs["input_ids"][0].tolist()
-        ids = (*reply.token_ids[: reply.prompt_token_count], *reply.generated_ids)
-        if problem := reply_problem(
-            reply, prompt_ids, layers=len(self.layers), width=self.width, dtype=self.dtype
+        ids = (*response.token_ids[: response.prompt_token_count], *response.generated_ids)
+        if problem := response_problem(
+            response, prompt_ids, layers=len(self.layers), width=self.width, dtype=self.dtype
         ):
             raise StageError(f"vllm's answer does not fit: {problem}; use --backend transformers")
-        return self._thought(reply.hidden_SLD.transpose(0, 1), ids, len(prompt_ids))
+        return self._as_hidden_states(response.hidden_SLD.transpose(0, 1), ids, len(prompt_ids))
 
 
-def _scene(prompt: Prompt) -> Scene:
-    assert prompt.scene is not None, "prepared by another thinker"
-    return prompt.scene
-
-
-def reply_problem(reply: Reply, prompt_ids: Sequence[int], *, layers: int, width: int, dtype: str) -> str:
-    """Why a reply must not be stored, or an empty string: shape, dtype, tokens. The cache finds NaN."""
-    count = len(prompt_ids) + len(reply.generated_ids) - 1
-    shape = (count, layers, width)
-    if tuple(reply.hidden_SLD.shape) != shape or reply.hidden_SLD.dtype != getattr(torch, dtype):
-        return (
-            f"states are {reply.hidden_SLD.dtype} {tuple(reply.hidden_SLD.shape)}, expected {dtype} {shape}"
-        )
-    expected = (*prompt_ids, *reply.generated_ids[:-1])
-    if reply.token_ids != expected:
-        places = [
-            p for p, pair in enumerate(zip(reply.token_ids, expected, strict=False)) if pair[0] != pair[1]
-        ]
-        where = places[0] if places else min(len(reply.token_ids), len(expected))
-        return f"token {where} of {len(expected)} differs from the prompt that transformers makes"
+def response_problem(
+    response: Response, prompt_ids: Sequence[int], *, layers: int, width: int, dtype: str
+) -> str:
+    """Why a response must not be stored, or "". Checks shape, dtype and tokens. The cache finds NaN."""
+    states = response.hidden_SLD
+    shape = (len(prompt_ids) + len(response.generated_ids) - 1, layers, width)
+    if tuple(states.shape) != shape or states.dtype != getattr(torch, dtype):
+        return f"states are {states.dtype} {tuple(states.shape)}, expected {dtype} {shape}"
+    expected = (*prompt_ids, *response.generated_ids[:-1])
+    if response.token_ids != expected:
+        shared = min(len(response.token_ids), len(expected))
+        differing = (i for i in range(shared) if response.token_ids[i] != expected[i])
+        first = next(differing, shared)
+        return f"token {first} of {len(expected)} differs from the prompt that transformers makes"
     return ""
 
 
@@ -222,9 +201,3 @@ def check_model_type(model_type: str, *, frames_as: str) -> None:
             f"--backend vllm: {model_type} gets other positions behind a video there than in transformers: "
             "give --frames-as images, or --backend transformers"
         )
-
-
-def stop_ids(folder: ModelFolder) -> list[int]:
-    """Tokens that end an answer, as the model's own files say."""
-    ends = GenerationConfig.from_pretrained(folder.path).eos_token_id
-    return [ends] if isinstance(ends, int) else list(ends or [])

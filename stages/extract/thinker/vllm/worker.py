@@ -1,16 +1,16 @@
-"""The vLLM engine in a process of its own: run by the Python that has vLLM, which need not have thinkjepa.
+"""The vLLM engine in a process of its own, run by the Python that has vLLM, which need not have thinkjepa.
 
-So this file stands alone and imports nothing of the project. It is spoken to over a socket, one JSON object a
-message; tensors travel in safetensors files of a staging folder. Nothing is pickled.
+So this file stands alone and imports nothing of the project. It reads and writes one JSON object per message
+on a socket. Tensors travel in safetensors files of a staging folder. Nothing is pickled.
 
-    python vllm_worker.py FD        FD: the socket
+    python worker.py FD             FD: the socket
     <- {"protocol": 2, "staging": DIR, "engine": {...}, "max_new_tokens": N, "stop_ids": [...]}
     -> {"ready": {"vllm": "0.32.0", "torch": "2.13.0", "device": "cpu"}}
     <- {"prompts": [TEXT, ...], "frames": FILE, "videos": [metadata or null, ...], "processor": {...}}
                                     FILE holds "0", "1", ...: frames (frame, height, width, 3) uint8,
                                     a video where it has metadata, else images
     -> {"states": [FILE, ...], "prompt_tokens": [N, ...], "generated": [[id, ...], ...]}
-An answer may be {"error": TEXT} instead. When the other side is gone, the staging folder is removed.
+A response may be {"error": TEXT} instead. When the other side is gone, the staging folder is removed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import Any
 PROTOCOL = 2
 
 WRITE_TIMEOUT_S = 300.0
-"""From the end of a generation until its states are on disk."""
+"""Until the states of a finished generation are on disk."""
 
 POLL_S = 0.005
 
@@ -58,7 +58,7 @@ def main() -> None:
         while True:
             request = receive(pipe)
             try:
-                send(pipe, engine.think(request))
+                send(pipe, engine.generate(request))
             except (RuntimeError, ValueError, OSError, TypeError, KeyError) as error:
                 send(pipe, {"error": f"{type(error).__name__}: {error}"})
     except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def end_with_parent(parent: int, staging: Path) -> None:
-    """End this process and all it started when the parent is gone: the engine may be busy for minutes."""
+    """End this process and all it started once the parent is gone: the engine may be busy for minutes."""
     while os.getppid() == parent:
         time.sleep(PARENT_POLL_S)
     shutil.rmtree(staging, ignore_errors=True)
@@ -75,7 +75,7 @@ def end_with_parent(parent: int, staging: Path) -> None:
 
 
 class Engine:
-    """vLLM with its built-in extraction of hidden states."""
+    """A vLLM engine with its built-in extraction of hidden states."""
 
     def __init__(self, start: dict[str, Any], staging: Path) -> None:
         from vllm import LLM, SamplingParams
@@ -106,20 +106,19 @@ class Engine:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
         return {"vllm": vllm.__version__, "torch": str(torch.__version__), "device": device}
 
-    def think(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Generate for every row of the request; states lie in files when this returns."""
+    def generate(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Generate for every row of the request. States are in files when this returns."""
         from safetensors.numpy import load_file
 
         frames = load_file(request["frames"])
+        rows = zip(request["prompts"], request["videos"], strict=True)
         prompts = [
             {
                 "prompt": prompt,
-                "multi_modal_data": shown(frames[str(place)], metadata),
+                "multi_modal_data": visual_data(frames[str(row)], metadata),
                 "mm_processor_kwargs": request["processor"],
             }
-            for place, (prompt, metadata) in enumerate(
-                zip(request["prompts"], request["videos"], strict=True)
-            )
+            for row, (prompt, metadata) in enumerate(rows)
         ]
         outputs = self._llm.generate(prompts, self._sampling, use_tqdm=False)
         paths = [output.kv_transfer_params["hidden_states_path"] for output in outputs]
@@ -131,7 +130,7 @@ class Engine:
         }
 
     def _wait_for(self, paths: list[str]) -> None:
-        """Until every file is written: the engine hands states over in the step after the last token."""
+        """Wait until every file is written: the engine hands states over in the step after the last token."""
         deadline = time.monotonic() + WRITE_TIMEOUT_S
         waiting = list(paths)
         while waiting:
@@ -147,7 +146,7 @@ class Engine:
 
 
 def extraction_options(layers: Sequence[int], states: Path) -> dict[str, Any]:
-    """What makes vLLM write the states that enter these layers into a folder, a file for each request."""
+    """Options that make vLLM write the inputs of these layers into a folder, one file per request."""
     return {
         "speculative_config": {
             "method": "extract_hidden_states",
@@ -162,8 +161,8 @@ def extraction_options(layers: Sequence[int], states: Path) -> dict[str, Any]:
     }
 
 
-def shown(frames: Any, metadata: dict[str, Any] | None) -> dict[str, Any]:
-    """Frames as vLLM takes them."""
+def visual_data(frames: Any, metadata: dict[str, Any] | None) -> dict[str, Any]:
+    """Frames in the form that vLLM takes."""
     if metadata is not None:
         return {"video": [(frames, metadata)]}
     from PIL import Image
@@ -172,7 +171,7 @@ def shown(frames: Any, metadata: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def is_written(path: str) -> bool:
-    """The connector holds a lock on a file beside the states until it has written them, or failed to."""
+    """Whether the connector has released its lock next to the states: it has written them, or failed to."""
     try:
         lock = os.open(path + ".lock", os.O_RDONLY)
     except FileNotFoundError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,7 @@ from thinkjepa.cache import FeatureCache
 from thinkjepa.stages.data.decoding.client import VideoDecoder
 from thinkjepa.stages.data.plan import ClipSettings
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.extract.encoder.base import VideoEncoder, encoder_arrays
-from thinkjepa.stages.extract.encoder.families import open_encoder
+from thinkjepa.stages.extract.encoder.base import VideoEncoder, open_encoder
 from thinkjepa.stages.extract.models.costs import count_parameters, encoder_costs
 from thinkjepa.stages.extract.models.weights import find_model
 
@@ -82,9 +82,9 @@ def frames(seed: int, *, height: int = 120, width: int = 160, number: int = FRAM
     return np.random.default_rng(seed).integers(0, 256, (number, height, width, 3), dtype=np.uint8)
 
 
-def as_the_processor_does(encoder: VideoEncoder, seen: Any) -> torch.Tensor:
+def as_the_processor_does(encoder: VideoEncoder, window: Any) -> torch.Tensor:
     """Frames `(F, 3, height, width)` float32, in one call of the model's own processor."""
-    video = list(torch.from_numpy(seen).permute(0, 3, 1, 2))
+    video = list(torch.from_numpy(window).permute(0, 3, 1, 2))
     if encoder.tubelet == 1:
         return encoder._processor(images=video, return_tensors="pt")["pixel_values"]
     options = {"return_tensors": "pt", "do_sample_frames": False}
@@ -92,11 +92,11 @@ def as_the_processor_does(encoder: VideoEncoder, seen: Any) -> torch.Tensor:
 
 
 def test_latents_are_the_patches_that_the_model_gives(encoder: VideoEncoder) -> None:
-    seen = encoder.preprocess(frames(0))
-    assert (seen.shape, seen.dtype) == ((FRAMES, 3, *encoder.frame_px), torch.uint8)
-    latents = encoder.encode([seen])
+    window = encoder.preprocess(frames(0))
+    assert (window.shape, window.dtype) == ((FRAMES, 3, *encoder.frame_px), torch.uint8)
+    latents = encoder.encode([window])
     pixels = as_the_processor_does(encoder, frames(0))
-    assert torch.equal(encoder.scaled(seen), pixels)
+    assert torch.equal(encoder.scaled(window), pixels)
     assert latents.shape == (1, FRAMES // encoder.tubelet, encoder.grid[0] * encoder.grid[1], encoder.width)
     with torch.inference_mode():
         if encoder.tubelet == 1:
@@ -123,11 +123,11 @@ def test_patches_are_row_major(encoder: VideoEncoder) -> None:
 
 
 def test_frames_are_preprocessed_each_by_itself(encoder: VideoEncoder) -> None:
-    seen = frames(1, height=500, width=700)
+    raw = frames(1, height=500, width=700)
     apart = torch.cat(
-        [encoder.preprocess(seen[:3]), encoder.preprocess(seen[3:4]), encoder.preprocess(seen[4:])]
+        [encoder.preprocess(raw[:3]), encoder.preprocess(raw[3:4]), encoder.preprocess(raw[4:])]
     )
-    assert torch.equal(encoder.preprocess(seen), apart)
+    assert torch.equal(encoder.preprocess(raw), apart)
 
 
 def test_a_window_depends_on_all_its_frames_and_on_nothing_else(encoder: VideoEncoder) -> None:
@@ -198,7 +198,8 @@ def test_a_processor_that_does_not_fit_is_refused(folder: Path, tmp_path: Path) 
 
 def test_windows_that_the_model_was_not_made_for_are_refused(encoder: VideoEncoder) -> None:
     def arrays(number: int) -> Any:
-        return encoder_arrays(encoder, observed_frames=number, future_frames=8, future_windows=1)
+        clips: Any = SimpleNamespace(observed_frames=number, future_frames=8, future_windows=1)
+        return encoder.arrays(clips)
 
     if encoder.tubelet > 1:
         with pytest.raises(StageError, match="--observed-frames 7 is not a multiple"):
@@ -211,13 +212,7 @@ def test_windows_that_the_model_was_not_made_for_are_refused(encoder: VideoEncod
 
 
 def test_the_sample_encoder_takes_the_default_windows(tiny_models: Path) -> None:
-    clips = ClipSettings()
-    observed, future = encoder_arrays(
-        opened(tiny_models / "encoder"),
-        observed_frames=clips.observed_frames,
-        future_frames=clips.future_frames,
-        future_windows=clips.future_windows,
-    )
+    observed, future = opened(tiny_models / "encoder").arrays(ClipSettings())
     assert observed.shape == future.shape[1:] == (16, 16, 48)
 
 
@@ -227,7 +222,9 @@ def test_another_family_is_refused(tmp_path: Path) -> None:
             hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32
         )
     ).save_pretrained(tmp_path / "clip")
-    with pytest.raises(StageError, match="is a 'clip_vision_model'; encoders are vjepa2, dinov2"):
+    with pytest.raises(
+        StageError, match="is a 'clip_vision_model'; encoders are dinov2, dinov2_with_registers, vjepa2"
+    ):
         opened(tmp_path / "clip")
 
 
@@ -247,8 +244,8 @@ def test_frame_latents_are_extracted_and_trained_on_by_the_commands(
     with VideoDecoder(timeout_s=60) as decoder:
         for clip in cache.select(done.json["encoder_set"]):
             windows = (clip.observed_frames, *clip.future_frames)
-            seen = [decoder.frames(tmp_path / "videos" / clip.video, window) for window in windows]
-            wanted = encoder.encode([encoder.preprocess(window) for window in seen])
+            raw = [decoder.frames(tmp_path / "videos" / clip.video, window) for window in windows]
+            wanted = encoder.encode([encoder.preprocess(window) for window in raw])
             for array, values in (("observed", wanted[0]), ("future", wanted[1:])):
                 stored = cache.read(done.json["encoder_set"], array, [clip.clip_id])[0]
                 assert (stored - values).abs().max() <= 1e-5 * values.abs().max()

@@ -13,11 +13,18 @@ from torch import Tensor
 
 from thinkjepa.cache import TOKEN_KINDS
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.extract.encoder.families import open_encoder
+from thinkjepa.stages.extract.encoder.base import open_encoder
 from thinkjepa.stages.extract.models.weights import find_model
 from thinkjepa.stages.extract.settings import ModelSettings, allowed_failures, parse_layers, spread_layers
-from thinkjepa.stages.extract.thinker.contract import KIND, Scene, Thought, pool_streams, token_kinds
-from thinkjepa.stages.extract.thinker.hooks import HookedThinker, until_stop
+from thinkjepa.stages.extract.thinker.base import until_stop
+from thinkjepa.stages.extract.thinker.contract import (
+    KIND,
+    HiddenStates,
+    TimedFrames,
+    pool_streams,
+    token_kinds,
+)
+from thinkjepa.stages.extract.thinker.hooks import HookedThinker
 from thinkjepa.stages.extract.thinker.prompting import clock_metadata
 
 ALL_LAYERS = "0,1,2,3,4,5,6"
@@ -37,20 +44,20 @@ def thinker(tiny_models: Path) -> HookedThinker:
     return load_thinker(tiny_models)
 
 
-def scene(seed: int, *, height: int = 96, width: int = 128, num_frames: int = 8) -> Scene:
+def random_frames(seed: int, *, height: int = 96, width: int = 128, num_frames: int = 8) -> TimedFrames:
     frames = torch.from_numpy(
         np.random.default_rng(seed).integers(0, 256, (num_frames, 3, height, width), dtype=np.uint8)
     )
-    return Scene(frames, [0.1 + 0.37 * i for i in range(num_frames)])
+    return TimedFrames(frames, [0.1 + 0.37 * i for i in range(num_frames)])
 
 
 @torch.inference_mode()
-def states_by_own_loop(thinker: HookedThinker, seen: Scene, thought: Thought) -> Tensor:
+def states_by_own_loop(thinker: HookedThinker, frames: TimedFrames, output: HiddenStates) -> Tensor:
     """What enters each decoder layer and what leaves the last, `(layer + 1, token, dim)`, in one pass
     without a key-value cache, DeepStack features added between the layers by hand."""
     model = thinker._model.model
-    inputs = thinker.prepare(seen).inputs
-    generated = thought.token_ids[thought.prompt_token_count : -1]
+    inputs = thinker.prompt(frames).inputs
+    generated = output.token_ids[output.prompt_token_count : -1]
     ids = torch.tensor([[*inputs["input_ids"][0].tolist(), *generated]])
     kinds = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, len(generated)))
     vision = model.get_video_features(inputs["pixel_values_videos"], inputs["video_grid_thw"])
@@ -74,24 +81,24 @@ def states_by_own_loop(thinker: HookedThinker, seen: Scene, thought: Thought) ->
 
 
 def test_states_equal_an_own_loop_at_every_layer(thinker: HookedThinker) -> None:
-    seen = scene(0)
-    thought = thinker.think([seen])[0]
-    expected = states_by_own_loop(thinker, seen, thought)
-    assert thought.hidden_LSD.shape == expected.shape
+    frames = random_frames(0)
+    output = thinker.hidden_states([frames])[0]
+    expected = states_by_own_loop(thinker, frames, output)
+    assert output.hidden_LSD.shape == expected.shape
     scale = expected.abs().max()
-    assert (thought.hidden_LSD - expected).abs().max() < 1e-5 * scale
+    assert (output.hidden_LSD - expected).abs().max() < 1e-5 * scale
     assert len(thinker._model.config.vision_config.deepstack_visual_indexes) >= 2
 
 
 def test_deepstack_makes_layer_inputs_differ_from_layer_outputs(thinker: HookedThinker) -> None:
     """The control of the test above: without the DeepStack term it would fail at the first layers."""
-    seen = scene(0)
-    thought = thinker.think([seen])[0]
-    inputs = thinker.prepare(seen).inputs
+    frames = random_frames(0)
+    output = thinker.hidden_states([frames])[0]
+    inputs = thinker.prompt(frames).inputs
     with torch.inference_mode():
         plain = thinker._model(**inputs, output_hidden_states=True).hidden_states
-    prompt = thought.hidden_LSD[:, : thought.prompt_token_count]
-    visual = thought.token_kind_S[: thought.prompt_token_count] == KIND["visual"]
+    prompt = output.hidden_LSD[:, : output.prompt_token_count]
+    visual = output.token_kind_S[: output.prompt_token_count] == KIND["visual"]
     text_difference = (plain[1][0] - prompt[1])[~visual].abs().max()
     visual_difference = (plain[1][0] - prompt[1])[visual].abs().max()
     assert text_difference < 1e-4
@@ -102,66 +109,79 @@ def test_only_the_chosen_layers_are_kept_in_order(tiny_models: Path, thinker: Ho
     some = load_thinker(tiny_models, layers="6,0,3")
     assert some.layers == (0, 3, 6)
     assert torch.equal(
-        some.think([scene(1)])[0].hidden_LSD, thinker.think([scene(1)])[0].hidden_LSD[[0, 3, 6]]
+        some.hidden_states([random_frames(1)])[0].hidden_LSD,
+        thinker.hidden_states([random_frames(1)])[0].hidden_LSD[[0, 3, 6]],
     )
 
 
 def test_n_generated_tokens_give_n_minus_1_states(tiny_models: Path) -> None:
     for number in (1, 2, 5):
-        thought = load_thinker(tiny_models, layers="3", max_new_tokens=number).think([scene(2)])[0]
-        assert len(thought.token_ids) - thought.prompt_token_count == number
-        assert thought.hidden_LSD.shape[1] == thought.prompt_token_count + number - 1
-        pooled = pool_streams(thought.hidden_LSD, prompt_token_count=thought.prompt_token_count)
+        output = load_thinker(tiny_models, layers="3", max_new_tokens=number).hidden_states(
+            [random_frames(2)]
+        )[0]
+        assert len(output.token_ids) - output.prompt_token_count == number
+        assert output.hidden_LSD.shape[1] == output.prompt_token_count + number - 1
+        pooled = pool_streams(output.hidden_LSD, prompt_token_count=output.prompt_token_count)
         assert bool(pooled[:, 1].any()) == (number > 1)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_states_depend_on_nothing_but_the_scene(thinker: HookedThinker, batch_size: int) -> None:
+def test_states_depend_on_nothing_but_the_frames(thinker: HookedThinker, batch_size: int) -> None:
     """Neighbours of other lengths, other contents and in other numbers: not one bit changes."""
-    scenes = [scene(3), scene(4, height=160), scene(5, width=224), scene(6), scene(7)]
-    together = thinker.think(scenes, batch_size=batch_size)
-    assert len({thought.hidden_LSD.shape[1] for thought in together}) > 1
-    for seen, thought in zip(scenes, together, strict=True):
-        alone = thinker.think([seen], batch_size=batch_size)[0]
-        assert alone.token_ids == thought.token_ids
-        assert torch.equal(alone.token_kind_S, thought.token_kind_S)
-        assert torch.equal(alone.hidden_LSD, thought.hidden_LSD)
-    other = thinker.think([scene(3), scene(8), scene(9)], batch_size=batch_size)
+    clips = [
+        random_frames(3),
+        random_frames(4, height=160),
+        random_frames(5, width=224),
+        random_frames(6),
+        random_frames(7),
+    ]
+    together = thinker.hidden_states(clips, batch_size=batch_size)
+    assert len({output.hidden_LSD.shape[1] for output in together}) > 1
+    for frames, output in zip(clips, together, strict=True):
+        alone = thinker.hidden_states([frames], batch_size=batch_size)[0]
+        assert alone.token_ids == output.token_ids
+        assert torch.equal(alone.token_kind_S, output.token_kind_S)
+        assert torch.equal(alone.hidden_LSD, output.hidden_LSD)
+    other = thinker.hidden_states(
+        [random_frames(3), random_frames(8), random_frames(9)], batch_size=batch_size
+    )
     assert torch.equal(other[0].hidden_LSD, together[0].hidden_LSD)
     assert not torch.equal(other[1].hidden_LSD, together[3].hidden_LSD)
 
 
 def test_the_batch_size_changes_no_more_than_rounding(thinker: HookedThinker) -> None:
-    scenes = [scene(3), scene(6), scene(7)]
-    for one, three in zip(thinker.think(scenes), thinker.think(scenes, batch_size=3), strict=True):
+    clips = [random_frames(3), random_frames(6), random_frames(7)]
+    for one, three in zip(
+        thinker.hidden_states(clips), thinker.hidden_states(clips, batch_size=3), strict=True
+    ):
         assert one.token_ids == three.token_ids
         assert (one.hidden_LSD - three.hidden_LSD).abs().max() < 1e-5 * one.hidden_LSD.abs().max()
 
 
 def test_every_given_frame_reaches_the_model_with_its_time(thinker: HookedThinker) -> None:
-    seen = scene(9)
-    inputs = thinker.prepare(seen).inputs
+    frames = random_frames(9)
+    inputs = thinker.prompt(frames).inputs
     assert inputs["video_grid_thw"][0, 0] == 8 // 2
     text = thinker._processor.tokenizer.decode(inputs["input_ids"][0])
     for pair in range(4):
-        middle_s = (seen.times_s[2 * pair] + seen.times_s[2 * pair + 1]) / 2
+        middle_s = (frames.times_s[2 * pair] + frames.times_s[2 * pair + 1]) / 2
         assert f"<{middle_s:.1f} seconds>" in text
 
 
-def test_frame_times_are_told_on_a_clock_that_ends_with_the_last_frame_seen() -> None:
-    record = clock_metadata(Scene(torch.zeros((3, 3, 4, 4), dtype=torch.uint8), [1.5, 1.54, 1.9]))
+def test_the_processors_clock_ends_with_the_last_frame() -> None:
+    record = clock_metadata([1.5, 1.54, 1.9])
     assert record["frames_indices"] == [1500, 1540, 1900]
     assert record["total_num_frames"] == 400 + 360
     assert record["fps"] == 1000
 
 
 def test_pooling_before_a_projection_equals_pooling_after_it(thinker: HookedThinker) -> None:
-    thought = thinker.think([scene(10)])[0]
-    pooled = pool_streams(thought.hidden_LSD, prompt_token_count=thought.prompt_token_count)
+    output = thinker.hidden_states([random_frames(10)])[0]
+    pooled = pool_streams(output.hidden_LSD, prompt_token_count=output.prompt_token_count)
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(64, 32, generator=generator, dtype=torch.float64) / 8
-    projected = thought.hidden_LSD.double() @ weight
-    at = thought.prompt_token_count
+    projected = output.hidden_LSD.double() @ weight
+    at = output.prompt_token_count
     expected = torch.stack([projected[:, :at].mean(dim=1), projected[:, at:].mean(dim=1)], dim=1)
     assert (pooled.double() @ weight - expected).abs().max() < 1e-6
 

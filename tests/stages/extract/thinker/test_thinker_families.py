@@ -15,7 +15,7 @@ from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.models.costs import prompt_size
 from thinkjepa.stages.extract.models.weights import ModelFolder, find_model
 from thinkjepa.stages.extract.settings import ModelSettings
-from thinkjepa.stages.extract.thinker.contract import KIND, Scene
+from thinkjepa.stages.extract.thinker.contract import KIND, TimedFrames
 from thinkjepa.stages.extract.thinker.hooks import HookedThinker, find_decoder_layers
 
 NEW_TOKENS = 4
@@ -39,26 +39,26 @@ def thinker(request: Any, tiny_models: Path, tmp_path_factory: pytest.TempPathFa
     return thinker
 
 
-def scene(seed: int, *, height: int = 96, width: int = 128, num_frames: int = 8) -> Scene:
+def random_frames(seed: int, *, height: int = 96, width: int = 128, num_frames: int = 8) -> TimedFrames:
     rng = np.random.default_rng(seed)
     frames = torch.from_numpy(rng.integers(0, 256, (num_frames, 3, height, width), dtype=np.uint8))
-    return Scene(frames, [0.1 + 0.37 * number for number in range(num_frames)])
+    return TimedFrames(frames, [0.1 + 0.37 * number for number in range(num_frames)])
 
 
-def changed_at(frame: int, seen: Scene) -> Scene:
-    frames = seen.frames.clone()
+def changed_at(frame: int, source: TimedFrames) -> TimedFrames:
+    frames = source.frames.clone()
     frames[frame] = 255 - frames[frame]
-    return Scene(frames, seen.times_s)
+    return TimedFrames(frames, source.times_s)
 
 
 def test_states_are_what_enters_the_layers_and_leaves_the_last(thinker: HookedThinker) -> None:
     """Against transformers' own record, where the two mean the same: not between DeepStack's first layers."""
-    seen = scene(0)
-    thought = thinker.think([seen])[0]
-    inputs = dict(thinker.prepare(seen).inputs)
+    frames = random_frames(0)
+    output = thinker.hidden_states([frames])[0]
+    inputs = dict(thinker.prompt(frames).inputs)
     with torch.inference_mode():
         recorded = thinker._model(**inputs, output_hidden_states=True, use_cache=False).hidden_states
-    prompt = thought.hidden_LSD[:, : thought.prompt_token_count]
+    prompt = output.hidden_LSD[:, : output.prompt_token_count]
     scale = prompt.abs().max()
     deepstack = hasattr(getattr(thinker._model.config, "vision_config", None), "deepstack_visual_indexes")
     last = len(thinker.layers) - 1
@@ -71,31 +71,31 @@ def test_states_are_what_enters_the_layers_and_leaves_the_last(thinker: HookedTh
 
 
 def test_prompt_and_generated_tokens_have_states_and_kinds(thinker: HookedThinker) -> None:
-    seen = scene(1)
-    thought = thinker.think([seen])[0]
-    prompt_ids = thinker.prepare(seen).inputs["input_ids"][0].tolist()
-    assert list(thought.token_ids[: thought.prompt_token_count]) == prompt_ids
-    assert len(thought.token_ids) == len(prompt_ids) + NEW_TOKENS
-    assert thought.hidden_LSD.shape == (len(thinker.layers), len(thought.token_ids) - 1, thinker.width)
-    kinds = thought.token_kind_S.tolist()
-    size = prompt_size(thinker, thinker.prepare(seen).inputs)
+    frames = random_frames(1)
+    output = thinker.hidden_states([frames])[0]
+    prompt_ids = thinker.prompt(frames).inputs["input_ids"][0].tolist()
+    assert list(output.token_ids[: output.prompt_token_count]) == prompt_ids
+    assert len(output.token_ids) == len(prompt_ids) + NEW_TOKENS
+    assert output.hidden_LSD.shape == (len(thinker.layers), len(output.token_ids) - 1, thinker.width)
+    kinds = output.token_kind_S.tolist()
+    size = prompt_size(thinker, thinker.prompt(frames).inputs)
     assert kinds.count(KIND["visual"]) == size.visual_tokens > 0
     assert size.num_patches >= size.visual_tokens
     assert set(kinds[len(prompt_ids) :]) <= {KIND["generated"], KIND["reasoning"]}
 
 
 @pytest.mark.parametrize("frame", [0, 3, 7])
-def test_every_frame_is_seen(thinker: HookedThinker, frame: int) -> None:
-    seen = scene(2)
-    one, other = (thinker.think([item])[0] for item in (seen, changed_at(frame, seen)))
+def test_every_frame_reaches_the_states(thinker: HookedThinker, frame: int) -> None:
+    frames = random_frames(2)
+    one, other = (thinker.hidden_states([item])[0] for item in (frames, changed_at(frame, frames)))
     assert one.token_ids[: one.prompt_token_count] == other.token_ids[: other.prompt_token_count]
     assert not torch.equal(one.hidden_LSD[-1], other.hidden_LSD[-1])
 
 
 def test_tokens_before_a_changed_frame_do_not_change(thinker: HookedThinker) -> None:
     """Exactly 0 within a prompt, too: a decoder looks back only."""
-    seen = scene(3)
-    one, other = (thinker.think([item])[0] for item in (seen, changed_at(7, seen)))
+    frames = random_frames(3)
+    one, other = (thinker.hidden_states([item])[0] for item in (frames, changed_at(7, frames)))
     changed = (one.hidden_LSD != other.hidden_LSD).any(dim=2).any(dim=0)
     first = int(changed[: one.prompt_token_count].int().argmax())
     visual = (one.token_kind_S == KIND["visual"]).nonzero().flatten()
@@ -106,26 +106,30 @@ def test_tokens_before_a_changed_frame_do_not_change(thinker: HookedThinker) -> 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_neighbours_change_not_one_bit(thinker: HookedThinker, batch_size: int) -> None:
-    scenes = [scene(4), scene(5), scene(6, height=160)]
-    together = thinker.think(scenes, batch_size=batch_size)
-    others = thinker.think([scene(4), scene(7), scene(8)], batch_size=batch_size)
+    clips = [random_frames(4), random_frames(5), random_frames(6, height=160)]
+    together = thinker.hidden_states(clips, batch_size=batch_size)
+    others = thinker.hidden_states(
+        [random_frames(4), random_frames(7), random_frames(8)], batch_size=batch_size
+    )
     assert torch.equal(together[0].hidden_LSD, others[0].hidden_LSD)
     assert together[0].token_ids == others[0].token_ids
     assert not torch.equal(together[1].hidden_LSD, others[1].hidden_LSD)
 
 
 def test_the_batch_size_changes_no_more_than_rounding(thinker: HookedThinker) -> None:
-    scenes = [scene(9), scene(10), scene(11)]
-    for one, three in zip(thinker.think(scenes), thinker.think(scenes, batch_size=3), strict=True):
+    clips = [random_frames(9), random_frames(10), random_frames(11)]
+    for one, three in zip(
+        thinker.hidden_states(clips), thinker.hidden_states(clips, batch_size=3), strict=True
+    ):
         assert one.token_ids == three.token_ids
         assert (one.hidden_LSD - three.hidden_LSD).abs().max() < 1e-5 * one.hidden_LSD.abs().max()
 
 
 def test_frame_times_reach_the_model(thinker: HookedThinker) -> None:
-    seen = scene(12)
-    later = Scene(seen.frames, [time_s + 100 for time_s in seen.times_s])
-    slower = Scene(seen.frames, [4 * time_s for time_s in seen.times_s])
-    one, moved, stretched = (thinker.think([item])[0] for item in (seen, later, slower))
+    frames = random_frames(12)
+    later = TimedFrames(frames.frames, [time_s + 100 for time_s in frames.times_s])
+    slower = TimedFrames(frames.frames, [4 * time_s for time_s in frames.times_s])
+    one, moved, stretched = (thinker.hidden_states([item])[0] for item in (frames, later, slower))
     told = [item for item in (moved, stretched) if item.token_ids != one.token_ids]
     assert told or not torch.equal(one.hidden_LSD, stretched.hidden_LSD)
 

@@ -12,18 +12,13 @@ import torch
 
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.settings import PYTHON_VARIABLE, VllmSettings
-from thinkjepa.stages.extract.thinker.vllm.engine import (
-    EngineSpec,
-    Question,
-    Reply,
-    VllmEngine,
-    vllm_versions,
-)
-from thinkjepa.stages.extract.thinker.vllm.thinker import check_model_type, reply_problem
+from thinkjepa.stages.extract.thinker.vllm.engine import Limits, Request, Response
+from thinkjepa.stages.extract.thinker.vllm.process import VllmProcess, vllm_versions
+from thinkjepa.stages.extract.thinker.vllm.thinker import check_model_type, response_problem
 from thinkjepa.stages.settings import SettingsError
 
 PROMPT, GENERATED = (5, 6, 7), (8, 9)
-QUESTION = Question(prompts=[], contents=[], frames=[], videos=[], processor={})
+REQUEST = Request(prompts=[], contents=[], frames=[], videos=[], processor={})
 
 
 @pytest.fixture
@@ -42,20 +37,21 @@ def interpreter(folder: Path, script: str) -> Path:
     return path
 
 
-def spec(python: Path, *, timeout_s: float = 30, restarts: int = 0) -> EngineSpec:
-    return EngineSpec(python, {}, (0, 1), 2, (), timeout_s=timeout_s, restarts=restarts)
+def process(python: Path, *, timeout_s: float = 30, restarts: int = 0) -> VllmProcess:
+    limits = Limits(max_new_tokens=2, stop_ids=(), timeout_s=timeout_s, retries=restarts)
+    return VllmProcess(python, options={}, layers=(0, 1), limits=limits)
 
 
-def reply() -> Reply:
-    return Reply(torch.zeros(4, 2, 3), (*PROMPT, GENERATED[0]), len(PROMPT), GENERATED)
+def response() -> Response:
+    return Response(torch.zeros(4, 2, 3), (*PROMPT, GENERATED[0]), len(PROMPT), GENERATED)
 
 
-def problem(found: Reply) -> str:
-    return reply_problem(found, PROMPT, layers=2, width=3, dtype="float32")
+def problem(found: Response) -> str:
+    return response_problem(found, PROMPT, layers=2, width=3, dtype="float32")
 
 
-def test_a_reply_to_our_prompt_has_no_problem() -> None:
-    assert problem(reply()) == ""
+def test_a_response_to_our_prompt_has_no_problem() -> None:
+    assert problem(response()) == ""
 
 
 @pytest.mark.parametrize(
@@ -69,8 +65,8 @@ def test_a_reply_to_our_prompt_has_no_problem() -> None:
         ({"generated_ids": (1, 9)}, "token 3 of 4"),
     ],
 )
-def test_a_reply_to_something_else_is_named(change: dict[str, object], named: str) -> None:
-    assert named in problem(replace(reply(), **change))
+def test_a_response_to_something_else_is_named(change: dict[str, object], named: str) -> None:
+    assert named in problem(replace(response(), **change))
 
 
 def test_an_engine_that_dies_is_started_as_often_as_allowed_and_leaves_no_files(
@@ -78,12 +74,12 @@ def test_an_engine_that_dies_is_started_as_often_as_allowed_and_leaves_no_files(
 ) -> None:
     starts = tmp_path / "starts"
     python = interpreter(tmp_path, f"echo start >> {starts}; echo 'ValueError: no such weights'; exit 7")
-    with VllmEngine(spec(python, restarts=2)) as engine, pytest.raises(StageError) as caught:
-        engine.ask(QUESTION)
+    with process(python, restarts=2) as engine, pytest.raises(StageError) as caught:
+        engine.generate(REQUEST)
     message = str(caught.value)
     assert "exit status 7" in message
     assert "ValueError: no such weights" in message
-    assert "given up after 3 tries" in message
+    assert "failed after 3 tries" in message
     assert starts.read_text().count("start") == 3
     assert list(staging.iterdir()) == []
 
@@ -92,7 +88,7 @@ def test_an_engine_that_never_answers_is_ended_with_what_it_started(tmp_path: Pa
     pids = tmp_path / "pids"
     python = interpreter(tmp_path, f"sleep 600 & echo $! $$ > {pids}; wait")
     with (
-        VllmEngine(spec(python, timeout_s=1)) as engine,
+        process(python, timeout_s=1) as engine,
         pytest.raises(StageError, match="no answer from vllm"),
     ):
         engine.start()
@@ -118,7 +114,7 @@ def test_a_staging_folder_that_cannot_be_made_is_named(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
     with pytest.raises(StageError, match=r"missing.*TMPDIR"):
-        VllmEngine(spec(Path(sys.executable))).ask(QUESTION)
+        process(Path(sys.executable)).generate(REQUEST)
 
 
 def test_a_python_without_vllm_is_named() -> None:

@@ -23,8 +23,8 @@ from safetensors.torch import save_file
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.settings import VllmSettings
 from thinkjepa.stages.extract.thinker.vllm import server as vllm_server
-from thinkjepa.stages.extract.thinker.vllm.engine import Question
-from thinkjepa.stages.extract.thinker.vllm.server import DESCRIPTION, ServedThinker, ServerSpec, VllmServer
+from thinkjepa.stages.extract.thinker.vllm.engine import Limits, Request
+from thinkjepa.stages.extract.thinker.vllm.server import DESCRIPTION, ServedThinker, VllmServer
 from thinkjepa.stages.extract.thinker.vllm.serving import as_flags
 from thinkjepa.stages.settings import SettingsError
 
@@ -89,14 +89,15 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def client(server: Server, *, timeout_s: float = 20, retries: int = 0) -> VllmServer:
-    return VllmServer(ServerSpec(server.url, server.states, 2, (9,), timeout_s, retries))
+    limits = Limits(max_new_tokens=2, stop_ids=(9,), timeout_s=timeout_s, retries=retries)
+    return VllmServer(server.url, server.states, limits)
 
 
-def question(rows: int = 1, *, images: bool = False) -> Question:
+def request(rows: int = 1, *, images: bool = False) -> Request:
     content = [{"type": "video"}, {"type": "text", "text": "p"}]
     if images:
         content = [{"type": "text", "text": "a"}, {"type": "image"}, {"type": "image"}]
-    return Question(
+    return Request(
         prompts=[""] * rows,
         contents=[content] * rows,
         frames=[FRAMES] * rows,
@@ -124,7 +125,7 @@ def with_states(body: dict[str, Any], states: Path) -> tuple[int, dict[str, Any]
 def test_rows_come_back_in_order_from_lossless_frames_and_nothing_stays(server: Server) -> None:
     asking = client(server)
     asking.start()
-    replies = asking.ask(question(3))
+    replies = asking.generate(request(3))
     assert [item.token_ids for item in replies] == [(5, 6, 7, 8)] * 3
     assert {item.prompt_token_count for item in replies} == {3}
     assert {item.generated_ids for item in replies} == {(8, 9)}
@@ -138,7 +139,7 @@ def test_rows_come_back_in_order_from_lossless_frames_and_nothing_stays(server: 
 
 
 def test_images_go_in_their_places(server: Server) -> None:
-    client(server).ask(question(images=True))
+    client(server).generate(request(images=True))
     body = server.asked[0]
     assert "media_io_kwargs" not in body
     first, *images = body["messages"][0]["content"]
@@ -161,7 +162,7 @@ def test_a_server_that_fails_once_is_asked_again_and_its_states_are_removed(serv
         return with_states(body, states)
 
     server.answer = fail_once
-    assert len(client(server, retries=1).ask(question())) == 1
+    assert len(client(server, retries=1).generate(request())) == 1
     assert list(server.states.iterdir()) == []
 
 
@@ -188,7 +189,7 @@ def test_a_server_that_fails_is_one_clear_line(
 ) -> None:
     server.answer = made
     with pytest.raises(kind, match=named):
-        client(server).ask(question())
+        client(server).generate(request())
 
 
 def test_states_that_are_cut_short_or_were_never_written_are_not_taken(server: Server) -> None:
@@ -206,7 +207,7 @@ def test_states_that_are_cut_short_or_were_never_written_are_not_taken(server: S
     for made in (cut, unwritten):
         server.answer = made
         with pytest.raises(StageError, match=r"cannot pass through .*--states"):
-            client(server).ask(question())
+            client(server).generate(request())
         assert list(server.states.iterdir()) == []
 
 
@@ -219,7 +220,7 @@ def test_a_path_that_leads_outside_is_looked_up_inside(server: Server, tmp_path:
         {**answer(outside)[1], "kv_transfer_params": {"hidden_states_path": f"../{outside.name}"}},
     )
     with pytest.raises(StageError, match="another folder"):
-        client(server).ask(question())
+        client(server).generate(request())
     assert outside.read_bytes() == b"mine"
 
 
@@ -227,7 +228,7 @@ def test_a_server_that_never_answers_or_is_not_there_ends_in_time(server: Server
     server.answer = lambda body, states: (time.sleep(3), (200, {}))[1]  # type: ignore[func-returns-value]
     began = time.monotonic()
     with pytest.raises(StageError, match=r"no answer .* for 0.5 s \(--vllm-timeout\)"):
-        client(server, timeout_s=0.5).ask(question())
+        client(server, timeout_s=0.5).generate(request())
     assert time.monotonic() - began < 3
     server.http.shutdown()
     server.http.server_close()
@@ -235,7 +236,7 @@ def test_a_server_that_never_answers_or_is_not_there_ends_in_time(server: Server
     with pytest.raises(StageError, match="serve-thinker"):
         asking.start()
     with pytest.raises(StageError, match="serve-thinker"):
-        asking.ask(question())
+        asking.generate(request())
 
 
 def test_states_that_killed_runs_left_are_cleared_and_those_of_others_stay(server: Server) -> None:

@@ -21,7 +21,7 @@ from thinkjepa.stages.extract.run import ExtractReport, extract
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
 from thinkjepa.stages.extract.thinker.hooks import HookedThinker
 from thinkjepa.stages.extract.work import frames as clip_frames
-from thinkjepa.stages.extract.work.frames import ClipDecoding, encoder_view, see, thinker_view, watch
+from thinkjepa.stages.extract.work.frames import ClipDecoding
 from thinkjepa.stages.progress import NoProgress
 
 CLIPS = ClipSettings(
@@ -84,7 +84,7 @@ def test_overlapping_windows_are_decoded_once(planned: PlannedFolder, frozen: Fr
     with CountingDecoder() as decoder:
         decoding = ClipDecoding(decoder, planned.videos)
         for clip in planned.clips:
-            watch(clip, frozen.encoder, decoding)
+            decoding.windows(clip, frozen.encoder)
         assert decoder.asked == Counter(dict.fromkeys(needed, 1))
 
 
@@ -96,14 +96,13 @@ def test_a_frame_that_both_models_see_is_decoded_once_and_is_the_right_one(
         shared = 0
         for clip in planned.clips:
             decoder.asked.clear()
-            decoding.look(clip, [thinker_view(clip, frozen.thinker), encoder_view(clip, frozen.encoder)])
+            decoding.load(clip, [frozen.thinker, frozen.encoder])
             assert set(decoder.asked.values()) <= {1}
             shared += len({*clip.thinker_frames} & {*clip.observed_frames})
-            scene, windows = see(clip, frozen.thinker, decoding), watch(clip, frozen.encoder, decoding)
+            (frames,) = decoding.windows(clip, frozen.thinker)
+            windows = decoding.windows(clip, frozen.encoder)
             path = planned.videos[clip.video_digest].source.path
-            assert torch.equal(
-                scene.frames, frozen.thinker.preprocess(other.frames(path, clip.thinker_frames))
-            )
+            assert torch.equal(frames, frozen.thinker.preprocess(other.frames(path, clip.thinker_frames)))
             for window, indices in zip(windows, (clip.observed_frames, *clip.future_frames), strict=True):
                 assert torch.equal(window, frozen.encoder.preprocess(other.frames(path, indices)))
         assert shared >= len(planned.clips)
@@ -125,7 +124,7 @@ def test_a_video_that_could_not_be_opened_ahead_is_not_asked_again(
         decoding = ClipDecoding(decoder, planned.videos)
         decoding.open(clip)
         with pytest.raises(DecodeError, match="no answer from the decoder"):
-            watch(clip, frozen.encoder, decoding)
+            decoding.windows(clip, frozen.encoder)
     assert opened == [videos / clip.video]
 
 
@@ -137,7 +136,7 @@ def test_kept_frames_are_bounded(
     with VideoDecoder(timeout_s=60) as decoder:
         decoding = ClipDecoding(decoder, planned.videos)
         for clip in planned.clips:
-            windows = watch(clip, frozen.encoder, decoding)
+            windows = decoding.windows(clip, frozen.encoder)
             held = sum(frame.nbytes for frame in decoding._kept.values())
             assert held <= kept_bytes + sum(window.nbytes for window in windows)
 
@@ -179,14 +178,14 @@ def test_a_batch_is_decoded_and_another_written_while_one_is_in_the_models(
         with changed:
             assert changed.wait_for(lambda: counts[name] >= min(number, num_batches), PATIENCE_S), name
 
-    def decoded(self: ClipDecoding, clip: Any, views: Any) -> None:
-        look(self, clip, views)
+    def decoded(self: ClipDecoding, clip: Any, models: Any) -> None:
+        load(self, clip, models)
         came("decoded clips")
 
-    def answered(self: HookedThinker, prompts: Any, **options: Any) -> Any:
+    def generated(self: HookedThinker, prompts: Any, **options: Any) -> Any:
         came("in the models")
         await_count("decoded batches", counts["in the models"] + 1)
-        return answer(self, prompts, **options)
+        return generate(self, prompts, **options)
 
     def prepared(*arguments: Any) -> Any:
         done = prepare(*arguments)
@@ -201,14 +200,14 @@ def test_a_batch_is_decoded_and_another_written_while_one_is_in_the_models(
 
     from thinkjepa.stages.extract.work import units as filling
 
-    look, answer, append, prepare = (
-        ClipDecoding.look,
-        HookedThinker.answer,
+    load, generate, append, prepare = (
+        ClipDecoding.load,
+        HookedThinker.generate,
         OpenShard.append,
         filling.prepare_batch,
     )
-    monkeypatch.setattr(ClipDecoding, "look", decoded)
-    monkeypatch.setattr(HookedThinker, "answer", answered)
+    monkeypatch.setattr(ClipDecoding, "load", decoded)
+    monkeypatch.setattr(HookedThinker, "generate", generated)
     monkeypatch.setattr(OpenShard, "append", appended)
     monkeypatch.setattr(filling, "prepare_batch", prepared)
     with VideoDecoder(timeout_s=60) as decoder:
