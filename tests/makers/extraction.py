@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import commands
 import pytest
+from commands import BIN
 
 SMALL = ("--thinker-frames", "8", "--observed-frames", "8", "--future-frames", "8", "--dense-fps", "10")
 
@@ -34,13 +35,14 @@ RunCommand = Callable[..., Outcome]
 
 @pytest.fixture(scope="session")
 def run_command() -> RunCommand:
-    """Run an installed command of the project to its end."""
+    """Run a command of the project to its end; behind lines of a shell, the installed one."""
 
-    def run(name: str, *arguments: object, timeout_s: float = 240, shell_prefix: str = "") -> Outcome:
-        command = [str(Path(sys.executable).parent / name), *[str(argument) for argument in arguments]]
+    def run(name: str, *arguments: object, shell_prefix: str = "") -> Outcome:
         if shell_prefix:
-            command = ["bash", "-c", f'{shell_prefix}; exec "$0" "$@"', *command]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+            line = ["bash", "-c", f'{shell_prefix}; exec "$0" "$@"', str(BIN / name), *map(str, arguments)]
+            done = subprocess.run(line, capture_output=True, text=True, timeout=240, check=False)
+        else:
+            done = commands.run_command(name, *arguments)
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     return run

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import run_command
 
 from thinkjepa.cache import FeatureCache, WriteSession, drop_clips, verify
 from thinkjepa.cache.disk.layout import shard_file
@@ -23,8 +24,7 @@ SMALL = ("--thinker-frames", "4", "--observed-frames", "4", "--future-frames", "
 
 
 def run(*arguments: object, answer: str = "") -> subprocess.CompletedProcess[str]:
-    command = [str(Path(sys.executable).parent / "thinkjepa-cache"), *map(str, arguments)]
-    return subprocess.run(command, input=answer, capture_output=True, text=True, check=False, timeout=240)
+    return run_command("thinkjepa-cache", *arguments, answer=answer)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import run_command
 from PIL import Image
 
 from thinkjepa.cache import FeatureCache
@@ -27,11 +27,6 @@ from thinkjepa.stages.progress import NoProgress
 
 SMALL = ("--thinker-frames", "4", "--observed-frames", "4", "--future-frames", "4", "--dense-fps", "10")
 FRAMES = 70
-
-
-def run(command: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    line = [str(Path(sys.executable).parent / command), *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, check=False, timeout=240)
 
 
 def object_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
@@ -69,7 +64,7 @@ def extracted(tmp_path_factory: pytest.TempPathFactory, folder: Path, tiny_model
     cache_dir = tmp_path_factory.mktemp("extracted") / "cache"
     models = ("--thinker", tiny_models / "thinker", "--encoder", tiny_models / "encoder")
     places = ("--videos", folder, "--cache-dir", cache_dir)
-    done = run("thinkjepa-cache", "extract", *places, *models, *SMALL, "--stride-s", "0.5", "--json")
+    done = run_command("thinkjepa-cache", "extract", *places, *models, *SMALL, "--stride-s", "0.5", "--json")
     assert done.returncode == 0, done.stderr
     report = object_of(done)
     counts = (report["labelled_videos"], report["broken_labels"], report["failed_videos"])
@@ -80,7 +75,7 @@ def extracted(tmp_path_factory: pytest.TempPathFactory, folder: Path, tiny_model
 
 
 def test_check_reports_what_is_wrong_and_draws_it(folder: Path, tmp_path: Path) -> None:
-    done = run("thinkjepa-data", "check", folder, "--json", "--plot", tmp_path / "hands.png")
+    done = run_command("thinkjepa-data", "check", folder, "--json", "--plot", tmp_path / "hands.png")
     assert done.returncode == 3, done.stderr
     report = object_of(done)
     assert (report["videos"], report["usable"], report["errors"]) == (4, 2, 1)
@@ -93,7 +88,7 @@ def test_check_reports_what_is_wrong_and_draws_it(folder: Path, tmp_path: Path) 
         colors = {pixel for _, pixel in picture.convert("RGB").getcolors(2**24) or []}
         assert picture.width == 1800
     assert len(colors) > 100
-    text = run("thinkjepa-data", "check", folder)
+    text = run_command("thinkjepa-data", "check", folder)
     assert "4 videos, 2 with usable labels, 1 error, 2 warnings" in text.stdout
     assert "'2.mp4': '2.hdf5': 'rightHand' at frame 5 is [nan," in text.stdout
 
@@ -109,12 +104,12 @@ def test_a_hand_that_is_never_known_is_named_once(
     for number in range(3):
         make_video(tmp_path / f"{number}.mp4", num_frames=30, size=(320, 180))
         write_egodex(tmp_path / f"{number}.hdf5", 30, size=(320, 180), seed=number, change=blind)
-    done = run("thinkjepa-data", "check", tmp_path)
+    done = run_command("thinkjepa-data", "check", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "hands known: right in 3 of 3 videos, left never" in done.stdout
     assert done.stdout.count("never known: the left hand (26 joints)") == 1
     assert "3 with usable labels, 0 errors, 1 warning" in done.stdout
-    report = object_of(run("thinkjepa-data", "check", tmp_path, "--json"))
+    report = object_of(run_command("thinkjepa-data", "check", tmp_path, "--json"))
     assert len(report["never_known"]) == 28, "with shoulder and arm"
     assert sum(report["confidence_histogram"]["samples"]) == 3 * 30 * 40
 
@@ -124,13 +119,13 @@ def test_a_table_of_the_folder_is_found_and_imported(tmp_path: Path, folder: Pat
     cache_dir = shutil.copytree(extracted, tmp_path / "cache")
     rows = [f"{number}.mp4,{frame},rightHand,0,0,0.5" for number in range(4) for frame in range(FRAMES)]
     (videos / "joints.csv").write_text("\n".join(["video,frame,joint,x,y,z", *rows]))
-    checked = object_of(run("thinkjepa-data", "check", videos, "--json"))
+    checked = object_of(run_command("thinkjepa-data", "check", videos, "--json"))
     assert (checked["usable"], checked["errors"]) == (4, 0)
     assert {item["label_file"] for item in checked["details"]} == {"joints.csv"}
-    done = run("thinkjepa-data", "import", "--videos", videos, "--cache-dir", cache_dir, "--json")
+    done = run_command("thinkjepa-data", "import", "--videos", videos, "--cache-dir", cache_dir, "--json")
     assert done.returncode == 0, done.stderr
     assert (object_of(done)["labelled_videos"], object_of(done)["added"]) == (4, 4)
-    again = run("thinkjepa-data", "import", "--videos", videos, "--cache-dir", cache_dir, "--json")
+    again = run_command("thinkjepa-data", "import", "--videos", videos, "--cache-dir", cache_dir, "--json")
     assert object_of(again)["added"] == 0
     assert {labels.joint_names for labels in FeatureCache.open(cache_dir).labels} == {("rightHand",)}
 
@@ -145,7 +140,7 @@ def test_folders_without_labels_and_without_videos_are_wrong_use(
         (("check", tmp_path / "nothing"), "cannot be read"),
         (("import", "--videos", tmp_path / "videos", "--cache-dir", tmp_path / "none"), "none"),
     ):
-        done = run("thinkjepa-data", *arguments)
+        done = run_command("thinkjepa-data", *arguments)
         assert done.returncode == 2
         assert words in done.stderr
         assert done.stderr.count("\n") == 1
@@ -172,7 +167,7 @@ def test_training_goes_on_without_the_broken_clips_and_says_how_many(extracted: 
         "--group-by",
         "video",
     )
-    done = run(
+    done = run_command(
         "thinkjepa-train",
         "--cache-dir",
         extracted,
@@ -203,7 +198,7 @@ def test_import_adds_mends_and_withdraws_labels_without_a_model(
 
     def imported() -> dict[str, Any]:
         return object_of(
-            run("thinkjepa-data", "import", "--videos", videos, "--cache-dir", cache_dir, "--json")
+            run_command("thinkjepa-data", "import", "--videos", videos, "--cache-dir", cache_dir, "--json")
         )
 
     def frames() -> dict[str, int]:
@@ -230,9 +225,9 @@ def test_import_adds_mends_and_withdraws_labels_without_a_model(
         ]
         assert frames() == {"0.mp4": 0, "1.mp4": 0, "2.mp4": FRAMES - 10, "3.mp4": 9}
     assert len(list((cache_dir / "labels").iterdir())) == 3, "what did not change is not written again"
-    cached = object_of(run("thinkjepa-data", "check", videos, "--cache-dir", cache_dir, "--json"))
+    cached = object_of(run_command("thinkjepa-data", "check", videos, "--cache-dir", cache_dir, "--json"))
     assert "cache" not in cached["findings"]
-    stale = object_of(run("thinkjepa-data", "check", folder, "--cache-dir", cache_dir, "--json"))
+    stale = object_of(run_command("thinkjepa-data", "check", folder, "--cache-dir", cache_dir, "--json"))
     assert stale["findings"]["cache"] == 2
 
 
@@ -261,7 +256,7 @@ def test_manifest_and_selection_change_with_labels_and_only_where_there_are_any(
     write_egodex(videos / "0.hdf5", FRAMES, seed=9)
     assert manifest()["labels"].keys() == first["labels"].keys()
     assert manifest() != first
-    run("thinkjepa-data", "import", "--videos", videos, "--cache-dir", cache_dir)
+    run_command("thinkjepa-data", "import", "--videos", videos, "--cache-dir", cache_dir)
     corrected = selection()
     assert {name for name in chosen if chosen[name] != corrected[name]} == {"labels"}
 
@@ -281,7 +276,7 @@ def test_hostile_names_and_links_out_of_the_folder_are_only_reported(
         (videos / f"{name}.csv").write_text("frame,joint,x,y,z,fx,fy,cx,cy\n0,$\\frac$,0,0,1,99,99,80,64\n")
     (videos / "linked.csv").unlink()
     (videos / "linked.hdf5").symlink_to(outside)
-    done = run("thinkjepa-data", "check", videos, "--plot", tmp_path / "p.png")
+    done = run_command("thinkjepa-data", "check", videos, "--plot", tmp_path / "p.png")
     assert done.returncode == 3, done.stderr
     assert "'linked.hdf5' is not a plain file in the folder" in done.stdout
     assert "\x1b" not in done.stdout

@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
+from commands import forking_commands, run_command
 from dvc_render.html import render_html
 from dvc_render.image import ImageRenderer
 
@@ -63,7 +64,7 @@ class Project:
 
     def dvc(self, *arguments: str) -> str:
         """Standard output of a DVC command, which must succeed."""
-        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        environment = {**os.environ, "PATH": f"{forking_commands()}:{os.environ['PATH']}"}
         command = [sys.executable, "-m", "dvc", *arguments]
         done = subprocess.run(
             command, cwd=self.path, env=environment, capture_output=True, text=True, check=False, timeout=280
@@ -180,9 +181,7 @@ def test_a_step_that_fails_names_the_key_and_not_a_flag(
     def extract(max_failures: str) -> subprocess.CompletedProcess[str]:
         params = {**SMALL, "execution": {"device": "cpu", "max_failures": max_failures}}
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-        command = Path(sys.executable).with_name("thinkjepa-stage")
-        line = [command, "extract", "--out", "selections"]
-        return subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=200)
+        return run_command("thinkjepa-stage", "extract", "--out", "selections", cwd=tmp_path)
 
     failed = extract("")
     assert failed.returncode == 3, failed.stderr

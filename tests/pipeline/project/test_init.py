@@ -6,19 +6,18 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from commands import BIN, forking_commands
 
 from thinkjepa.pipeline.project.params import Folders, Matrix, params_text, read_params
 from thinkjepa.stages.extract.settings import ModelSettings
 from thinkjepa.stages.train.settings import TrainSettings
 
 ROOT = Path(__file__).parents[3]
-BIN = Path(sys.executable).parent
 FILES = {"params.yaml", "dvc.yaml", "README.md", ".gitignore", ".dvcignore"}
 HOSTILE = ["with space", "#1 [a]*? !", "'quoted\" $HOME ${x}", "a: {b}, - c", "ünï\nline"]
 
@@ -27,7 +26,7 @@ def run(
     folder: Path, command: str, *arguments: object, path: str | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a command of this environment, or of `path`, in a folder."""
-    path = path or f"{BIN}:{os.environ['PATH']}"
+    path = path or f"{forking_commands()}:{BIN}:{os.environ['PATH']}"
     line = [shutil.which(command, path=path) or command, *map(str, arguments)]
     environment = {**os.environ, "PATH": path}
     return subprocess.run(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import run_command
 
 from thinkjepa.cache import CacheError, FeatureCache, verify
 from thinkjepa.pipeline.project.remembering import cache_memory, setting_flags
@@ -32,8 +32,7 @@ TEN_FLAGS = (
 
 
 def thinkjepa_cache(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [str(Path(sys.executable).parent / "thinkjepa-cache"), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+    done = run_command("thinkjepa-cache", *arguments, cwd=cwd)
     assert done.returncode == 0, done.stderr
     return done
 

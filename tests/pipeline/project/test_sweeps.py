@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from commands import forking_commands
 
 from thinkjepa.cache import FeatureCache
 from thinkjepa.pipeline.cli.stage import DIGESTS
@@ -38,7 +39,7 @@ PARAMS: dict[str, Any] = {
 
 def command(folder: Path, *arguments: str) -> str:
     """Run a command of this environment in a folder; its standard output."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    path = f"{forking_commands()}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
         arguments,
         cwd=folder,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from commands import run_command
 from torch import Tensor
 
 from thinkjepa.cache import ArraySpec, ClipFeatures, ClipRow, FeatureSet, WriteSession, describe_set
@@ -71,8 +71,7 @@ def states_of(layers: int, seed: int = 0) -> Tensor:
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [str(Path(sys.executable).parent / "thinkjepa-cache"), "compare", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return run_command("thinkjepa-cache", "compare", *arguments)
 
 
 def test_a_set_equals_itself(tmp_path: Path) -> None:

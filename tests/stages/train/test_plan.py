@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import accumulate
@@ -13,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import run_command
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -183,11 +182,8 @@ def test_bytes_and_parameters_are_those_of_a_run(
 
 def test_the_command_prints_a_plan_and_trains_nothing(latent_cache: BuildCache, tmp_path: Path) -> None:
     cache = latent_cache(with_tokens=True)
-    command = [str(Path(sys.executable).parent / "thinkjepa-train"), "--cache-dir", str(cache)]
     flags = ["--depth", "2", "--width", "24", "--heads", "2", "--plan", "--json", "--guidance", "cross"]
-    done = subprocess.run(
-        [*command, "--out", str(tmp_path / "run"), *flags], check=True, capture_output=True, text=True
-    )
+    done = run_command("thinkjepa-train", "--cache-dir", cache, "--out", tmp_path / "run", *flags)
     costs: dict[str, Any] = json.loads(done.stdout)
     settings = TrainSettings(depth=2, width=24, heads=2, guidance="cross")
     names = {"thinker_set": None, "encoder_set": None, "split": SplitRule()}

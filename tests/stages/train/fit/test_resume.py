@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +17,7 @@ from typing import Any
 import killed_training
 import pytest
 import torch
+from commands import BIN, run_command
 
 from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.train.events import Report, RunStarts, TrainEvent, report_nothing
@@ -116,17 +116,13 @@ def test_a_killed_command_goes_on_to_the_same_files(
 ) -> None:
     cache = latent_cache()
     flags = "--depth 1 --width 12 --heads 2 --fusion-width 8 --batch-size 4 --device cpu --save-every-s 0"
-    command = [
-        str(Path(sys.executable).parent / "thinkjepa-train"),
-        "--cache-dir",
-        str(cache),
-        *flags.split(),
-    ]
-    command += ["--epochs", "40"]
+    command = ["thinkjepa-train", "--cache-dir", str(cache), *flags.split(), "--epochs", "40"]
     out = tmp_path / "runs"
-    subprocess.run([*command, "--out", str(out / "whole")], check=True, capture_output=True)
+    assert run_command(*command, "--out", out / "whole").returncode == 0
     process = subprocess.Popen(
-        [*command, "--out", str(out / "cut")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [BIN / command[0], *command[1:], "--out", out / "cut"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     while not (out / "cut" / "resume.safetensors").exists() and process.poll() is None:
         time.sleep(0.01)
@@ -134,9 +130,9 @@ def test_a_killed_command_goes_on_to_the_same_files(
     os.kill(process.pid, how)
     assert process.wait(60) == (-signal.SIGKILL if how == signal.SIGKILL else 128 + signal.SIGTERM)
     assert not (out / "cut" / "run.json").exists()
-    subprocess.run([*command, "--out", str(out / "cut")], check=True, capture_output=True)
+    assert run_command(*command, "--out", out / "cut").returncode == 0
     assert files_of(out / "cut") == files_of(out / "whole")
-    again = subprocess.run([*command, "--out", str(out / "cut")], check=True, capture_output=True, text=True)
+    again = run_command(*command, "--out", out / "cut")
     first = again.stdout.splitlines()[0]
     assert first.startswith(f"{out / 'cut'}: already finished, nothing was trained: best epoch ")
     places = [first.index(f" {side}") for side in ("train,", "validation,", "test)")]
