@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from thinkjepa.cache.disk.files import replace_file
 from thinkjepa.cache.disk.lock import WAIT, WriteLock
+from thinkjepa.cache.records import file_digest
 from thinkjepa.pipeline.report.markdown import comparison_markdown, count_of, markdown_table
 from thinkjepa.pipeline.report.plots import difference_picture, distance_picture, horizon_picture
 from thinkjepa.pipeline.report.verdict import (
@@ -143,7 +143,7 @@ def evaluate_run(
 def evaluation_digests(run_dir: Path, *, split: str) -> dict[str, str]:
     """sha256 of the files that a comparison stands on, by name: small, and changed when they are."""
     files = (run_dir / f"eval-{split}.json", table_path(run_dir, split))
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {path.name: file_digest(path) for path in files}
 
 
 def write_comparison(
