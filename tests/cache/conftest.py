@@ -63,7 +63,7 @@ def encoder_set() -> Callable[..., FeatureSet]:
 
 @pytest.fixture
 def make_features() -> Callable[..., ClipFeatures]:
-    """Random features of one clip; bit patterns differ in every clip, array and element."""
+    """Random features of one clip. Bit patterns differ in every clip, array and element."""
 
     def build(feature_set: FeatureSet, clip_id: str, *, num_tokens: int = 70) -> ClipFeatures:
         generator = torch.Generator().manual_seed(sum(clip_id.encode()) * 1000 + num_tokens)

@@ -21,7 +21,7 @@ from thinkjepa.cache import (
 )
 
 CLIPS = {"a@4": 70, "b@4": 3, "c@4": 200, "d@4": 70}
-"""Tokens by clip id; d has no encoder features."""
+"""Tokens by clip id. D has no encoder features."""
 
 
 @pytest.fixture
@@ -68,9 +68,9 @@ def test_spawned_workers_read_the_same_batches(cache: FeatureCache) -> None:
     assert first["token_count"].tolist() == [70, 3, 200]
     assert first["tokens"].shape[2] == 200
     assert last["tokens"].shape[2] == 70
-    for place, clip_id in enumerate(first["clip_id"]):
-        assert torch.equal(first["tokens"][place], stored(cache, "tokens", clip_id)[:, :200])
-        assert torch.equal(first["pooled"][place], stored(cache, "pooled", clip_id))
+    for position, clip_id in enumerate(first["clip_id"]):
+        assert torch.equal(first["tokens"][position], stored(cache, "tokens", clip_id)[:, :200])
+        assert torch.equal(first["pooled"][position], stored(cache, "pooled", clip_id))
 
 
 def test_layers_and_windows_limit_what_is_read(cache: FeatureCache) -> None:

@@ -1,4 +1,4 @@
-"""Several processes write one cache: each its own shards, all of them what the plan says, killed or not."""
+"""Several processes write one cache: each its own shards, with the clips of the plan, killed or not."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TreeDigest = Callable[[Path], Any]
 
 @contextmanager
 def process(work: Callable[[], None]) -> Iterator[int]:
-    """A forked process that does some work; killed at the end of the block if it is still there."""
+    """A forked process that does some work, killed at the end of the block if it is still there."""
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -54,7 +54,7 @@ def process(work: Callable[[], None]) -> Iterator[int]:
 def wait_for(condition: Callable[[], object], *, seconds: float = 20) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "the wait timed out"
         time.sleep(0.01)
 
 
@@ -65,7 +65,7 @@ def feature_set(thinker_set: Callable[..., FeatureSet]) -> FeatureSet:
 
 @pytest.fixture
 def groups(feature_set: FeatureSet, make_features: Callable[..., ClipFeatures]) -> list[list[ClipFeatures]]:
-    """The clips of each shard; the last one has a clip less."""
+    """The clips of each shard. The last one has a clip less."""
     groups = [
         [make_features(feature_set, f"v@{shard}{slot}", num_tokens=60 + 9 * slot) for slot in range(ROWS)]
         for shard in range(SHARDS)
@@ -118,9 +118,9 @@ def test_writers_at_once_one_of_them_killed_end_with_the_bytes_of_one_writer(
     root = tmp_path / "many"
 
     def work(numbers: Sequence[int], token: str, *, die: bool) -> None:
-        for place, number in enumerate(numbers):
+        for position, number in enumerate(numbers):
             with OpenShard(root, feature_set, number, token=token) as shard:
-                fill(shard, groups[number], die_after=1 if die and place == 0 else None)
+                fill(shard, groups[number], die_after=1 if die and position == 0 else None)
 
     with pytest.raises(RuntimeError, match="stopped"), WriteSession(root) as session:
         session.add_clips(clips)
@@ -202,7 +202,7 @@ def test_a_writer_that_outlives_its_session_writes_nothing_more(
             OpenShard(tmp_path, feature_set, number, token=session.token)
 
 
-def test_the_next_one_is_told_who_holds_the_cache_and_may_wait(tmp_path: Path) -> None:
+def test_the_next_one_learns_who_writes_the_cache_and_may_wait(tmp_path: Path) -> None:
     entered = tmp_path / "entered"
 
     def work() -> None:
@@ -214,11 +214,11 @@ def test_the_next_one_is_told_who_holds_the_cache_and_may_wait(tmp_path: Path) -
         wait_for(entered.exists)
         with pytest.raises(CacheError, match=rf"being written by process {pid} of .*--wait"):
             WriteSession(tmp_path / "cache").__enter__()
-        told: list[str] = []
-        with WriteSession(tmp_path / "cache", on_wait=told.append):
+        notes: list[str] = []
+        with WriteSession(tmp_path / "cache", on_wait=notes.append):
             pass
-        assert len(told) == 1
-        assert f"process {pid}" in told[0]
+        assert len(notes) == 1
+        assert f"process {pid}" in notes[0]
 
 
 def test_a_killed_holder_holds_nothing(tmp_path: Path) -> None:

@@ -169,11 +169,11 @@ def same(found: torch.Tensor, wanted: torch.Tensor) -> bool:
 
 
 def full(values: torch.Tensor, spec: ArraySpec, tokens: int) -> torch.Tensor:
-    """A clip's values with zeros behind its end, `tokens` long."""
+    """A clip's values with zeros after its end, `tokens` long."""
     if "token" not in spec.dims:
         return values
     axis = spec.dims.index("token")
-    shape = [tokens if place == axis else size for place, size in enumerate(values.shape)]
+    shape = [tokens if position == axis else size for position, size in enumerate(values.shape)]
     padded = torch.zeros(shape, dtype=values.dtype)
     padded.narrow(axis, 0, values.shape[axis]).copy_(values)
     return padded
@@ -182,7 +182,7 @@ def full(values: torch.Tensor, spec: ArraySpec, tokens: int) -> torch.Tensor:
 def check_every_way_of_reading(root: Path, run: Written, written: Sequence[ClipFeatures]) -> None:
     cache = FeatureCache.open(root)
     feature_set = next(iter(cache.feature_sets.values()))
-    name, chosen = feature_set.name, [written[place] for place in run.order]
+    name, chosen = feature_set.name, [written[position] for position in run.order]
     ids = [item.clip_id for item in chosen]
     group = zarr.open_group(root / "features.zarr", mode="r")[name]
     rows = cache.index(name).locate_all(ids)
@@ -210,7 +210,7 @@ def check_batches(
 ) -> None:
     """As training reads: into memory that has been used before, no further than the longest clip."""
     spec, buffers = cache.feature_sets[name].arrays[array], BatchBuffers(pinned=False)
-    longest = max(run.lengths[place] for place in run.order)
+    longest = max(run.lengths[position] for position in run.order)
     wanted = torch.stack(list(exact))
     if "token" in spec.dims:
         wanted = wanted.narrow(1 + spec.dims.index("token"), 0, longest)
@@ -220,18 +220,18 @@ def check_batches(
         assert same(batch, wanted[:, positions] if "layer" in spec.dims else wanted)
         if "token" in spec.dims:
             counts = cache.index(name).count_tokens(ids).tolist()
-            assert counts == [run.lengths[place] for place in run.order]
+            assert counts == [run.lengths[position] for position in run.order]
 
 
 def check_lazy(
     cache: FeatureCache, name: str, array: str, exact: Sequence[torch.Tensor], ids: list[str]
 ) -> None:
-    """dask and xarray, a clip by its place and by its id; numpy has no bfloat16, so it comes as float32."""
-    place = cache.index(name).clip_ids.to_pylist().index(ids[0])
+    """dask and xarray, a clip by its position and its id. Values of bfloat16 come as float32."""
+    position = cache.index(name).clip_ids.to_pylist().index(ids[0])
     wanted = exact[0].float() if exact[0].dtype == torch.bfloat16 else exact[0]
-    by_place = cache.dask(name, array)[place].compute(scheduler="synchronous")
+    by_position = cache.dask(name, array)[position].compute(scheduler="synchronous")
     by_id = cache.xarray()[name][array].sel(clip=ids[0]).to_numpy()
-    assert same(torch.from_numpy(by_place), wanted)
+    assert same(torch.from_numpy(by_position), wanted)
     assert same(torch.from_numpy(by_id), wanted)
 
 

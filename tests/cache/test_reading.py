@@ -60,7 +60,7 @@ def test_only_the_layers_asked_for_are_read_in_their_order(two_sets) -> None:
 
 
 def test_layers_not_asked_for_are_never_touched(two_sets) -> None:
-    """Damage in layer 5 is met by whoever reads layer 5, and by no one else."""
+    """Damage in layer 5 is an error for reads of layer 5 only."""
     cache, thinker, _, _ = two_sets
     shard, slot = cache.shard_of(thinker.name, "tokens", "v@70")
     offset = int(shard._index[slot * 12 + 4][0])  # layer position 1 of 4 chunks each, first chunk

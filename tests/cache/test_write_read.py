@@ -91,8 +91,8 @@ def test_any_lengths_batches_and_shard_sizes_round_trip(
     write(root / "c", feature_set, [features[i : i + batch] for i in range(0, len(features), batch)])
     order.shuffle(features)
     read = FeatureCache.open(root / "c").read(feature_set.name, "tokens", [item.clip_id for item in features])
-    for place, item in enumerate(features):
-        assert bits(read[place, :, : item.token_count]) == bits(item.arrays["tokens"])
+    for position, item in enumerate(features):
+        assert bits(read[position, :, : item.token_count]) == bits(item.arrays["tokens"])
 
 
 def test_reading_into_a_given_tensor_fills_it(
@@ -250,7 +250,7 @@ def test_a_subset_of_layers_resolves_to_the_set_that_holds_them(tmp_path: Path, 
         assert session.resolve(thinker_set(layers=(5, 9), prompt="other")).name != wide.name
 
 
-def test_a_second_writer_is_told_who_is_in_the_way(tmp_path: Path) -> None:
+def test_a_second_writer_learns_who_is_in_the_way(tmp_path: Path) -> None:
     with WriteSession(tmp_path / "c"), pytest.raises(CacheError, match="being written by process"):
         with WriteSession(tmp_path / "c"):
             pass

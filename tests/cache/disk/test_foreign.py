@@ -1,4 +1,4 @@
-"""A cache from somebody else: no name and no link in it makes us read, write or remove anything outside."""
+"""A cache of unknown origin: no name or link in it leads to reads, writes or removals outside of it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def filled(
 
 
 def edit_catalog(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """As somebody would who also knows how to write the checksums: without them all is taken as it is."""
+    """Edit cache.json with a valid checksum in the ledger. An unlisted file would be read as it is."""
     content = json.loads((root / "cache.json").read_bytes())
     change(content["feature_sets"][0])
     (root / "cache.json").write_text(json.dumps(content))
@@ -56,7 +56,7 @@ def rename_array(record: dict[str, Any], name: str) -> None:
 CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "upwards": lambda record: record.update(name="../../outside"),
     "absolute": lambda record: record.update(name="/etc"),
-    "upwards behind a kind": lambda record: record.update(name="encoder-/../../outside"),
+    "upwards after a kind": lambda record: record.update(name="encoder-/../../outside"),
     "line break": lambda record: record.update(name=record["name"] + "\n"),
     "long": lambda record: record.update(name="encoder-" + "a" * 300),
     "another kind": lambda record: record.update(kind="thinker"),
@@ -102,7 +102,7 @@ def use(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "place",
+    "pattern",
     [
         ".lock",
         "cache.json",
@@ -120,9 +120,9 @@ def use(root: Path) -> None:
     ],
 )
 def test_a_link_out_of_the_cache_is_never_followed(
-    filled: Path, tmp_path: Path, place: str, tree_digest: TreeDigest
+    filled: Path, tmp_path: Path, pattern: str, tree_digest: TreeDigest
 ) -> None:
-    (path,) = filled.glob(place)
+    (path,) = filled.glob(pattern)
     outside = tmp_path / "outside"
     outside.mkdir()
     shutil.move(path, outside / "moved")

@@ -52,9 +52,9 @@ def write(root: Path, feature_set: FeatureSet, batches: Sequence[Sequence[ClipFe
 
 
 def error_with_few_files(spare: int, work: Callable[[], None]) -> str:
-    """The CacheError of some work in a process that can open `spare` more files, empty if it gets done.
+    """The CacheError of some work in a process that can open `spare` more files, empty if the work succeeds.
 
-    zarr leaves coroutines behind where it cannot open a file; they end with the process.
+    zarr leaves coroutines where it cannot open a file. They end with the process.
     """
     reading, writing = os.pipe()
     child = os.fork()
@@ -118,10 +118,10 @@ def test_too_few_open_files_are_one_line_and_nothing_is_lost(
     root = tmp_path / "cut"
     messages = [
         error_with_few_files(spare, lambda: write(root, feature_set, batches))
-        for spare in range(1, 16)  # at another place each
+        for spare in range(1, 16)  # another call fails each time
     ]
-    told = [message for message in messages if message]
-    assert len(told) > 5
-    assert all("too many open files: raise the limit with `ulimit -n`" in message for message in told), told
+    failures = [message for message in messages if message]
+    assert len(failures) > 5
+    assert all("too many open files: raise the limit with `ulimit -n`" in failure for failure in failures)
     write(root, feature_set, batches)
     assert tree_digest(root) == tree_digest(tmp_path / "whole")

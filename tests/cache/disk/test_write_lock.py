@@ -1,4 +1,4 @@
-"""One process at a time writes a folder; its death, however sudden, frees it."""
+"""One process at a time writes a folder, and its death frees the folder."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def holding(folder: Path, file: str = "") -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.parametrize("file", ["", "future.mp4"])
-def test_another_process_is_refused_and_told_who_writes(tmp_path: Path, file: str) -> None:
+def test_another_process_is_refused_and_learns_who_writes(tmp_path: Path, file: str) -> None:
     with holding(tmp_path / "run", file) as process:
         with pytest.raises(CacheError) as refused, WriteLock(tmp_path / "run", file=file, remedy="go away"):
             pass
@@ -62,7 +62,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path, file: str) -> None
         pass
 
 
-def test_whoever_waits_is_told_for_whom_and_comes_next(tmp_path: Path) -> None:
+def test_a_waiting_process_learns_for_whom_and_comes_next(tmp_path: Path) -> None:
     with holding(tmp_path) as process:
 
         def end(note: str) -> None:

@@ -46,7 +46,7 @@ def catalog(root: Path) -> list[Record]:
 
 
 def clips(root: Path) -> dict[tuple[str, str, str], Record]:
-    """Clip rows by their key; of equal keys the row in the later file."""
+    """Clip rows by their key, of equal keys the row in the later file."""
     rows = [
         row for path in sorted((root / "clips").glob("*.parquet")) for row in pq.read_table(path).to_pylist()
     ]
@@ -71,7 +71,7 @@ def _range(path: Path) -> tuple[int, int]:
 
 
 def stored(root: Path, item: Record, array: str, row: int) -> npt.NDArray[Any]:
-    """What lies in an array at a place on the clip axis, `shape`, in its stored dtype."""
+    """The values of an array at a position on the clip axis, `shape`, in the stored dtype."""
     spec = item["arrays"][array]
     dtype = np.dtype("u1" if spec.get("encoding") == "fp8" else STORED[spec["dtype"]])
     shape, chunks = spec["shape"], spec["chunks"]
@@ -90,8 +90,8 @@ def stored(root: Path, item: Record, array: str, row: int) -> npt.NDArray[Any]:
             continue
         chunk, crc = content[offset : offset + size - 4], content[offset + size - 4 : offset + size]
         assert crc32c(chunk) == int.from_bytes(crc, "little"), "a chunk is damaged"
-        places = tuple(slice(p * c, (p + 1) * c) for p, c in zip(position, chunks, strict=True))
-        values[places] = np.frombuffer(_raw(chunk, spec.get("codec", "none")), dtype).reshape(chunks)
+        slices = tuple(slice(p * c, (p + 1) * c) for p, c in zip(position, chunks, strict=True))
+        values[slices] = np.frombuffer(_raw(chunk, spec.get("codec", "none")), dtype).reshape(chunks)
     return values[tuple(map(slice, shape))]
 
 

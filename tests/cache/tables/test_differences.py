@@ -23,7 +23,7 @@ def test_only_what_differs_is_kept_by_dotted_name() -> None:
     assert differing([one, one]) == [{}, {}]
 
 
-def test_sets_of_one_prompt_are_told_apart_by_their_other_settings(thinker_set: Build) -> None:
+def test_sets_of_one_prompt_are_distinguished_by_their_other_settings(thinker_set: Build) -> None:
     sets = [thinker_set(dtype="float32"), thinker_set(dtype="bfloat16"), thinker_set(layers=(0, 2))]
     apart = set_differences(sets)
     assert [apart[item.name] for item in sets] == [

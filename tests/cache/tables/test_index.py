@@ -37,21 +37,21 @@ def failed(clip_id: str, reason: str) -> IndexRow:
 
 
 @given(ids=IDS, wanted=IDS)
-def test_ids_are_found_where_they_stand(ids: list[str], wanted: list[str]) -> None:
+def test_ids_are_found_at_their_positions(ids: list[str], wanted: list[str]) -> None:
     distinct = sorted(set(ids))
     lookup = IdLookup(pa.array(distinct, pa.string()))
-    places = {name: place for place, name in enumerate(distinct)}
-    assert lookup.find_all([*wanted, *ids]).tolist() == [places.get(name, -1) for name in [*wanted, *ids]]
-    assert all(lookup.find(name) == place for name, place in places.items())
+    positions = {name: position for position, name in enumerate(distinct)}
+    assert lookup.find_all([*wanted, *ids]).tolist() == [positions.get(name, -1) for name in [*wanted, *ids]]
+    assert all(lookup.find(name) == position for name, position in positions.items())
 
 
 @given(ids=IDS)
 def test_of_equal_ids_the_last_place_counts(ids: list[str]) -> None:
-    expected = sorted({name: place for place, name in enumerate(ids)}.values())
+    expected = sorted({name: position for position, name in enumerate(ids)}.values())
     assert last_of_equal(pa.array(ids, pa.string())).tolist() == expected
 
 
-def test_equal_hashes_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_hashes_are_distinguished(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("thinkjepa.cache.tables.index.hash_ids", lambda ids: np.zeros(len(ids), np.uint64))
     lookup = IdLookup(pa.array(["a", "b", "c"]))
     assert lookup.find_all(["c", "x", "a", "b"]).tolist() == [2, -1, 0, 1]

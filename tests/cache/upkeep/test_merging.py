@@ -28,7 +28,7 @@ SECOND = [f"{video:016x}@4" for video in range(4, 10)]
 
 @pytest.fixture
 def fill(tmp_path: Path, make_features: Callable[..., ClipFeatures], make_clip: Callable[..., object]):  # type: ignore[no-untyped-def]
-    """Write a cache of random features that depend on the clip's name only; `other` clips differ."""
+    """Write a cache of random features that depend on the clip's name only. `other` clips differ."""
 
     def build(name: str, sets: list[FeatureSet], clip_ids: list[str], *, other: tuple[str, ...] = ()) -> Path:
         with WriteSession(tmp_path / name) as session:
