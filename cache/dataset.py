@@ -37,7 +37,7 @@ class FeatureDataset(Dataset[Item]):
         """Choose the arrays, layers and windows that are read.
 
         `sets` names feature sets (or the beginnings of their names) where the cache holds several of a kind.
-        `layers` are layer ids of the thinker, `windows` the number of future windows; None reads all. Raises
+        `layers` are layer ids of the thinker, `windows` the number of future windows. None reads all. Raises
         CacheError for an array that no set has, and where several sets could be meant.
         """
         self.cache = cache if isinstance(cache, FeatureCache) else FeatureCache.open(cache)

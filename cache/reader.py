@@ -19,7 +19,7 @@ from thinkjepa.cache.disk.layout import failures_file
 from thinkjepa.cache.records import SCALE, ArraySpec, CacheError, Failure, FeatureSet, Kind
 from thinkjepa.cache.shards.encoding import restored
 from thinkjepa.cache.shards.format import MappedShard
-from thinkjepa.cache.shards.read import MappedArray, Part, Rows, ZarrArray
+from thinkjepa.cache.shards.read import CompressedArray, MappedArray, Part, Rows
 from thinkjepa.cache.tables.catalog import choose_set, find_set, read_catalog
 from thinkjepa.cache.tables.clips import ClipSelection, ClipTable
 from thinkjepa.cache.tables.index import SetIndex
@@ -52,13 +52,12 @@ class BatchBuffers:
 
 
 class FeatureCache:
-    """A cache opened for reading. Everything is read on first use; a pickle holds no open files."""
+    """A cache opened for reading. Everything is read on first use. A pickle holds no open files."""
 
     def __init__(self, path: Path, feature_sets: Mapping[str, FeatureSet]) -> None:
         self.path = path
         self.feature_sets = dict(feature_sets)
-        self._mapped_arrays: dict[ArrayKey, MappedArray] = {}
-        self._zarr_arrays: dict[ArrayKey, ZarrArray] = {}
+        self._arrays: dict[ArrayKey, MappedArray] = {}
         self._indexes: dict[str, SetIndex] = {}
 
     @classmethod
@@ -68,7 +67,7 @@ class FeatureCache:
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {"path": self.path, "feature_sets": self.feature_sets}
-        return {**kept, "_mapped_arrays": {}, "_zarr_arrays": {}, "_indexes": {}}
+        return {**kept, "_arrays": {}, "_indexes": {}}
 
     @cached_property
     def clips(self) -> ClipTable:
@@ -155,7 +154,7 @@ class FeatureCache:
     def dask(self, set_name: str, array: str) -> Any:
         """An array as a `dask.array`, `(clip, *array shape)`, clips in the order of the set's index.
 
-        A chunk is a clip; bfloat16 comes as float32; ragged arrays come at full capacity.
+        A chunk is a clip. Values of bfloat16 come as float32. Ragged arrays come at full capacity.
         """
         return _as_dask(LazyArray(self, self._set(set_name), array))
 
@@ -180,7 +179,7 @@ class FeatureCache:
         """The mapped shard of a clip's array, and the clip's position in it. Raises CacheError."""
         row = int(self._rows(set_name, [clip_id])[0])
         number, slot = divmod(row, self._set(set_name).rows_per_shard)
-        return self._mapped(set_name, self._spec(set_name, array)).shard(number), slot
+        return self._array(set_name, self._spec(set_name, array)).shard(number), slot
 
     def _rows(self, set_name: str, clip_ids: Sequence[str]) -> Rows:
         rows = self.index(set_name).locate_all(clip_ids)
@@ -209,7 +208,7 @@ class FeatureCache:
         out: torch.Tensor,
     ) -> None:
         """Read values as they are stored, or restore them from float8 and scales."""
-        source = self._zarr(set_name, spec) if spec.codec != "none" else self._mapped(set_name, spec)
+        source = self._array(set_name, spec)
         if spec.encoding == "plain":
             source.gather(clip_ids, rows, part, out)
             return
@@ -222,17 +221,12 @@ class FeatureCache:
             self._gather(set_name, scales, one, row, part, scale)
             out[position] = restored(codes[0], scale[0], spec.torch_dtype)
 
-    def _zarr(self, set_name: str, spec: ArraySpec) -> ZarrArray:
+    def _array(self, set_name: str, spec: ArraySpec) -> MappedArray:
         key = (set_name, spec.name)
-        if key not in self._zarr_arrays:
-            self._zarr_arrays[key] = ZarrArray(self.path, self._set(set_name), spec)
-        return self._zarr_arrays[key]
-
-    def _mapped(self, set_name: str, spec: ArraySpec) -> MappedArray:
-        key = (set_name, spec.name)
-        if key not in self._mapped_arrays:
-            self._mapped_arrays[key] = MappedArray(self.path, self._set(set_name), spec)
-        return self._mapped_arrays[key]
+        if key not in self._arrays:
+            kind = MappedArray if spec.codec == "none" else CompressedArray
+            self._arrays[key] = kind(self.path, self._set(set_name), spec)
+        return self._arrays[key]
 
     def _spec(self, set_name: str, array: str) -> ArraySpec:
         arrays = self._set(set_name).arrays
@@ -263,7 +257,7 @@ class LazyArray:
         self.dtype: np.dtype[Any] = _as_numpy(torch.empty(0, dtype=spec.torch_dtype)).dtype
 
     def __getitem__(self, key: tuple[slice, ...]) -> npt.NDArray[Any]:
-        """The part chosen by slices; clips are read whole. Raises CacheError for damaged bytes."""
+        """The part chosen by slices. Clips are read whole. Raises CacheError for damaged bytes."""
         values = _as_numpy(self._cache.read(self._set_name, self._array, self._clip_ids[key[0]]))
         return values[(slice(None), *key[1:])]
 

@@ -13,9 +13,9 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class ThinkJepaError(Exception):
     """Something the user can act on. The message states the fault, its location and the remedy.
 
-    Command lines print it as one line and exit with status 2; anything else is a defect and keeps its
+    Command lines print it as one line and exit with status 2. Anything else is a defect and keeps its
     traceback.
     """
 
@@ -59,7 +59,7 @@ SET_NAME = re.compile(r"(thinker|encoder)-[0-9a-f]{12}")
 ARRAY_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 Codec = Literal["none", "zstd", "blosc"]
-"""Compression of inner chunks; `none` can be mapped into memory: float16 features shrink by 8 %."""
+"""Compression of inner chunks. `none` can be mapped into memory: float16 features shrink by 8 %."""
 
 Encoding = Literal["plain", "fp8"]
 """`fp8`: float8 e4m3 with a scale per token, which halves the disk and adds an error."""
@@ -80,7 +80,7 @@ STREAMS = ("prompt", "generated")
 """Order of the `stream` axis of `pooled`."""
 
 TOKEN_KINDS = ("text", "visual", "generated", "reasoning")
-"""Values 1..4 of `token_kind`; 0 marks the unused rest of the token axis."""
+"""Values 1..4 of `token_kind`, where 0 marks the unused rest of the token axis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +142,12 @@ class ArraySpec:
         plain = {"codec": "none", "encoding": "plain"}
         return {name: value for name, value in asdict(self).items() if plain.get(name) != value}
 
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> ArraySpec:
+        """The array of a record. Raises ValueError, KeyError or TypeError for an invalid one."""
+        known = {field.name: record[field.name] for field in fields(cls) if field.name in record}
+        return cls(**known | {name: tuple(record[name]) for name in ("dims", "shape", "chunks")})
+
 
 @dataclass(frozen=True, slots=True)
 class FeatureSet:
@@ -169,7 +175,7 @@ class FeatureSet:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Thinker layers in the order of the `layer` axis; empty for an encoder."""
+        """Thinker layers in the order of the `layer` axis, empty for an encoder."""
         return tuple(self.origin.get("layers", ()))
 
     @property
@@ -180,30 +186,14 @@ class FeatureSet:
         return {name: spec for name, spec in self.arrays.items() if name not in added}
 
     def to_json(self) -> dict[str, Any]:
-        record = {"name": self.name, "kind": self.kind, "fingerprint": self.fingerprint}
-        arrays = {name: spec.to_json() for name, spec in self.arrays.items()}
-        return {
-            **record,
-            "origin": dict(self.origin),
-            "source": dict(self.source),
-            "arrays": arrays,
-            "rows_per_shard": self.rows_per_shard,
-        }
+        """The record of the set in cache.json."""
+        record = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**record, "arrays": {name: spec.to_json() for name, spec in self.arrays.items()}}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> FeatureSet:
-        arrays = {
-            name: ArraySpec(
-                name=spec["name"],
-                dims=tuple(spec["dims"]),
-                shape=tuple(spec["shape"]),
-                chunks=tuple(spec["chunks"]),
-                dtype=spec["dtype"],
-                codec=spec.get("codec", "none"),
-                encoding=spec.get("encoding", "plain"),
-            )
-            for name, spec in record["arrays"].items()
-        }
+        """The set of a record. Raises ValueError, KeyError or TypeError for an invalid one."""
+        arrays = {name: ArraySpec.from_json(spec) for name, spec in record["arrays"].items()}
         return cls(**{**record, "arrays": arrays})
 
 
@@ -213,7 +203,7 @@ class ClipRow:
 
     `clip_id` is `<first 16 hex digits of the video's sha256>@<split_frame>`: the same content is the same
     clip wherever the file is. Indices count decoded frames from 0, times are presentation times in
-    seconds; every thinker and observed index is < `split_frame`, every future index is >= it.
+    seconds. Every thinker and observed index is < `split_frame`, every future index is >= it.
     """
 
     clip_id: str
@@ -259,7 +249,7 @@ FailureStage = Literal["open", "plan", "decode", "thinker", "encoder", "worker",
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Reason why a video, or one clip of it, has no features; at stage `labels`, no hand labels.
+    """Reason why a video, or one clip of it, has no features, or at stage `labels` no hand labels.
 
     `clip_id` is empty where no clip could be planned, and for labels.
     """
@@ -286,6 +276,11 @@ class IndexRow:
     checksum: str = ""
     stage: str = ""
     reason: str = ""
+
+    @property
+    def failure(self) -> Failure:
+        """The failure that the row records."""
+        return Failure("", cast(FailureStage, self.stage), self.reason, clip_id=self.clip_id)
 
 
 SHOWN_HEX = 12

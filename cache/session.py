@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
 from thinkjepa.cache.disk.checksums import adopt, sweep, tidy
 from thinkjepa.cache.disk.files import explained_os_errors, refuse_links_out, replace_file
@@ -26,13 +26,12 @@ from thinkjepa.cache.records import (
     ClipFeatures,
     ClipRow,
     Failure,
-    FailureStage,
     FeatureSet,
     IndexRow,
 )
 from thinkjepa.cache.shards.assignment import assign, assigned, forget, next_shard, unfinished_shards
 from thinkjepa.cache.shards.format import create_arrays
-from thinkjepa.cache.shards.write import PATIENCE_S, OpenShard
+from thinkjepa.cache.shards.write import PATIENCE_S, OpenShard, journal_rows
 from thinkjepa.cache.tables.catalog import (
     read_catalog,
     read_last_extraction,
@@ -124,7 +123,7 @@ OURS = (".lock", ".holder.json")
 
 
 class WriteSession:
-    """The lock on writing a cache, a context manager; the cache is created in a new or empty folder.
+    """The lock on writing a cache, a context manager. The cache is created in a new or empty folder.
 
     The process that has it assigns clips to shards. Other processes can write these shards, each with
     `OpenShard` and the session's `token`. Raises CacheError where the folder is no cache, of another schema,
@@ -184,7 +183,7 @@ class WriteSession:
 
     @property
     def last_extraction(self) -> Mapping[str, Any]:
-        """The record of the last extraction; empty where there is none."""
+        """The record of the last extraction, empty where there is none."""
         return read_last_extraction(self.root)
 
     def remember(self, record: Mapping[str, Any]) -> None:
@@ -223,7 +222,7 @@ class WriteSession:
         return plan
 
     def assign(self, feature_set: FeatureSet, groups: Sequence[Sequence[str]]) -> list[int]:
-        """Give each group of clips, at most `rows_per_shard` of them, a new shard; returns their numbers."""
+        """Give each group of clips, at most `rows_per_shard` of them, a new shard. Returns their numbers."""
         return assign(self.root, feature_set, groups)
 
     def pending(self, feature_set: FeatureSet, shard: int, clip_ids: Iterable[str]) -> set[str]:
@@ -231,8 +230,8 @@ class WriteSession:
         sealed = index_file(self.root, feature_set.name, shard)  # joined with others when all is written
         if sealed.exists():
             return set()
-        lines = read_lines(journal_file(self.root, feature_set.name, shard))[1:]
-        return set(clip_ids) - {str(row["clip_id"]) for line in lines for row in line["rows"]}
+        journal = read_lines(journal_file(self.root, feature_set.name, shard))
+        return set(clip_ids) - {row.clip_id for row in journal_rows(journal)}
 
     def done_clip_ids(self, feature_set: FeatureSet) -> set[str]:
         """Clips with features in the set that readers can see."""
@@ -245,11 +244,9 @@ class WriteSession:
         """
         name, done = feature_set.name, self.done_clip_ids(feature_set)
         journals = [journal_file(self.root, name, number) for number in unfinished_shards(self.root, name)]
-        rows = [row for path in journals for line in read_lines(path)[1:] for row in line["rows"]]
+        rows = [row for path in journals for row in journal_rows(read_lines(path))]
         return {
-            row["clip_id"]: Failure("", row["stage"], row["reason"], clip_id=row["clip_id"])
-            for row in rows
-            if row["status"] == "failed" and row["clip_id"] not in done
+            row.clip_id: row.failure for row in rows if row.status == "failed" and row.clip_id not in done
         }
 
     def retry_unfinished_failures(self, feature_set: FeatureSet) -> None:
@@ -265,11 +262,7 @@ class WriteSession:
     def failed_clips(self, feature_set: FeatureSet) -> dict[str, Failure]:
         """Failed clips, by id, in complete shards, without those that verify has dropped."""
         rows = SetIndex(self.root, feature_set.name).failed.values()
-        return {
-            row.clip_id: Failure("", cast(FailureStage, row.stage), row.reason, clip_id=row.clip_id)
-            for row in rows
-            if row.stage != DROPPED
-        }
+        return {row.clip_id: row.failure for row in rows if row.stage != DROPPED}
 
     def ask_writers_to_stop(self) -> None:
         """Ask the writers of assigned shards to end after their current batch."""
@@ -289,7 +282,7 @@ class WriteSession:
         forget(self.root, feature_set.name)
 
     def record_failures(self, failures: Iterable[Failure], *, videos: Iterable[str]) -> None:
-        """Replace the recorded failures of `videos`; those of other videos stay."""
+        """Replace the recorded failures of `videos`. Those of other videos stay."""
         path, again = failures_file(self.root), set(videos)
         earlier = read_table(path, Failure, FAILURES_SCHEMA) if path.exists() else []
         kept = [failure for failure in earlier if failure.video not in again]
@@ -301,7 +294,7 @@ class WriteSession:
 
 
 def _without_failures(line: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of a journal without its failed rows; the first line has no rows."""
+    """A line of a journal without its failed rows. The first line has no rows."""
     if "rows" not in line:
         return dict(line)
     return {**line, "rows": [row for row in line["rows"] if row["status"] != "failed"]}

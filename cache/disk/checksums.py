@@ -170,7 +170,7 @@ def tidy(root: Path) -> None:
 
 
 def _settled(root: Path, ledger: Ledger, file: str) -> list[Entry]:
-    """The one line that describes a file; all of them where the file has none of these contents."""
+    """The one line that describes a file, or all of them where the file has none of these contents."""
     entries = ledger.entries[file]
     if ledger.fault(root, file):
         return entries
@@ -183,7 +183,7 @@ def small_files(root: Path) -> list[str]:
 
 
 def ledger_faults(root: Path) -> Iterator[tuple[str, str]]:
-    """Small files that are not as they were written, and the fault of each; the ledger may be one."""
+    """Small files that are not as they were written, and the fault of each. The ledger may be one."""
     for reason in read_ledger(root).damage:
         yield NAME, reason
     for file in list(read_ledger(root).entries):
@@ -197,7 +197,7 @@ def ledger_faults(root: Path) -> Iterator[tuple[str, str]]:
 
 
 def read_ledger(root: Path) -> Ledger:
-    """The ledger of a cache; empty where there is none."""
+    """The ledger of a cache, empty where there is none."""
     ledger = Ledger()
     try:
         content = (root / NAME).read_bytes()

@@ -74,7 +74,7 @@ def remove_file(path: Path) -> None:
 
 
 DEEPEST = 3
-"""Folders from a cache to `features.zarr/<set>/<array>`; links to shards are checked when opened."""
+"""Folders from a cache to `features.zarr/<set>/<array>`. Links to shards are checked when opened."""
 
 
 def refuse_links_out(root: Path) -> None:
@@ -126,7 +126,7 @@ SYNC_BYTES = 24 << 20
 """Unsynced bytes that start a sync: large enough for sequential writes, small against a batch."""
 
 BUFFERS_AT_ONCE = 512
-"""Parts of one gathering write; Linux takes 1,024."""
+"""Parts of one gathering write. Linux takes 1,024."""
 
 Buffers = Sequence[memoryview | bytes]
 
@@ -172,7 +172,7 @@ class BackgroundSync:
             self._settle(file)
 
     def close(self) -> None:
-        """Wait for all work; the files may be closed then."""
+        """Wait for all work. The files may be closed then."""
         self._writer.shutdown(wait=True)
         self._syncs.shutdown(wait=True)
 
@@ -204,7 +204,7 @@ class BackgroundSync:
 
 
 def write_all(descriptor: int, buffers: Buffers) -> None:
-    """Write all buffers one after the other; the kernel may take less than it is given."""
+    """Write all buffers one after the other. The kernel may take less than it is given."""
     waiting = [memoryview(buffer).cast("B") for buffer in buffers]
     while waiting:
         written = os.writev(descriptor, waiting)

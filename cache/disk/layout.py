@@ -30,12 +30,12 @@ def extraction_file(root: Path) -> Path:
 
 
 def clips_dir(root: Path) -> Path:
-    """Numbered parquet files of clips; of two rows with the same key the later file's counts."""
+    """Numbered parquet files of clips. Of two rows with the same key the later file's counts."""
     return root / "clips"
 
 
 def labels_dir(root: Path) -> Path:
-    """Numbered Arrow files of hand labels; of two rows of a video the later file's counts."""
+    """Numbered Arrow files of hand labels. Of two rows of a video the later file's counts."""
     return root / "labels"
 
 
@@ -65,7 +65,7 @@ def journal_dir(root: Path, set_name: str) -> Path:
 
 
 def journal_file(root: Path, set_name: str, shard: int) -> Path:
-    """Batches committed to one open shard; gone when the shard is sealed."""
+    """Batches committed to one open shard, removed when the shard is sealed."""
     return journal_dir(root, set_name) / f"{shard:06d}.jsonl"
 
 

@@ -1,7 +1,7 @@
 """Files of checked JSON lines that survive a kill at any moment: journals, assignments and the ledger.
 
 A line is `<crc32c of the rest, 8 hex digits> <JSON>`, where the rest is what follows the space, without the
-newline. Lines are only appended. A last line without its newline is torn: whoever wrote it was killed, and it
+newline. Lines are only appended. A last line without its newline is torn: its writer was killed, and it
 was never committed.
 """
 
@@ -27,7 +27,7 @@ NEWLINE = b"\n"
 
 
 class LineFile:
-    """A file of checked lines that one process has open; others wait. A context manager.
+    """A file of checked lines that one process has open. Others wait. A context manager.
 
     The lock is the operating system's (`flock`), so a process that was killed holds nothing.
     """
@@ -53,7 +53,7 @@ class LineFile:
         return records
 
     def append(self, records: Iterable[Mapping[str, Any]], *, durable: bool = True) -> None:
-        """Append records, in place of a torn line; `durable` syncs them to the disk."""
+        """Append records, in place of a torn line. `durable` syncs them to the disk."""
         with explained_os_errors("write", self.path):
             self._cut_torn_line()
             write_all(self._file.fileno(), [encoded(records)])
@@ -86,7 +86,7 @@ def encoded(records: Iterable[Mapping[str, Any]]) -> bytes:
 
 
 def read_lines(path: Path) -> list[Record]:
-    """The records before the first damaged line; none where there is no file."""
+    """The records before the first damaged line, none where there is no file."""
     if not path.exists():
         return []
     with explained_os_errors("read", path):
@@ -117,7 +117,7 @@ def _committed(content: bytes) -> tuple[list[Record], int]:
 
 
 def _scan(content: bytes) -> Iterator[tuple[Record | None, int]]:
-    """Each line's record, None where it is damaged, and where it ends; a torn last line is left out."""
+    """Each line's record, None where it is damaged, and where it ends. A torn last line is left out."""
     end = 0
     *lines, rest = content.split(NEWLINE)
     for line in lines:

@@ -34,7 +34,7 @@ WAIT = "wait for it to end"
 
 
 class WriteLock:
-    """The right to write a folder, created where missing, or one `file` in it; a context manager.
+    """The right to write a folder, created where missing, or one `file` in it. A context manager.
 
     Raises CacheError, which ends in `remedy`, where another process has it. With `on_wait` it passes a note
     that names the other process, and waits for it instead. `token` is new each time.
@@ -94,9 +94,9 @@ def writers_should_stop(root: Path, token: str) -> bool:
 
 
 def check_holder(root: Path, token: str) -> None:
-    """Raise CacheError where the session with this token lost the lock; an empty token is not checked.
+    """Raise CacheError where the session with this token lost the lock. An empty token is not checked.
 
-    A writer on another machine may outlive its session; it must not write into a shard that a later session
+    A writer on another machine may outlive its session. It must not write into a shard that a later session
     has given to another writer.
     """
     if token and _read(holder_file(root)).get("token") != token:
@@ -117,7 +117,7 @@ def _described(record: dict[str, str]) -> str:
 
 
 def _sign_in(path: Path) -> str:
-    """Record this process next to the lock that it has; returns the new token of its writers."""
+    """Record this process next to the lock that it has. Returns the new token of its writers."""
     token = secrets.token_hex(16)
     record = {
         "token": token,

@@ -18,7 +18,7 @@ from thinkjepa.cache.tables.parquet import next_number, numbered_files
 
 
 def assign(root: Path, feature_set: FeatureSet, groups: Sequence[Sequence[str]]) -> list[int]:
-    """Give each group of clips, in order, a new shard; returns their numbers.
+    """Give each group of clips, in order, a new shard. Returns their numbers.
 
     The arrays grow at once, so that writers need not change their metadata.
     """

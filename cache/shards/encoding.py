@@ -57,7 +57,7 @@ def restored(codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> to
 
 
 def token_errors(exact: torch.Tensor, approximate: torch.Tensor) -> torch.Tensor:
-    """Relative L2 error of every token (float32, without the last axis); 0 for a token of zeros."""
+    """Relative L2 error of every token (float32, without the last axis), 0 for a token of zeros."""
     difference = (exact.double() - approximate.double()).norm(dim=-1)
     size = exact.double().norm(dim=-1)
     return torch.where(size > 0, difference / size.clamp_min(1e-300), difference).float()

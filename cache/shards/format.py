@@ -1,4 +1,4 @@
-"""The file of one zarr v3 shard, streamed by the writer and mapped by the reader; zarr metadata of arrays.
+"""The file of one zarr v3 shard, streamed by the writer and mapped by the reader, and arrays' zarr metadata.
 
 Format (zarr v3 specification, `sharding_indexed` codec, index at the end): encoded inner chunks in any
 order, then the index, a little-endian uint64 pair (offset, bytes) per inner chunk in C order of the
@@ -56,7 +56,7 @@ def is_intact(encoded: Bytes) -> bool:
 
 
 class ShardWriter:
-    """Appends inner chunks to `<shard>.partial`; sealing adds the index and gives the file its name."""
+    """Appends inner chunks to `<shard>.partial`. Sealing adds the index and gives the file its name."""
 
     def __init__(self, path: Path, *, num_chunks: int, sync: BackgroundSync, size: int = 0) -> None:
         """Continue the partial file at `size` bytes (0: begin). Raises CacheError if it is shorter."""
@@ -81,7 +81,7 @@ class ShardWriter:
     def append_all(self, numbers: Sequence[int], raws: Sequence[Bytes]) -> list[ChunkEntry]:
         """Append inner chunks (their numbers and raw bytes, which must stay as they are until the flush).
 
-        They are written in the background, in few system calls; `end_flush` raises the errors.
+        They are written in the background, in few system calls. `end_flush` raises the errors.
         """
         buffers: list[memoryview | bytes] = []
         entries: list[ChunkEntry] = []
@@ -99,7 +99,7 @@ class ShardWriter:
             self._index[number] = (offset, length)
 
     def begin_flush(self) -> None:
-        """Start to make everything appended durable; several shards may do so at once."""
+        """Start to make everything appended durable. Several shards may do so at once."""
         with explained_os_errors("write", self.partial):
             self._sync.start(self._file.fileno())
 
@@ -124,7 +124,7 @@ class ShardWriter:
             fsync_folder(self.path.parent)
 
     def close(self) -> None:
-        """Leave the partial file for a later run; what was not flushed was never committed."""
+        """Leave the partial file for a later run. What was not flushed was never committed."""
         if self._file.closed:
             return
         with contextlib.suppress(OSError):
@@ -165,7 +165,7 @@ class MappedShard:
         self._checked = np.zeros(num_chunks, dtype=bool)
 
     def chunk(self, number: int) -> Bytes | None:
-        """The raw bytes of an inner chunk, a view into the map; None where it was never written."""
+        """The raw bytes of an inner chunk, a view into the map, or None where it was never written."""
         offset, length = self._index[number]
         if offset == MISSING and length == MISSING:
             return None
@@ -199,7 +199,7 @@ ZARR_DTYPES: Mapping[torch.dtype, str] = {
 
 
 def create_arrays(root: Path, feature_set: FeatureSet) -> None:
-    """Write the zarr metadata of a feature set; what exists is kept."""
+    """Write the zarr metadata of a feature set. What exists is kept."""
     with explained_os_errors("write", store_dir(root)):
         group = zarr.open_group(store_dir(root), mode="a", zarr_format=3)
         group = group.require_group(feature_set.name)

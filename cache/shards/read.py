@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -33,14 +32,14 @@ Slices = tuple[slice, ...]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The part of each clip that is read: indices on the layer axis, first tokens and windows; None: all."""
+    """The part of each clip that is read: indices on the layer axis, first tokens and windows (None: all)."""
 
     layers: tuple[int, ...] | None = None
     tokens: int | None = None
     windows: int | None = None
 
     def indices(self, spec: ArraySpec) -> tuple[Sequence[int], ...]:
-        """Indices on every axis of a clip, in order; those that start at 0 without a gap as a range."""
+        """Indices on every axis of a clip, in order, as a range where they start at 0 without a gap."""
         chosen: Mapping[str, Sequence[int] | None] = {
             "layer": self.layers,
             "token": None if self.tokens is None else range(self.tokens),
@@ -64,34 +63,11 @@ class Move:
     target: Slices
 
 
-class ShardedArray(ABC):
-    """One array of a feature set, clips gathered from its shards: the base of both ways of reading."""
+class MappedArray:
+    """The shards of one array, mapped when a clip of them is first read."""
 
     def __init__(self, root: Path, feature_set: FeatureSet, spec: ArraySpec) -> None:
         self._root, self._set, self.spec = root, feature_set, spec
-
-    @abstractmethod
-    def gather(self, clip_ids: Sequence[str], rows: Rows, part: Part, out: torch.Tensor) -> None:
-        """Copy `part` of the clips in `rows` to `out`, `(clip, *part.shape(spec))` in the stored dtype.
-
-        What was never written is zero. Raises CacheError with the name of a clip whose bytes do not match
-        their crc32c.
-        """
-
-    def _shard_path(self, number: int) -> Path:
-        """Raises CacheError where the shard is missing, or outside the cache."""
-        path = shard_file(self._root, self._set.name, self.spec, number)
-        require_inside(self._root, path)
-        if not path.is_file():
-            raise CacheError(f"shard {str(path)!r} is missing: restore it, or extract into a new cache")
-        return path
-
-
-class MappedArray(ShardedArray):
-    """An array without compression: its shards are mapped when a clip of them is first read."""
-
-    def __init__(self, root: Path, feature_set: FeatureSet, spec: ArraySpec) -> None:
-        super().__init__(root, feature_set, spec)
         self._chunks_per_clip = math.prod(spec.chunk_grid)
         self._chunk_bytes_shape = (*spec.chunks[:-1], spec.chunks[-1] * spec.stored_dtype.itemsize)
         self._shards: dict[int, MappedShard] = {}
@@ -100,12 +76,16 @@ class MappedArray(ShardedArray):
         """Raises CacheError where the shard is missing or damaged."""
         if number not in self._shards:
             num_chunks = self._set.rows_per_shard * self._chunks_per_clip
-            path = self._shard_path(number)
+            path = self._path(number)
             self._shards[number] = MappedShard(path, num_chunks=num_chunks, chunk_bytes=self.spec.chunk_bytes)
         return self._shards[number]
 
     def gather(self, clip_ids: Sequence[str], rows: Rows, part: Part, out: torch.Tensor) -> None:
-        """Copy bytes from the map, a chunk at a time."""
+        """Copy `part` of the clips in `rows` to `out`, `(clip, *part.shape(spec))` in the stored dtype.
+
+        What was never written is zero. Raises CacheError with the name of a clip whose bytes do not match
+        their crc32c.
+        """
         raw: Bytes = out.view(torch.uint8).numpy()
         numbers, slots = np.divmod(rows, self._set.rows_per_shard)
         moves = planned_moves(self.spec, part)
@@ -121,6 +101,14 @@ class MappedArray(ShardedArray):
                 raise CacheError(
                     f"clip {clip_ids[position]!r}, array {self.spec.name}: {error}; restore the shard"
                 ) from error
+
+    def _path(self, number: int) -> Path:
+        """Raises CacheError where the shard is missing, or outside the cache."""
+        path = shard_file(self._root, self._set.name, self.spec, number)
+        require_inside(self._root, path)
+        if not path.is_file():
+            raise CacheError(f"shard {str(path)!r} is missing: restore it, or extract into a new cache")
+        return path
 
     def _move_all(self, shard: MappedShard, slot: int, moves: Sequence[Move], target: Bytes) -> None:
         first = slot * self._chunks_per_clip
@@ -181,8 +169,8 @@ def _in_bytes(slices: Sequence[slice], spec: ArraySpec) -> Slices:
     return (*slices[:-1], slice(last.start * size, last.stop * size))
 
 
-class ZarrArray(ShardedArray):
-    """A compressed array, read by zarr-python."""
+class CompressedArray(MappedArray):
+    """A compressed array, whose clips zarr-python reads."""
 
     def __init__(self, root: Path, feature_set: FeatureSet, spec: ArraySpec) -> None:
         super().__init__(root, feature_set, spec)
@@ -195,7 +183,7 @@ class ZarrArray(ShardedArray):
         for clip_id, row, values in zip(clip_ids, rows.tolist(), target, strict=True):
             try:
                 if (number := row // self._set.rows_per_shard) not in self._found:
-                    self._shard_path(number)
+                    self._path(number)
                     self._found.add(number)
                 values[...] = self._read(row, part)
             except CacheError as error:

@@ -2,7 +2,7 @@
 
 Commit order: payload, then journal line (a killed run continues after it), then the sealed array files, and
 last the index file that makes the clips visible. A sealed shard never changes. Different processes may write
-different shards of a set at once; the lock on the journal keeps two from writing the same one.
+different shards of a set at once. The lock on the journal keeps two from writing the same one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from thinkjepa.cache.tables.index import SetIndex
 from thinkjepa.cache.tables.parquet import INDEX_SCHEMA, write_table
 
 NOT_FINITE_BITS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7F800000}
-"""Exponent bits that are all ones in inf and NaN; testing them needs no float conversion."""
+"""Exponent bits that are all ones in inf and NaN. Testing them needs no float conversion."""
 
 FINITE_BLOCK = 1 << 18
 """Values tested at a time: 512 KB of float16 stay in the cache between the two passes."""
@@ -120,7 +120,7 @@ class OpenShard:
     """
 
     def __init__(self, root: Path, feature_set: FeatureSet, number: int, *, token: str = "") -> None:
-        """Open the shard for the session with `token`; an empty one: this process has the cache locked.
+        """Open the shard for the session with `token`, empty where this process has the cache locked.
 
         Raises CacheError where another process writes the shard, or the session has ended.
         """
@@ -198,7 +198,7 @@ class OpenShard:
         self._journal.close()
 
     def close(self) -> None:
-        """Close the files; committed batches stay for the next process."""
+        """Close the files. Committed batches stay for the next process."""
         for writer in self._writers.values():
             writer.close()
         self._sync.close()
@@ -266,7 +266,7 @@ class OpenShard:
         if lines[0] != first:
             raise CacheError(f"{str(self._journal.path)!r} is the journal of another shard: put back its own")
         self._reopen(lines[1:])
-        return [_index_row(row) for line in lines[1:] for row in line["rows"]]
+        return journal_rows(lines)
 
     def _reopen(self, batches: Sequence[Mapping[str, Any]]) -> None:
         """Open writers after the last committed chunk.
@@ -311,5 +311,7 @@ def _failure_of(row: IndexRow) -> tuple[str, str, str]:
     return row.clip_id, row.stage, row.reason
 
 
-def _index_row(record: Mapping[str, Any]) -> IndexRow:
-    return IndexRow(**{**record, "token_ids": tuple(record["token_ids"])})
+def journal_rows(lines: Sequence[Mapping[str, Any]]) -> list[IndexRow]:
+    """The index rows in the lines of a journal, after its first line, which names the shard."""
+    records = [record for line in lines[1:] for record in line["rows"]]
+    return [IndexRow(**{**record, "token_ids": tuple(record["token_ids"])}) for record in records]

@@ -179,7 +179,7 @@ def _listed(feature_sets: Iterable[FeatureSet]) -> str:
 
 
 def read_last_extraction(root: Path) -> Mapping[str, Any]:
-    """The record as written; empty where the cache has none, as after a merge or from an older version.
+    """The record as written, empty where the cache has none, as after a merge or from an older version.
 
     Raises CacheError where the file is damaged.
     """

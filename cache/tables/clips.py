@@ -22,7 +22,7 @@ KEY = ("clip_id", "thinker_sampling", "dense_sampling")
 
 
 class ClipTable:
-    """All planned clips, with or without features; of rows with the same key the newest counts."""
+    """All planned clips, with or without features. Of rows with the same key the newest counts."""
 
     def __init__(self, root: Path) -> None:
         self._rows = ParquetRows(clips_dir(root), columns=KEY, schema=CLIPS_SCHEMA)
@@ -88,7 +88,7 @@ class ClipSelection(Sequence[ClipRow]):
         return self.where(pc.is_in(self.clip_ids, value_set=named).to_numpy(zero_copy_only=False))
 
     def values(self, column: str) -> list[Any]:
-        """One column for all clips; equal texts are one object."""
+        """One column for all clips. Equal texts are one object."""
         chosen = self._rows.read_column(column).take(pa.array(self.positions))
         if pa.types.is_string(chosen.type):
             encoded = chosen.dictionary_encode()

@@ -1,8 +1,8 @@
-"""Hand labels of videos: where each joint is at every frame, for any clip that is cut from them.
+"""Hand labels of videos: the position of each joint at every frame.
 
-`CACHE/labels/000000.arrow ...` are Arrow IPC files with a row per video, uncompressed, so that a clip's
-frames are read from the mapped file (829 hours of 68 joints are 73 GB). Of two rows of a video the later
-one holds.
+`CACHE/labels/000000.arrow ...` are Arrow IPC files with a row per video. They are not compressed, so that a
+clip's frames are read from the mapped file (829 hours of 68 joints are 73 GB). Of two rows of a video the
+later one counts.
 """
 
 from __future__ import annotations
@@ -22,16 +22,19 @@ from thinkjepa.cache.disk.checksums import replace_listed
 from thinkjepa.cache.disk.files import checksum, explained_os_errors
 from thinkjepa.cache.disk.layout import labels_dir
 from thinkjepa.cache.records import CacheError
+from thinkjepa.cache.tables.parquet import next_number, numbered_files
 
 ReferenceFrame = Literal["world", "camera"]
-"""Of positions: an arbitrary frame that stays put during the video, or that of a camera which stays put."""
+"""Reference frame of positions: a fixed one during the video, or that of a camera which does not move."""
 
 Floats = npt.NDArray[np.float32]
 
 Poses = npt.NDArray[np.float64]
 
 FILE_BYTES = 64 * 2**20
-"""Of labels in one file: bounds the memory that writing takes."""
+"""Size of the labels in one file: bounds the memory that writing takes."""
+
+SUFFIX = ".arrow"
 
 TEXTS = ("video_digest", "video", "source", "label_digest", "reference_frame", "description")
 
@@ -58,13 +61,13 @@ class VideoLabels:
     video_digest: str
     video: str
     source: str
-    """Which reader made it, such as `egodex`."""
+    """Name of the reader, such as `egodex`."""
     label_digest: str
     """sha256 of the label file: another file content is read again."""
     reference_frame: ReferenceFrame
     joint_names: tuple[str, ...]
     positions_m: Floats
-    """`(frame, joint, 3)`, metres, always finite: 0 where the confidence is 0 because nothing is known."""
+    """`(frame, joint, 3)`, meters, always finite: 0 where the confidence is 0 because nothing is known."""
     confidences: Floats
     """`(frame, joint)`, 0 to 1."""
     camera_poses: Poses | None = None
@@ -94,28 +97,25 @@ class VideoLabels:
 
 
 def write_labels(root: Path, labels: Iterable[VideoLabels]) -> int:
-    """Append labels to a cache that this process holds for writing. Returns how many videos were written."""
-    count, number = 0, _next_number(labels_dir(root))
+    """Append labels to a cache that this process has locked. Returns the number of videos written."""
+    count, number = 0, next_number(labels_dir(root), SUFFIX)
     for group in _groups(labels):
-        replace_listed(labels_dir(root) / f"{number:06d}.arrow", _file_bytes(group))
+        rows = (pa.RecordBatch.from_pylist([_row(item)], schema=LABELS_SCHEMA) for item in group)
+        replace_listed(labels_dir(root) / f"{number:06d}{SUFFIX}", _file_bytes(rows))
         count, number = count + len(group), number + 1
     return count
 
 
 def drop_labels(root: Path, video_digests: Collection[str]) -> None:
-    """Remove the labels of videos from a cache that this process holds for writing."""
+    """Remove the labels of videos from a cache that this process has locked."""
     gone = pa.array(sorted(video_digests), pa.string())
-    for path in _files(labels_dir(root)):
+    for path in _paths(labels_dir(root)):
         batches = list(_batches(path))
         kept = [
             item for item in batches if not pc.any(pc.is_in(item["video_digest"], value_set=gone)).as_py()
         ]
         if len(kept) < len(batches):
-            sink = pa.BufferOutputStream()
-            with pa.ipc.new_file(sink, LABELS_SCHEMA) as writer:
-                for batch in kept:
-                    writer.write_batch(batch)
-            replace_listed(path, memoryview(sink.getvalue()))
+            replace_listed(path, _file_bytes(kept))
 
 
 class LabelTable:
@@ -129,20 +129,20 @@ class LabelTable:
         self._checked: set[str] = set()
 
     @cached_property
-    def _places(self) -> dict[str, tuple[pa.RecordBatch, int]]:
-        """Where each video's newest row is."""
-        places: dict[str, tuple[pa.RecordBatch, int]] = {}
-        for path in _files(self._folder):
+    def _rows(self) -> dict[str, tuple[pa.RecordBatch, int]]:
+        """The newest row of each video: a batch, and a position in it."""
+        rows: dict[str, tuple[pa.RecordBatch, int]] = {}
+        for path in _paths(self._folder):
             for batch in _batches(path):
                 digests = batch["video_digest"].to_pylist()
-                places |= {digest: (batch, row) for row, digest in enumerate(digests)}
-        return places
+                rows |= {digest: (batch, row) for row, digest in enumerate(digests)}
+        return rows
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._rows)
 
     def __iter__(self) -> Iterator[VideoLabels]:
-        for digest in self._places:
+        for digest in self._rows:
             labels = self.find(digest)
             assert labels is not None
             yield labels
@@ -150,18 +150,18 @@ class LabelTable:
     @property
     def video_digests(self) -> Sequence[str]:
         """The videos that have labels."""
-        return list(self._places)
+        return list(self._rows)
 
     def label_digest(self, video_digest: str) -> str | None:
         """The digest of the file that a video's labels came from, None where there are none."""
-        found = self._places.get(video_digest)
+        found = self._rows.get(video_digest)
         return None if found is None else str(found[0]["label_digest"][found[1]].as_py())
 
     def find(self, video_digest: str) -> VideoLabels | None:
         """The labels of a video, or None. Raises CacheError where they are damaged."""
-        if video_digest not in self._places:
+        if video_digest not in self._rows:
             return None
-        batch, row = self._places[video_digest]
+        batch, row = self._rows[video_digest]
         texts = {name: batch[name][row].as_py() for name in TEXTS}
         joints = tuple(batch["joint_names"][row].as_py())
         frames = batch["num_frames"][row].as_py()
@@ -196,11 +196,11 @@ def _groups(labels: Iterable[VideoLabels]) -> Iterator[list[VideoLabels]]:
         yield group
 
 
-def _file_bytes(group: Sequence[VideoLabels]) -> memoryview:
+def _file_bytes(batches: Iterable[pa.RecordBatch]) -> memoryview:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, LABELS_SCHEMA) as writer:
-        for item in group:
-            writer.write_batch(pa.RecordBatch.from_pylist([_row(item)], schema=LABELS_SCHEMA))
+        for batch in batches:
+            writer.write_batch(batch)
     return memoryview(sink.getvalue())
 
 
@@ -231,13 +231,8 @@ def _known(values: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
     return values
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("[0-9]*.arrow"))
-
-
-def _next_number(folder: Path) -> int:
-    files = _files(folder)
-    return int(files[-1].stem) + 1 if files else 0
+def _paths(folder: Path) -> list[Path]:
+    return [item.path for item in numbered_files(folder, SUFFIX)]
 
 
 def _batches(path: Path) -> Iterator[pa.RecordBatch]:

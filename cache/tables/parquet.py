@@ -61,7 +61,7 @@ FAILURES_SCHEMA = pa.schema(
 
 
 def write_table(path: Path, records: Iterable[ClipRow | IndexRow | Failure], schema: pa.Schema) -> None:
-    """Write records as one parquet file, atomically; the same records give the same bytes."""
+    """Write records as one parquet file, atomically. The same records give the same bytes."""
     write_arrow(path, pa.Table.from_pylist([asdict(record) for record in records], schema=schema))
 
 
@@ -132,9 +132,9 @@ class NumberedFile:
     last: int
 
 
-def numbered_files(folder: Path) -> list[NumberedFile]:
+def numbered_files(folder: Path, suffix: str = ".parquet") -> list[NumberedFile]:
     """The files of a folder in the order of their numbers, without those that are in a joined file."""
-    found = sorted(map(_parse, folder.glob("[0-9]*.parquet")), key=lambda item: (item.first, -item.last))
+    found = sorted(map(_parse, folder.glob(f"[0-9]*{suffix}")), key=lambda item: (item.first, -item.last))
     files: list[NumberedFile] = []
     for item in found:
         if not files or item.first > files[-1].last:
@@ -142,9 +142,9 @@ def numbered_files(folder: Path) -> list[NumberedFile]:
     return files
 
 
-def next_number(folder: Path) -> int:
+def next_number(folder: Path, suffix: str = ".parquet") -> int:
     """The number after the last file's."""
-    files = numbered_files(folder)
+    files = numbered_files(folder, suffix)
     return files[-1].last + 1 if files else 0
 
 
@@ -181,7 +181,7 @@ class ParquetRows:
         self._table: pa.Table = pa.concat_tables([empty, *tables])
 
     def release(self, name: str) -> pa.Array:
-        """A column that was read, as one array; the table drops it."""
+        """A column that was read, as one array. The table drops it."""
         chunked = self._table[name]
         self._table = self._table.drop_columns([name])
         return pa.concat_arrays(chunked.chunks) if chunked.num_chunks > 1 else chunked.chunk(0)
@@ -195,7 +195,7 @@ class ParquetRows:
         )
 
     def take(self, positions: Positions, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-        """Rows in the given order, with all columns or the named ones; each file is read once a run of it."""
+        """Rows in the given order, all columns or the named ones. A run of rows of a file is read at once."""
         owners = np.searchsorted(self._starts, positions, side="right") - 1
         start = 0
         while start < len(positions):

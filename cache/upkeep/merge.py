@@ -5,25 +5,23 @@ A merge that was killed is continued by running it again. The sources are only r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from thinkjepa.cache.disk.layout import cache_json
 from thinkjepa.cache.reader import FeatureCache
-from thinkjepa.cache.records import CacheError, ClipFeatures, ClipRow, Failure, FeatureSet
+from thinkjepa.cache.records import CacheError, ClipFeatures, ClipRow, FeatureSet
 from thinkjepa.cache.session import SetWriter, WriteSession, done_clip_ids
 from thinkjepa.cache.shards.write import features_checksum
 from thinkjepa.cache.tables.labels import VideoLabels
-from thinkjepa.cache.upkeep.verify import stored_features
+from thinkjepa.cache.upkeep.verify import Advance, stored_features
 
 HELD_BYTES = 64 * 10**6
 """Features read before they are committed together: bounds memory, and spares flushes to the disk."""
 
 CLIPS_AT_ONCE = 10_000
 """Clip rows in memory at a time."""
-
-Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +199,7 @@ def _add_failures(session: WriteSession, caches: Sequence[FeatureCache]) -> None
     for name, feature_set in session.feature_sets.items():
         have = set(merged.index(name).clip_ids.to_pylist())
         rows = [
-            Failure("", row.stage, row.reason, clip_id=row.clip_id)  # type: ignore[arg-type]
+            row.failure
             for cache in caches
             if name in cache.feature_sets
             for row in cache.index(name).failed.values()

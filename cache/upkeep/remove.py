@@ -1,4 +1,4 @@
-"""Removing feature sets or clips from a cache; a kill between any two steps leaves it whole.
+"""Removing feature sets or clips from a cache. A kill between any two steps leaves it whole.
 
 References to features go first (catalog, index rows), then clip rows, then payload. Shards are never
 rewritten: a shard's space returns when the last of its clips is gone.
@@ -42,7 +42,7 @@ class Removal:
     video_digests: tuple[str, ...]
     """Videos that keep no clip."""
     num_shards: int
-    """Shards whose files go; the other clips of a shard keep it."""
+    """Shards whose files go. The other clips of a shard keep it."""
     freed_bytes: int
 
 
@@ -105,7 +105,7 @@ def _remove_clips(session: WriteSession, clip_ids: pa.Array) -> None:
 
 
 def _drop_rows(path: Path, clip_ids: pa.Array, schema: pa.Schema) -> None:
-    """Rewrite a table without some clips; even an empty one stays, as the next file is numbered after it."""
+    """Rewrite a table without some clips. Even an empty one stays, as the next file is numbered after it."""
     table = read_arrow(path, schema)
     dropped = pc.is_in(table["clip_id"], value_set=clip_ids)
     if pc.any(dropped).as_py():

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,30 +44,73 @@ from thinkjepa.cache.tables.labels import LabelTable
 from thinkjepa.cache.tables.parquet import CLIPS_SCHEMA, INDEX_SCHEMA, numbered_files, read_table, write_table
 
 
-def unfinished_faults(root: Path, feature_set: FeatureSet) -> Iterator[tuple[str, str]]:
-    """Faults of unfinished shards by clip (empty: a file): damaged lines, chunks not as written."""
-    plan = assigned_file(root, feature_set.name)
-    if plan.exists():
-        yield from (("", f"{str(plan)!r}: {reason}") for reason in checked_lines(plan.read_bytes())[1])
-    for path in sorted(journal_dir(root, feature_set.name).glob("[0-9]*.jsonl")):
-        yield from _journal_faults(path, root, feature_set)
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A fault of a cache. `clip_id` is empty where a file is at fault, not a clip."""
+
+    feature_set: str
+    clip_id: str
+    reason: str
 
 
-def _journal_faults(path: Path, root: Path, feature_set: FeatureSet) -> Iterator[tuple[str, str]]:
-    lines, damage = checked_lines(path.read_bytes())
-    yield from (("", f"{str(path)!r}: {reason}") for reason in damage)
-    if not lines or "shard" not in lines[0]:
-        return
-    shard = int(lines[0]["shard"])
-    for line in lines[1:]:
-        clips = {int(row["row"]) % feature_set.rows_per_shard: str(row["clip_id"]) for row in line["rows"]}
-        for name, chunks in line["chunks"].items():
+Advance = Callable[[int], None]
+"""Receives the number of clips that were processed."""
+
+
+def count_clips(cache: FeatureCache) -> int:
+    """Number of clips to check, once for every set that has them, 0 where an index cannot be read."""
+    try:
+        return sum(len(cache.index(name).clip_ids) for name in cache.feature_sets)
+    except CacheError:
+        return 0
+
+
+def verify(root: Path, *, full: bool, advance: Advance) -> list[Problem]:
+    """All problems of a cache. Raises CacheError where `root` is none, or cannot be opened at all."""
+    cache = FeatureCache.open(root)
+    problems = [Problem("", "", f"{str(root / file)!r}: {reason}") for file, reason in ledger_faults(root)]
+    unreadable = list(_planned_clips(root))
+    if unreadable:
+        return [*problems, *unreadable]
+    problems += _labels(root)
+    for feature_set in cache.feature_sets.values():
+        problems += _unfinished(root, feature_set)
+        try:
+            index = cache.index(feature_set.name)
+        except CacheError as error:
+            problems += [*_described(cache, feature_set), Problem(feature_set.name, "", str(error))]
+            continue
+        problems += _described(cache, feature_set, may_lack_arrays=not len(index.clip_ids))
+        problems += _rows(cache, feature_set, index)
+        for clip_id in index.clip_ids.to_pylist():
+            reason = clip_fault(cache, feature_set, clip_id, full=full)
+            if reason:
+                problems.append(Problem(feature_set.name, clip_id, reason))
+            advance(1)
+    return problems
+
+
+def _unfinished(root: Path, feature_set: FeatureSet) -> Iterator[Problem]:
+    """Check what an interrupted run left: damaged lines, and chunks that are not as they were written."""
+    journals = sorted(journal_dir(root, feature_set.name).glob("[0-9]*.jsonl"))
+    for path in (assigned_file(root, feature_set.name), *journals):
+        lines, damage = checked_lines(path.read_bytes()) if path.exists() else ([], [])
+        yield from (Problem(feature_set.name, "", f"{str(path)!r}: {reason}") for reason in damage)
+        if lines and "shard" in lines[0]:
+            yield from _committed_chunks(root, feature_set, int(lines[0]["shard"]), lines[1:])
+
+
+def _committed_chunks(
+    root: Path, feature_set: FeatureSet, shard: int, batches: Sequence[Mapping[str, Any]]
+) -> Iterator[Problem]:
+    for batch in batches:
+        clips = {int(row["row"]) % feature_set.rows_per_shard: str(row["clip_id"]) for row in batch["rows"]}
+        for name, chunks in batch["chunks"].items():
             spec = feature_set.arrays[name]
-            file = _open_shard(root, feature_set, spec, shard)
-            for number in _damaged_chunks(file, chunks):
+            for number in _damaged_chunks(_open_shard(root, feature_set, spec, shard), chunks):
                 clip_id = clips.get(number // math.prod(spec.chunk_grid), "")
                 reason = f"array {name}, inner chunk {number} of the unfinished shard is damaged or missing"
-                yield clip_id, reason
+                yield Problem(feature_set.name, clip_id, reason)
 
 
 def _open_shard(root: Path, feature_set: FeatureSet, spec: ArraySpec, shard: int) -> Path:
@@ -86,52 +130,6 @@ def _damaged_chunks(path: Path, chunks: Iterable[ChunkEntry]) -> Iterator[int]:
             raw = np.frombuffer(file.read(size), dtype=np.uint8)
             if len(raw) < size or not is_intact(raw):
                 yield number
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A fault of a cache. `clip_id` is empty where a file is at fault, not a clip."""
-
-    feature_set: str
-    clip_id: str
-    reason: str
-
-
-Advance = Callable[[int], None]
-
-
-def count_clips(cache: FeatureCache) -> int:
-    """Number of clips to check, once for every set that has them; 0 where an index cannot be read."""
-    try:
-        return sum(len(cache.index(name).clip_ids) for name in cache.feature_sets)
-    except CacheError:
-        return 0
-
-
-def verify(root: Path, *, full: bool, advance: Advance) -> list[Problem]:
-    """All problems of a cache. Raises CacheError where `root` is none, or cannot be opened at all."""
-    cache = FeatureCache.open(root)
-    problems = [Problem("", "", f"{str(root / file)!r}: {reason}") for file, reason in ledger_faults(root)]
-    unreadable = list(_planned_clips(root))
-    if unreadable:
-        return [*problems, *unreadable]
-    problems += _labels(root)
-    for feature_set in cache.feature_sets.values():
-        faults = unfinished_faults(root, feature_set)
-        problems += [Problem(feature_set.name, clip_id, reason) for clip_id, reason in faults]
-        try:
-            index = cache.index(feature_set.name)
-        except CacheError as error:
-            problems += [*_described(cache, feature_set), Problem(feature_set.name, "", str(error))]
-            continue
-        problems += _described(cache, feature_set, may_lack_arrays=not len(index.clip_ids))
-        problems += _rows(cache, feature_set, index)
-        for clip_id in index.clip_ids.to_pylist():
-            reason = clip_fault(cache, feature_set, clip_id, full=full)
-            if reason:
-                problems.append(Problem(feature_set.name, clip_id, reason))
-            advance(1)
-    return problems
 
 
 def clip_fault(cache: FeatureCache, feature_set: FeatureSet, clip_id: str, *, full: bool) -> str:
@@ -211,24 +209,22 @@ def _labels(root: Path) -> Iterator[Problem]:
 
 def _described(
     cache: FeatureCache, feature_set: FeatureSet, *, may_lack_arrays: bool = False
-) -> list[Problem]:
+) -> Iterator[Problem]:
     """Check the set's name against its origin, and zarr's metadata against the catalog.
 
     An array is created when its first features are written: a set without any `may_lack_arrays`.
     """
-    problems = []
     digest = fingerprint({"kind": feature_set.kind, **feature_set.origin})
     if digest != feature_set.fingerprint or not feature_set.name.endswith(digest[:12]):
-        problems.append(
-            Problem(feature_set.name, "", "cache.json: the set's origin does not have its name's fingerprint")
+        yield Problem(
+            feature_set.name, "", "cache.json: the set's origin does not have its name's fingerprint"
         )
     for spec in feature_set.arrays.values():
         path = array_dir(cache.path, feature_set.name, spec.name) / "zarr.json"
         if may_lack_arrays and not path.exists():
             continue
         if reason := _metadata_fault(path, feature_set, spec):
-            problems.append(Problem(feature_set.name, "", f"{str(path)!r}: {reason}"))
-    return problems
+            yield Problem(feature_set.name, "", f"{str(path)!r}: {reason}")
 
 
 def _metadata_fault(path: Path, feature_set: FeatureSet, spec: ArraySpec) -> str:
@@ -242,20 +238,15 @@ def _metadata_fault(path: Path, feature_set: FeatureSet, spec: ArraySpec) -> str
     return "" if found == expected else f"describes {found}, the catalog {expected}"
 
 
-def _rows(cache: FeatureCache, feature_set: FeatureSet, index: SetIndex) -> list[Problem]:
+def _rows(cache: FeatureCache, feature_set: FeatureSet, index: SetIndex) -> Iterator[Problem]:
     """Find rows used twice, and clips of the set that no clip row describes."""
-    problems = []
+    clip_ids = index.clip_ids.to_pylist()
     clip_of: dict[int, str] = {}
-    for clip_id in index.clip_ids.to_pylist():
-        row = index.locate(clip_id)
-        assert row is not None
+    for clip_id, row in zip(clip_ids, index.locate_all(clip_ids).tolist(), strict=True):
         if row in clip_of:
-            problems.append(Problem(feature_set.name, clip_id, f"has the same row as {clip_of[row]!r}"))
+            yield Problem(feature_set.name, clip_id, f"has the same row as {clip_of[row]!r}")
         clip_of[row] = clip_id
     known = set(cache.clips.all().clip_ids.to_pylist())
-    problems += [
-        Problem(feature_set.name, clip_id, "has features, but no row under clips/")
-        for clip_id in clip_of.values()
-        if clip_id not in known
-    ]
-    return problems
+    for clip_id in clip_of.values():
+        if clip_id not in known:
+            yield Problem(feature_set.name, clip_id, "has features, but no row under clips/")
