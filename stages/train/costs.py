@@ -1,15 +1,17 @@
-"""What a training run would take, from the sizes of its features alone."""
+"""Costs of a training run, from the sizes of its features and of its model alone."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from thinkjepa.cache import STREAMS
+from thinkjepa.stages.train.data.batches import TokenBatch
 from thinkjepa.stages.train.data.features import Features
-from thinkjepa.stages.train.model.attention import Span
-from thinkjepa.stages.train.model.config import ModelShape, ThinkerShape
-from thinkjepa.stages.train.model.forecast import NUM_QUERIES, build_model
-from thinkjepa.stages.train.model.trunk import MLP_RATIO, Trunk
+from thinkjepa.stages.train.model.config import ModelShape
+from thinkjepa.stages.train.model.forecast import build_model
 from thinkjepa.stages.train.settings import TrainSettings
 
 PARTS = ("predictor", "pyramid", "head")
@@ -21,7 +23,7 @@ SAVED_PER_TOKEN = 14
 """Numbers per channel that a block keeps of a token for the backward (counted with saved-tensor hooks)."""
 
 SAVED_BY_GUIDANCE = {"film": 1, "adaln": 6, "cross": 1}
-"""The same of what modulates a block's tokens."""
+"""Saved numbers per channel that each kind of guidance adds."""
 
 STATE_PER_PARAMETER_BYTES = 16
 """A float32 weight, its gradient and AdamW's two moments."""
@@ -36,43 +38,52 @@ float32, or learned queries make the stream between the blocks float32 (measured
 
 @dataclass(frozen=True, slots=True)
 class TrainingCosts:
-    """Costs of a run; `memory_bytes` is what weights, optimiser and one forward's clips take on a device."""
+    """Costs of a run."""
 
     parameters: dict[str, int]
+    """Parameters by part of the model, and their `total`."""
     tokens_per_clip: int
+    """Tokens that go through the trunk."""
     flops_per_clip: int
-    """Forward and backward."""
+    """Of forward and backward."""
     memory_bytes: int
+    """Weights, gradients, optimizer and the activations of one forward's clips on a device. An estimate."""
     read_bytes_per_clip: int
+    """Bytes that a batch reads of the cache for each clip."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def training_costs(features: Features, shape: ModelShape, settings: TrainSettings) -> TrainingCosts:
-    """Costs of training a model of `shape` on `features`; nothing is trained, no feature is read."""
-    model = build_model(shape, seed=0)
-    parameters: dict[str, int] = {}
-    for name, parameter in model.named_parameters():
-        part = next((part for part in PARTS if part in name.split(".")), "forecaster")
-        parameters[part] = parameters.get(part, 0) + parameter.numel()
-    num_tokens = thinker_tokens(features)
-    total = sum(parameters.values())
+    """Costs of training a model of `shape` on `features`. Nothing is trained, no feature is read."""
+    parameters, num_tokens = count_parameters(shape), thinker_tokens(features)
     with_context = settings.context_weight > 0 and shape.variant != "vlm"
     return TrainingCosts(
-        parameters={**parameters, "total": total},
+        parameters=parameters,
         tokens_per_clip=sequence_tokens(shape),
         flops_per_clip=STEP_TO_FORWARD
         * forward_flops(shape, num_tokens, with_context=with_context, windows=settings.rollout_windows),
-        memory_bytes=memory_bytes(shape, settings, num_tokens, num_parameters=total),
+        memory_bytes=memory_bytes(shape, settings, num_tokens, num_parameters=parameters["total"]),
         read_bytes_per_clip=read_bytes_per_clip(features, num_tokens),
     )
+
+
+def count_parameters(shape: ModelShape) -> dict[str, int]:
+    """Parameters of a model by part, and their `total`."""
+    with torch.device("meta"):
+        model = build_model(shape, seed=0)
+    counts: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        part = next((part for part in PARTS if part in name.split(".")), "forecaster")
+        counts[part] = counts.get(part, 0) + parameter.numel()
+    return {**counts, "total": sum(counts.values())}
 
 
 def memory_bytes(
     shape: ModelShape, settings: TrainSettings, num_thinker_tokens: int, *, num_parameters: int
 ) -> int:
-    """What weights, their gradients, the optimiser and the clips of one forward take on a device."""
+    """Memory of weights, gradients, optimizer and the clips of one forward on a device. An estimate."""
     passes = forecaster_passes(shape, settings.rollout_windows)
     activations = passes * saved_bytes_per_clip(shape, num_thinker_tokens)
     state = STATE_PER_PARAMETER_BYTES
@@ -88,11 +99,16 @@ def memory_bytes(
 
 def sequence_tokens(shape: ModelShape) -> int:
     """Tokens that go through the trunk for a clip."""
-    return _context_tokens(shape) + shape.grid.future_steps * shape.grid.tokens_per_step
+    grid = shape.grid
+    if shape.variant != "vlm":
+        return (grid.observed_steps + grid.future_steps) * grid.tokens_per_step
+    assert shape.thinker is not None, "vlm has a thinker"
+    context = len(STREAMS) * len(shape.guidance.used_levels(shape.thinker.levels))
+    return context + grid.future_steps * grid.tokens_per_step
 
 
 def forecaster_passes(shape: ModelShape, windows: int) -> int:
-    """How often the forecaster runs for so many windows: `vlm` holds its last step behind the first."""
+    """Runs of the forecaster for so many windows. `vlm` runs once, and repeats its last step after that."""
     return 1 if shape.variant == "vlm" else windows
 
 
@@ -101,53 +117,26 @@ def forward_flops(
 ) -> int:
     """FLOPs (two a multiply-add) of the matrix products of one clip's forward over some windows.
 
-    `with_context`: latents are read off the observed steps, too.
+    `with_context` asks for latents at the observed steps, too. Torch counts them on the meta device, with
+    attention as plain products: it counts none in its fused kernels on a CPU.
     """
-    flops = forecaster_passes(shape, windows) * _forecaster_flops(shape, num_thinker_tokens)
-    flops += windows * _head_flops(shape)
-    if with_context:
-        flops += (
-            2 * shape.grid.observed_steps * shape.grid.tokens_per_step * shape.trunk.width * shape.grid.dim
+    grid, thinker, head = shape.grid, shape.thinker, shape.head
+    counter = FlopCounterMode(display=False)
+    with torch.device("meta"), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        tokens, pooled = None, None
+        if thinker is not None:
+            states = torch.empty(1, thinker.levels, num_thinker_tokens, thinker.dim)
+            tokens = TokenBatch(states, (num_thinker_tokens,))
+            pooled = torch.empty(1, thinker.levels, len(STREAMS), thinker.dim)
+        build_model(shape, seed=0)(
+            torch.empty(1, grid.observed_steps, grid.tokens_per_step, grid.dim),
+            pooled,
+            torch.empty(1, len(head.joints), 3) if head else None,
+            tokens if shape.token_kinds else None,
+            with_context=with_context,
+            num_steps=windows * grid.future_steps,
         )
-    return flops
-
-
-def _head_flops(shape: ModelShape) -> int:
-    """Of the trajectory head: projections of the patches, what its queries read, and its two layers."""
-    if (head := shape.head) is None:
-        return 0
-    grid, width = shape.grid, head.width
-    patches = 2 * grid.tokens_per_step * (grid.dim + 2 * width) * width
-    read = 4 * NUM_QUERIES * grid.tokens_per_step * width
-    outputs = 2 * width * (NUM_QUERIES * width + head.frames_per_step * len(head.joints) * 3)
-    return grid.future_steps * (patches + read + outputs)
-
-
-def _forecaster_flops(shape: ModelShape, num_thinker_tokens: int) -> int:
-    width, grid, tokens = shape.trunk.width, shape.grid, sequence_tokens(shape)
-    linear = 2 * tokens * (4 + 2 * MLP_RATIO) * width**2
-    pairs = sum((span.query_stop - span.query_start) * span.key_stop for span in _spans(shape))
-    flops = shape.trunk.depth * (linear + 4 * pairs * width)
-    flops += 2 * grid.future_steps * grid.tokens_per_step * width * grid.dim
-    if shape.variant != "vlm":
-        flops += 2 * grid.observed_steps * grid.tokens_per_step * grid.dim * width
-    if shape.variant == "jepa" or shape.thinker is None:
-        return flops
-    if shape.variant == "thinkjepa" and shape.guidance.kind == "cross":
-        return flops + _cross_flops(shape, shape.thinker, num_thinker_tokens)
-    flops += 2 * shape.thinker.levels * 2 * shape.thinker.dim * width
-    if shape.variant == "vlm":
-        crossing = _cross_flops(shape, shape.thinker, num_thinker_tokens) if shape.token_kinds else 0
-        return flops + crossing
-    parts = 6 if shape.guidance.kind == "adaln" else 2
-    return flops + shape.trunk.depth * 2 * (4 + parts) * width * shape.fusion_width
-
-
-def _cross_flops(shape: ModelShape, thinker: ThinkerShape, num_thinker_tokens: int) -> int:
-    width, tokens = shape.trunk.width, sequence_tokens(shape)
-    once = 2 * thinker.levels * num_thinker_tokens * thinker.dim * width
-    projections = 2 * 2 * (tokens + num_thinker_tokens) * width**2
-    return once + shape.trunk.depth * (projections + 4 * tokens * num_thinker_tokens * width)
+    return int(counter.get_total_flops())
 
 
 def saved_bytes_per_clip(shape: ModelShape, num_thinker_tokens: int) -> int:
@@ -184,26 +173,3 @@ def thinker_tokens(features: Features) -> int:
         return 0
     counts = features.cache.index(features.thinker.name).token_counts
     return round(float(counts.mean())) if len(counts) else 0
-
-
-def _context_tokens(shape: ModelShape) -> int:
-    if shape.variant != "vlm":
-        return shape.grid.observed_steps * shape.grid.tokens_per_step
-    assert shape.thinker is not None, "vlm has a thinker"
-    return 2 * len(shape.guidance.used_levels(shape.thinker.levels))
-
-
-def _spans(shape: ModelShape) -> tuple[Span, ...]:
-    """Who sees whom, as the trunk has it."""
-    with torch.device("meta"):
-        trunk = Trunk(shape.trunk)
-    grid = shape.grid
-    if shape.variant == "vlm":
-        return trunk.spans(
-            num_steps=grid.future_steps,
-            tokens_per_step=grid.tokens_per_step,
-            prefix_tokens=_context_tokens(shape),
-        )
-    return trunk.spans(
-        num_steps=grid.observed_steps + grid.future_steps, tokens_per_step=grid.tokens_per_step
-    )

@@ -26,7 +26,7 @@ from thinkjepa.stages.data.tracked_files import Selection, selected_clip_ids
 from thinkjepa.stages.device import choose_device, chosen_threads, device_name, local_processes, torch_threads
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.json_files import read_json, write_json
-from thinkjepa.stages.train.costs import training_costs
+from thinkjepa.stages.train.costs import count_parameters, memory_bytes, thinker_tokens
 from thinkjepa.stages.train.data.batches import batches_in_order
 from thinkjepa.stages.train.data.features import any_labels, choose_features
 from thinkjepa.stages.train.data.statistics import (
@@ -169,7 +169,8 @@ def carry_out(
 
 def start_of(plan: RunPlan, done: FitState, accelerator: Accelerator) -> RunStarts:
     """What is said before the first step of a run of which `done` is done."""
-    costs = training_costs(plan.features, plan.shape, plan.settings)
+    num_parameters = count_parameters(plan.shape)["total"]
+    num_tokens = thinker_tokens(plan.features)
     train_ids, batch_size = plan.clips.ids["train"], plan.settings.batch_size
     supervision = plan.features.supervision
     return RunStarts(
@@ -180,8 +181,8 @@ def start_of(plan: RunPlan, done: FitState, accelerator: Accelerator) -> RunStar
         device=device_name(accelerator.device),
         processes=accelerator.num_processes,
         threads=torch.get_num_threads(),
-        parameters=costs.parameters["total"],
-        memory_bytes=costs.memory_bytes,
+        parameters=num_parameters,
+        memory_bytes=memory_bytes(plan.shape, plan.settings, num_tokens, num_parameters=num_parameters),
         sizes=plan.clips.sizes,
         grouping=plan.clips.stored.grouping,
         split_warning=plan.clips.warning,
