@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from measure import interleaved, machine, median_ratio, report, rounded
 from torch import Tensor
 
-from thinkjepa.stages.train.fit.losses import latent_error
+from thinkjepa.stages.train.fit.losses import latent_mse
 from thinkjepa.stages.train.model.attention import GridAttention, Rotation, Span, rotate
 from thinkjepa.stages.train.model.config import LatentGrid, TrunkShape
-from thinkjepa.stages.train.model.trunk import MLP, initialise
+from thinkjepa.stages.train.model.trunk import MLP, initialize
 from thinkjepa.stages.train.model.variants import Predictor
 from thinkjepa.stages.train.randomness import named_generator
 
@@ -109,7 +109,7 @@ def step_of(name: str, options: argparse.Namespace) -> Callable[[], None]:
     steps = options.steps * REPEATS[name]
     grid = LatentGrid(observed_steps=steps, future_steps=steps, height=SIDE, width=SIDE, dim=DIM)
     predictor = Predictor(grid, TrunkShape(options.depth, options.width, options.heads))
-    initialise(predictor, named_generator(0, "benchmark"))
+    initialize(predictor, named_generator(0, "benchmark"))
     if name != "ours":
         _mask_densely(predictor)
         for block in predictor.trunk.layer:
@@ -122,7 +122,7 @@ def step_of(name: str, options: argparse.Namespace) -> Callable[[], None]:
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        latent_error(predictor(observed), future).mean().backward()
+        latent_mse(predictor(observed), future).mean().backward()
         optimizer.step()
         if options.device == "cuda":
             torch.cuda.synchronize()

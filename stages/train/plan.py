@@ -27,7 +27,6 @@ from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.json_files import json_bytes
 from thinkjepa.stages.train.costs import TrainingCosts, training_costs
 from thinkjepa.stages.train.data.features import Features, choose_features
-from thinkjepa.stages.train.fit.state import shape_to_json
 from thinkjepa.stages.train.init_from import WarmStart
 from thinkjepa.stages.train.model.config import HeadShape, ModelShape
 from thinkjepa.stages.train.settings import TrainSettings
@@ -129,7 +128,7 @@ def plan_run(
             "encoder": _set_record(features.encoder),
             "thinker": _set_record(features.thinker),
         },
-        "model": shape_to_json(shape),
+        "model": asdict(shape),
         "init_from_digest": warm_start.digest if warm_start else "",
         "reference_frames": list(features.supervision.reference_frames) if features.supervision else [],
         "labels": used_labels(features),

@@ -1,13 +1,8 @@
-"""Which clips make up which batch, on which process: pure functions, so that a run can be repeated.
+"""Batches: which clips make up which, their thinker tokens, and reading ahead.
 
-The thinker's states of a batch: pooled means and, where a model reads them one by one, tokens.
-
-Shape letters: B batch, L levels, S tokens, D thinker dim.
-
-Batches read ahead of their use by a thread, into buffers that are used again and again.
-
-A fresh buffer of 270 MB costs as much in page faults as its copy from the cache; and while a step computes,
-the next batch can be copied. Order and values are those of reading each batch when it is needed.
+Batches are pure functions of ids, seed and epoch, so that a run can be repeated. A thread reads them ahead of
+their use, into buffers that are used again and again: a fresh buffer of 270 MB costs as much in page faults
+as its copy from the cache. Order and values are those of reading each batch when it is needed.
 """
 
 from collections import deque
@@ -25,10 +20,10 @@ from thinkjepa.stages.train.randomness import epoch_order
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class MicroBatch:
     """Clips of a global batch that go through the model at once, on one process.
 
-    Weights are 1, or 0 for a clip that only fills an empty part.
+    Weights are 1, or 0 for a clip that only fills an empty micro-batch.
     """
 
     clip_ids: tuple[str, ...]
@@ -48,8 +43,10 @@ def batches_in_order(clip_ids: Sequence[str], *, batch_size: int) -> list[tuple[
     return [tuple(clip_ids[start : start + batch_size]) for start in range(0, len(clip_ids), batch_size)]
 
 
-def shares_of(batch: tuple[str, ...], *, process: int, num_processes: int, most_clips: int) -> list[Share]:
-    """The parts of `batch` that `process` works on one after another, of at most `most_clips` each.
+def micro_batches(
+    batch: tuple[str, ...], *, process: int, num_processes: int, most_clips: int
+) -> list[MicroBatch]:
+    """The parts of `batch`, of at most `most_clips` each, that `process` works on one after another.
 
     Together the processes have every clip once. All have the same number of parts, because they exchange
     gradients in step: a part that would be empty runs the batch's first clip at weight 0.
@@ -57,12 +54,12 @@ def shares_of(batch: tuple[str, ...], *, process: int, num_processes: int, most_
     own = batch[process::num_processes]
     largest = -(-len(batch) // num_processes)
     parts = [own[start : start + most_clips] for start in range(0, largest, most_clips)]
-    return [Share(part, (1.0,) * len(part)) if part else Share(batch[:1], (0.0,)) for part in parts]
+    return [MicroBatch(part, (1.0,) * len(part)) if part else MicroBatch(batch[:1], (0.0,)) for part in parts]
 
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """Chosen tokens of some clips, packed to the front of the token axis; what lies behind is zero."""
+    """Chosen tokens of some clips, packed to the front of the token axis, zeros after them."""
 
     states: Tensor
     """`(batch, level, token, dim)`, as long as the clip that has most."""
@@ -76,14 +73,14 @@ class TokenBatch:
 
 @dataclass(frozen=True, slots=True)
 class ThinkerStates:
-    """What guides a batch."""
+    """The thinker's states of a batch."""
 
     pooled: Tensor
     """`(batch, level, stream, dim)`"""
     tokens: TokenBatch | None = None
     """For cross-attention."""
     guided: Tensor | None = None
-    """`(batch,)`: a sample where it is 0 is forecast as if it had no thinker; None guides all."""
+    """`(batch,)`: a sample where it is 0 is forecast without the thinker. None guides all."""
 
 
 def read_tokens(
@@ -116,8 +113,8 @@ def packed(clips: Iterable[Tensor]) -> TokenBatch:
     longest = max(states.shape[1] for states in chosen)
     levels, _, dim = chosen[0].shape
     packed_BLSD = torch.zeros(len(chosen), levels, longest, dim, dtype=chosen[0].dtype)
-    for place, states_LSD in enumerate(chosen):
-        packed_BLSD[place, :, : states_LSD.shape[1]] = states_LSD
+    for index, states_LSD in enumerate(chosen):
+        packed_BLSD[index, :, : states_LSD.shape[1]] = states_LSD
     return TokenBatch(packed_BLSD, tuple(states.shape[1] for states in chosen))
 
 
@@ -137,11 +134,11 @@ def prefetched(
     *,
     buffers: Sequence[BatchBuffers],
 ) -> Generator[Result]:
-    """`load(request, buffers)` of every request, in order; what it raises is raised here, in its turn.
+    """Yields `load(request, buffers)` of every request, in order. Its errors are raised here, in their turn.
 
     `buffers`, 2 or more, are used in turn: as many batches, less one, are read ahead. Those of an earlier
-    call may be given again. A result that lies in buffers is valid until the next one is asked for. Closing
-    the iterator early waits for the load that is running and forgets the others.
+    call may be given again. A result in buffers is valid until the next one is asked for. Closing the
+    iterator early waits for the running load and drops the others.
     """
     turns = cycle(buffers)
     source = iter(requests)

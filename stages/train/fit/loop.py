@@ -1,9 +1,7 @@
 """The training loop: epochs of steps, validation after each, the best epoch's weights kept.
 
-Data order is a pure function of (seed, epoch, step); no global random state is read. Losses and gradients are
-normalised over the global batch, whatever the number of processes and of clips that are worked on at once.
-
-A clip's *terms* are its loss, the error of its latents, and the mean distance of its joints (0 without head).
+Data order is a pure function of (seed, epoch, step). No global random state is read. Losses and gradients are
+normalized over the global batch, whatever the number of processes and the size of micro-batches.
 """
 
 import threading
@@ -22,42 +20,40 @@ from thinkjepa.stages.device import BusyMachine
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.signals import EXIT_TERMINATED, noted_sigterm
 from thinkjepa.stages.train.data.batches import (
-    Share,
+    MicroBatch,
     batches_in_order,
+    micro_batches,
     new_buffers,
     prefetched,
-    shares_of,
     training_batches,
 )
 from thinkjepa.stages.train.data.features import Batch, Features
 from thinkjepa.stages.train.events import EpochEnds, Report, report_nothing
 from thinkjepa.stages.train.fit.losses import (
-    joint_distance,
-    latent_error,
-    latent_loss,
+    DISTANCE_M,
+    LATENT_MSE,
+    LOSS,
+    latent_mse,
+    per_sample_losses,
     persistence,
-    trajectory_error,
 )
-from thinkjepa.stages.train.fit.optimizer import Moment, make_optimizer, set_rates
+from thinkjepa.stages.train.fit.optimizer import Step, make_optimizer, set_rates
 from thinkjepa.stages.train.fit.state import EpochLosses, FitState, PartialEpoch, ResumeFile
 from thinkjepa.stages.train.fit.tracking import log_epoch, log_step
-from thinkjepa.stages.train.model.forecast import Forecast, ForecastModel
+from thinkjepa.stages.train.model.forecast import ForecastModel
 from thinkjepa.stages.train.randomness import is_dropped
 from thinkjepa.stages.train.settings import TrainSettings
 
-LOSS, LATENT, DISTANCE_M = range(3)
-"""Columns of a clip's terms."""
-
 
 class TrainProgress(Protocol):
-    """Told after every optimiser step. Epochs and steps count from 1; `loss` is the global batch's."""
+    """Called after every optimizer step. Epochs and steps count from 1, `loss` is the global batch's."""
 
     def __call__(self, *, epoch: int, step: int, total_steps: int, loss: float) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Fitting:
-    """One model being fitted: what stays the same over all epochs."""
+class Trainer:
+    """Trainer state: a model with its optimizer, features and settings, the same over all epochs."""
 
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
@@ -66,9 +62,9 @@ class Fitting:
     settings: TrainSettings
     buffers: tuple[BatchBuffers, ...] = field(default_factory=new_buffers)
 
-    def shares(self, batch: tuple[str, ...]) -> list[Share]:
+    def micro_batches(self, batch: tuple[str, ...]) -> list[MicroBatch]:
         """The parts of a global batch that this process works on, one after another."""
-        return shares_of(
+        return micro_batches(
             batch,
             process=self.accelerator.process_index,
             num_processes=self.accelerator.num_processes,
@@ -76,22 +72,23 @@ class Fitting:
         )
 
     def stored(self, batches: Sequence[tuple[str, ...]]) -> Generator[Batch]:
-        """The features of all shares of `batches`, read ahead."""
-        shares = [share for batch in batches for share in self.shares(batch)]
+        """The features of all micro-batches of `batches`, read ahead."""
+        parts = [part for batch in batches for part in self.micro_batches(batch)]
         return prefetched(
-            shares,
-            lambda share, buffers: self.features.stored(share.clip_ids, buffers),
+            parts,
+            lambda part, buffers: self.features.stored(part.clip_ids, buffers),
             buffers=self.buffers,
         )
 
-    def terms(
-        self, batch: tuple[str, ...], stored: Iterator[Batch], moment: Moment | None = None
+    def losses(
+        self, batch: tuple[str, ...], stored: Iterator[Batch], step: Step | None = None
     ) -> Iterator[Tensor]:
-        """Weighted terms `(clip, 3)` of this process' clips of a global batch, part by part.
+        """Weighted per-sample losses `(clip, 3)` of this process' clips, micro-batch by micro-batch.
 
-        `stored` has the features of its shares; `moment` is given in training, where guidance may be dropped.
+        `stored` yields the features of the micro-batches. `step` is given in training, where guidance may be
+        dropped.
         """
-        for share in self.shares(batch):
+        for part in self.micro_batches(batch):
             clips = self.features.transformed(next(stored), self.accelerator.device)
             with self.accelerator.autocast():
                 forecast = self.model(
@@ -99,38 +96,38 @@ class Fitting:
                     clips.pooled,
                     clips.last_pose_m,
                     clips.tokens,
-                    self._guided(share.clip_ids, moment),
+                    self._guided(part.clip_ids, step),
                     with_context=self.with_context,
                     num_steps=clips.future.shape[1],
                 )
-            weights = torch.tensor(share.weights, device=self.accelerator.device)
-            terms = clip_terms(forecast, clips, self.settings, unit_m=self.joint_unit_m)
-            yield terms * weights.unsqueeze(1)
+            weights = torch.tensor(part.weights, device=self.accelerator.device)
+            losses = per_sample_losses(forecast, clips, self.settings, unit_m=self.joint_unit_m)
+            yield losses * weights.unsqueeze(1)
 
     @property
     def with_context(self) -> bool:
-        """Whether the loss looks at the observed steps too; `vlm` has none of them."""
+        """Whether the loss covers the observed steps, too. `vlm` has none of them."""
         return self.settings.context_weight > 0 and self.settings.variant != "vlm"
 
     @property
     def joint_unit_m(self) -> Tensor | None:
-        """What the joints' errors are measured in, `(joint, 1)`; None for metres."""
+        """Unit of the joints' errors in the loss, metres, `(joint, 1)`. None stands for one metre."""
         head = self.accelerator.unwrap_model(self.model).head
         return head.scale if head is not None and self.settings.trajectory_units == "spread" else None
 
-    def _guided(self, clip_ids: tuple[str, ...], moment: Moment | None) -> Tensor | None:
-        """1 or 0 for each clip, None where no guidance is ever dropped."""
+    def _guided(self, clip_ids: tuple[str, ...], step: Step | None) -> Tensor | None:
+        """1 or 0 for each clip, None where no guidance is dropped."""
         share, seed = self.settings.drop_guidance, self.settings.seed
-        if moment is None or share == 0:
+        if step is None or share == 0:
             return None
         kept = [
-            not is_dropped(clip_id, share=share, seed=seed, epoch=moment.epoch, step=moment.step)
+            not is_dropped(clip_id, share=share, seed=seed, epoch=step.epoch, step=step.number)
             for clip_id in clip_ids
         ]
         return torch.tensor(kept, dtype=torch.float32, device=self.accelerator.device)
 
     def finite_means(self, totals: Tensor, batch: tuple[str, ...]) -> Tensor:
-        """Mean terms of a global batch from this process' sums. Raises StageError if any is not finite."""
+        """Mean losses of a global batch from this process' sums. Raises StageError if any is not finite."""
         means: Tensor = self.accelerator.reduce(totals, reduction="sum").cpu().double() / len(batch)
         if not means.isfinite().all():  # equal on all processes, so that all of them stop
             raise StageError(
@@ -155,12 +152,12 @@ def fit(
     """Train `model` (whose weights change) and return the curve with the best epoch's weights.
 
     Where `resume` holds an interrupted fit it is continued, to the same result as an uninterrupted one.
-    SIGTERM raises SystemExit behind the step in hand, or behind the epoch where that is being validated.
+    SIGTERM raises SystemExit after the current step, or after the epoch while that is validated.
     """
     optimizer = make_optimizer(model, settings)
     wrapped, wrapped_optimizer = accelerator.prepare(model, optimizer)
     state = resume.load(model, optimizer)  # after prepare, which moved the parameters to their device
-    fitting = Fitting(wrapped, wrapped_optimizer, features, accelerator, settings)
+    trainer = Trainer(wrapped, wrapped_optimizer, features, accelerator, settings)
 
     def save(state: FitState) -> None:
         if accelerator.is_main_process:
@@ -178,8 +175,8 @@ def fit(
             batches = training_batches(
                 train_ids, batch_size=settings.batch_size, seed=settings.seed, epoch=epoch
             )
-            train_loss = train_epoch(fitting, batches, state, progress=after_step, save=save, stop=stop)
-            losses = epoch_losses(fitting, epoch, train_loss, validation_terms(fitting, validation_ids))
+            train_loss = train_epoch(trainer, batches, state, progress=after_step, save=save, stop=stop)
+            losses = epoch_losses(trainer, epoch, train_loss, validation_losses(trainer, validation_ids))
             log_epoch(accelerator, step=epoch * len(batches), losses=losses)
             state = state.after(losses, model)
             save(state)
@@ -190,7 +187,7 @@ def fit(
 
 
 def train_epoch(
-    fitting: Fitting,
+    trainer: Trainer,
     batches: Sequence[tuple[str, ...]],
     state: FitState,
     *,
@@ -198,57 +195,57 @@ def train_epoch(
     save: Callable[[FitState], None],
     stop: threading.Event,
 ) -> float:
-    """What is left of the epoch after `state`; returns the mean loss of its clips, each as its step saw it.
+    """Train the rest of the epoch after `state`. Returns the mean of its clips' losses, each at its own step.
 
-    Saves every now and then, and where it is asked to stop, after which SystemExit is raised.
+    Saves every `save_every_s`, and before SystemExit where `stop` is set.
     """
-    fitting.model.train()
+    trainer.model.train()
     epoch, (steps_done, total) = len(state.curve) + 1, state.partial
     saved_s = time.monotonic()
-    with closing(fitting.stored(batches[steps_done:])) as stored:
-        for step, batch in enumerate(batches[steps_done:], start=steps_done + 1):
-            loss = train_step(fitting, batch, stored, Moment(epoch, step, steps_per_epoch=len(batches)))
+    with closing(trainer.stored(batches[steps_done:])) as stored:
+        for number, batch in enumerate(batches[steps_done:], start=steps_done + 1):
+            step = Step(epoch, number, steps_per_epoch=len(batches))
+            loss = train_step(trainer, batch, stored, step)
             total += loss * len(batch)
-            done = (epoch - 1) * len(batches) + step
-            log_step(fitting.accelerator, fitting.optimizer, step=done, loss=loss)
-            progress(epoch=epoch, step=step, total_steps=len(batches), loss=loss)
-            if stop.is_set() or time.monotonic() - saved_s >= fitting.settings.save_every_s:
-                save(replace(state, partial=PartialEpoch(step, total)))
+            log_step(trainer.accelerator, trainer.optimizer, step=step.done + 1, loss=loss)
+            progress(epoch=epoch, step=number, total_steps=len(batches), loss=loss)
+            if stop.is_set() or time.monotonic() - saved_s >= trainer.settings.save_every_s:
+                save(replace(state, partial=PartialEpoch(number, total)))
                 saved_s = time.monotonic()
             if stop.is_set():
                 raise SystemExit(EXIT_TERMINATED)
     return total / sum(len(batch) for batch in batches)
 
 
-def train_step(fitting: Fitting, batch: tuple[str, ...], stored: Iterator[Batch], moment: Moment) -> float:
-    """One optimiser step on a global batch; returns its mean loss.
+def train_step(trainer: Trainer, batch: tuple[str, ...], stored: Iterator[Batch], step: Step) -> float:
+    """One optimizer step on a global batch. Returns the batch's mean loss.
 
     Processes average their gradients, so each scales its sum of losses by processes / clips of the batch.
     """
-    accelerator = fitting.accelerator
+    accelerator = trainer.accelerator
     totals = torch.zeros(3, device=accelerator.device)
-    fitting.optimizer.zero_grad(set_to_none=True)
-    for terms in fitting.terms(batch, stored, moment):
-        accelerator.backward(terms[:, LOSS].sum() * (accelerator.num_processes / len(batch)))
-        totals += terms.detach().sum(dim=0)
-    loss = float(fitting.finite_means(totals, batch)[LOSS])
-    if fitting.settings.clip_norm:
-        accelerator.clip_grad_norm_(fitting.model.parameters(), fitting.settings.clip_norm)
-    set_rates(fitting.optimizer, fitting.settings, moment)
-    fitting.optimizer.step()
+    trainer.optimizer.zero_grad(set_to_none=True)
+    for losses in trainer.losses(batch, stored, step):
+        accelerator.backward(losses[:, LOSS].sum() * (accelerator.num_processes / len(batch)))
+        totals += losses.detach().sum(dim=0)
+    loss = float(trainer.finite_means(totals, batch)[LOSS])
+    if trainer.settings.clip_norm:
+        accelerator.clip_grad_norm_(trainer.model.parameters(), trainer.settings.clip_norm)
+    set_rates(trainer.optimizer, trainer.settings, step)
+    trainer.optimizer.step()
     return loss
 
 
 @torch.no_grad()
-def validation_terms(fitting: Fitting, clip_ids: Sequence[str]) -> Tensor:
-    """Mean terms of the model over all `clip_ids`, float64."""
-    fitting.model.eval()
+def validation_losses(trainer: Trainer, clip_ids: Sequence[str]) -> Tensor:
+    """Mean losses `(3,)` of the model over all `clip_ids`, float64."""
+    trainer.model.eval()
     totals = torch.zeros(3, dtype=torch.float64)
-    batches = batches_in_order(clip_ids, batch_size=fitting.settings.batch_size)
-    with closing(fitting.stored(batches)) as stored:
+    batches = batches_in_order(clip_ids, batch_size=trainer.settings.batch_size)
+    with closing(trainer.stored(batches)) as stored:
         for batch in batches:
-            summed = torch.stack([terms.sum(dim=0) for terms in fitting.terms(batch, stored)]).sum(dim=0)
-            totals += fitting.finite_means(summed, batch) * len(batch)
+            summed = torch.stack([losses.sum(dim=0) for losses in trainer.losses(batch, stored)]).sum(dim=0)
+            totals += trainer.finite_means(summed, batch) * len(batch)
     return totals / len(clip_ids)
 
 
@@ -261,46 +258,18 @@ def untrained_loss(
 ) -> float:
     """Mean loss over all `clip_ids` of a model as it is, which is moved to the device."""
     model.to(accelerator.device)
-    idle = torch.optim.SGD(model.parameters())  # a fitting has an optimiser; this one takes no step
-    return float(validation_terms(Fitting(model, idle, features, accelerator, settings), clip_ids)[LOSS])
+    idle = torch.optim.SGD(model.parameters())  # takes no step
+    return float(validation_losses(Trainer(model, idle, features, accelerator, settings), clip_ids)[LOSS])
 
 
-def clip_terms(
-    forecast: Forecast, clips: Batch, settings: TrainSettings, *, unit_m: Tensor | None = None
-) -> Tensor:
-    """Each clip's terms `(clip, 3)`: loss, latent error, joints' distance. `unit_m`: the joints' unit."""
-    latent = latent_error(forecast.latents.detach(), clips.future.detach())
-    weighted = settings.latent_weight * latent_loss_of(forecast, clips, settings)
-    if forecast.joints_m is None or clips.trajectory is None:
-        return torch.stack((weighted, latent, torch.zeros_like(latent)), dim=1)
-    target = clips.trajectory
-    confidence = target.future_confidence
-    if settings.anchor == "last_pose":  # no displacement is known where no pose was
-        confidence = confidence * target.last_known[:, None, None]
-    joints = trajectory_error(forecast.joints_m, target.future_m, confidence, unit_m=unit_m)
-    loss = weighted + settings.trajectory_weight * joints
-    distance_m = joint_distance(forecast.joints_m.detach(), target.future_m.detach(), confidence)
-    return torch.stack((loss, latent, distance_m), dim=1)
-
-
-def latent_loss_of(forecast: Forecast, clips: Batch, settings: TrainSettings) -> Tensor:
-    """Each clip's latent loss `(clip,)`: of the future steps and, by their weight, of the observed ones."""
-    loss = latent_loss(forecast.latents, clips.future, settings.latent_loss)
-    if forecast.context is None:
-        return loss
-    return loss + settings.context_weight * latent_loss(
-        forecast.context, clips.observed, settings.latent_loss
-    )
-
-
-def epoch_losses(fitting: Fitting, epoch: int, train_loss: float, validation: Tensor) -> EpochLosses:
-    """The point of the learning curve after an epoch."""
-    with_joints = fitting.features.supervision is not None
+def epoch_losses(trainer: Trainer, epoch: int, train_loss: float, validation: Tensor) -> EpochLosses:
+    """The learning curve's point after an epoch, from the validation clips' mean losses."""
+    with_joints = trainer.features.supervision is not None
     return EpochLosses(
         epoch=epoch,
         train_loss=train_loss,
         validation_loss=float(validation[LOSS]),
-        validation_latent_error=float(validation[LATENT]),
+        validation_latent_error=float(validation[LATENT_MSE]),
         validation_distance_m=float(validation[DISTANCE_M]) if with_joints else None,
     )
 
@@ -312,5 +281,5 @@ def persistence_loss(features: Features, clip_ids: Sequence[str], *, batch_size:
     for batch in batches_in_order(clip_ids, batch_size=batch_size):
         clips = features.batch(batch, torch.device("cpu"))
         repeated = persistence(clips.observed, future_steps=clips.future.shape[1])
-        total += float(latent_error(repeated, clips.future).double().sum())
+        total += float(latent_mse(repeated, clips.future).double().sum())
     return total / len(clip_ids)

@@ -1,24 +1,55 @@
-"""The training losses, one value a clip; mean squared errors are the paper's.
+"""Per-sample losses: the loss that a training minimizes, and the errors that a run reports.
 
-Shape letters: B batch, T latent steps, K frames of a step, J joints.
+A new weighted term touches two files: its weight is a field of `LossSettings` in `train/settings.py`, its
+error a function of this module that `per_sample_losses` adds. Only a term that reads something new of the
+model touches a third, `model/forecast.py`. Mean squared errors are the paper's (arXiv 2603.22281).
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from thinkjepa.stages.train.settings import LatentLoss
+from thinkjepa.stages.train.data.features import Batch
+from thinkjepa.stages.train.model.forecast import Forecast
+from thinkjepa.stages.train.settings import LatentLoss, TrainSettings
+
+LOSS, LATENT_MSE, DISTANCE_M = range(3)
+"""Columns of per-sample losses."""
 
 
-def latent_error(predicted: Tensor, future: Tensor) -> Tensor:
+def per_sample_losses(
+    forecast: Forecast, clips: Batch, settings: TrainSettings, *, unit_m: Tensor | None = None
+) -> Tensor:
+    """Each clip's loss, latent mean squared error, and joints' distance in metres: `(clip, 3)`.
+
+    The distance is 0 without a head. `unit_m` `(joint, 1)` is the joints' unit in the loss.
+    """
+    loss = latent_loss(forecast.latents, clips.future, settings.latent_loss)
+    if forecast.context is not None:
+        context = latent_loss(forecast.context, clips.observed, settings.latent_loss)
+        loss = loss + settings.context_weight * context
+    loss = settings.latent_weight * loss
+    mse = latent_mse(forecast.latents.detach(), clips.future.detach())
+    if forecast.joints_m is None or clips.trajectory is None:
+        return torch.stack((loss, mse, torch.zeros_like(mse)), dim=1)
+    target = clips.trajectory
+    confidence = target.future_confidence
+    if settings.anchor == "last_pose":  # without a last pose, no displacement is known
+        confidence = confidence * target.last_known[:, None, None]
+    joints = trajectory_error(forecast.joints_m, target.future_m, confidence, unit_m=unit_m)
+    distance_m = joint_distance(forecast.joints_m.detach(), target.future_m.detach(), confidence)
+    return torch.stack((loss + settings.trajectory_weight * joints, mse, distance_m), dim=1)
+
+
+def latent_mse(predicted: Tensor, future: Tensor) -> Tensor:
     """Mean squared error of each clip, `(batch,)`, float32."""
     return latent_loss(predicted, future, "mse")
 
 
 def latent_loss(predicted: Tensor, target: Tensor, kind: LatentLoss) -> Tensor:
-    """Mean error of each clip's latents, `(batch,)`, float32; smooth L1 turns linear at a difference of 1.
+    """Mean error of each clip's latents, `(batch,)`, float32. Smooth L1 turns linear at a difference of 1.
 
-    No gradient reaches the target, whatever it was made of.
+    No gradient reaches the target.
     """
     predicted, target = predicted.float(), target.detach()
     difference = predicted - target
@@ -36,7 +67,7 @@ def trajectory_error(
 ) -> Tensor:
     """Mean squared error of each clip's coordinates, `(batch,)`, float32, in m^2 or in `unit_m` `(joint, 1)`.
 
-    Positions are `(batch, step, frame, joint, 3)`, `confidence` `(batch, step, frame, joint)` weighs them: at
+    Positions are `(batch, step, frame, joint, 3)`, weighted by `confidence` `(batch, step, frame, joint)`: at
     0 a joint has no part in the error or its gradient. A clip of no confidence at all has error 0.
     """
     difference = predicted_m - future_m.detach()
@@ -46,7 +77,7 @@ def trajectory_error(
 
 
 def joint_distance(predicted_m: Tensor, future_m: Tensor, confidence: Tensor) -> Tensor:
-    """Mean distance of each clip's joints, metres, `(batch,)`, weighed as in `trajectory_error`."""
+    """Mean distance of each clip's joints, metres, `(batch,)`, weighted as in `trajectory_error`."""
     return _weighted(torch.linalg.vector_norm(predicted_m - future_m, dim=-1), confidence)
 
 
@@ -57,5 +88,5 @@ def _weighted(errors_BTKJ: Tensor, confidence_BTKJ: Tensor) -> Tensor:
 
 
 def persistence(observed: Tensor, *, future_steps: int) -> Tensor:
-    """The last observed latent step, repeated over the future: what a forecast has to beat."""
+    """The last observed latent step, repeated over the future: the baseline of every forecast."""
     return observed[:, -1:].expand(-1, future_steps, -1, -1)

@@ -12,16 +12,21 @@ from thinkjepa.stages.train.model.forecast import ForecastModel
 from thinkjepa.stages.train.settings import OptimizerSettings, Schedule
 
 GATES = ("gates", "mixture")
-"""How names end of the few parameters that open the guidance or choose its levels: rates of their own."""
+"""Endings of the names of the few parameters that open the guidance or choose its levels."""
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
-    """A step of training; epoch and step count from 1."""
+class Step:
+    """A step of training. Epochs, and steps within an epoch, count from 1."""
 
     epoch: int
-    step: int
+    number: int
     steps_per_epoch: int
+
+    @property
+    def done(self) -> int:
+        """Steps before this one, over all epochs."""
+        return (self.epoch - 1) * self.steps_per_epoch + self.number - 1
 
 
 PAPER_DECAY = 0.1
@@ -29,10 +34,10 @@ PAPER_DECAY = 0.1
 
 
 def rate_factor(schedule: Schedule, *, part: str, step: int, total_steps: int, warmup: float) -> float:
-    """What a part's learning rate is multiplied by at `step`, counted from 0 over the whole run.
+    """Factor of a part's learning rate at `step`, counted from 0 over the whole run.
 
     `part` is "head" or another part of the model: schedule `paper` lowers the head's rate only. `warmup` is
-    the share of the steps over which rates rise linearly; the last of them has the full rate.
+    the share of the steps over which rates rise linearly, the last of them at the full rate.
     """
     warmup_steps = round(warmup * total_steps)
     rise = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
@@ -64,14 +69,13 @@ def make_optimizer(model: ForecastModel, settings: OptimizerSettings) -> torch.o
     )
 
 
-def set_rates(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, moment: Moment) -> None:
+def set_rates(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, step: Step) -> None:
     """Give every group of parameters the learning rate of this step."""
-    done = (moment.epoch - 1) * moment.steps_per_epoch + moment.step - 1
     for group in optimizer.param_groups:
         group["lr"] = group["full_rate"] * rate_factor(
             settings.schedule,
             part=group["part"],
-            step=done,
-            total_steps=settings.epochs * moment.steps_per_epoch,
+            step=step.done,
+            total_steps=settings.epochs * step.steps_per_epoch,
             warmup=settings.warmup,
         )

@@ -1,14 +1,10 @@
-"""How far a fit has come: its learning curve and the best weights so far.
+"""Training progress on disk: the learning curve, the best weights, and an interrupted run.
 
-Weights on disk: safetensors files named by their content, and a run's model read back.
-
-A name that follows from the content lets a workflow tool bring back an older `run.json` and still find the
-weights it speaks of, since a later run never overwrites them.
-
-An interrupted fit on disk, so that training again continues it, to the same bits.
-
-One safetensors file: weights, optimiser state and the best weights so far as tensors; learning curve and the
-key of the run in the header. Nothing else is needed, since data order is a function of (seed, epoch, step).
+Weights are safetensors files named by their content, which `run.json` names: a later run never overwrites
+those of an earlier one, so that a workflow tool may bring back an older `run.json`. An interrupted run is one
+safetensors file of weights, optimizer state and best weights, with the learning curve and the run's key in
+its header. Nothing else is needed to continue to the same bits, since data order is a function of (seed,
+epoch, step).
 """
 
 import hashlib
@@ -20,20 +16,13 @@ from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from thinkjepa.cache.disk.files import replace_file
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.train.model.config import (
-    GuidanceShape,
-    HeadShape,
-    LatentGrid,
-    LatentTransform,
-    ModelShape,
-    ThinkerShape,
-    TrunkShape,
-)
+from thinkjepa.stages.train.model.config import ModelShape
 from thinkjepa.stages.train.model.forecast import ForecastModel, build_model
 
 
@@ -41,8 +30,8 @@ from thinkjepa.stages.train.model.forecast import ForecastModel, build_model
 class EpochLosses:
     """Losses of one epoch: of the training clips as it went along, of validation after it.
 
-    The loss is the weighted sum that is trained on; of its parts, the latents' mean squared error and, where
-    trajectories are predicted, the joints' mean distance in metres.
+    The loss is the weighted sum that is minimized. The other columns are the latents' mean
+    squared error and, where trajectories are predicted, the joints' mean distance in metres.
     """
 
     epoch: int
@@ -53,7 +42,7 @@ class EpochLosses:
 
 
 class PartialEpoch(NamedTuple):
-    """What is done of the epoch after the curve: its steps, and the sum of their clips' losses."""
+    """Progress within the epoch after the curve: steps done, and the sum of their clips' losses."""
 
     steps_done: int = 0
     total_loss: float = 0.0
@@ -118,23 +107,9 @@ def load_model(run_dir: Path, checkpoint: Checkpoint, shape: ModelShape) -> Fore
     return model.eval()
 
 
-def shape_to_json(shape: ModelShape) -> dict[str, Any]:
-    return asdict(shape)
-
-
 def shape_from_json(record: Mapping[str, Any]) -> ModelShape:
-    """The inverse of `shape_to_json`."""
-    thinker, head = record["thinker"], record["head"]
-    return ModelShape(
-        variant=record["variant"],
-        grid=LatentGrid(**record["grid"]),
-        trunk=TrunkShape(**record["trunk"]),
-        thinker=None if thinker is None else ThinkerShape(**thinker),
-        fusion_width=record["fusion_width"],
-        head=None if head is None else HeadShape(**{**head, "joints": tuple(head["joints"])}),
-        guidance=GuidanceShape(**record.get("guidance", {})),  # runs from before it was a choice have none
-        view=LatentTransform(**record.get("view", {})),
-    )
+    """The shape of a model as `run.json` has it. Runs from before guidance was a choice have the default."""
+    return TypeAdapter(ModelShape).validate_python(record)
 
 
 MODEL, OPTIMIZER, BEST = "model/", "optimizer/", "best/"
@@ -142,13 +117,13 @@ MODEL, OPTIMIZER, BEST = "model/", "optimizer/", "best/"
 
 @dataclass(frozen=True, slots=True)
 class ResumeFile:
-    """Where an unfinished fit is kept. `key` identifies what determines the run: another one starts anew."""
+    """File of an unfinished run. `key` identifies all that determines a run: another one starts from zero."""
 
     path: Path
     key: str
 
     def save(self, state: FitState, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Replace the file by the fit as it stands after an epoch, or within one."""
+        """Replace the file by the state after an epoch, or within one."""
         tensors = _prefixed(MODEL, model.state_dict()) | _prefixed(BEST, state.best_weights)
         tensors |= _prefixed(OPTIMIZER, _flat_optimizer_state(optimizer))
         header = {"key": self.key, "curve": json.dumps([asdict(losses) for losses in state.curve])}
@@ -157,7 +132,7 @@ class ResumeFile:
         replace_file(self.path, safetensors.torch.save(tensors, metadata=header))
 
     def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> FitState:
-        """Put a kept fit of the same key back into `model` and `optimizer`; else leave them, start at 0."""
+        """Restore `model` and `optimizer` from a file of the same key. Without one they stay as they are."""
         if self._header().get("key") != self.key:
             return FitState()
         tensors = safetensors.torch.load_file(self.path)
@@ -166,7 +141,7 @@ class ResumeFile:
         return replace(self.peek(), best_weights=_with_prefix(BEST, tensors))
 
     def peek(self) -> FitState:
-        """How far a kept fit of the same key is, without weights."""
+        """The state in a file of the same key, without weights."""
         header = self._header()
         if header.get("key") != self.key:
             return FitState()
@@ -175,16 +150,15 @@ class ResumeFile:
 
     @property
     def holds_another(self) -> bool:
-        """Whether a fit of another key is kept here, which saving this one will replace."""
+        """Whether the file is of another key. Saving replaces it."""
         return self._header().get("key", self.key) != self.key
 
     def threads(self) -> int:
-        """Threads of the fit that is kept here, of whatever key; 0 where there is none."""
+        """Threads of the run in the file, of whatever key; 0 without a file."""
         return int(self._header().get("threads", "0"))
 
     def remove(self) -> None:
-        """Called once the run is written: nothing is left to continue, nor of any file in it that was
-        being written when a process was killed."""
+        """Remove the file of a run that is written, and the rest of files whose writing was killed."""
         for path in (self.path, *self.path.parent.rglob(".*.tmp")):
             path.unlink(missing_ok=True)
 
@@ -212,7 +186,7 @@ def _flat_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]
 
 def _restore_optimizer_state(optimizer: torch.optim.Optimizer, flat: Mapping[str, Tensor]) -> None:
     state: dict[int, dict[str, Tensor]] = {}
-    for place, value in flat.items():
-        number, name = place.split("/")
+    for key, value in flat.items():
+        number, name = key.split("/")
         state.setdefault(int(number), {})[name] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from thinkjepa.stages.train.data.batches import TokenBatch
 from thinkjepa.stages.train.data.statistics import JointStatistics
 from thinkjepa.stages.train.model.config import HeadShape, LatentGrid, ModelShape
-from thinkjepa.stages.train.model.trunk import initialise
+from thinkjepa.stages.train.model.trunk import initialize
 from thinkjepa.stages.train.model.variants import Forecaster, build_forecaster
 from thinkjepa.stages.train.randomness import named_generator
 
@@ -128,5 +128,5 @@ def build_model(shape: ModelShape, *, seed: int) -> ForecastModel:
     if shape.head is None:
         return ForecastModel(forecaster, None)
     head = TrajectoryHead(shape.grid, shape.head)
-    initialise(head, named_generator(seed, "head"))
+    initialize(head, named_generator(seed, "head"))
     return ForecastModel(forecaster, head)

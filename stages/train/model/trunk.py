@@ -134,7 +134,7 @@ def _grown(update: Tensor, adaln: Tensor) -> Tensor:
     return update * (1 + adaln[:, FILM_PARTS].unsqueeze(1))
 
 
-def initialise(module: nn.Module, generator: Generator) -> None:
+def initialize(module: nn.Module, generator: Generator) -> None:
     """Draw a module's parameters from `generator` alone, in the order of their names in the module.
 
     Matrices and tables: truncated normal of std 0.02; biases: zero; norms and gates stay as constructed.

@@ -39,7 +39,7 @@ from thinkjepa.stages.train.model.guidance import (
     TokenPyramid,
     only_streams,
 )
-from thinkjepa.stages.train.model.trunk import Guidance, Trunk, initialise
+from thinkjepa.stages.train.model.trunk import Guidance, Trunk, initialize
 from thinkjepa.stages.train.randomness import named_generator
 
 
@@ -274,17 +274,17 @@ def build_forecaster(shape: ModelShape, *, seed: int) -> Forecaster:
     """The variant that `shape` names, its parameters drawn from `seed` (and nothing else)."""
     if shape.variant == "vlm":
         only = ThinkerOnly(shape.grid, shape.trunk, _thinker(shape), shape.guidance)
-        initialise(only, named_generator(seed, "thinker only"))
+        initialize(only, named_generator(seed, "thinker only"))
         if shape.token_kinds:
             only.pyramid = TokenPyramid(_thinker(shape), shape.trunk, shape.guidance)
-            initialise(only.pyramid, named_generator(seed, "pyramid"))
+            initialize(only.pyramid, named_generator(seed, "pyramid"))
         return only
     predictor = Predictor(shape.grid, shape.trunk)
-    initialise(predictor, named_generator(seed, "predictor"))
+    initialize(predictor, named_generator(seed, "predictor"))
     if shape.variant == "jepa":
         return Jepa(predictor)
     pyramid = build_pyramid(shape)
-    initialise(pyramid, named_generator(seed, "pyramid"))
+    initialize(pyramid, named_generator(seed, "pyramid"))
     return ThinkJepa(predictor, pyramid)
 
 

@@ -23,7 +23,7 @@ from thinkjepa.stages.evaluate.runs import TrainedRun
 from thinkjepa.stages.train.costs import STEP_TO_FORWARD, forward_flops, memory_bytes
 from thinkjepa.stages.train.data.batches import TokenBatch
 from thinkjepa.stages.train.data.features import Batch, TrajectoryBatch
-from thinkjepa.stages.train.fit.loop import clip_terms
+from thinkjepa.stages.train.fit.losses import per_sample_losses
 from thinkjepa.stages.train.fit.optimizer import make_optimizer
 from thinkjepa.stages.train.model.config import (
     GuidanceShape,
@@ -80,7 +80,7 @@ def step(model: ForecastModel, batch: Batch, settings: TrainSettings) -> None:
         forecast = model(
             batch.observed, batch.pooled, batch.last_pose_m, batch.tokens, with_context=with_context
         )
-    clip_terms(forecast, batch, settings)[:, 0].mean().backward()
+    per_sample_losses(forecast, batch, settings)[:, 0].mean().backward()
 
 
 @pytest.mark.parametrize("context_weight", [0.0, 1.0])

@@ -19,7 +19,8 @@ from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.data.trajectories import Supervision, Trajectory
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train.data.features import Features, choose_features, last_known_pose
-from thinkjepa.stages.train.fit.loop import DISTANCE_M, Fitting, train_epoch, validation_terms
+from thinkjepa.stages.train.fit.loop import Trainer, train_epoch, validation_losses
+from thinkjepa.stages.train.fit.losses import DISTANCE_M
 from thinkjepa.stages.train.fit.optimizer import make_optimizer
 from thinkjepa.stages.train.fit.state import FitState
 from thinkjepa.stages.train.model.config import HeadShape
@@ -93,10 +94,10 @@ def test_eight_clips_are_learned_by_heart_to_5_mm(
     plan = plan_run(cache, settings, features, replace(divided, ids={"train": clips}), num_processes=1)
     model = untrained_model(plan)
     optimizer = make_optimizer(model, settings)
-    fitting = Fitting(model, optimizer, features, make_accelerator(settings, cache.parent), settings)
-    before_m = float(validation_terms(fitting, clips)[DISTANCE_M])
+    trainer = Trainer(model, optimizer, features, make_accelerator(settings, cache.parent), settings)
+    before_m = float(validation_losses(trainer, clips)[DISTANCE_M])
     train_epoch(
-        fitting,
+        trainer,
         [clips] * steps,
         FitState(),
         progress=silent,
@@ -104,7 +105,7 @@ def test_eight_clips_are_learned_by_heart_to_5_mm(
         stop=threading.Event(),
     )
     assert len(clips) == 8
-    assert float(validation_terms(fitting, clips)[DISTANCE_M]) < 0.005 < 0.01 < before_m
+    assert float(validation_losses(trainer, clips)[DISTANCE_M]) < 0.005 < 0.01 < before_m
 
 
 def test_hands_are_predicted_where_there_are_labels(latent_cache: BuildCache, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thinkjepa.stages.train.data.batches import batches_in_order, shares_of, training_batches
+from thinkjepa.stages.train.data.batches import batches_in_order, micro_batches, training_batches
 
 IDS = [f"clip{number:03d}" for number in range(50)]
 
@@ -33,7 +33,7 @@ def test_processes_share_a_batch_without_overlap_or_gap(
 ) -> None:
     batch = tuple(IDS[:num])
     shares = [
-        shares_of(batch, process=rank, num_processes=num_processes, most_clips=most_clips)
+        micro_batches(batch, process=rank, num_processes=num_processes, most_clips=most_clips)
         for rank in range(num_processes)
     ]
     flat = [share for own in shares for share in own]

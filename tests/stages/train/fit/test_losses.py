@@ -20,9 +20,9 @@ from thinkjepa.stages.train.data.features import (
     choose_features,
     transform_latents,
 )
-from thinkjepa.stages.train.fit.loop import Fitting, clip_terms, train_step
-from thinkjepa.stages.train.fit.losses import latent_loss, trajectory_error
-from thinkjepa.stages.train.fit.optimizer import Moment, make_optimizer
+from thinkjepa.stages.train.fit.loop import Trainer, train_step
+from thinkjepa.stages.train.fit.losses import latent_loss, per_sample_losses, trajectory_error
+from thinkjepa.stages.train.fit.optimizer import Step, make_optimizer
 from thinkjepa.stages.train.model.config import LatentGrid, LatentTransform, ModelShape
 from thinkjepa.stages.train.model.forecast import Forecast, build_model
 from thinkjepa.stages.train.plan import model_shape as shape_of
@@ -94,7 +94,7 @@ def test_a_clips_loss_is_the_weighted_sum(settings: dict[str, Any], by_hand: flo
     forecast, clips = forecast_and_clips()
     if "context_weight" not in settings:
         forecast = forecast._replace(context=None)
-    loss, latent, distance_m = clip_terms(forecast, clips, TrainSettings(**settings))[0].tolist()
+    loss, latent, distance_m = per_sample_losses(forecast, clips, TrainSettings(**settings))[0].tolist()
     assert loss == pytest.approx(by_hand)
     assert latent == pytest.approx(4.0), "the latents' squared error, whatever the loss"
     assert distance_m == pytest.approx(0.3), "metres, whatever the weight"
@@ -103,8 +103,9 @@ def test_a_clips_loss_is_the_weighted_sum(settings: dict[str, Any], by_hand: flo
 def test_a_joint_without_a_last_pose_has_no_part_in_the_loss_of_displacements() -> None:
     forecast, clips = forecast_and_clips(last_known=0.0)
     losses = [
-        clip_terms(forecast, clips, TrainSettings(anchor=anchor))[0, 0] for anchor in ("last_pose", "none")
-    ]  # type: ignore[arg-type]
+        per_sample_losses(forecast, clips, TrainSettings(anchor=anchor))[0, 0]  # type: ignore[arg-type]
+        for anchor in ("last_pose", "none")
+    ]
     assert float(losses[1] - losses[0]) == pytest.approx(0.03, rel=1e-4)
 
 
@@ -130,8 +131,8 @@ def test_a_steps_gradient_is_that_of_the_mean_over_the_global_batch(
     expected = (plain(clips.observed, None, None).latents - clips.future).square().mean()
     expected.backward()
 
-    fitting = Fitting(model, make_optimizer(model, settings), features, Accelerator(cpu=True), settings)
-    loss = train_step(fitting, batch, fitting.stored([batch]), Moment(1, 1, steps_per_epoch=1))
+    trainer = Trainer(model, make_optimizer(model, settings), features, Accelerator(cpu=True), settings)
+    loss = train_step(trainer, batch, trainer.stored([batch]), Step(1, 1, steps_per_epoch=1))
     assert loss == pytest.approx(expected.item(), rel=1e-6)
     for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-7, rtol=1e-4)
@@ -149,6 +150,6 @@ def test_units_of_spread_are_the_heads_own(latent_cache: BuildCache) -> None:
         assert model.head is not None
         model.head.scale.fill_(0.01)
         batch = tuple(features.clips.clip_ids.to_pylist()[:4])
-        fitting = Fitting(model, make_optimizer(model, settings), features, Accelerator(cpu=True), settings)
-        sums[units] = next(fitting.terms(batch, fitting.stored([batch])))[:, 0].sum().item()
+        trainer = Trainer(model, make_optimizer(model, settings), features, Accelerator(cpu=True), settings)
+        sums[units] = next(trainer.losses(batch, trainer.stored([batch])))[:, 0].sum().item()
     assert sums["spread"] / sums["metres"] == pytest.approx(1e4, rel=1e-4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from thinkjepa.stages.train.fit.optimizer import Moment, make_optimizer, rate_factor, set_rates
+from thinkjepa.stages.train.fit.optimizer import Step, make_optimizer, rate_factor, set_rates
 from thinkjepa.stages.train.model.forecast import ForecastModel
 from thinkjepa.stages.train.settings import Schedule, TrainSettings
 
@@ -41,6 +41,6 @@ def test_groups_follow_their_own_course() -> None:
     model = ForecastModel(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))  # type: ignore[arg-type]
     settings = TrainSettings(epochs=3, schedule="paper", learning_rate=1e-4, head_learning_rate=1e-3)
     optimizer = make_optimizer(model, settings)
-    set_rates(optimizer, settings, Moment(epoch=2, step=1, steps_per_epoch=7))
+    set_rates(optimizer, settings, Step(epoch=2, number=1, steps_per_epoch=7))
     rates = {group["part"]: group["lr"] for group in optimizer.param_groups}
     assert rates == {"forecaster": 1e-4, "head": pytest.approx(1e-4)}

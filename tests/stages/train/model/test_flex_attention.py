@@ -18,7 +18,7 @@ from thinkjepa.stages.train.model import flex_attention as flex
 from thinkjepa.stages.train.model.attention import Span, attend, bidirectional_spans, frame_causal_spans
 from thinkjepa.stages.train.model.config import AttentionPattern, LatentGrid, ModelShape, TrunkShape
 from thinkjepa.stages.train.model.flex_attention import block_mask, flex_attend, use_kernel
-from thinkjepa.stages.train.model.trunk import initialise
+from thinkjepa.stages.train.model.trunk import initialize
 from thinkjepa.stages.train.model.variants import Predictor, build_forecaster
 from thinkjepa.stages.train.randomness import named_generator
 from thinkjepa.stages.train.run import train
@@ -93,7 +93,7 @@ def test_there_is_no_mask_over_tokens() -> None:
 def test_a_step_reaches_no_position_before_it_on_flex(attention: AttentionPattern, changed: int) -> None:
     """Teacher-forced, true latents at every step; bidirectional attention is the positive control."""
     predictor = Predictor(GRID, TrunkShape(depth=2, width=48, heads=4, attention=attention))
-    initialise(predictor, named_generator(0, "predictor"))
+    initialize(predictor, named_generator(0, "predictor"))
     use_kernel(predictor, "flex")
     predictor.grid = replace(GRID, observed_steps=5, future_steps=0)
     latents = torch.randn(1, 5, 60, 16, generator=torch.Generator().manual_seed(2))

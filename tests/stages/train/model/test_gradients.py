@@ -12,11 +12,11 @@ import torch.nn.functional as F
 
 from thinkjepa.stages.train.data.batches import TokenBatch
 from thinkjepa.stages.train.data.features import Batch, TrajectoryBatch
-from thinkjepa.stages.train.fit.loop import clip_terms
+from thinkjepa.stages.train.fit.losses import per_sample_losses
 from thinkjepa.stages.train.fit.optimizer import make_optimizer
 from thinkjepa.stages.train.model.config import GuidanceShape, HeadShape, ModelShape
 from thinkjepa.stages.train.model.forecast import ForecastModel, build_model
-from thinkjepa.stages.train.model.trunk import MLP, MLP_RATIO, initialise
+from thinkjepa.stages.train.model.trunk import MLP, MLP_RATIO, initialize
 from thinkjepa.stages.train.model.variants import ThinkJepa
 from thinkjepa.stages.train.randomness import named_generator
 from thinkjepa.stages.train.settings import TrainSettings
@@ -90,7 +90,7 @@ def loss(
         batch.tokens,
         with_context=settings.context_weight > 0 and variant != "vlm",
     )
-    return clip_terms(forecast, batch, replace(settings, variant=variant))[:, 0].mean()  # type: ignore[arg-type]
+    return per_sample_losses(forecast, batch, replace(settings, variant=variant))[:, 0].mean()  # type: ignore[arg-type]
 
 
 def without_gradient(model: ForecastModel) -> list[str]:
@@ -150,7 +150,7 @@ def test_the_context_loss_sends_no_gradient_into_the_latents_it_compares_with(
     model, batch = build(model_shape, "jepa", GuidanceShape(), gate=0.5), clips("jepa")
     apart = replace(batch, observed=batch.observed.detach().clone().requires_grad_())
     forecast = model(batch.observed, None, batch.last_pose_m, with_context=True)
-    clip_terms(forecast, apart, replace(SETTINGS, variant="jepa"))[:, 0].mean().backward()
+    per_sample_losses(forecast, apart, replace(SETTINGS, variant="jepa"))[:, 0].mean().backward()
     assert apart.observed.grad is None
     assert batch.observed.grad is not None
 
@@ -158,7 +158,7 @@ def test_the_context_loss_sends_no_gradient_into_the_latents_it_compares_with(
 def test_the_gelu_is_computed_again_to_the_same_bits_and_not_kept() -> None:
     width, tokens = 12, 32
     mlp = MLP(width)
-    initialise(mlp, named_generator(0, "mlp"))
+    initialize(mlp, named_generator(0, "mlp"))
     x = torch.randn(1, tokens, width, generator=torch.Generator().manual_seed(0)).requires_grad_()
     kept: list[int] = []
     weights = {parameter.data_ptr() for parameter in mlp.parameters()}

@@ -13,7 +13,7 @@ from thinkjepa.cache import FeatureCache
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train.data.batches import TokenBatch
 from thinkjepa.stages.train.data.features import choose_features
-from thinkjepa.stages.train.fit.losses import latent_error
+from thinkjepa.stages.train.fit.losses import latent_mse
 from thinkjepa.stages.train.model.config import GuidanceShape, ModelShape
 from thinkjepa.stages.train.model.variants import Forecaster, ThinkJepa, build_forecaster
 from thinkjepa.stages.train.randomness import is_dropped
@@ -176,7 +176,7 @@ def test_gradients_reach_every_parameter(model_shape: BuildShape, guidance: Guid
     observed, pooled, tokens = known()
     model = build(model_shape, guidance)
     future = torch.randn(3, 2, 6, 8, generator=torch.Generator().manual_seed(0))
-    latent_error(model(observed, pooled, tokens), future).mean().backward()
+    latent_mse(model(observed, pooled, tokens), future).mean().backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert [name for name in without if not name.endswith("key.bias")] == []
     assert future.grad is None

@@ -9,7 +9,7 @@ from transformers import VJEPA2Config, VJEPA2Model
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train.init_from import copy_vjepa2_predictor
 from thinkjepa.stages.train.model.config import AttentionPattern, LatentGrid, TrunkShape
-from thinkjepa.stages.train.model.trunk import initialise
+from thinkjepa.stages.train.model.trunk import initialize
 from thinkjepa.stages.train.model.variants import Predictor
 from thinkjepa.stages.train.randomness import named_generator
 
@@ -42,7 +42,7 @@ def reference() -> VJEPA2Model:
 
 def build(*, heads: int = 4, attention: AttentionPattern = "bidirectional", depth: int = 3) -> Predictor:
     predictor = Predictor(GRID, TrunkShape(depth=depth, width=48, heads=heads, attention=attention))
-    initialise(predictor, named_generator(0, "predictor"))
+    initialize(predictor, named_generator(0, "predictor"))
     return predictor.eval()
 
 

@@ -22,7 +22,7 @@ from thinkjepa.stages.train.model.guidance import (
     build_levels,
     signature,
 )
-from thinkjepa.stages.train.model.trunk import initialise
+from thinkjepa.stages.train.model.trunk import initialize
 from thinkjepa.stages.train.randomness import named_generator
 
 THINKER = ThinkerShape(levels=3, dim=10)
@@ -34,7 +34,7 @@ def pooled_states(batch: int = 4, *, seed: int = 0) -> torch.Tensor:
 
 def open_pyramid(depth: int = 4) -> Pyramid:
     pyramid = Pyramid(THINKER, depth=depth, width=24, fusion_width=16)
-    initialise(pyramid, named_generator(0, "pyramid"))
+    initialize(pyramid, named_generator(0, "pyramid"))
     torch.nn.init.ones_(pyramid.gates)
     return pyramid
 
@@ -119,7 +119,7 @@ def test_each_depth_reads_its_own_level_only() -> None:
 
 def test_shut_gates_give_no_guidance() -> None:
     pyramid = Pyramid(THINKER, depth=4, width=24, fusion_width=16)
-    initialise(pyramid, named_generator(0, "pyramid"))
+    initialize(pyramid, named_generator(0, "pyramid"))
     assert not pyramid(pooled_states()).any()
 
 
@@ -143,7 +143,7 @@ def test_massive_dims_do_not_drown_the_others() -> None:
     states = pooled_states(256)
     states[..., 4] += 3000.0
     projection = ThinkerProjection(THINKER, width=24)
-    initialise(projection, named_generator(0, "projection"))
+    initialize(projection, named_generator(0, "projection"))
     raw = torch.pdist(projection(states[:16])[:, 0, 0]).mean()
     projection.set_statistics(pooled_statistics([states]))
     standardised = torch.pdist(projection(states[:16])[:, 0, 0]).mean()

@@ -10,7 +10,7 @@ from thinkjepa.stages.train.data.statistics import JointStatistics, joint_statis
 from thinkjepa.stages.train.fit.losses import joint_distance, trajectory_error
 from thinkjepa.stages.train.model.config import Anchor, HeadShape, LatentGrid
 from thinkjepa.stages.train.model.forecast import TrajectoryHead
-from thinkjepa.stages.train.model.trunk import initialise
+from thinkjepa.stages.train.model.trunk import initialize
 from thinkjepa.stages.train.randomness import named_generator
 
 GRID = LatentGrid(observed_steps=3, future_steps=4, height=2, width=3, dim=8)
@@ -20,7 +20,7 @@ CLIPS, FRAMES = 5, 2
 
 def make_head(anchor: Anchor = "none") -> TrajectoryHead:
     head = TrajectoryHead(GRID, HeadShape(joints=JOINTS, frames_per_step=FRAMES, anchor=anchor, width=16))
-    initialise(head, named_generator(0, "head"))
+    initialize(head, named_generator(0, "head"))
     return head
 
 

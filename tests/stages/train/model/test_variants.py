@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train.data.batches import TokenBatch
-from thinkjepa.stages.train.fit.losses import latent_error
-from thinkjepa.stages.train.fit.state import shape_from_json, shape_to_json
+from thinkjepa.stages.train.fit.losses import latent_mse
+from thinkjepa.stages.train.fit.state import shape_from_json
 from thinkjepa.stages.train.model.config import GuidanceShape, LatentGrid, ModelShape, ThinkerShape
 from thinkjepa.stages.train.model.variants import Forecaster, ThinkerOnly, ThinkJepa, build_forecaster
 from thinkjepa.stages.train.settings import TrainSettings
@@ -45,7 +45,7 @@ def test_training_starts_as_the_jepa_baseline_to_the_last_bit(
     outputs = [model(observed, 1000 * pooled) for model in (guided, alone)]
     assert torch.equal(*outputs)
     for output in outputs:
-        latent_error(output, future).mean().backward()
+        latent_mse(output, future).mean().backward()
     own = dict(guided.named_parameters())
     for name, parameter in alone.named_parameters():
         assert torch.equal(parameter, own[name])
@@ -62,7 +62,7 @@ def test_an_open_gate_changes_the_prediction(model_shape: BuildShape) -> None:
 def test_shut_gates_learn(model_shape: BuildShape) -> None:
     model = build_forecaster(model_shape("thinkjepa"), seed=3)
     observed, future, pooled = features(model_shape())
-    latent_error(model(observed, pooled), future).mean().backward()
+    latent_mse(model(observed, pooled), future).mean().backward()
     assert isinstance(model, ThinkJepa)
     assert model.pyramid.gates.grad is not None
     assert model.pyramid.gates.grad.ne(0).all()
@@ -72,7 +72,7 @@ def test_shut_gates_learn(model_shape: BuildShape) -> None:
 def test_gradients_reach_every_parameter_and_no_target(model_shape: BuildShape, variant: str) -> None:
     model = opened(build_forecaster(model_shape(variant), seed=1))
     observed, future, pooled = features(model_shape(variant))
-    latent_error(model(observed, pooled), future).mean().backward()
+    latent_mse(model(observed, pooled), future).mean().backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     # A bias of the keys shifts all of a query's scores alike, which softmax does not see.
     assert [name for name in without if not name.endswith("attention.key.bias")] == []
@@ -158,7 +158,7 @@ def test_weights_depend_on_the_seed_and_nothing_else(model_shape: BuildShape, va
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_shape_survives_json(model_shape: BuildShape, variant: str) -> None:
     shape = model_shape(variant)
-    assert shape_from_json(shape_to_json(shape)) == shape
+    assert shape_from_json(asdict(shape)) == shape
 
 
 def test_guided_variant_without_a_thinker_is_refused(model_shape: BuildShape) -> None:
@@ -218,7 +218,7 @@ def test_gradients_reach_every_parameter_of_a_thinker_only_that_reads_tokens(
 ) -> None:
     model = reading_tokens(model_shape)
     observed, future, pooled = features(model_shape("vlm"))
-    latent_error(model(observed, pooled, tokens_of()), future).mean().backward()
+    latent_mse(model(observed, pooled, tokens_of()), future).mean().backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert [name for name in without if not name.endswith("key.bias")] == []
     assert model.pyramid is not None
