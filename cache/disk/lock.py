@@ -17,7 +17,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from filelock import FileLock, Timeout
@@ -61,9 +60,7 @@ class WriteLock:
                 raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         holder_file(self.folder, self._file).unlink(missing_ok=True)  # writers that are still at work stop
         if self._file:  # else a lock of each file ever written would stay; filelock notices that it is gone
             lock_file(self.folder, self._file).unlink(missing_ok=True)

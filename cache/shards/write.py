@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -183,18 +182,16 @@ class OpenShard:
 
     def seal(self) -> None:
         """Make the clips visible."""
-        if self.is_sealed:
-            remove_file(self._journal.path)  # it is a new one, without a line
-            self._journal.close()
-            return
-        check_holder(self.root, self._token)
-        for writer in self._writers.values():
-            writer.begin_seal()
-        for name, writer in self._writers.items():
-            writer.end_seal()
-            grow(self.root, self.feature_set.name, name, (self.number + 1) * self.feature_set.rows_per_shard)
-        write_table(index_file(self.root, self.feature_set.name, self.number), self._rows, INDEX_SCHEMA)
-        remove_file(self._journal.path)
+        if not self.is_sealed:
+            check_holder(self.root, self._token)
+            for writer in self._writers.values():
+                writer.begin_seal()
+            num_rows = (self.number + 1) * self.feature_set.rows_per_shard
+            for name, writer in self._writers.items():
+                writer.end_seal()
+                grow(self.root, self.feature_set.name, name, num_rows)
+            write_table(index_file(self.root, self.feature_set.name, self.number), self._rows, INDEX_SCHEMA)
+        remove_file(self._journal.path)  # that of a shard that was sealed before is new, without a line
         self._journal.close()
 
     def close(self) -> None:
@@ -207,9 +204,7 @@ class OpenShard:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None:
                 self.seal()

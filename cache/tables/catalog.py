@@ -120,13 +120,10 @@ def resolve_set(wanted: FeatureSet, existing: Mapping[str, FeatureSet]) -> Featu
     if wanted.name in existing:
         return existing[wanted.name]
     for candidate in existing.values():
-        same = replace(candidate, origin={**candidate.origin, "layers": ()}).origin == {
-            **wanted.origin,
-            "layers": (),
-        }
+        same = {**candidate.origin, "layers": ()} == {**wanted.origin, "layers": ()}
         if (
-            candidate.kind == wanted.kind == "thinker"
-            and same
+            same
+            and candidate.kind == wanted.kind == "thinker"
             and set(wanted.layers) <= set(candidate.layers)
         ):
             return candidate
