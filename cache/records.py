@@ -111,6 +111,7 @@ class ArraySpec:
 
     @property
     def torch_dtype(self) -> torch.dtype:
+        """The dtype of the values, as torch's."""
         import torch
 
         dtype: torch.dtype = getattr(torch, self.dtype)
@@ -135,6 +136,7 @@ class ArraySpec:
 
     @property
     def chunk_bytes(self) -> int:
+        """Bytes of one inner chunk before compression."""
         return math.prod(self.chunks) * self.stored_dtype.itemsize
 
     def to_json(self) -> dict[str, Any]:
@@ -226,6 +228,7 @@ class ClipRow:
         return f"clip {self.clip_id!r} ({self.video!r})"
 
     def sampling(self, kind: Kind) -> str:
+        """Fingerprint of the sampling of the frames for one model."""
         return self.thinker_sampling if kind == "thinker" else self.dense_sampling
 
 

@@ -51,6 +51,7 @@ class Part:
         )
 
     def shape(self, spec: ArraySpec) -> tuple[int, ...]:
+        """Shape of the part of one clip."""
         return tuple(map(len, self.indices(spec)))
 
 

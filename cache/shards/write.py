@@ -156,6 +156,7 @@ class OpenShard:
 
     @property
     def is_full(self) -> bool:
+        """Whether no further clip fits in the shard."""
         return self.used >= self.feature_set.rows_per_shard
 
     def append(self, batch: Sequence[ClipFeatures], failures: Sequence[Failure] = ()) -> list[Failure]:

@@ -89,10 +89,12 @@ class VideoLabels:
 
     @property
     def num_frames(self) -> int:
+        """Frames of the video, each with one sample."""
         return len(self.positions_m)
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all numbers."""
         return sum(values.nbytes for name in NUMBERS if (values := getattr(self, name)) is not None)
 
 
