@@ -20,7 +20,6 @@ from thinkjepa.pipeline.cli.console import (
 from thinkjepa.pipeline.cli.help import examples
 from thinkjepa.pipeline.cli.options import with_settings
 from thinkjepa.pipeline.cli.progress import TerminalProgress
-from thinkjepa.stages.data.joints import HANDS_NEED_LABELS
 from thinkjepa.stages.data.partition import SplitName
 from thinkjepa.stages.device import DEVICES, THREADS_HELP, torch_threads
 from thinkjepa.stages.errors import StageError
@@ -96,7 +95,8 @@ def predict_command(
 
     The models see frames before the split only. By default the split lies as late as the video still shows
     the whole future; in a shorter video it lies at the end. Where the run's cache has labels of the video, or
-    a label file lies beside it, the true hand is drawn in a second panel and the distance is given.
+    a label file lies beside it, the true hand is drawn in a second panel and the distance is given. A run
+    with --anchor last_pose needs such labels for its hands; a picture of the latents (.png) needs none.
     """
     if out.suffix not in (".mp4", ".png"):
         raise StageError(f"--out {str(out)!r}: give a name that ends in .mp4 or .png")
@@ -118,6 +118,7 @@ def predict_command(
             device=device,
             decode_timeout_s=decode_timeout,
             progress=progress,
+            need_hands=out.suffix == ".mp4",
         )
         for warning in prediction.warnings:
             progress.note(f"warning: {warning}")
@@ -150,8 +151,7 @@ def _described(prediction: Prediction, out: Path, figures: Path) -> str:
     frames, hands = prediction.frames, prediction.hands
     lines = [f"{out}: {summary(prediction)}", SIDE_WORDS[prediction.side]]
     if hands is None:
-        why = f"no hands: the run was trained without them; {HANDS_NEED_LABELS}"
-        return "\n".join([*lines, f"{figures}: the figures", why])
+        return "\n".join([*lines, f"{figures}: the figures", f"no hands: {prediction.no_hands}"])
     apart = "" if hands.distance_m is None else f", {1000 * hands.distance_m:.1f} mm from the true one"
     lines.append(f"{len(hands.joints)} joints over {len(frames.future_times_s)} frames{apart}")
     return "\n".join([*lines, f"{figures}: the joints, metres, and the figures"])

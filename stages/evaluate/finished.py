@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from thinkjepa.cache import FeatureCache
 from thinkjepa.stages.data.tracked_files import labels_digest
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.groups import EvaluatedRun
@@ -41,7 +40,7 @@ def is_evaluated(run_dir: Path, side: str, *, cache_dir: Path | None = None) -> 
         return False
     if not table.record["joints"]:
         return True
-    cache = FeatureCache.open(cache_dir or Path(TrainedRun.open(run_dir).record["cache"]))
+    cache = TrainedRun.open(run_dir).cache(cache_dir)
     return bool(table.record["labels"] == labels_digest(cache, set(table.video_digests)))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from thinkjepa.cache import FeatureCache, FeatureSet
+from thinkjepa.cache.disk.layout import cache_json
 from thinkjepa.stages.data.partition import SPLIT_NAMES, SplitName
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.json_files import read_json
@@ -53,9 +54,25 @@ class TrainedRun:
         checkpoint = Checkpoint(**self.record["checkpoint"])
         return load_model(self.path, checkpoint, self.shape)
 
+    def cache(self, cache_dir: Path | None) -> FeatureCache:
+        """`cache_dir` or, where None, the cache that the run names.
+
+        Raises StageError where that is found neither from this folder nor from one above the run.
+        """
+        if cache_dir is not None:
+            return FeatureCache.open(cache_dir)
+        named = Path(self.record["cache"])
+        for path in candidates(named, self.path):
+            if cache_json(path).is_file():
+                return FeatureCache.open(path)
+        raise StageError(
+            f"run {str(self.path)!r} was trained from {str(named)!r}, which is not a feature cache, seen "
+            "from this folder or from one above the run: name the cache with --cache-dir"
+        )
+
     def features(self, cache_dir: Path | None) -> Features:
         """The feature sets of the run, in `cache_dir` or, where None, the cache that the run names."""
-        cache = FeatureCache.open(cache_dir or Path(self.record["cache"]))
+        cache = self.cache(cache_dir)
         sets = self.record["feature_sets"]
         encoder = _same_set(cache, sets["encoder"])
         thinker = None if sets["thinker"] is None else _same_set(cache, sets["thinker"])
@@ -81,6 +98,12 @@ class TrainedRun:
             if any(name.startswith(prefix) for name in self.clip_ids(side)):
                 return side
         return None
+
+
+def candidates(recorded: Path, folder: Path) -> list[Path]:
+    """Paths that a relative path may mean: from the current folder, from `folder`, from those above it."""
+    folder = folder.resolve()
+    return [recorded, *(above / recorded for above in (folder, *folder.parents))]
 
 
 def _same_set(cache: FeatureCache, wanted: Mapping[str, str]) -> FeatureSet:

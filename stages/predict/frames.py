@@ -218,7 +218,9 @@ class Watched:
             return Seen(observed, None, None, warnings)
         progress.note(f"loading {places.get('thinker') or self.thinker_set.source['model']} ...")
         progress.begin("thinking", total=1, unit="clips")
-        thinker = load_thinker(self.thinker_set, place=places.get("thinker"), device=self.device)
+        thinker = load_thinker(
+            self.thinker_set, features.cache.path, place=places.get("thinker"), device=self.device
+        )
         windows = self._decoding.windows(self._clip, thinker)
         states = thinker.generate([thinker.prepare(self._clip, windows)])[0]
         warnings += version_differences(thinker.origin, self.thinker_set)

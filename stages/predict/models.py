@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from thinkjepa.cache import FeatureSet
 from thinkjepa.cache.shards.encoding import quantized, restored
+from thinkjepa.cache.tables.catalog import read_last_extraction
 from thinkjepa.stages.device import choose_device
 from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.evaluate.runs import candidates
 from thinkjepa.stages.extract.encoder.base import VideoEncoder, open_encoder
 from thinkjepa.stages.extract.models.runtime import quiet_transformers
 from thinkjepa.stages.extract.models.weights import find_model
+from thinkjepa.stages.extract.remembered import LOCAL
 from thinkjepa.stages.extract.settings import ModelSettings
 from thinkjepa.stages.extract.thinker.base import Thinker
 from thinkjepa.stages.extract.thinker.hooks import HookedThinker
@@ -22,27 +26,26 @@ NOT_COMPARED = ("sampling", "versions", "fp8")
 """No properties of the model; other versions are only warned of."""
 
 
-def load_encoder(made: FeatureSet, *, place: str | None, device: str) -> VideoEncoder:
-    """The encoder that made a set, ready to run; `place` is where it lies now, None where it did.
+def load_encoder(made: FeatureSet, cache: Path, *, place: str | None, device: str) -> VideoEncoder:
+    """The encoder that made a set of a cache, ready to run; `place` is where it lies now, None where it did.
 
     Raises StageError where it is not found, or would make features of another origin.
     """
     quiet_transformers()
-    folder = find_model(
-        place or str(made.source["model"]), revision=str(made.source["revision"]), role="encoder"
-    )
+    name = place or found_model(made, cache)
+    folder = find_model(name, revision=str(made.source["revision"]), role="encoder")
     encoder = open_encoder(folder, dtype=str(made.origin["dtype"]), device=choose_device(device))
     check_origin(encoder.origin, made, flag="--encoder")
     encoder.load()
     return encoder
 
 
-def load_thinker(made: FeatureSet, *, place: str | None, device: str) -> Thinker:
-    """The thinker that made a set, as `load_encoder`."""
+def load_thinker(made: FeatureSet, cache: Path, *, place: str | None, device: str) -> Thinker:
+    """The thinker that made a set of a cache, as `load_encoder`."""
     quiet_transformers()
     origin = made.origin
     settings = ModelSettings(
-        thinker=place or str(made.source["model"]),
+        thinker=place or found_model(made, cache),
         revision=str(made.source["revision"]),
         layers=",".join(map(str, origin["layers"])),
         prompt=origin["prompt"],
@@ -56,6 +59,26 @@ def load_thinker(made: FeatureSet, *, place: str | None, device: str) -> Thinker
     check_origin(thinker.origin, made, flag="--thinker")
     thinker.load()
     return thinker
+
+
+def found_model(made: FeatureSet, cache: Path) -> str:
+    """A model's hub name, or its folder: as it was named, as the last extraction recorded it, or found from
+    one above the cache. Raises StageError where the folder is gone.
+    """
+    name = str(made.source["model"])
+    if made.source["revision"] != LOCAL:
+        return name
+    paths = candidates(Path(name).expanduser(), cache)
+    last = read_last_extraction(cache)
+    if last.get(f"{made.kind}_set") == made.name:
+        paths.insert(1, Path(last["settings"]["models"][made.kind]))
+    for path in paths:
+        if path.is_dir():
+            return str(path)
+    raise StageError(
+        f"the {made.kind} that made {made.name} is not in its folder {name!r}, seen from this folder or from "
+        f"one above the cache {str(cache)!r}: name its folder with --{made.kind}"
+    )
 
 
 def check_origin(found: Mapping[str, Any], made: FeatureSet, *, flag: str) -> None:

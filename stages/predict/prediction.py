@@ -22,6 +22,7 @@ from torch import Tensor
 from thinkjepa.cache import FeatureCache, VideoLabels
 from thinkjepa.stages.data.decoding.client import VideoDecoder
 from thinkjepa.stages.data.framing import Framing
+from thinkjepa.stages.data.joints import HANDS_NEED_LABELS
 from thinkjepa.stages.data.labels.readers import find_labels
 from thinkjepa.stages.data.labels.storing import read_fitting
 from thinkjepa.stages.data.partition import SplitName
@@ -143,6 +144,9 @@ class PredictedHands:
         }
 
 
+WAYS_TO_HANDS = "put labels beside the video (docs/labels.md), or take a run trained with --anchor none"
+
+
 @dataclass(frozen=True, slots=True)
 class LabelledClip:
     """The joints of a run with a head, in a video before a split."""
@@ -171,13 +175,17 @@ class LabelledClip:
         if self.labels is None or self.labels.num_frames <= self.frames.observed[-1]:
             raise StageError(
                 "the run predicts displacements from the last observed pose (anchor last_pose), and the "
-                "run's cache has no labels of this video up to the split, nor is there a label file beside it"
+                "run's cache has no labels of this video up to the split, nor is there a label file beside "
+                f"it: {WAYS_TO_HANDS}"
             )
         observed = self.frames.observed
         seen = clip_trajectory(self.labels, self.joints, observed_frames=observed, future_frames=[[]])
         pose, known = last_known_pose(seen)
         if not known.any():
-            raise StageError("none of the run's joints was seen before the split, which it starts from")
+            raise StageError(
+                "none of the run's joints was seen before the split, which it starts from: choose another "
+                f"split, or {WAYS_TO_HANDS}"
+            )
         return torch.from_numpy(pose)[None]
 
     def predicted(self, joints_m: Tensor) -> PredictedHands:
@@ -243,7 +251,8 @@ class Prediction:
     frames: ChosenFrames
     latents: PredictedLatents
     hands: PredictedHands | None
-    """None for a run on latents alone."""
+    no_hands: str
+    """Why no hands were predicted, empty where they were."""
     warnings: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -255,7 +264,7 @@ class Prediction:
             "side": self.side,
             **self.frames.to_json(),
             "latents": self.latents.to_json(self.frames),
-            **(self.hands.to_json() if self.hands else {}),
+            **(self.hands.to_json() if self.hands else {"no_hands": self.no_hands}),
             "warnings": list(self.warnings),
         }
 
@@ -270,9 +279,11 @@ def predict(
     device: str,
     decode_timeout_s: float,
     progress: Progress,
+    need_hands: bool = True,
 ) -> Prediction:
     """Predict the future of one video with a trained run.
 
+    Without `need_hands` latents alone are predicted where a run with a head lacks the pose it starts from.
     `places` says where the models "thinker" and "encoder" lie, None where the extraction found them;
     `cache_dir` where the run's cache does. The cache is read for what made the run's features and for labels.
     Raises StageError or CacheError for what its user can put right.
@@ -283,12 +294,23 @@ def predict(
     with VideoDecoder(timeout_s=decode_timeout_s) as decoder:
         clip = watched(source, split, run, features, decoder=decoder, device=device)
         hands = LabelledClip.find(run, clip, features.cache)
-        last_pose = hands.last_pose() if hands else None
+        no_hands = "" if hands else f"the run was trained without them; {HANDS_NEED_LABELS}"
+        last_pose = None
+        try:
+            last_pose = hands.last_pose() if hands else None
+        except StageError as error:
+            if need_hands:
+                raise StageError(f"{error}; the latents alone (-o FILE.png) need none") from error
+            hands, no_hands = None, str(error)
         progress.note(f"loading {places.get('encoder') or features.encoder.source['model']} ...")
-        encoder = load_encoder(features.encoder, place=places.get("encoder"), device=device)
+        encoder = load_encoder(
+            features.encoder, features.cache.path, place=places.get("encoder"), device=device
+        )
         seen = clip.through(encoder, features, places, progress)
+        model = run.model()
+        model.head = model.head if hands else None
         with torch.no_grad():
-            forecast = run.model()(seen.observed, seen.pooled, last_pose, seen.tokens)
+            forecast = model(seen.observed, seen.pooled, last_pose, seen.tokens)
         true = clip.future_latents(encoder, features)  # after the prediction: nothing of it gets there
     latents = PredictedLatents(
         grid=(features.grid.height, features.grid.width),
@@ -305,6 +327,7 @@ def predict(
         frames=clip.frames,
         latents=latents,
         hands=hands.predicted(forecast.joints_m) if hands and forecast.joints_m is not None else None,
+        no_hands=no_hands,
         warnings=(*repeat_warnings(clip.info.times_s, clip.frames), *dict.fromkeys(seen.warnings)),
     )
 

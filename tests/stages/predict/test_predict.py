@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from new_videos import FPS, NUM_FRAMES, SIZE, frames_of, lossless_video, train_run
 
 from thinkjepa.cache import FeatureCache, VideoLabels, WriteSession, file_digest
+from thinkjepa.cache.disk.checksums import replace_listed
 from thinkjepa.cache.disk.lock import WriteLock
 from thinkjepa.pipeline.picture.overlay import CAPTION_PX, PANEL_SHORT_SIDE_PX, PREDICTED_RGB, TRUE_RGB
 from thinkjepa.pipeline.picture.playback import held_frames
@@ -22,6 +24,7 @@ from thinkjepa.stages.data.trajectories import project, to_camera
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.runs import TrainedRun
 from thinkjepa.stages.predict.frames import SplitChoice
+from thinkjepa.stages.predict.models import found_model
 from thinkjepa.stages.predict.prediction import predict as predict_in_process
 from thinkjepa.stages.progress import NoProgress
 
@@ -230,7 +233,7 @@ def test_wrong_use_is_refused_in_one_clear_line(
         content = file.read_bytes()
         changed.joinpath(file.name).write_bytes(content.replace(b'"crop_size": 64', b'"crop_size":  64'))
     cases: list[tuple[Path, Path, SplitChoice, dict[str, str], str]] = [
-        (anchored, unlabelled, SplitChoice(), {}, "no labels of this video"),
+        (anchored, unlabelled, SplitChoice(), {}, "no labels of this video.*beside it: put labels beside"),
         (run, videos[0], SplitChoice(frame=1), {}, "give one from 2 to 40"),
         (run, tmp_path / "none.mp4", SplitChoice(), {}, "cannot be read"),
         (run, videos[0], SplitChoice(), {"encoder": str(changed)}, "differs from the one that made"),
@@ -280,6 +283,69 @@ def test_displacements_start_from_the_last_observed_pose(
     first_m = np.array(outcome.json["positions_m"])[0]
     assert np.linalg.norm(first_m - last_m, axis=-1).max() < 0.1
     assert FeatureCache.open(cache).labels.find(file_digest(videos[0])) is not None
+
+
+def test_latents_of_an_unlabelled_video_need_no_last_pose(
+    cache: Path, predict: RunCommand, run_command: RunCommand, tmp_path: Path
+) -> None:
+    """Its latents are those of the same run without a head's question."""
+    run = train_run(cache, tmp_path / "anchored", anchor="last_pose", variant="jepa")
+    video = lossless_video(tmp_path / "new.mkv", change=None)
+    outcome = predict(run, video, tmp_path / "out.png")
+    assert outcome.status == 0, outcome.stderr
+    assert "positions_m" not in outcome.json
+    assert "anchor last_pose" in outcome.json["no_hands"]
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+    shown = run_command("thinkjepa-predict", "--run", run, "--video", video, "-o", tmp_path / "out.png")
+    assert shown.stdout.splitlines()[-1] == f"no hands: {outcome.json['no_hands']}"
+    refused = predict(run, video, tmp_path / "out.mp4")
+    assert refused.status == 2
+    assert "--anchor none; the latents alone (-o FILE.png) need none" in refused.stderr
+    video.with_suffix(".csv").write_text("frame,joint,x,y,z\n39,rightHand,0,0,0.5\n")
+    labelled = predict(run, video, tmp_path / "labelled.png", "--split-frame", 20)
+    assert labelled.status == 0, labelled.stderr
+    assert "none of the run's joints was seen" in labelled.json["no_hands"]
+
+
+def test_a_run_finds_its_cache_and_its_models_from_any_folder(
+    cache: Path, videos: list[Path], tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both were named relative to the project's folder, from which nothing runs any more."""
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copytree(cache, project / "features")
+    shutil.copytree(tiny_models / "encoder", project / "models" / "encoder")
+    catalog = project / "features" / "cache.json"
+    named = json.loads(catalog.read_text())
+    for item in named["feature_sets"]:
+        item["source"]["model"] = "models/encoder" if item["kind"] == "encoder" else item["source"]["model"]
+    replace_listed(catalog, json.dumps(named).encode())
+    (project / "features" / "extraction.json").unlink()
+    monkeypatch.chdir(project)
+    train_run(Path("features"), Path("results/runs/a"), variant="jepa")
+    for folder, run in (
+        (elsewhere, project / "results" / "runs" / "a"),
+        (project / "results", Path("runs/a")),
+    ):
+        monkeypatch.chdir(folder)
+        found = predict_in_process(
+            run,
+            videos[0],
+            split=SplitChoice(),
+            places={},
+            cache_dir=None,
+            device="cpu",
+            decode_timeout_s=60,
+            progress=NoProgress(),
+        )
+        assert found.hands is not None
+    shutil.rmtree(project / "models")
+    made = TrainedRun.open(Path("runs/a")).features(None).encoder
+    with pytest.raises(StageError, match=r"'models/encoder', seen from .* name its folder with --encoder"):
+        found_model(made, project / "features")
+    (project / "features").rename(tmp_path / "moved")
+    with pytest.raises(StageError, match=r"run 'runs/a' was trained from 'features'.*--cache-dir"):
+        TrainedRun.open(Path("runs/a")).features(None)
 
 
 def test_a_file_that_another_process_writes_is_refused_and_its_neighbor_is_not(
