@@ -1,4 +1,4 @@
-"""What a user may choose about stage one. One field: type, default, unit, one sentence."""
+"""The settings of stage one. One field: type, default, unit, one sentence."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAPER_LEVELS = 8
 
 @dataclass(frozen=True)
 class ModelSettings(Settings):
-    """The two frozen models and what is asked of them: all of it determines the features."""
+    """The two frozen models and their inputs. All of it determines the features."""
 
     PANEL: ClassVar[str] = "Models"
 

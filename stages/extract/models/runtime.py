@@ -1,4 +1,4 @@
-"""The precision of the frozen models, and what is recorded about where they run."""
+"""The runtime of the frozen models: precision, recorded versions, memory, and threads next to them."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from thinkjepa.stages.extract.models.weights import ModelFolder
 
 
 def choose_dtype(text: str, device: torch.device) -> str:
-    """`auto` is bfloat16 on an accelerator and float32 on the CPU."""
+    """The name of a dtype. `auto` is bfloat16 on an accelerator and float32 on the CPU."""
     if text != "auto":
         return text
     return "float32" if device.type == "cpu" else "bfloat16"
 
 
 def quiet_transformers() -> None:
-    """Only errors: its progress bars and hints would break ours."""
+    """Let transformers log errors only: its progress bars and hints would break ours."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
 
 
 def library_versions() -> dict[str, str]:
-    """Major and minor versions of what computes the features: another one is another origin."""
+    """Major and minor versions of torch and transformers. Another one is another origin."""
     return {
         module.__name__: ".".join(str(module.__version__).split(".")[:2]) for module in (torch, transformers)
     }
 
 
 def run_source(folder: ModelFolder, device: torch.device) -> dict[str, Any]:
-    """What a person wants to know of a run: bit-identical features need the same of all of it."""
+    """Model, versions, device and threads of a run. Bit-identical features need the same of all of it."""
     return {
         "model": folder.name,
         "revision": folder.revision,
@@ -54,14 +54,14 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's mallopt."""
 
 LARGEST_KEPT_BYTES = 32 * 2**20
-"""Blocks up to this size come from the heap, not from mappings of their own: the most that glibc takes."""
+"""Blocks up to this size come from the heap, not from mappings of their own. It is glibc's maximum."""
 
 KEPT_BYTES = 128 * 2**20
-"""Free memory at the heap's end that is kept."""
+"""Free memory that is kept at the heap's end."""
 
 
 def keep_freed_memory() -> None:
-    """Keep freed memory for the next forward, from now on in this process; without glibc, nothing happens.
+    """Keep freed memory for the next forward, from now on in this process. Without glibc, do nothing.
 
     A forward of V-JEPA 2 on a CPU met 25,000 page faults a clip, 2 % of its time, without a lower peak.
     """
@@ -71,26 +71,26 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
-BEHIND_MODELS = 10
-"""Niceness of what shares cores with the models, and has a whole batch's time.
+NICENESS = 10
+"""Niceness of work that shares cores with the models and has a whole batch's time.
 
-A model of one thread on two cores waits for a core 1 % of its time; it was 2.5 % where decoding, with a
+A model of one thread on two cores waits for a core 1 % of its time. It was 2.5 % where decoding, with a
 thread for every core, and writing were as nice as it.
 """
 
 
 def decoder_beside(device: str, *, timeout_s: float) -> VideoDecoder:
-    """A decoder for models on a device, by its type; on a CPU with half as many threads as they."""
+    """A decoder that runs next to models on a device type. On a CPU it has half as many threads as they."""
     threads = max(1, torch.get_num_threads() // 2) if device == "cpu" else 0
     return VideoDecoder(timeout_s=timeout_s, threads=threads)
 
 
 def thread_beside(device: str, *, name: str) -> ThreadPoolExecutor:
-    """One thread for work beside models on a device; on a CPU it is nice, as are processes that it starts."""
+    """One thread for work next to models. On a CPU it is nice, as are processes that it starts."""
     shares_cores = device == "cpu" and sys.platform == "linux"  # elsewhere only whole processes are nice
-    return ThreadPoolExecutor(1, thread_name_prefix=name, initializer=_stand_back if shares_cores else None)
+    return ThreadPoolExecutor(1, thread_name_prefix=name, initializer=_be_nice if shares_cores else None)
 
 
-def _stand_back() -> None:
+def _be_nice() -> None:
     me = threading.get_native_id()
-    os.setpriority(os.PRIO_PROCESS, me, os.getpriority(os.PRIO_PROCESS, me) + BEHIND_MODELS)
+    os.setpriority(os.PRIO_PROCESS, me, os.getpriority(os.PRIO_PROCESS, me) + NICENESS)

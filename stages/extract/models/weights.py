@@ -1,4 +1,7 @@
-"""Models on a hub: their files, downloaded if need be, or one sentence that says what stands in the way."""
+"""Model files: local folders or hub snapshots, checked for completeness and identified by digests.
+
+Every failure is one sentence with the remedy.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,13 @@ REVISION_FLAGS = {"thinker": "--revision", "encoder": "--encoder-revision"}
 
 
 class ModelUnavailableError(StageError):
-    """A hub's model is out of reach, for now or from here."""
+    """An error for a hub's model that is out of reach, for now or from here."""
 
 
 def hub_snapshot(name: str, *, revision: str, role: str, files: Sequence[str]) -> Path:
     """The folder of a model's files that match `files`. Raises StageError with the remedy.
 
-    Without network, and where HF_HUB_OFFLINE is set, it is what an earlier download left, perhaps not all.
+    Without network, and where HF_HUB_OFFLINE is set, it has an earlier download, perhaps not whole.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
@@ -43,7 +46,7 @@ def hub_snapshot(name: str, *, revision: str, role: str, files: Sequence[str]) -
 
 
 def _reason(error: Exception, name: str, *, revision: str, role: str) -> str:
-    """Why a snapshot is not to be had, and what to do."""
+    """The reason why a snapshot is not available, and the remedy."""
     from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RevisionNotFoundError
 
@@ -74,7 +77,7 @@ def _reason(error: Exception, name: str, *, revision: str, role: str) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error, and what it was raised from."""
+    """An error and the chain of its causes."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause
@@ -82,25 +85,25 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _status(error: BaseException) -> int | None:
-    """The status of a server's answer, where an error carries one."""
+    """The status of a server's response, where an error carries one."""
     number = getattr(getattr(error, "response", None), "status_code", None)
     return number if isinstance(number, int) else None
 
 
 DESCRIPTION = ("*.json", "*.jinja", "*.txt", "*.model")
-"""The small files of a model: configuration, tokenizer, processor, chat template; no code."""
+"""The small files of a model: configuration, tokenizer, processor, chat template, no code."""
 
 NEEDED = (*DESCRIPTION, "*.safetensors")
-"""What is fetched from a hub to run a model; no pickled weights."""
+"""Files to fetch from a hub to run a model, without pickled weights."""
 
 MEMORY_FILE = ".thinkjepa-digest.json"
-"""Remembers a weights digest beside the weights, for as long as their sizes and change times stay."""
+"""Stores a weights digest next to the weights, valid while their sizes and change times stay."""
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
-"""One of them is a thinker's: without any, transformers makes an empty one of the rest, silently."""
+"""A thinker needs one of them. Without any, transformers silently makes an empty tokenizer of the rest."""
 
 LACKING = r"a directory containing an? (?:file named )?([\w.-]+\.\w+)"
-"""How transformers says that a file is missing, behind much about its hub."""
+"""The message of transformers for a missing file, after much about its hub."""
 
 UNFINISHED = "where its download into {path} never ended, run again with network and without HF_HUB_OFFLINE"
 
@@ -109,7 +112,7 @@ INFORMATIVE = ("README.md", MEMORY_FILE, ".gitattributes")
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """A model in standard transformers files. `name` is what the user asked for."""
+    """A model in standard transformers files. `name` is the user's name for it."""
 
     name: str
     path: Path
@@ -117,6 +120,7 @@ class ModelFolder:
 
     @property
     def weight_files(self) -> Sequence[Path]:
+        """Its safetensors files, sorted by name."""
         return sorted(path for path in self.path.glob("*.safetensors") if path.is_file())
 
     @property
@@ -144,7 +148,7 @@ def find_model(name: str, *, revision: str, role: str, need_weights: bool = True
 
 
 def _missing_files(model: ModelFolder, role: str, *, need_weights: bool) -> str:
-    """What a model's folder lacks, empty where it is complete."""
+    """The sentence about the files that a model's folder lacks, empty where it is complete."""
     if not (model.path / "config.json").is_file():
         return "the folder has no config.json, so it is not a transformers model"
     if need_weights and not model.weight_files:
@@ -185,7 +189,7 @@ def is_identified(model: ModelFolder) -> bool:
 
 
 def preprocessing_digest(model: ModelFolder) -> str:
-    """sha256 over everything beside the weights: tokenizer, chat template, processor settings."""
+    """sha256 over everything but the weights: tokenizer, chat template, processor settings."""
     weights = {path.name for path in model.weight_files}
     files = [
         path
@@ -200,7 +204,7 @@ def preprocessing_digest(model: ModelFolder) -> str:
 
 @contextmanager
 def explained_load_errors(model: ModelFolder, role: str) -> Iterator[None]:
-    """Turn what transformers raises for a folder it cannot load into one line."""
+    """Turn the errors of transformers for a folder that it cannot load into one line."""
     try:
         yield
     except StageError:
@@ -221,7 +225,7 @@ def _identifying(model: ModelFolder) -> list[Path]:
 
 
 def _state(model: ModelFolder) -> list[list[Any]]:
-    """What tells that the identifying files are those that were read."""
+    """Names, sizes and change times of the identifying files."""
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in _identifying(model)]
 
 

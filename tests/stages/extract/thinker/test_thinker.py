@@ -127,7 +127,7 @@ def test_n_generated_tokens_give_n_minus_1_states(tiny_models: Path) -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_states_depend_on_nothing_but_the_frames(thinker: HookedThinker, batch_size: int) -> None:
-    """Neighbours of other lengths, other contents and in other numbers: not one bit changes."""
+    """Neighbors of other lengths, other contents and in other numbers: not one bit changes."""
     clips = [
         random_frames(3),
         random_frames(4, height=160),

@@ -1,4 +1,4 @@
-"""What runs beside the models stands back behind them, where it shares their cores."""
+"""Decoding and writing are nicer than the models where they share their cores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from thinkjepa.stages.data.decoding.client import VideoDecoder
-from thinkjepa.stages.extract.models.runtime import BEHIND_MODELS, decoder_beside, thread_beside
+from thinkjepa.stages.extract.models.runtime import NICENESS, decoder_beside, thread_beside
 
 
 def niceness() -> int:
@@ -21,8 +21,8 @@ def niceness() -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere only whole processes are nice")
-@pytest.mark.parametrize(("device", "more"), [("cpu", BEHIND_MODELS), ("cuda", 0)])
-def test_on_a_cpu_a_thread_and_the_decoder_that_it_starts_stand_back(
+@pytest.mark.parametrize(("device", "more"), [("cpu", NICENESS), ("cuda", 0)])
+def test_on_a_cpu_a_thread_and_the_decoder_that_it_starts_are_nice(
     tmp_path: Path, make_video: Callable[..., Path], device: str, more: int
 ) -> None:
     path = make_video(tmp_path / "v.mp4", num_frames=10)
