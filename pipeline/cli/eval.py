@@ -104,9 +104,9 @@ def eval_command(
 
 def chosen_runs(named: list[Path], beneath: Path | None) -> list[Path]:
     """The runs that are named and those beneath a folder, each once. Raises StageError for none."""
-    from thinkjepa.stages.evaluate.finished import runs_beneath
+    from thinkjepa.stages.evaluate.runs import runs_under
 
-    found = [*named, *(runs_beneath(beneath) if beneath else [])]
+    found = [*named, *(runs_under(beneath) if beneath else [])]
     if not found:
         raise StageError("no run given: name runs with --run, or a folder of runs with --runs")
     return list({path.resolve(): path for path in found}.values())
@@ -154,7 +154,7 @@ def _several(
     sort_by: str | None,
 ) -> tuple[dict[str, Any], str]:
     from thinkjepa.pipeline.report.evaluation import write_comparison
-    from thinkjepa.stages.evaluate.finished import is_evaluated, read_evaluations
+    from thinkjepa.stages.evaluate.runs import is_evaluated, read_evaluations
 
     if out is None:
         raise StageError(f"{len(chosen)} runs to compare: name a folder for the comparison with --out")

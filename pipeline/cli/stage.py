@@ -173,7 +173,7 @@ def report_command(
 ) -> None:
     """Compare all runs of the matrix on their test clips."""
     from thinkjepa.pipeline.report.evaluation import write_comparison
-    from thinkjepa.stages.evaluate.finished import read_evaluations
+    from thinkjepa.stages.evaluate.runs import read_evaluations
 
     settings = read_params(params)
     chosen = [runs / f"{variant}-{seed}" for variant in settings.variants for seed in settings.seeds]

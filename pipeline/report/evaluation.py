@@ -19,10 +19,9 @@ from thinkjepa.pipeline.report.verdict import (
 )
 from thinkjepa.stages.evaluate.comparison import compare
 from thinkjepa.stages.evaluate.evaluation import evaluate
-from thinkjepa.stages.evaluate.finished import read_evaluations, runs_beneath
 from thinkjepa.stages.evaluate.groups import EvaluatedRun
 from thinkjepa.stages.evaluate.metrics import DECIMALS, METRICS, Metric, exhibited
-from thinkjepa.stages.evaluate.runs import TrainedRun
+from thinkjepa.stages.evaluate.runs import TrainedRun, read_evaluations, runs_under
 from thinkjepa.stages.evaluate.table import table_path
 from thinkjepa.stages.json_files import write_json
 from thinkjepa.stages.progress import Progress
@@ -165,5 +164,5 @@ def write_comparison(
 
 def describe_runs(runs: Path, *, report: Path) -> str:
     """A page on every evaluated run under a folder; `report` is the folder of their comparison."""
-    comparison = compare(read_evaluations(runs_beneath(runs), "test"))
+    comparison = compare(read_evaluations(runs_under(runs), "test"))
     return comparison_page(comparison, comparison_files(report))

@@ -13,7 +13,7 @@ from thinkjepa.pipeline.report.markdown import markdown_table
 from thinkjepa.pipeline.report.plots import LEGEND_IN, draw_curve, name_curves
 from thinkjepa.pipeline.report.verdict import FEWEST_VIDEOS, figure_text
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.evaluate.comparison import OF_NO_RUN
+from thinkjepa.stages.evaluate.baselines import METHODS
 from thinkjepa.stages.evaluate.metrics import METRICS, exhibited
 from thinkjepa.stages.evaluate.rollout import evaluate_rollout
 from thinkjepa.stages.evaluate.runs import TrainedRun
@@ -28,13 +28,6 @@ from thinkjepa.stages.picture_style import (
     variant_look,
 )
 from thinkjepa.stages.progress import Progress
-
-OF_A_RUN = {
-    "model": "",
-    "shuffled_guidance": ", another clip's thinker",
-    "latent_persistence": ", its head on the last latents",
-}
-"""Methods that use a run's weights, and what its name gets behind it."""
 
 Row = tuple[str, Sequence[Mapping[str, float | None]]]
 """A method's name, and its figure at each horizon."""
@@ -151,10 +144,14 @@ def _rows(rolled: Rolled, kind: str, metric: str) -> list[Row]:
     rows: list[Row] = []
     for number, (name, result) in enumerate(rolled.items()):
         for method, figures in result["horizons"][0][kind].items():
-            of_no_run = metric in OF_NO_RUN.get(method, ())
+            of_no_run = kind not in METHODS[method].of_run
             if metric not in figures or (number and of_no_run):
                 continue
-            label = method.replace("_", " ") if of_no_run else _label(name, result) + OF_A_RUN[method]
+            label = (
+                method.replace("_", " ")
+                if of_no_run
+                else METHODS[method].in_rollout.format(_label(name, result))
+            )
             rows.append((label, [item[kind][method][metric] for item in result["horizons"]]))
     return rows
 

@@ -1,69 +1,81 @@
-"""Several evaluated runs side by side: seeds aggregated, differences paired by clip.
+"""Comparison of evaluated runs: seeds aggregated, differences paired by clip, groups ranked.
 
 Scores are averaged over the seeds of a group clip by clip; intervals then draw videos. They tell how much
 another choice of test videos could change a figure, not another choice of seeds: `seed_std` tells that.
+
+Readers take the first row of a ranking. So rows are sorted by a figure of the validation clips unless another
+one is asked for, and a ranking names the clips that its order comes from.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.evaluate.bootstrap import Floats, VideoBootstrap
+from thinkjepa.stages.evaluate.baselines import METHODS
+from thinkjepa.stages.evaluate.evaluation import joint_frames
 from thinkjepa.stages.evaluate.groups import (
     EvaluatedRun,
     RunGroup,
+    differing,
     group_runs,
     on_shared_clips,
     one_latent_space,
     varied_settings,
 )
 from thinkjepa.stages.evaluate.metrics import (
-    LATENT_METRICS,
     METRICS,
-    TRAJECTORY_METRICS,
+    VALIDATION_METRICS,
+    Metric,
     horizon_summary,
     time_summary,
 )
-from thinkjepa.stages.evaluate.ranking import rank
-from thinkjepa.stages.evaluate.table import figures, interval_method, joint_frames
+from thinkjepa.stages.evaluate.scores import INTERVAL_METHOD, Floats, Score, VideoBootstrap
 
 COMPARISON_SCHEMA = "thinkjepa.comparison.v1"
 MOST_GROUPS_BY_PAIRS = 6
 """Of more groups, not every two are compared: twenty settings would make 190 pairs."""
 
-OF_A_GROUP = {
-    "shuffled_guidance": ("{}, shuffled guidance", tuple(METRICS)),
-    "latent_persistence": ("{} head on last latents", TRAJECTORY_METRICS),
-}
-"""Methods that use a run's own weights: what they are called, and which of their scores are the run's."""
-OF_NO_RUN = {
-    "latent_persistence": LATENT_METRICS,
-    "constant_pose": TRAJECTORY_METRICS,
-    "constant_velocity": TRAJECTORY_METRICS,
-    "mean_pose": TRAJECTORY_METRICS,
-}
-"""Methods whose scores are the same beside every run."""
+VALIDATION_DISTANCE, VALIDATION_LATENT, VALIDATION_LOSS = VALIDATION_METRICS
+
+OF_THE_LOSS = (
+    "latent_loss",
+    "latent_weight",
+    "context_weight",
+    "trajectory_weight",
+    "trajectory_units",
+    "normalise_targets",
+    "latent_pool",
+)
+"""Settings that change the loss of the same predictions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of the comparison: scores `(clip,)` and curves `(clip, step)` of one method."""
+    """One line of the comparison: scores `(clip,)` of one method, means over the seeds of a group."""
 
     name: str
     method: str
     group: RunGroup | None
-    scores: dict[str, Floats]
-    curves: dict[str, Floats]
+    """None for a method that uses no run's weights."""
+    scores: Mapping[Score, Floats]
+
+    @property
+    def num_seeds(self) -> int:
+        return len(self.group.runs) if self.group else 0
+
+    def of_whole_future(self) -> dict[str, Floats]:
+        """Scores by metric, without those at single latent steps."""
+        return {score.metric: values for score, values in self.scores.items() if not score.step}
 
 
 def compare(runs: Sequence[EvaluatedRun], *, sort_by: str | None = None) -> dict[str, Any]:
     """The content of comparison.json; `sort_by` as `rank` takes it.
 
-    Raises StageError where runs cannot be compared, or not be sorted so.
+    Raises StageError where runs cannot be compared, or cannot be sorted in this way.
     """
     shared = on_shared_clips(runs)
     groups = group_runs(shared)
@@ -83,8 +95,16 @@ def compare(runs: Sequence[EvaluatedRun], *, sort_by: str | None = None) -> dict
         "reference_frames": first.record["reference_frames"],
         "latents_compared": one_latent_space(shared),
         "joint_frames": joint_frames(first),
-        "interval": interval_method(),
-        "groups": [_group_record(group) for group in groups],
+        "interval": INTERVAL_METHOD,
+        "groups": [
+            {
+                "name": group.name,
+                "variant": group.variant,
+                "seeds": group.seeds,
+                "runs": [run.name for run in group.runs],
+            }
+            for group in groups
+        ],
         "varied": varied_settings(groups),
         "ranking": ranking,
         "entries": records,
@@ -98,22 +118,24 @@ def compare(runs: Sequence[EvaluatedRun], *, sort_by: str | None = None) -> dict
 
 
 def entries_of(groups: Sequence[RunGroup]) -> Iterator[Entry]:
-    """The groups' models, then what each group's weights give otherwise, then what needs no run."""
+    """Yield the groups' models, then the other methods with each group's weights, then those without."""
     for group in groups:
-        yield _entry(group.name, "model", group, tuple(METRICS))
+        yield Entry(group.name, "model", group, _mean_scores("model", group, METRICS.values()))
     for group in groups:
-        for method, (name, metrics) in OF_A_GROUP.items():
-            if (entry := _entry(name.format(group.name), method, group, metrics)).scores:
-                yield entry
-    for method, metrics in OF_NO_RUN.items():
-        having = (group for group in groups if any(group.has(method, metric) for metric in metrics))
-        if first := next(having, None):
-            one_run = RunGroup(first.name, first.runs[:1])
-            yield replace(_entry(method.replace("_", " "), method, one_run, metrics), group=None)
+        for name, method in METHODS.items():
+            own = [metric for metric in METRICS.values() if metric.kind in method.of_run]
+            if name != "model" and (scores := _mean_scores(name, group, own)):
+                yield Entry(method.in_comparison.format(group.name), name, group, scores)
+    for name, method in METHODS.items():
+        common = [metric for metric in METRICS.values() if metric.kind not in method.of_run]
+        for group in groups:
+            if scores := _mean_scores(name, RunGroup(group.name, group.runs[:1]), common):
+                yield Entry(name.replace("_", " "), name, None, scores)
+                break
 
 
 def pairs(entries: Sequence[Entry], *, first: str | None = None) -> Iterator[tuple[Entry, Entry]]:
-    """Which entries are subtracted: every two models, and each model from what it has to beat.
+    """Yield the entries to subtract: every two models, and each model and the methods that it has to beat.
 
     Of more than MOST_GROUPS_BY_PAIRS models each is compared with the one that is called `first` only.
     """
@@ -129,6 +151,88 @@ def pairs(entries: Sequence[Entry], *, first: str | None = None) -> Iterator[tup
                 yield model, entry
 
 
+def _mean_scores(method: str, group: RunGroup, metrics: Iterable[Metric]) -> dict[Score, Floats]:
+    """Means over seeds of those of `metrics` that all runs of the group have."""
+    scores: dict[Score, Floats] = {}
+    num_steps = max((score.step for score in group.runs[0].table.scores), default=0)
+    for metric in metrics:
+        if metric.best_of:
+            by_seed = group.by_seed(Score(method, metric.best_of))
+            if by_seed is not None and len(by_seed) > 1:
+                scores[Score(method, metric.name)] = by_seed.min(axis=0)
+        else:
+            for step in range(num_steps + 1):
+                score = Score(method, metric.name, step)
+                if (by_seed := group.by_seed(score)) is not None:
+                    scores[score] = by_seed.mean(axis=0)
+    return scores
+
+
+def _entry_record(entry: Entry, bootstrap: VideoBootstrap) -> dict[str, Any]:
+    at_steps = {score: values for score, values in entry.scores.items() if score.step}
+    found = bootstrap.figures(at_steps)
+    num_steps = max((score.step for score in at_steps), default=0)
+    return {
+        "name": entry.name,
+        "method": entry.method,
+        "group": entry.group.name if entry.group else None,
+        "num_seeds": entry.num_seeds,
+        "metrics": bootstrap.figures(entry.of_whole_future()),
+        "seed_std": _seed_std(entry),
+        "horizon": [
+            {score.metric: figure for score, figure in found.items() if score.step == step}
+            for step in range(1, num_steps + 1)
+        ],
+    }
+
+
+def _seed_std(entry: Entry) -> dict[str, float]:
+    """Standard deviation over seeds of each metric's mean over clips; empty with one seed."""
+    if entry.group is None or entry.num_seeds < 2:
+        return {}
+    found = {}
+    for metric, values in entry.of_whole_future().items():
+        by_seed = entry.group.by_seed(Score(entry.method, metric))
+        if by_seed is not None and not np.isnan(values).all():
+            found[metric] = float(np.nanmean(by_seed, axis=1).std(ddof=1))
+    return found
+
+
+def _difference(one: Entry, other: Entry, bootstrap: VideoBootstrap) -> dict[str, Any]:
+    """`one` - `other`, clip by clip; a clip without either score is in neither.
+
+    The best of different numbers of seeds is not compared.
+    """
+    ones, others = one.of_whole_future(), other.of_whole_future()
+    same_seeds = one.num_seeds == other.num_seeds
+    both = [metric for metric in ones if metric in others and (same_seeds or not METRICS[metric].best_of)]
+    return {
+        "a": one.name,
+        "b": other.name,
+        "num_seeds": [one.num_seeds, other.num_seeds],
+        "metrics": bootstrap.figures({metric: ones[metric] - others[metric] for metric in both}),
+        "by_seed": _by_seed(one, other, both),
+    }
+
+
+def _by_seed(one: Entry, other: Entry, metrics: Sequence[str]) -> dict[str, list[float]]:
+    """The mean difference of each seed of `one`, in the order of its group's seeds.
+
+    A method without a run is subtracted from every seed, a run of the same seed from its own. Groups of other
+    seeds have no pairs: empty.
+    """
+    if one.group is None or (other.group is not None and other.group.seeds != one.group.seeds):
+        return {}
+    found = {}
+    for metric in metrics:
+        score = Score(other.method, metric)
+        theirs = other.scores[score] if other.group is None else other.group.by_seed(score)
+        ours = one.group.by_seed(Score(one.method, metric))
+        if ours is not None and theirs is not None and not np.isnan(ours - theirs).all():
+            found[metric] = [float(mean) for mean in np.nanmean(ours - theirs, axis=1)]
+    return found
+
+
 def _ranking(
     groups: Sequence[RunGroup], records: Sequence[dict[str, Any]], *, sort_by: str | None
 ) -> dict[str, Any] | None:
@@ -142,99 +246,71 @@ def _ranking(
         raise
 
 
-def _entry(name: str, method: str, group: RunGroup, metrics: Sequence[str]) -> Entry:
-    """A line with those of `metrics` that all runs of the group have, means over its seeds."""
-    scores: dict[str, Floats] = {}
-    for metric in metrics:
-        if best_of := METRICS[metric].best_of:
-            if best_of in scores and len(group.runs) > 1:
-                scores[metric] = group.by_seed(method, best_of).min(axis=0)
-        elif group.has(method, metric):
-            scores[metric] = group.by_seed(method, metric).mean(axis=0)
-    curves = {metric: group.curves(method, metric) for metric in scores if METRICS[metric].by_step}
-    return Entry(name, method, group, scores, curves)
+def rank(
+    groups: Sequence[RunGroup], test_scores: Mapping[str, Mapping[str, Any]], *, sort_by: str | None
+) -> dict[str, Any]:
+    """The groups, best first, with the settings in which they differ and their validation figures.
 
-
-def _group_record(group: RunGroup) -> dict[str, Any]:
-    return {
-        "name": group.name,
-        "variant": group.variant,
-        "seeds": group.seeds,
-        "runs": [run.name for run in group.runs],
-    }
-
-
-def _entry_record(entry: Entry, bootstrap: VideoBootstrap) -> dict[str, Any]:
-    group = entry.group
-    return {
-        "name": entry.name,
-        "method": entry.method,
-        "group": group.name if group else None,
-        "num_seeds": len(group.runs) if group else 0,
-        "metrics": figures(entry.scores, bootstrap),
-        "seed_std": _seed_spread(entry),
-        "horizon": _curve_records(entry, bootstrap),
-    }
-
-
-def _curve_records(entry: Entry, bootstrap: VideoBootstrap) -> list[dict[str, Any]]:
-    """Figures at each latent step, the first one first."""
-    num_steps = max((curve.shape[1] for curve in entry.curves.values()), default=0)
-    by_step = {
-        f"{metric} {step}": values
-        for metric, curve in entry.curves.items()
-        for step, values in enumerate(curve.T)
-    }
-    found = figures(by_step, bootstrap)
-    return [
-        {metric: found[f"{metric} {step}"] for metric in entry.curves if f"{metric} {step}" in found}
-        for step in range(num_steps)
-    ]
-
-
-def _seed_spread(entry: Entry) -> dict[str, float]:
-    """Standard deviation over seeds of each metric's mean over clips; empty with one seed."""
-    group = entry.group
-    if group is None or len(group.runs) < 2:
-        return {}
-    spread = {}
-    for metric in entry.scores:
-        if not METRICS[metric].best_of and not np.isnan(entry.scores[metric]).all():
-            means = np.nanmean(group.by_seed(entry.method, metric), axis=1)
-            spread[metric] = float(means.std(ddof=1))
-    return spread
-
-
-def _difference(one: Entry, other: Entry, bootstrap: VideoBootstrap) -> dict[str, Any]:
-    """`one` - `other`, clip by clip; a clip without either score is in neither.
-
-    The best of different numbers of seeds is not compared.
+    `test_scores` are the figures of each group's model by metric; `sort_by` one of those or of
+    VALIDATION_METRICS, None for the joints' distance on validation clips, or their latents' error where not
+    all runs predict joints. Raises StageError where a figure is missing, or does not mean the same for all.
     """
-    both = [metric for metric in one.scores if metric in other.scores]
-    num_seeds = [len(entry.group.runs) if entry.group else 0 for entry in (one, other)]
-    if num_seeds[0] != num_seeds[1]:
-        both = [metric for metric in both if not METRICS[metric].best_of]
+    runs = [run for group in groups for run in group.runs]
+    has_joints = all(VALIDATION_DISTANCE in run.validation for run in runs)
+    chosen = sort_by or (VALIDATION_DISTANCE if has_joints else VALIDATION_LATENT)
+    if chosen in VALIDATION_METRICS:
+        _check_comparable(runs, chosen)
+    values = {group.name: _sort_value(group, chosen, test_scores[group.name]) for group in groups}
+    largest_first = chosen in METRICS and METRICS[chosen].better_when_larger
+    varied = list(varied_settings(groups))
     return {
-        "a": one.name,
-        "b": other.name,
-        "num_seeds": num_seeds,
-        "metrics": figures({name: one.scores[name] - other.scores[name] for name in both}, bootstrap),
-        "by_seed": _by_seed(one, other, [metric for metric in both if not METRICS[metric].best_of]),
+        "sorted_by": chosen,
+        "clips": "validation" if chosen in VALIDATION_METRICS else "test",
+        "varied": varied,
+        "rows": [
+            {
+                "name": group.name,
+                "variant": group.variant,
+                "settings": {name: group.runs[0].description.get(name) for name in varied},
+                "num_seeds": len(group.runs),
+                "validation": {name: float(np.mean(found)) for name, found in _validation(group).items()},
+                "validation_seed_std": {
+                    name: float(np.std(found, ddof=1))
+                    for name, found in _validation(group).items()
+                    if len(group.runs) > 1
+                },
+            }
+            for group in sorted(groups, key=lambda group: values[group.name], reverse=largest_first)
+        ],
     }
 
 
-def _by_seed(one: Entry, other: Entry, metrics: Sequence[str]) -> dict[str, list[float]]:
-    """The mean difference of each seed of `one`, in the order of its group's seeds.
+def _check_comparable(runs: Sequence[EvaluatedRun], metric: str) -> None:
+    if without := next((run.name for run in runs if run.validation.get(metric) is None), None):
+        raise StageError(f"run {without!r} has no {metric}: sort by a figure that all runs have")
+    if metric == VALIDATION_LATENT and not one_latent_space(runs):
+        raise StageError(f"latents of these runs are not in one space: {metric} cannot sort them")
+    settings = [run.table.record["settings"] for run in runs]
+    if metric == VALIDATION_LOSS and (names := set(differing(settings)) & set(OF_THE_LOSS)):
+        raise StageError(
+            f"these runs differ in {', '.join(sorted(names))}, so their losses are not the same thing: sort "
+            f"by {VALIDATION_DISTANCE} or {VALIDATION_LATENT}"
+        )
 
-    A method of no run is subtracted from every seed, a run of the same seed from its own. Groups of other
-    seeds have no pairs: empty.
-    """
-    if one.group is None or (other.group is not None and other.group.seeds != one.group.seeds):
-        return {}
-    found = {}
-    for metric in metrics:
-        theirs = other.scores[metric] if other.group is None else other.group.by_seed(other.method, metric)
-        differences = one.group.by_seed(one.method, metric) - theirs
-        if not np.isnan(differences).all():
-            found[metric] = [float(mean) for mean in np.nanmean(differences, axis=1)]
-    return found
+
+def _sort_value(group: RunGroup, metric: str, test_scores: Mapping[str, Any]) -> float:
+    if metric in VALIDATION_METRICS:
+        return float(np.mean(_validation(group)[metric]))
+    if metric not in test_scores:
+        known = ", ".join((*VALIDATION_METRICS, *test_scores))
+        raise StageError(f"cannot sort by {metric!r}: {group.name} has {known}")
+    return float(test_scores[metric]["mean"])
+
+
+def _validation(group: RunGroup) -> dict[str, list[float]]:
+    """Figures of the validation clips, one a seed, that all runs of the group have."""
+    return {
+        name: [float(run.validation[name]) for run in group.runs]
+        for name in VALIDATION_METRICS
+        if all(run.validation.get(name) is not None for run in group.runs)
+    }

@@ -1,11 +1,11 @@
-"""Measure a trained run on one side of its split, beside methods without training on the same clips.
+"""Evaluation of a trained run on one split of its clips, next to methods without training.
 
-RUN/eval-<split>.parquet   a row per clip: scores and predicted joints, see `clip_table`
+RUN/eval-<split>.parquet   a row per clip: scores and predicted joints, see `table`
 RUN/eval-<split>.json      means over clips with 95 % intervals, and curves over the horizon
 RUN/<split>.json           the few numbers of it that fit a line, see `headline`
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +20,44 @@ from thinkjepa.stages.data.partition import SplitName, as_split_name
 from thinkjepa.stages.data.tracked_files import labels_digest
 from thinkjepa.stages.device import choose_device
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.evaluate.baselines import Predicted, known_at_split, partners_of, predict_all
+from thinkjepa.stages.evaluate.baselines import METHODS, Predicted, inputs_at_split, partners_of, predict_all
 from thinkjepa.stages.evaluate.metrics import (
+    DECIMALS,
+    POSE_BASELINES,
     counted_joint_frames,
     frames_ahead_s,
+    horizon_summary,
     latent_metrics,
     step_horizons_s,
+    time_summary,
     trajectory_metrics,
 )
 from thinkjepa.stages.evaluate.runs import TrainedRun
+from thinkjepa.stages.evaluate.scores import INTERVAL_METHOD, VideoBootstrap, figures_by_kind
 from thinkjepa.stages.evaluate.table import (
     EVALUATION_SCHEMA,
     ClipTable,
     ClipTableWriter,
-    headline,
     lists,
     numbers,
-    summarise,
     table_path,
 )
 from thinkjepa.stages.json_files import read_json, write_json
 from thinkjepa.stages.progress import NoProgress, Progress
-from thinkjepa.stages.train.data.features import Batch, Features, TrajectoryBatch
+from thinkjepa.stages.train.data.features import Batch, Features
 from thinkjepa.stages.train.model.forecast import ForecastModel
 
-Columns = dict[str, pa.Array]
+DESCRIBING = (
+    "schema",
+    "split",
+    "variant",
+    "seed",
+    "checkpoint_sha256",
+    "joints",
+    "keypoints",
+    "reference_frames",
+)
+"""Entries of an evaluation's record that are repeated next to the figures; run.json has the rest."""
 
 
 def evaluate(
@@ -55,7 +68,7 @@ def evaluate(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Metrics of a run on `split` (train, validation or test); written to the run and returned.
+    """Metrics of a run on `split` (train, validation or test), written to the run and returned.
 
     Arithmetic is fp32. `cache_dir` overrides the cache that the run names; `device` is as in
     `choose_device`. Clips are those of the run's own split, all of which must still have features.
@@ -64,13 +77,23 @@ def evaluate(
     run = TrainedRun.open(run_dir)
     features = run.features(cache_dir)
     clips = rows_of(run.clip_ids(side), features)
+    target = choose_device(device)
+    model = run.model().to(target)
     progress = progress or NoProgress()
     progress.begin("evaluate", total=len(clips), unit="clips")
     with ClipTableWriter(table_path(run_dir, side), describe(run, features, side, clips)) as table:
-        for part, columns in measured(run, features, clips, device=choose_device(device)):
-            table.append({**clip_columns(part, features), **columns})
+        for part, batch, predicted in predictions(run, model, features, clips, device=target):
+            columns = score_columns(predicted, batch, keypoints=keypoint_indices(model))
+            columns |= _joint_columns(predicted["model"], batch)
+            table.append(
+                {
+                    **_clip_columns(part, features),
+                    **{name: _column(values) for name, values in columns.items()},
+                    **_camera_poses(part, features),
+                }
+            )
             progress.advance(len(part))
-    result = summarise(ClipTable.read(table_path(run_dir, side)))
+    result = summarize(ClipTable.read(table_path(run_dir, side)))
     write_json(run_dir / f"eval-{side}.json", result)
     write_json(run_dir / f"{side}.json", headline(result))
     return result
@@ -79,7 +102,7 @@ def evaluate(
 def describe(
     run: TrainedRun, features: Features, side: SplitName, clips: Sequence[ClipRow]
 ) -> dict[str, Any]:
-    """What is evaluated, without times and paths."""
+    """The record of what is evaluated, without times and paths."""
     division, head = read_json(run.path / "split.json"), run.shape.head
     return {
         "schema": EVALUATION_SCHEMA,
@@ -98,6 +121,19 @@ def describe(
     }
 
 
+def rows_of(clip_ids: Sequence[str], features: Features) -> list[ClipRow]:
+    """The clips, in this order. Raises StageError where one has no features."""
+    rows = {clip.clip_id: clip for clip in features.clips.only(clip_ids)}
+    if lost := [clip_id for clip_id in clip_ids if clip_id not in rows]:
+        needed = "features and labels" if features.supervision else "features"
+        raise StageError(
+            f"{len(lost)} of {len(clip_ids)} clips of the run have no {needed} in cache "
+            f"{str(features.cache.path)!r}, the first is {lost[0]!r}: extract them, name the run's own cache "
+            "with --cache-dir, or train again"
+        )
+    return [rows[clip_id] for clip_id in clip_ids]
+
+
 @torch.no_grad()
 def predictions(
     run: TrainedRun,
@@ -107,56 +143,59 @@ def predictions(
     *,
     device: torch.device,
 ) -> Iterator[tuple[Sequence[ClipRow], Batch, dict[str, Predicted]]]:
-    """What every method forecasts of all clips, in their order, part by part, beside what came."""
+    """Yield (clips, batch with the ground truth, predictions by method), batch by batch."""
     partners = partners_of(clips) if run.shape.thinker is not None else {}
     for start in range(0, len(clips), run.clips_per_forward):
         part = clips[start : start + run.clips_per_forward]
         batch = features.batch([clip.clip_id for clip in part], device)
-        known = known_at_split(features, part, batch, partners=partners)
-        yield part, batch, predict_all(model, known, future_steps=batch.future.shape[1])
+        inputs = inputs_at_split(features, part, batch, partners=partners)
+        yield part, batch, predict_all(model, inputs, future_steps=batch.future.shape[1])
 
 
-def measured(
-    run: TrainedRun, features: Features, clips: Sequence[ClipRow], *, device: torch.device
-) -> Iterator[tuple[Sequence[ClipRow], Columns]]:
-    """Scores and predictions of all clips, in their order, part by part."""
-    model = run.model().to(device)
-    for part, batch, predicted in predictions(run, model, features, clips, device=device):
-        columns = score_columns(predicted, batch, keypoints=keypoint_places(model))
-        if batch.trajectory is not None:
-            columns |= joint_columns(predicted["model"], batch.trajectory)
-            columns |= {"camera_pose": _camera_poses(features, part)}
-        yield part, columns
+def score_columns(
+    predicted: Mapping[str, Predicted], batch: Batch, *, keypoints: Sequence[int], steps: int | None = None
+) -> dict[str, Tensor]:
+    """Scores of the first `steps` latent steps, or of all, by the names that they have in the table.
 
-
-def score_columns(predicted: dict[str, Predicted], batch: Batch, *, keypoints: Sequence[int]) -> Columns:
-    """Each method's scores: a column for each metric, and one for its curve over the horizon."""
-    columns: Columns = {}
-    for method, forecast in predicted.items():
+    `<method>_<metric>` is `(clip,)`, `<method>_<metric>_by_step` is `(clip, step)`.
+    """
+    columns: dict[str, Tensor] = {}
+    for method, found in predicted.items():
         scores: dict[str, Tensor] = {}
-        if forecast.latents is not None:
-            for name, values in latent_metrics(forecast.latents, batch.future).items():
+        if found.latents is not None:
+            for name, values in latent_metrics(found.latents[:, :steps], batch.future[:, :steps]).items():
                 scores |= {name: values.mean(dim=1), f"{name}_by_step": values}
-        if forecast.joints_m is not None and (target := batch.trajectory) is not None:
-            counted = counted_joint_frames(target.future_confidence, target.last_known)
-            scores |= trajectory_metrics(forecast.joints_m, target.future_m, counted, keypoints=keypoints)
-        columns |= {f"{method}_{name}": _column(values) for name, values in scores.items()}
+        if found.joints_m is not None and (truth := batch.trajectory) is not None:
+            counted = counted_joint_frames(truth.future_confidence[:, :steps], truth.last_known)
+            scores |= trajectory_metrics(
+                found.joints_m[:, :steps], truth.future_m[:, :steps], counted, keypoints=keypoints
+            )
+        columns |= {f"{method}_{name}": values for name, values in scores.items()}
     return columns
 
 
-def joint_columns(forecast: Predicted, target: TrajectoryBatch) -> Columns:
-    """How many joint-frames there are and count, and where the model puts them."""
-    assert forecast.joints_m is not None, "a run with labels has a head"
-    counted = counted_joint_frames(target.future_confidence, target.last_known)
+def keypoint_indices(model: ForecastModel) -> list[int]:
+    """Indices of EgoDex's keypoints among the joints of the head."""
+    joints = model.head.shape.joints if model.head else ()
+    return [index for index, name in enumerate(joints) if name in KEYPOINTS]
+
+
+def _joint_columns(predicted: Predicted, batch: Batch) -> dict[str, Tensor]:
+    """Numbers of labelled and counted joint-frames, and the predicted joints; empty without labels."""
+    if batch.trajectory is None:
+        return {}
+    assert predicted.joints_m is not None, "a run with labels has a head"
+    confidence = batch.trajectory.future_confidence
+    counted = counted_joint_frames(confidence, batch.trajectory.last_known)
     return {
-        "labelled_joint_frames": _column((target.future_confidence > 0).flatten(1).sum(dim=1)),
-        "counted_joint_frames": _column(counted.flatten(1).sum(dim=1)),
-        "predicted_joints_m": _column(forecast.joints_m.float()),
+        "labelled_joint_frames": (confidence > 0).flatten(1).sum(dim=1),
+        "counted_joint_frames": counted.flatten(1).sum(dim=1),
+        "predicted_joints_m": predicted.joints_m.float(),
     }
 
 
-def clip_columns(clips: Sequence[ClipRow], features: Features) -> Columns:
-    """Which clips, and when their future frames are."""
+def _clip_columns(clips: Sequence[ClipRow], features: Features) -> dict[str, pa.Array]:
+    """The clips, and the times of their future frames."""
     windows, tubelet = features.windows, features.tubelet
     horizons = [step_horizons_s(clip, windows=windows, tubelet=tubelet) for clip in clips]
     return {
@@ -171,14 +210,16 @@ def clip_columns(clips: Sequence[ClipRow], features: Features) -> Columns:
     }
 
 
-def _camera_poses(features: Features, clips: Sequence[ClipRow]) -> pa.Array:
-    assert features.supervision is not None, "a run with joints has labels"
+def _camera_poses(clips: Sequence[ClipRow], features: Features) -> dict[str, pa.Array]:
+    """The camera of each clip's last observed frame; empty without labels."""
+    if features.supervision is None:
+        return {}
     all_poses = (features.supervision.labels_of(clip.clip_id).camera_poses for clip in clips)
     poses = [
         None if found is None else found[clip.observed_frames[-1]].reshape(-1).tolist()
         for clip, found in zip(clips, all_poses, strict=True)
     ]
-    return pa.array(poses, pa.list_(pa.float64()))
+    return {"camera_pose": pa.array(poses, pa.list_(pa.float64()))}
 
 
 def _column(values: Tensor) -> pa.Array:
@@ -186,20 +227,72 @@ def _column(values: Tensor) -> pa.Array:
     return numbers(array) if array.ndim == 1 else lists(array)
 
 
-def keypoint_places(model: ForecastModel) -> list[int]:
-    """Where EgoDex's keypoints stand among the joints of the head."""
-    joints = model.head.shape.joints if model.head else ()
-    return [place for place, name in enumerate(joints) if name in KEYPOINTS]
+def summarize(table: ClipTable) -> dict[str, Any]:
+    """The content of eval-<split>.json."""
+    bootstrap = VideoBootstrap(table.video_digests)
+    means: dict[str, dict[str, Any]] = {}
+    intervals: dict[str, dict[str, Any]] = {}
+    for kind, methods in figures_by_kind(table.scores, 0, bootstrap).items():
+        means[kind] = {
+            method: {metric: figure["mean"] for metric, figure in figures.items()}
+            for method, figures in methods.items()
+        }
+        intervals[kind] = {
+            method: {metric: [figure["low"], figure["high"]] for metric, figure in figures.items()}
+            for method, figures in methods.items()
+        }
+    return {
+        **{name: table.record[name] for name in DESCRIBING},
+        "num_clips": len(table.clip_ids),
+        "num_videos": bootstrap.num_videos,
+        "joint_frames": joint_frames(table),
+        **means,
+        "intervals": intervals,
+        "interval": INTERVAL_METHOD,
+        "last_frame": time_summary(table.numbers("last_frame_s")),
+        "horizon": _horizon(table),
+    }
 
 
-def rows_of(clip_ids: Sequence[str], features: Features) -> list[ClipRow]:
-    """The clips, in this order. Raises StageError where one has no features."""
-    rows = {clip.clip_id: clip for clip in features.clips.only(clip_ids)}
-    if lost := [clip_id for clip_id in clip_ids if clip_id not in rows]:
-        needed = "features and labels" if features.supervision else "features"
-        raise StageError(
-            f"{len(lost)} of {len(clip_ids)} clips of the run have no {needed} in cache "
-            f"{str(features.cache.path)!r}, the first is {lost[0]!r}: extract them, name the run's own cache "
-            "with --cache-dir, or train again"
-        )
-    return [rows[clip_id] for clip_id in clip_ids]
+def headline(result: Mapping[str, Any]) -> dict[str, float]:
+    """The few numbers of an evaluation that fit a line, from the content of eval-<split>.json.
+
+    `ade_m`, `fde_m` and `acc_5cm` of the run, `baseline_m` (the smallest ADE of a method without training),
+    `latent` and `persist` (the squared latent error of the run and of latent persistence). What was not
+    measured is left out.
+    """
+    joints, latents = result["trajectory"], result["latent"]
+    baselines = [joints[name]["ade_m"] for name in POSE_BASELINES if "ade_m" in joints.get(name, {})]
+    found = {name: joints.get("model", {}).get(name) for name in ("ade_m", "fde_m", "acc_5cm")}
+    found |= {
+        "baseline_m": min(baselines, default=None),
+        "latent": latents["model"]["l2"],
+        "persist": latents["latent_persistence"]["l2"],
+    }
+    return {name: round(value, DECIMALS) for name, value in found.items() if value is not None}
+
+
+def joint_frames(table: ClipTable) -> dict[str, int]:
+    """Labelled joint-frames of the future, those that count, clips that have some; empty without joints."""
+    if "counted_joint_frames" not in table.rows.column_names:
+        return {}
+    counted = table.numbers("counted_joint_frames")
+    return {
+        "labelled": int(table.numbers("labelled_joint_frames").sum()),
+        "counted": int(counted.sum()),
+        "clips": int((counted > 0).sum()),
+    }
+
+
+def _horizon(table: ClipTable) -> list[dict[str, Any]]:
+    """One record per latent step: its horizon in seconds, and each method's means at that step."""
+    evaluated = {score.method for score in table.scores}
+    records: list[dict[str, Any]] = [
+        {**record, **{method: {} for method in METHODS if method in evaluated}}
+        for record in horizon_summary(table.lists("horizon_s"))
+    ]
+    for score, values in table.scores.items():
+        known = values[~np.isnan(values)]
+        if score.step and len(known):
+            records[score.step - 1][score.method][score.metric] = float(known.mean())
+    return records

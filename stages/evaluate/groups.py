@@ -8,8 +8,7 @@ from typing import Any, get_args
 import numpy as np
 
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.evaluate.bootstrap import Floats
-from thinkjepa.stages.evaluate.metrics import LATENT_METRICS
+from thinkjepa.stages.evaluate.scores import Floats, Score
 from thinkjepa.stages.evaluate.table import ClipTable
 from thinkjepa.stages.json_files import json_bytes
 from thinkjepa.stages.train.model.config import Variant
@@ -23,22 +22,22 @@ NOT_PART_OF_A_GROUP = (
     "preset",
     "save_every_s",
 )
-"""Settings: the variant is named by itself, the others say where and how, not what."""
+"""Settings of an execution, not of a result; the variant has a field of its own."""
 
 SAME_TIME_S = 1e-3
 
 OF_THE_LATENTS = ("latent_pool", "normalise_targets")
-"""Settings that change what is predicted: latents of other sizes or scales."""
+"""Settings that change the predicted latents: their size or scale."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluatedRun:
-    """One run's scores, and what to call it."""
+    """The evaluation of one run, and its name in reports."""
 
     name: str
     table: ClipTable
     validation: Mapping[str, float] = field(default_factory=dict)
-    """What `metrics.json` says of the validation clips, by name."""
+    """Figures of the validation clips in `metrics.json`, by name."""
 
     @property
     def variant(self) -> str:
@@ -74,21 +73,14 @@ class RunGroup:
     def seeds(self) -> list[int]:
         return [run.seed for run in self.runs]
 
-    def has(self, method: str, metric: str) -> bool:
-        return all(run.table.has(method, metric) for run in self.runs)
-
-    def by_seed(self, method: str, metric: str) -> Floats:
-        """Scores `(seed, clip)`; NaN where a clip has none."""
-        return np.stack([run.table.scores(method, metric) for run in self.runs])
-
-    def curves(self, method: str, metric: str) -> Floats:
-        """Scores `(clip, step)`, means over seeds."""
-        mean: Floats = np.mean([run.table.curves(method, metric) for run in self.runs], axis=0)
-        return mean
+    def by_seed(self, score: Score) -> Floats | None:
+        """Values `(seed, clip)`, NaN where a clip has none; None unless all runs have this score."""
+        found = [run.table.scores.get(score) for run in self.runs]
+        return None if any(values is None for values in found) else np.stack(found)  # type: ignore[arg-type]
 
 
 def group_runs(runs: Sequence[EvaluatedRun]) -> list[RunGroup]:
-    """Groups in the order of variants, each named by its variant and by the settings that tell it apart.
+    """Groups in the order of variants, each named by its variant and the settings in which it differs.
 
     Raises StageError where a group has a seed twice.
     """
@@ -96,17 +88,17 @@ def group_runs(runs: Sequence[EvaluatedRun]) -> list[RunGroup]:
     for run in runs:
         members.setdefault(json_bytes([run.variant, run.description]), []).append(run)
     found = [tuple(sorted(group, key=lambda run: run.seed)) for group in members.values()]
+    for group in found:
+        _check_seeds(group)
     names = _names([group[0] for group in found])
     groups = [RunGroup(name, group) for name, group in zip(names, found, strict=True)]
-    for group in groups:
-        _check_seeds(group)
     return sorted(groups, key=lambda group: (get_args(Variant).index(group.variant), group.name))
 
 
 def on_shared_clips(runs: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
     """The runs limited to the clips that all were evaluated on, sorted by id.
 
-    Of runs whose latents are not in one space, latent scores are left out: their differences mean nothing.
+    Latent scores of runs whose latents are not in one space are left out: their differences mean nothing.
     Raises StageError where runs have another split, future or joints, where labels changed between the
     evaluations, or where nothing is left to compare.
     """
@@ -126,7 +118,7 @@ def on_shared_clips(runs: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
             f"the latents of runs {_list(runs)} are not in one space (another encoder, --latent-pool or "
             "--normalise-targets), and not all of them predict hands: there is nothing to compare"
         )
-    return [replace(run, table=run.table.without(LATENT_METRICS)) for run in limited]
+    return [replace(run, table=run.table.without("latent")) for run in limited]
 
 
 def one_latent_space(runs: Sequence[EvaluatedRun]) -> bool:
@@ -139,7 +131,7 @@ def one_latent_space(runs: Sequence[EvaluatedRun]) -> bool:
 
 
 def varied_settings(groups: Sequence[RunGroup]) -> dict[str, list[Any]]:
-    """Settings in which groups differ, with their values; variant and seed are named by themselves.
+    """Settings in which groups differ, with their values, but for variant and seed.
 
     A run that reads no thinker differs in its variant, so that None is no value of `thinker`.
     """
@@ -147,35 +139,32 @@ def varied_settings(groups: Sequence[RunGroup]) -> dict[str, list[Any]]:
     found = {}
     for name in differing(descriptions):
         values = [item.get(name) for item in descriptions]
-        own = list(
-            {json_bytes(value): value for value in values if value is not None or name != "thinker"}.values()
-        )
+        own = {json_bytes(value): value for value in values if value is not None or name != "thinker"}
         if len(own) > 1:
-            found[name] = own
+            found[name] = list(own.values())
     return found
 
 
-def _names(first_runs: Sequence[EvaluatedRun]) -> list[str]:
-    """A name for each group, from one of its runs: its variant, with what differs within the variant."""
-    names = []
-    for run in first_runs:
-        peers = [other.description for other in first_runs if other.variant == run.variant]
-        names_of_peers = differing(peers)
-        own = {name: value for name, value in run.description.items() if name in names_of_peers}
-        details = ", ".join(f"{name} {value}" for name, value in sorted(own.items()))
-        names.append(f"{run.variant} ({details})" if details else run.variant)
-    return names
-
-
 def differing(descriptions: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names, sorted, of what is not the same in all of them."""
+    """Names, sorted, of the values that are not the same in all of them."""
     names = set().union(*descriptions)
     first = descriptions[0]
     return sorted(name for name in names if any(other.get(name) != first.get(name) for other in descriptions))
 
 
-def _check_seeds(group: RunGroup) -> None:
-    for one, other in pairwise(group.runs):
+def _names(first_runs: Sequence[EvaluatedRun]) -> list[str]:
+    """A name for each group, from one of its runs: its variant, with the differences within the variant."""
+    names = []
+    for run in first_runs:
+        peers = [other.description for other in first_runs if other.variant == run.variant]
+        own = [name for name in differing(peers) if name in run.description]
+        details = ", ".join(f"{name} {run.description[name]}" for name in own)
+        names.append(f"{run.variant} ({details})" if details else run.variant)
+    return names
+
+
+def _check_seeds(runs: Sequence[EvaluatedRun]) -> None:
+    for one, other in pairwise(runs):
         if one.seed == other.seed:
             raise StageError(
                 f"runs {one.name!r} and {other.name!r} have the same settings and seed {one.seed}: "

@@ -1,6 +1,6 @@
-"""A training run read back: its model, its split and the features it was trained on."""
+"""Finished training runs: their models, splits and features, and their current evaluations."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,11 @@ from typing import Any
 from thinkjepa.cache import FeatureCache, FeatureSet
 from thinkjepa.cache.disk.layout import cache_json
 from thinkjepa.stages.data.partition import SPLIT_NAMES, SplitName
+from thinkjepa.stages.data.tracked_files import labels_digest
 from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.evaluate.groups import EvaluatedRun
+from thinkjepa.stages.evaluate.metrics import VALIDATION_METRICS
+from thinkjepa.stages.evaluate.table import ClipTable, table_path
 from thinkjepa.stages.json_files import read_json
 from thinkjepa.stages.train.data.features import Features, build_features
 from thinkjepa.stages.train.fit.state import Checkpoint, load_model, shape_from_json
@@ -19,7 +23,7 @@ from thinkjepa.stages.train.plan import RUN_SCHEMA
 
 @dataclass(frozen=True, slots=True)
 class TrainedRun:
-    """The record `run.json` of a run, and where it lies."""
+    """A finished run: its folder and its record `run.json`."""
 
     path: Path
     record: Mapping[str, Any]
@@ -88,11 +92,11 @@ class TrainedRun:
         )
 
     def clip_ids(self, side: SplitName) -> tuple[str, ...]:
-        """The clips that were on this side when the run was trained, sorted."""
+        """The clips of this split when the run was trained, sorted."""
         return tuple(read_json(self.path / "split.json")["clips"][side])
 
     def side_of(self, video_id: str) -> SplitName | None:
-        """The side that has clips of this video, None where the run has none."""
+        """The split that has clips of this video, None where the run has none."""
         prefix = f"{video_id}@"
         for side in SPLIT_NAMES:
             if any(name.startswith(prefix) for name in self.clip_ids(side)):
@@ -116,3 +120,53 @@ def _same_set(cache: FeatureCache, wanted: Mapping[str, str]) -> FeatureSet:
         f"cache {str(cache.path)!r} lacks feature set {wanted['name']}, on which the run was trained; it "
         f"holds {held}: name the run's own cache"
     )
+
+
+def runs_under(folder: Path) -> list[Path]:
+    """Folders of finished training runs at any depth, sorted. Raises StageError where there is none."""
+    found = sorted(path.parent for path in folder.glob("**/run.json"))
+    if not found:
+        raise StageError(f"{str(folder)!r} holds no finished training run (a folder with run.json)")
+    return found
+
+
+def read_evaluations(run_dirs: Sequence[Path], side: str) -> list[EvaluatedRun]:
+    """Evaluations of runs on one split, named by their folders, or by whole paths where names are equal.
+
+    Raises StageError where one is missing, or is not of the weights that the run has now.
+    """
+    names = [path.resolve().name for path in run_dirs]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in run_dirs]
+    return [
+        EvaluatedRun(name, _current_table(path, side), _validation(path))
+        for name, path in zip(names, run_dirs, strict=True)
+    ]
+
+
+def is_evaluated(run_dir: Path, side: str, *, cache_dir: Path | None = None) -> bool:
+    """Whether the run has an evaluation of its present weights and split, and of the present labels."""
+    try:
+        table = _current_table(run_dir, side)
+    except StageError:
+        return False
+    if not table.record["joints"]:
+        return True
+    cache = TrainedRun.open(run_dir).cache(cache_dir)
+    return bool(table.record["labels"] == labels_digest(cache, set(table.video_digests)))
+
+
+def _current_table(run_dir: Path, side: str) -> ClipTable:
+    run, table = TrainedRun.open(run_dir), ClipTable.read(table_path(run_dir, side))
+    found = (table.record["checkpoint_sha256"], table.record["split_sha256"])
+    if found != (run.record["checkpoint"]["sha256"], run.record["split_sha256"]):
+        raise StageError(
+            f"{str(table_path(run_dir, side))!r} is of an earlier training: run thinkjepa-eval --run "
+            f"{run_dir} again"
+        )
+    return table
+
+
+def _validation(run_dir: Path) -> dict[str, float]:
+    metrics = read_json(run_dir / "metrics.json")
+    return {name: metrics[name] for name in VALIDATION_METRICS if metrics.get(name) is not None}

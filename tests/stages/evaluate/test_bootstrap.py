@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from thinkjepa.stages.evaluate.bootstrap import Intervals, VideoBootstrap
+from thinkjepa.stages.evaluate.scores import Intervals, VideoBootstrap
 
 
 def one_column(videos: list[int], scores: list[float]) -> tuple[float, float, float]:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.evaluate.scores import Floats, Score
 from thinkjepa.stages.evaluate.table import EVALUATION_SCHEMA, ClipTable, ClipTableWriter, lists, numbers
 
 RECORD = {"schema": EVALUATION_SCHEMA}
@@ -25,6 +26,11 @@ def part_of(first: int, number: int) -> dict[str, pa.Array]:
     }
 
 
+def curves(table: ClipTable) -> Floats:
+    """L2 at both latent steps, `(clip, step)`."""
+    return np.stack([table.scores[Score("model", "l2", step)] for step in (1, 2)], axis=1)
+
+
 def test_scores_come_back_in_order_whatever_the_parts(tmp_path: Path) -> None:
     with ClipTableWriter(tmp_path / "t.parquet", RECORD) as table:
         for first in range(0, 600, 3):
@@ -32,8 +38,8 @@ def test_scores_come_back_in_order_whatever_the_parts(tmp_path: Path) -> None:
     found = ClipTable.read(tmp_path / "t.parquet")
     expected = np.arange(600.0)
     expected[1] = np.nan
-    np.testing.assert_array_equal(found.scores("model", "l2"), expected)
-    np.testing.assert_array_equal(found.curves("model", "l2"), np.stack((expected, expected + 0.5), axis=1))
+    np.testing.assert_array_equal(found.scores[Score("model", "l2")], expected)
+    np.testing.assert_array_equal(curves(found), np.stack((expected, expected + 0.5), axis=1))
     assert pq.ParquetFile(tmp_path / "t.parquet").num_row_groups == 3
     assert pq.read_table(tmp_path / "t.parquet")["model_l2"][1].as_py() is None
 
@@ -43,7 +49,7 @@ def test_clips_are_chosen_in_the_order_asked_for(tmp_path: Path) -> None:
         table.append(part_of(2, 4))
     chosen = ClipTable.read(tmp_path / "t.parquet").only(["clip 5", "clip 3"])
     assert chosen.clip_ids == ["clip 5", "clip 3"]
-    assert chosen.curves("model", "l2").tolist() == [[5.0, 5.5], [3.0, 3.5]]
+    assert curves(chosen).tolist() == [[5.0, 5.5], [3.0, 3.5]]
 
 
 def test_an_interrupted_evaluation_leaves_the_earlier_table_and_no_rest(tmp_path: Path) -> None:
