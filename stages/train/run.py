@@ -1,4 +1,4 @@
-"""One training run: from a cache to a folder with weights, metrics, curve, split and all that was decided.
+"""One training run: from a cache to a folder with weights, metrics, curve, split and a record of it all.
 
 RUN/run.json       settings, feature sets, model shape, split digest, versions, weights file; no times
 RUN/split.json     the split, with the clips of each side
@@ -8,40 +8,30 @@ RUN/checkpoints/   model-<digest>.safetensors
 RUN/resume.safetensors   only while a run is unfinished
 """
 
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
-from thinkjepa.cache import CacheError, FeatureCache
-from thinkjepa.cache.disk.lock import WAIT, WriteLock
+from thinkjepa.cache import FeatureCache
 from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.data.tracked_files import Selection, selected_clip_ids
-from thinkjepa.stages.device import choose_device, chosen_threads, device_name, local_processes, torch_threads
+from thinkjepa.stages.device import chosen_threads, device_name, local_processes, torch_threads
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.json_files import read_json, write_json
 from thinkjepa.stages.train.costs import count_parameters, memory_bytes, thinker_tokens
-from thinkjepa.stages.train.data.batches import batches_in_order
 from thinkjepa.stages.train.data.features import any_labels, choose_features
-from thinkjepa.stages.train.data.statistics import (
-    JointStatistics,
-    StateStatistics,
-    joint_statistics,
-    pooled_statistics,
-    token_statistics,
-)
+from thinkjepa.stages.train.data.statistics import target_statistics, thinker_statistics
 from thinkjepa.stages.train.events import Report, RunStarts, report_nothing
 from thinkjepa.stages.train.fit.loop import TrainProgress, fit, persistence_loss, untrained_loss
+from thinkjepa.stages.train.fit.processes import make_accelerator, only_writer
 from thinkjepa.stages.train.fit.state import FitState, ResumeFile, save_weights
-from thinkjepa.stages.train.fit.tracking import chosen_tracker, tracked, write_curve
+from thinkjepa.stages.train.fit.tracking import tracked, write_curve
 from thinkjepa.stages.train.init_from import WarmStart, start_from
-from thinkjepa.stages.train.model.flex_attention import check_kernel, use_kernel
+from thinkjepa.stages.train.model.flex_attention import use_kernel
 from thinkjepa.stages.train.model.forecast import ForecastModel, build_model
 from thinkjepa.stages.train.plan import (
     RunPlan,
@@ -50,13 +40,10 @@ from thinkjepa.stages.train.plan import (
     run_differences,
     same_run,
 )
-from thinkjepa.stages.train.randomness import epoch_order, repeatable_kernels
+from thinkjepa.stages.train.randomness import repeatable_kernels
 from thinkjepa.stages.train.settings import TrainSettings
 
 RESUME = "resume.safetensors"
-STATISTICS_CLIPS = 4096  # enough for a mean and spread per dim; reading more takes time and adds nothing
-STATISTICS_BATCH = 256
-TOKEN_STATISTICS_CLIPS = 64  # a thousand tokens each
 
 
 def train(
@@ -78,9 +65,8 @@ def train(
     `thinker_set` and `encoder_set` name feature sets (or the beginning of their names); None takes the only
     one there is. A `selection` names those that are read and limits the run to its clips; without one, all
     clips count. A run that was interrupted continues. `warm_start` is the checkpoint that settings.init_from
-    names. One process at a time writes a folder: another is refused, or waits and is told so by `on_wait`.
-    Of several processes the main one reports. Raises StageError or CacheError for what its user can put
-    right.
+    names. One process at a time writes a folder: another is refused, or waits after a call of `on_wait`. Of
+    several processes the main one reports. Raises StageError or CacheError for all that a user can correct.
     """
     accelerator = make_accelerator(settings, out_dir)
     if not accelerator.is_main_process:
@@ -117,25 +103,6 @@ def recorded_threads(out_dir: Path) -> int:
     return ResumeFile(out_dir / RESUME, key="").threads()
 
 
-@contextmanager
-def only_writer(
-    accelerator: Accelerator, out_dir: Path, *, on_wait: Callable[[str], None] | None
-) -> Iterator[None]:
-    """Hold the run's folder: the main process does, for all processes. Raises StageError where it is held."""
-    refusal, refused = "another process writes this run", torch.zeros(1, device=accelerator.device)
-    with ExitStack() as held:
-        if accelerator.is_main_process:
-            try:
-                held.enter_context(
-                    WriteLock(out_dir, remedy=f"{WAIT}, or choose another --out", on_wait=on_wait)
-                )
-            except CacheError as error:
-                refusal, refused = str(error), refused + 1
-        if accelerator.reduce(refused, reduction="sum").item():
-            raise StageError(refusal)
-        yield
-
-
 def carry_out(
     plan: RunPlan, out_dir: Path, accelerator: Accelerator, progress: TrainProgress, report: Report
 ) -> dict[str, Any]:
@@ -168,7 +135,7 @@ def carry_out(
 
 
 def start_of(plan: RunPlan, done: FitState, accelerator: Accelerator) -> RunStarts:
-    """What is said before the first step of a run of which `done` is done."""
+    """The event before the first step of this process, in a run that has come as far as `done`."""
     num_parameters = count_parameters(plan.shape)["total"]
     num_tokens = thinker_tokens(plan.features)
     train_ids, batch_size = plan.clips.ids["train"], plan.settings.batch_size
@@ -194,7 +161,7 @@ def start_of(plan: RunPlan, done: FitState, accelerator: Accelerator) -> RunStar
 
 
 def ignore_steps(*, epoch: int, step: int, total_steps: int, loss: float) -> None:
-    """The progress of a process that says nothing."""
+    """Report no progress, as on all processes but the main one."""
 
 
 def finished_metrics(out_dir: Path, plan: RunPlan) -> dict[str, Any] | None:
@@ -213,43 +180,22 @@ def finished_metrics(out_dir: Path, plan: RunPlan) -> dict[str, Any] | None:
     )
 
 
-def make_accelerator(settings: TrainSettings, out_dir: Path) -> Accelerator:
-    """accelerate's view of the processes and device; it also reads what `accelerate launch` set.
-
-    Raises StageError where the settings ask for what the device cannot do.
-    """
-    device = choose_device(settings.device)
-    if device.index is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise StageError(f"--device {settings.device}: several processes take a GPU each; give cuda")
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # accelerate takes the current one
-    precision = {"fp32": "no", "bf16": "bf16"}[settings.precision]
-    AcceleratorState._reset_state()  # else a second run in one process cannot have another precision
-    accelerator = Accelerator(
-        cpu=device.type == "cpu",
-        mixed_precision=precision,
-        log_with=chosen_tracker(settings.tracker),
-        project_dir=str(out_dir),
-    )
-    check_kernel(settings.attention_kernel, accelerator.device)
-    return accelerator
-
-
 def untrained_model(plan: RunPlan) -> ForecastModel:
-    """The model before training, in units of the training clips' thinker states and joints."""
-    model = build_model(plan.shape, seed=plan.settings.seed)
+    """The model before training, standardized by the training clips' thinker states and joints."""
+    model, train_ids = build_model(plan.shape, seed=plan.settings.seed), plan.clips.ids["train"]
     use_kernel(model, plan.settings.attention_kernel)
     if plan.shape.thinker is not None:
-        model.forecaster.set_thinker_statistics(pooled_states(plan), token_states(plan))
+        model.forecaster.set_thinker_statistics(*thinker_statistics(plan.features, train_ids))
     if model.head is not None:
-        model.head.set_joint_statistics(target_statistics(plan))
+        targets = target_statistics(plan.features, train_ids, anchor=plan.settings.anchor)
+        model.head.set_joint_statistics(targets)
     return model
 
 
 def warm_started(model: ForecastModel, plan: RunPlan, accelerator: Accelerator) -> dict[str, float]:
-    """Put the checkpoint's weights into `model`; its loss before training, and that of random weights.
+    """Load the checkpoint's weights. Returns the loss before training, and that of random weights.
 
-    Without a checkpoint nothing is done or measured.
+    Without a checkpoint it does nothing and returns nothing.
     """
     if plan.warm_start is None:
         return {}
@@ -262,41 +208,6 @@ def warm_started(model: ForecastModel, plan: RunPlan, accelerator: Accelerator) 
         ),
         "random_start_validation_loss": random_loss,
     }
-
-
-def pooled_states(plan: RunPlan) -> StateStatistics:
-    """Mean and spread of the thinker's pooled states over the training clips."""
-    return pooled_statistics(plan.features.pooled(batch) for batch in statistics_batches(plan))
-
-
-def token_states(plan: RunPlan) -> StateStatistics | None:
-    """The same of its tokens, None where they are not read."""
-    if not plan.features.token_kinds:
-        return None
-    clip_ids = [clip_id for batch in statistics_batches(plan) for clip_id in batch][:TOKEN_STATISTICS_CLIPS]
-    return token_statistics(plan.features.tokens([clip_id]).states[0] for clip_id in clip_ids)
-
-
-def target_statistics(plan: RunPlan) -> JointStatistics:
-    """Mean and spread of what the head predicts over the training clips: positions or displacements."""
-    device = torch.device("cpu")
-    batches = (plan.features.trajectories(batch, device) for batch in statistics_batches(plan))
-    if plan.settings.anchor == "none":
-        return joint_statistics((batch.future_m, batch.future_confidence) for batch in batches)
-    return joint_statistics(
-        (
-            batch.future_m - batch.last_pose_m[:, None, None],
-            batch.future_confidence * batch.last_known[:, None, None],
-        )
-        for batch in batches
-    )
-
-
-def statistics_batches(plan: RunPlan) -> list[tuple[str, ...]]:
-    """The training clips, or a fixed sample where there are many."""
-    train_ids = plan.clips.ids["train"]
-    order = epoch_order(len(train_ids), seed=0, epoch=0)[:STATISTICS_CLIPS]
-    return batches_in_order([train_ids[index] for index in sorted(order)], batch_size=STATISTICS_BATCH)
 
 
 def run_metrics(plan: RunPlan, state: FitState) -> dict[str, Any]:
@@ -323,7 +234,7 @@ def run_metrics(plan: RunPlan, state: FitState) -> dict[str, Any]:
 
 
 def _joint_metrics(plan: RunPlan, state: FitState) -> dict[str, Any]:
-    """What only a run with trajectories has to say."""
+    """Metrics of a run with trajectories; none of another."""
     if (supervision := plan.features.supervision) is None:
         return {}
     without = supervision.without
@@ -336,7 +247,7 @@ def _joint_metrics(plan: RunPlan, state: FitState) -> dict[str, Any]:
 
 
 def write_run(out_dir: Path, plan: RunPlan, state: FitState, metrics: Mapping[str, Any]) -> None:
-    """Write all files of a run; `run.json` last, so that where it is new, the rest is, too."""
+    """Write all files of a run; `run.json` last, so that the other files are never older than it."""
     checkpoint = save_weights(out_dir, state.best_weights)
     write_curve(out_dir, state.curve, persistence_loss=metrics["persistence_validation_loss"])
     write_json(out_dir / "split.json", plan.clips.to_json())

@@ -10,7 +10,7 @@ import torch
 from thinkjepa.stages.device import check_device_name, choose_device
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.settings import ExecutionSettings
-from thinkjepa.stages.train.run import make_accelerator
+from thinkjepa.stages.train.fit.processes import make_accelerator
 from thinkjepa.stages.train.settings import TrainSettings
 
 

@@ -1,28 +1,39 @@
-"""Mean and spread, over the training clips, of the thinker's states and of joints.
+"""Mean and standard deviation, over the training clips, of the thinker's states and of joints.
 
-Shape letters: B batch, L levels, S streams or tokens, D thinker dim, T latent steps, K frames of a step,
-J joints.
+All are summed in float64, in one pass over the cache, over a fixed sample where there are many clips.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from thinkjepa.stages.train.data.batches import batches_in_order
+from thinkjepa.stages.train.data.features import Features
+from thinkjepa.stages.train.model.config import Anchor
+from thinkjepa.stages.train.randomness import epoch_order
+
+SAMPLE_CLIPS = 4096
+"""Enough for a mean and a deviation per dim. Reading more takes time and changes nothing."""
+
+SAMPLE_BATCH = 256
+
+TOKEN_CLIPS = 64  # a thousand tokens each
+
 SMALLEST_SCALE = 1e-6
 
-SMALLEST_SPREAD_M = 1e-3  # of joints that hardly move: their errors are not blown up
+SMALLEST_STD_M = 1e-3  # of joints that hardly move: their errors are not blown up
 
 
 @dataclass(frozen=True, slots=True)
 class StateStatistics:
-    """Float32, `(x - center) / scale` is of order one.
+    """Mean and scale, float32: `(x - mean) / scale` is of order one.
 
-    `(level, stream, dim)` of pooled states, `(level, dim)` of tokens.
+    Shape `(level, stream, dim)` of pooled states, `(level, dim)` of tokens.
     """
 
-    center: Tensor
+    mean: Tensor
     scale: Tensor
 
 
@@ -56,25 +67,25 @@ def token_statistics(clips: Iterable[Tensor]) -> StateStatistics:
 
 
 def _state_statistics(count: Tensor, total: Tensor, squares: Tensor) -> StateStatistics:
-    center = total / count.clamp(min=1)
-    spread = (squares / count.clamp(min=1) - center.square()).clamp(min=0).sqrt()
-    floor = torch.maximum(0.1 * spread.median(dim=-1, keepdim=True).values, 1e-3 * center.abs())
-    scale = torch.maximum(spread, floor).clamp(min=SMALLEST_SCALE)
-    return StateStatistics(center=center.float(), scale=scale.float())
+    mean = total / count.clamp(min=1)
+    std = (squares / count.clamp(min=1) - mean.square()).clamp(min=0).sqrt()
+    floor = torch.maximum(0.1 * std.median(dim=-1, keepdim=True).values, 1e-3 * mean.abs())
+    scale = torch.maximum(std, floor).clamp(min=SMALLEST_SCALE)
+    return StateStatistics(mean=mean.float(), scale=scale.float())
 
 
 @dataclass(frozen=True, slots=True)
 class JointStatistics:
-    """Where each joint is on average, `(joint, 3)`, and how far from there, `(joint, 1)`: metres, float32."""
+    """Mean position of each joint `(joint, 3)` and deviation from it `(joint, 1)`, metres, float32."""
 
-    center: Tensor
+    mean: Tensor
     scale: Tensor
 
 
 def joint_statistics(batches: Iterable[tuple[Tensor, Tensor]]) -> JointStatistics:
-    """Statistics of positions `(batch, step, frame, joint, 3)` weighed by confidences without the last axis.
+    """Statistics of positions `(batch, step, frame, joint, 3)` weighted by confidences without the last axis.
 
-    Summed in float64, in one pass. A joint that no clip has stays at the origin with a spread of 1 mm.
+    Summed in float64, in one pass. A joint that no clip has stays at the origin with a deviation of 1 mm.
     """
     weight = total = squares = torch.zeros((), dtype=torch.float64)
     for positions_BTKJ3, confidence_BTKJ in batches:
@@ -84,6 +95,38 @@ def joint_statistics(batches: Iterable[tuple[Tensor, Tensor]]) -> JointStatistic
         total = total + (weights * positions).sum(dim=(0, 1, 2))
         squares = squares + (weights * positions.square()).sum(dim=(0, 1, 2))
     count = torch.where(weight > 0, weight, 1.0)
-    center = total / count
-    spread = (squares / count - center.square()).clamp(min=0).mean(dim=-1, keepdim=True).sqrt()
-    return JointStatistics(center=center.float(), scale=spread.clamp(min=SMALLEST_SPREAD_M).float())
+    mean = total / count
+    std = (squares / count - mean.square()).clamp(min=0).mean(dim=-1, keepdim=True).sqrt()
+    return JointStatistics(mean=mean.float(), scale=std.clamp(min=SMALLEST_STD_M).float())
+
+
+def thinker_statistics(
+    features: Features, train_ids: Sequence[str]
+) -> tuple[StateStatistics, StateStatistics | None]:
+    """Statistics of the training clips' pooled states and of their tokens, None where none are read."""
+    batches = _sample(train_ids)
+    pooled = pooled_statistics(features.pooled(batch) for batch in batches)
+    if not features.token_kinds:
+        return pooled, None
+    clip_ids = [clip_id for batch in batches for clip_id in batch][:TOKEN_CLIPS]
+    return pooled, token_statistics(features.tokens([clip_id]).states[0] for clip_id in clip_ids)
+
+
+def target_statistics(features: Features, train_ids: Sequence[str], *, anchor: Anchor) -> JointStatistics:
+    """Statistics of the head's targets over the training clips: positions, or displacements."""
+    batches = (features.trajectories(batch, torch.device("cpu")) for batch in _sample(train_ids))
+    if anchor == "none":
+        return joint_statistics((batch.future_m, batch.future_confidence) for batch in batches)
+    return joint_statistics(
+        (
+            batch.future_m - batch.last_pose_m[:, None, None],
+            batch.future_confidence * batch.last_known[:, None, None],
+        )
+        for batch in batches
+    )
+
+
+def _sample(train_ids: Sequence[str]) -> list[tuple[str, ...]]:
+    """Batches of the training clips, or of a fixed sample where there are many."""
+    order = epoch_order(len(train_ids), seed=0, epoch=0)[:SAMPLE_CLIPS]
+    return batches_in_order([train_ids[index] for index in sorted(order)], batch_size=SAMPLE_BATCH)

@@ -48,7 +48,7 @@ class TrajectoryHead(nn.Module):
 
     def set_joint_statistics(self, statistics: JointStatistics) -> None:
         """Predict in units of the training targets' spread around their mean."""
-        self.center.copy_(statistics.center)
+        self.center.copy_(statistics.mean)
         self.scale.copy_(statistics.scale)
 
     def forward(self, latents: Tensor, last_pose_m: Tensor) -> Tensor:

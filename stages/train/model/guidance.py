@@ -111,7 +111,7 @@ class ThinkerProjection(nn.Module):
 
     def set_statistics(self, statistics: StateStatistics) -> None:
         """Standardise with these from now on; they are saved with the weights."""
-        self.center.copy_(statistics.center)
+        self.center.copy_(statistics.mean)
         self.scale.copy_(statistics.scale)
 
     def project(self, states: Tensor) -> Tensor:
@@ -224,7 +224,7 @@ class TokenProjection(nn.Module):
 
     def set_statistics(self, statistics: StateStatistics) -> None:
         """Standardise with these from now on; they are saved with the weights."""
-        self.center.copy_(statistics.center)
+        self.center.copy_(statistics.mean)
         self.scale.copy_(statistics.scale)
 
     def forward(self, states: Tensor) -> Tensor:

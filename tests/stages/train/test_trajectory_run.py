@@ -22,11 +22,12 @@ from thinkjepa.stages.train.data.features import Features, choose_features, last
 from thinkjepa.stages.train.fit.loop import Trainer, train_epoch, validation_losses
 from thinkjepa.stages.train.fit.losses import DISTANCE_M
 from thinkjepa.stages.train.fit.optimizer import make_optimizer
+from thinkjepa.stages.train.fit.processes import make_accelerator
 from thinkjepa.stages.train.fit.state import FitState
 from thinkjepa.stages.train.model.config import HeadShape
 from thinkjepa.stages.train.model.forecast import build_model
 from thinkjepa.stages.train.plan import divide_clips, plan_run
-from thinkjepa.stages.train.run import make_accelerator, train, untrained_model
+from thinkjepa.stages.train.run import train, untrained_model
 from thinkjepa.stages.train.settings import TrainSettings
 
 BuildCache = Callable[..., Path]

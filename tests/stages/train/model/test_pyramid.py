@@ -155,8 +155,8 @@ def test_statistics_do_not_depend_on_the_batches() -> None:
     states = pooled_states(20)
     states[::3, :, 1] = 0.0
     whole, parts = pooled_statistics([states]), pooled_statistics(states.split(7))
-    torch.testing.assert_close(whole.center, parts.center)
+    torch.testing.assert_close(whole.mean, parts.mean)
     torch.testing.assert_close(whole.scale, parts.scale)
     present = states[[i for i in range(20) if i % 3]][:, :, 1]
-    torch.testing.assert_close(whole.center[:, 1], present.mean(dim=0))
+    torch.testing.assert_close(whole.mean[:, 1], present.mean(dim=0))
     assert isinstance(whole, StateStatistics)

@@ -91,16 +91,16 @@ def test_joint_statistics_are_those_of_the_labelled_joints() -> None:
     positions[0, :, :, 0] = 1e6
     found = joint_statistics([(positions[:2], confidence[:2]), (positions[2:], confidence[2:])])
     seen = positions[1:, :, :, 0].reshape(-1, 3)
-    torch.testing.assert_close(found.center[0], seen.mean(dim=0))
+    torch.testing.assert_close(found.mean[0], seen.mean(dim=0))
     torch.testing.assert_close(found.scale[0, 0], seen.var(dim=0, correction=0).mean().sqrt())
-    assert found.center[1].tolist() == [0, 0, 0]
-    torch.testing.assert_close(found.center[2], torch.full((3,), 0.5))
+    assert found.mean[1].tolist() == [0, 0, 0]
+    torch.testing.assert_close(found.mean[2], torch.full((3,), 0.5))
     assert found.scale[1:].flatten().tolist() == pytest.approx([1e-3, 1e-3])
 
 
 def test_untrained_head_starts_near_the_mean_pose() -> None:
     head = make_head()
     center, scale = torch.randn(3, 3), torch.full((3, 1), 0.1)
-    head.set_joint_statistics(JointStatistics(center=center, scale=scale))
+    head.set_joint_statistics(JointStatistics(mean=center, scale=scale))
     joints_m = head(random_latents(), torch.zeros(CLIPS, 3, 3))
     assert (joints_m - center).norm(dim=-1).max() < 3 * 0.1
