@@ -20,7 +20,6 @@ from thinkjepa.pipeline.cli.console import (
     errors,
     loading,
     new_app,
-    print_json,
     print_result,
     print_text,
     run_app,
@@ -85,7 +84,7 @@ def extract_command(
         report = extract(
             videos, cache_dir, clips=clips, models=models, execution=execution, progress=progress, vllm=vllm
         )
-    print_result(json, report.to_json(), lambda: describe_report(report))
+    print_result(json, report.to_json(), describe_report(report))
     return EXIT_FAILURES if report.too_many_failures else EXIT_DONE
 
 
@@ -154,7 +153,8 @@ def doctor_command(
             print_text(describe_finding(finding))
     healthy = is_healthy(findings)
     if json:
-        print_json({"healthy": healthy, "findings": [asdict(finding) for finding in findings]})
+        record = {"healthy": healthy, "findings": [asdict(finding) for finding in findings]}
+        print_result(json, record, "")
     return EXIT_DONE if healthy else EXIT_FAILURES
 
 
@@ -193,7 +193,7 @@ def estimate_command(
         figures = estimate(
             videos, clips=clips, models=models, execution=execution, tflops=tflops, progress=progress
         )
-    print_result(json, figures.to_json(), lambda: describe_estimate(figures))
+    print_result(json, figures.to_json(), describe_estimate(figures))
 
 
 app.add_typer(cache_contents.app)

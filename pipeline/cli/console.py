@@ -171,20 +171,15 @@ def confirmed(question: str) -> bool:
         return False
 
 
-def print_result(json: bool, value: Any, text: Callable[[], str]) -> None:
-    """What a command found: `value` as JSON for scripts, or `text` for people."""
+def print_result(json: bool, value: Any, text: str) -> None:
+    """Print `value` as JSON for scripts, or `text` for people."""
     if json:
-        print_json(value)
-    else:
-        print_text(text())
-
-
-def print_json(value: Any) -> None:
-    """One JSON object on standard output."""
-    sys.stdout.write(json_format.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        text = json_format.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    print_text(text)
 
 
 def print_text(text: str) -> None:
+    """Write text and a line break to standard output, where all results go."""
     sys.stdout.write(text + "\n")
 
 

@@ -18,9 +18,7 @@ from thinkjepa.pipeline.cli.console import (
     confirmed,
     counted,
     errors,
-    print_json,
     print_result,
-    print_text,
 )
 from thinkjepa.pipeline.cli.help import examples
 from thinkjepa.pipeline.cli.options import clip_names, set_names
@@ -50,7 +48,7 @@ def info_command(
     from thinkjepa.pipeline.report.cache import cache_info, describe_info
 
     info = cache_info(cache)
-    print_result(json, info, lambda: describe_info(info))
+    print_result(json, info, describe_info(info))
 
 
 @app.command(
@@ -85,10 +83,8 @@ def ls_command(
     print_result(
         json,
         {"clips": page, "total": len(clips)},
-        lambda: (
-            (f"{HEADER}\n" if at_terminal and page else "")
-            + describe_clips(page, total=len(clips), offset=offset)
-        ),
+        (f"{HEADER}\n" if at_terminal and page else "")
+        + describe_clips(page, total=len(clips), offset=offset),
     )
 
 
@@ -129,9 +125,7 @@ def show_command(
     row, thinker, encoder = find_clip(opened, clip, feature_set or [])
     view = clip_view(opened, row, thinker_set=thinker, encoder_set=encoder, videos=videos)
     replace_file(out, draw(view))
-    print_result(
-        json, {**view.to_json(), "picture": str(out)}, lambda: f"{out}: clip {row.clip_id} of {row.video!r}"
-    )
+    print_result(json, {**view.to_json(), "picture": str(out)}, f"{out}: clip {row.clip_id} of {row.video!r}")
 
 
 @app.command(
@@ -145,7 +139,7 @@ def du_command(*, cache: CacheArgument, json: JsonOption = False) -> None:
     from thinkjepa.pipeline.report.cache import describe_usage, disk_usage
 
     usage = disk_usage(cache)
-    print_result(json, usage, lambda: describe_usage(usage))
+    print_result(json, usage, describe_usage(usage))
 
 
 @app.command(
@@ -188,7 +182,7 @@ def rm_command(
     print_result(
         json,
         {**asdict(removal), "removed": not dry_run},
-        lambda: f"{'would remove' if dry_run else 'removed'} {describe_removal(removal)}",
+        f"{'would remove' if dry_run else 'removed'} {describe_removal(removal)}",
     )
 
 
@@ -214,13 +208,12 @@ def merge_command(
     with TerminalProgress(errors) as progress:
         progress.begin("merging", total=count_features(caches), unit="features")
         report = merge(caches, out, advance=progress.advance)
-    if json:
-        print_json({"cache": str(out), **asdict(report)})
-    else:
-        print_text(
-            f"{out}: {report.feature_sets} sets, {report.clips} clips; "
-            f"{report.copied} features copied, {report.shared} in several caches"
-        )
+    print_result(
+        json,
+        {"cache": str(out), **asdict(report)},
+        f"{out}: {report.feature_sets} sets, {report.clips} clips; "
+        f"{report.copied} features copied, {report.shared} in several caches",
+    )
 
 
 @app.command(
@@ -252,13 +245,10 @@ def verify_command(
     if repair and problems:
         with WriteSession(cache):
             dropped = drop_clips(cache, problems)
-    if json:
-        print_json({"problems": [asdict(problem) for problem in problems], "dropped": dropped})
-    else:
-        lines = [f"{problem.feature_set} {problem.clip_id}: {problem.reason}".strip() for problem in problems]
-        found = f"{counted(len(problems), 'problem')}, {counted(dropped, 'clip')} dropped"
-        lines.append(found if problems else "no problems")
-        print_text("\n".join(lines))
+    lines = [f"{problem.feature_set} {problem.clip_id}: {problem.reason}".strip() for problem in problems]
+    found = f"{counted(len(problems), 'problem')}, {counted(dropped, 'clip')} dropped"
+    record = {"problems": [asdict(problem) for problem in problems], "dropped": dropped}
+    print_result(json, record, "\n".join([*lines, found if problems else "no problems"]))
     return EXIT_FAILURES if len(problems) > dropped else EXIT_DONE
 
 
@@ -291,4 +281,4 @@ def compare_command(
 
     with TerminalProgress(errors) as progress:
         report = compare_sets(cache, set_a, set_b, progress=progress)
-    print_result(json, report, lambda: describe_comparison(report))
+    print_result(json, report, describe_comparison(report))

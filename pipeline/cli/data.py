@@ -76,7 +76,7 @@ def check_command(
     print_result(
         json,
         {**check.to_json(), "picture": str(plot) if plot else None},
-        lambda: describe_check(check) + (f"\npicture: {plot}" if plot else ""),
+        describe_check(check) + (f"\npicture: {plot}" if plot else ""),
     )
     return EXIT_FAILURES if check.num_errors else EXIT_DONE
 
@@ -98,7 +98,7 @@ def import_command(
 
     with TerminalProgress(errors) as progress, VideoDecoder(timeout_s=DECODE_TIMEOUT_S) as decoder:
         report = import_labels(videos, cache_dir, decoder=decoder, progress=progress)
-    print_result(json, asdict(report), lambda: describe_import(report, cache_dir))
+    print_result(json, asdict(report), describe_import(report, cache_dir))
     return EXIT_FAILURES if report.failures else EXIT_DONE
 
 

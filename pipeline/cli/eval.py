@@ -99,7 +99,7 @@ def eval_command(
             result, page = _several(
                 chosen, place, split, cache_dir, device, progress, again=again, sort_by=sort
             )
-    print_result(json, result, lambda: page)
+    print_result(json, result, page)
 
 
 def chosen_runs(named: list[Path], beneath: Path | None) -> list[Path]:

@@ -56,7 +56,7 @@ def init_command(
         "notes": project.notes,
         "next": commands,
     }
-    print_result(json, record, lambda: f"{describe_project(project)}\nnext: {' && '.join(commands)}")
+    print_result(json, record, f"{describe_project(project)}\nnext: {' && '.join(commands)}")
 
 
 def describe_project(project: NewProject) -> str:

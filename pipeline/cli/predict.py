@@ -13,8 +13,7 @@ from thinkjepa.pipeline.cli.console import (
     errors,
     loading,
     new_single_app,
-    print_json,
-    print_text,
+    print_result,
     run_app,
 )
 from thinkjepa.pipeline.cli.help import examples
@@ -127,10 +126,7 @@ def predict_command(
     with errors.status("drawing"):
         replace_file(out, _drawn(prediction, out.suffix, decode_timeout_s=decode_timeout))
     replace_file(joints_file, json_format.dumps(record, allow_nan=False).encode() + b"\n")
-    if json:
-        print_json({**record, "overlay": str(out)})
-    else:
-        print_text(_described(prediction, out, joints_file))
+    print_result(json, {**record, "overlay": str(out)}, _described(prediction, out, joints_file))
 
 
 def _drawn(prediction: Prediction, suffix: str, *, decode_timeout_s: float) -> bytes:

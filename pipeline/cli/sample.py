@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from thinkjepa.pipeline.cli.console import JsonOption, errors, new_app, print_json, print_text, run_app
+from thinkjepa.pipeline.cli.console import JsonOption, errors, new_app, print_result, print_text, run_app
 from thinkjepa.pipeline.cli.help import examples
 from thinkjepa.pipeline.sample.folder import claim_folder, mark_files
 
@@ -24,7 +24,9 @@ features predict a hand worse than "it stays where it is" is no surprise. See RE
   {out}/results/runs        a folder a run: curve.png, metrics.json, eval-test.md
   {out}/params.yaml         every setting: change one, run `dvc repro` in {out}, see what runs again"""
 
-AFTER_MODELS = """\
+WRITTEN_MODELS = """\
+UNTRAINED models with random weights, for trying the pipeline out only:
+{listed}
 next: thinkjepa-cache extract --videos DIR --cache-dir features --thinker {thinker} --encoder {encoder}
       thinkjepa-train --cache-dir features --out runs/first --depth 4 --width 96 --heads 3 --epochs 30
 The predictor's default size and epochs are those of real models: they work, too, and take hours on a CPU."""
@@ -42,7 +44,7 @@ Force = Annotated[
 
 
 @app.command(epilog=examples("thinkjepa-sample models models"))
-def models(out: Out, seed: Seed = 0, force: Force = False, as_json: JsonOption = False) -> None:
+def models(out: Out, seed: Seed = 0, force: Force = False, json: JsonOption = False) -> None:
     """Write tiny UNTRAINED models of the real classes: OUT/thinker (Qwen3-VL) and OUT/encoder (V-JEPA 2).
 
     Their weights are random: they show that everything runs, and nothing about the method.
@@ -55,14 +57,13 @@ def models(out: Out, seed: Seed = 0, force: Force = False, as_json: JsonOption =
     folders = {"thinker": out / "thinker", "encoder": out / "encoder"}
     written = [path for folder in folders.values() for path in folder.iterdir() if path not in others]
     mark_files(out, kind="models", files=written)
-    if as_json:
-        paths = {name: str(folder) for name, folder in folders.items()}
-        print_json({**paths, "seed": seed, "trained": False})
-        return
-    print_text("UNTRAINED models with random weights, for trying the pipeline out only:")
-    for name, folder in folders.items():
-        print_text(f"  {name:8} {folder}")
-    print_text(AFTER_MODELS.format(**{name: shlex.quote(str(folder)) for name, folder in folders.items()}))
+    paths = {name: str(folder) for name, folder in folders.items()}
+    listed = "\n".join(f"  {name:8} {path}" for name, path in paths.items())
+    print_result(
+        json,
+        {**paths, "seed": seed, "trained": False},
+        WRITTEN_MODELS.format(listed=listed, **{name: shlex.quote(path) for name, path in paths.items()}),
+    )
 
 
 @app.command(epilog=examples("thinkjepa-sample videos videos --num-videos 6 --fps 10"))
@@ -75,7 +76,7 @@ def videos(
     height: Annotated[int, typer.Option(help="Height in pixels: even, at least 32.")] = 120,
     seed: Seed = 0,
     force: Force = False,
-    as_json: JsonOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Write synthetic H.264 videos of moving shapes, OUT/<motion>/<i>.mp4."""
     from thinkjepa.pipeline.sample.videos import check_encodable, write_videos
@@ -86,11 +87,12 @@ def videos(
         out, num_videos=num_videos, seconds=seconds, fps=fps, size=(width, height), seed=seed
     )
     mark_files(out, kind="videos", files=paths)
-    if as_json:
-        names = [path.relative_to(out).as_posix() for path in paths]
-        print_json({"folder": str(out), "videos": names, "fps": fps, "seed": seed})
-        return
-    print_text(f"{len(paths)} videos of {seconds:g} s at {fps} frames/s, {width}x{height} px: {out}")
+    names = [path.relative_to(out).as_posix() for path in paths]
+    print_result(
+        json,
+        {"folder": str(out), "videos": names, "fps": fps, "seed": seed},
+        f"{len(paths)} videos of {seconds:g} s at {fps} frames/s, {width}x{height} px: {out}",
+    )
 
 
 @app.command(epilog=examples("thinkjepa-sample expand hands"))
@@ -103,7 +105,7 @@ def expand(
         ),
     ] = None,
     force: Force = False,
-    as_json: JsonOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Write episodes of a simulated hand as EgoDex does: OUT/<task>/<i>.mp4 and .hdf5, OUT/episodes.json."""
     from thinkjepa.pipeline.sample.expand import FACTS_FILE, expand, expand_shipped
@@ -112,10 +114,11 @@ def expand(
     written = expand_shipped(out) if episodes is None else expand(episodes, out)
     mark_files(out, kind="hands", files=written)
     videos = [path.relative_to(out).as_posix() for path in written if path.suffix == ".mp4"]
-    if as_json:
-        print_json({"folder": str(out), "videos": videos, "facts": str(out / FACTS_FILE)})
-        return
-    print_text(f"{len(videos)} episodes with poses; what happens in each: {out / FACTS_FILE}")
+    print_result(
+        json,
+        {"folder": str(out), "videos": videos, "facts": str(out / FACTS_FILE)},
+        f"{len(videos)} episodes with poses; what happens in each: {out / FACTS_FILE}",
+    )
 
 
 @app.command(epilog=examples("thinkjepa-sample demo demo"))

@@ -80,7 +80,7 @@ def train_command(
         )
         record = {**costs.to_json(), "split": clips.sizes_to_json()}
         table = describe_split(clips.sizes, grouping=clips.stored.grouping)
-        print_result(json, record, lambda: f"{describe_costs(record)}\n{table}")
+        print_result(json, record, f"{describe_costs(record)}\n{table}")
         if clips.warning:
             errors.print(escape(clips.warning), style="yellow", soft_wrap=True)
         return
@@ -102,7 +102,7 @@ def train_command(
         print_result(
             json,
             {"run": str(out), **metrics},
-            lambda: describe_metrics(out, metrics, was_finished=was_finished),
+            describe_metrics(out, metrics, was_finished=was_finished),
         )
 
 

@@ -8,7 +8,7 @@ import typer
 
 from hands.generate import check_renderable, render_episodes
 from hands.plan import Condition
-from thinkjepa.pipeline.cli.console import JsonOption, errors, new_single_app, print_json, print_text, run_app
+from thinkjepa.pipeline.cli.console import JsonOption, errors, new_single_app, print_result, run_app
 from thinkjepa.pipeline.cli.help import examples
 from thinkjepa.pipeline.cli.progress import TerminalProgress
 from thinkjepa.pipeline.cli.sample import Force, Out, Seed
@@ -29,7 +29,7 @@ def render(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes. [default: one per core]")] = None,
     seed: Seed = 0,
     force: Force = False,
-    as_json: JsonOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Render episodes of a simulated hand: OUT/<task>/<i>.mp4 and OUT/poses.npz.
 
@@ -51,22 +51,20 @@ def render(
         )
     mark_files(out, kind="episodes", files=written)
     seconds, num_bytes = monotonic() - started_s, sum(path.stat().st_size for path in written)
-    if as_json:
-        print_json(
-            {
-                "folder": str(out),
-                "episodes": episodes,
-                "seed": seed,
-                "condition": condition,
-                "size_px": size,
-                "bytes": num_bytes,
-                "seconds": round(seconds, 1),
-            }
-        )
-        return
-    print_text(
+    record = {
+        "folder": str(out),
+        "episodes": episodes,
+        "seed": seed,
+        "condition": condition,
+        "size_px": size,
+        "bytes": num_bytes,
+        "seconds": round(seconds, 1),
+    }
+    print_result(
+        json,
+        record,
         f"{episodes} episodes, {num_bytes / 1e6:.1f} MB, {seconds / episodes:.2f} s each: {out}; "
-        f"with poses as EgoDex has them: thinkjepa-sample expand DIR --episodes {out}"
+        f"with poses as EgoDex has them: thinkjepa-sample expand DIR --episodes {out}",
     )
 
 
