@@ -272,7 +272,7 @@ def compare_command(
     ],
     json: JsonOption = False,
 ) -> None:
-    """How far two sets of the same clips differ: another backend, precision or quantisation.
+    """How far two sets of the same clips differ: another backend, precision or quantization.
 
     By layer the largest difference and the cosine, over the tokens that both have in common, and how many
     tokens are equal.

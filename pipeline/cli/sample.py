@@ -8,7 +8,7 @@ import typer
 
 from thinkjepa.pipeline.cli.console import JsonOption, errors, new_app, print_result, print_text, run_app
 from thinkjepa.pipeline.cli.help import examples
-from thinkjepa.pipeline.sample.folder import claim_folder, mark_files
+from thinkjepa.pipeline.sample.folder import claim_folder, write_manifest
 
 app = new_app("Make small models and videos to try the pipeline out with. No download, no GPU.")
 
@@ -56,7 +56,7 @@ def models(out: Out, seed: Seed = 0, force: Force = False, json: JsonOption = Fa
     write_tiny_models(out, seed=seed)
     folders = {"thinker": out / "thinker", "encoder": out / "encoder"}
     written = [path for folder in folders.values() for path in folder.iterdir() if path not in others]
-    mark_files(out, kind="models", files=written)
+    write_manifest(out, kind="models", files=written)
     paths = {name: str(folder) for name, folder in folders.items()}
     listed = "\n".join(f"  {name:8} {path}" for name, path in paths.items())
     print_result(
@@ -86,7 +86,7 @@ def videos(
     paths = write_videos(
         out, num_videos=num_videos, seconds=seconds, fps=fps, size=(width, height), seed=seed
     )
-    mark_files(out, kind="videos", files=paths)
+    write_manifest(out, kind="videos", files=paths)
     names = [path.relative_to(out).as_posix() for path in paths]
     print_result(
         json,
@@ -108,11 +108,11 @@ def expand(
     json: JsonOption = False,
 ) -> None:
     """Write episodes of a simulated hand as EgoDex does: OUT/<task>/<i>.mp4 and .hdf5, OUT/episodes.json."""
-    from thinkjepa.pipeline.sample.expand import FACTS_FILE, expand, expand_shipped
+    from thinkjepa.pipeline.sample.episodes import FACTS_FILE, expand, expand_shipped
 
     claim_folder(out, kind="hands", force=force)
     written = expand_shipped(out) if episodes is None else expand(episodes, out)
-    mark_files(out, kind="hands", files=written)
+    write_manifest(out, kind="hands", files=written)
     videos = [path.relative_to(out).as_posix() for path in written if path.suffix == ".mp4"]
     print_result(
         json,

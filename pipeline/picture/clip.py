@@ -287,7 +287,7 @@ def _latents_caption(encoder: EncoderView, *, with_frames: bool) -> str:
 
 
 def _heading(page: Page, left: float, top: float, width: float, *, text: str, color: str) -> None:
-    """A coloured rule with the heading below it."""
+    """A colored rule with the heading below it."""
     page.line([left, left + width], [top, top], color=color, linewidth=1.6)
     page.text(left, top + 0.05, text, size=HEADING_PT, weight="bold", color=color)
 

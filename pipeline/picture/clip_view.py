@@ -1,4 +1,4 @@
-"""What there is to see of one clip: its frames, its latents as colours, the thinker's norms and words.
+"""What there is to see of one clip: its frames, its latents as colors, the thinker's norms and words.
 
 Gathers; `clip_picture` draws. Shape letters: T latent steps, P patches (row-major height x width), D width.
 """
@@ -110,7 +110,7 @@ class WindowView:
 
 @dataclass(frozen=True, slots=True)
 class EncoderView:
-    """Observed and first future window. `explained` is the share of variance of each colour's component."""
+    """Observed and first future window. `explained` is the share of variance of each color's component."""
 
     set_name: str
     model: str

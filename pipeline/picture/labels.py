@@ -160,7 +160,7 @@ COLORS = {
     "Little": "#39a0ff",
     "Arm": "#f5f5f5",
 }
-"""Told apart also with the common kinds of colour blindness; IBM's palette, lightened for dark frames."""
+"""Told apart also with the common kinds of color blindness; IBM's palette, lightened for dark frames."""
 
 GAP_IN = 0.06
 
@@ -324,10 +324,10 @@ def _confidences(page: Page, top: float, check: FolderCheck) -> None:
     counts = np.array(check.confidence_histogram, dtype=float)
     axes = page.axes(left, top + 0.28, width, 0.55)
     shares = counts / max(counts.sum(), 1)
-    centres = (np.arange(BINS) + 0.5) / BINS
-    axes.bar(centres, shares, width=0.9 / BINS, color=BLUE, alpha=0.9)
-    for centre, share in zip(centres, shares, strict=True):
+    centers = (np.arange(BINS) + 0.5) / BINS
+    axes.bar(centers, shares, width=0.9 / BINS, color=BLUE, alpha=0.9)
+    for center, share in zip(centers, shares, strict=True):
         if share >= 0.005:
-            axes.text(centre, share, f"{share:.0%}", size=SMALL_PT, ha="center", va="bottom")
+            axes.text(center, share, f"{share:.0%}", size=SMALL_PT, ha="center", va="bottom")
     axes.set(xlim=(0, 1), ylim=(0, max(float(shares.max()), 0.01) * 1.35), yticks=[])
     axes.spines["left"].set_visible(False)

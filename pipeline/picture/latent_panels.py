@@ -27,7 +27,7 @@ from thinkjepa.stages.predict.prediction import PredictedLatents, Prediction, st
 NUM_COLORS = 3
 
 CLIPPED_PERCENT = 1.0
-"""Per side of each component, so that a single outlying patch does not grey out the rest."""
+"""Per side of each component, so that a single outlying patch does not gray out the rest."""
 
 Colors = npt.NDArray[np.float32]
 """Latents as RGB, 0 to 1, the last axis of 3."""
@@ -39,7 +39,7 @@ class LatentColors:
 
     mean: Tensor
     axes: Tensor
-    """`(D, 3)`; zeros for a component without variance, which is grey."""
+    """`(D, 3)`; zeros for a component without variance, which is gray."""
     low: npt.NDArray[np.float64]
     high: npt.NDArray[np.float64]
     explained: tuple[float, ...]
@@ -51,8 +51,8 @@ class LatentColors:
         width = latents_TPD.shape[-1]
         flat = latents_TPD.reshape(-1, width).double()
         mean = flat.mean(dim=0)
-        centred = flat - mean
-        variances, axes = torch.linalg.eigh(centred.T @ centred / len(centred))  # ascending
+        centerd = flat - mean
+        variances, axes = torch.linalg.eigh(centerd.T @ centerd / len(centerd))  # ascending
         variances, axes = variances.flip(0).clamp(min=0), axes.flip(1)
         total = float(variances.sum())
         shares = [float(share) / total if total > 0 else 0.0 for share in variances[:NUM_COLORS]]
@@ -63,7 +63,7 @@ class LatentColors:
                 axis = axes[:, place]
                 chosen[:, place] = axis * axis[axis.abs().argmax()].sign()
         clipped = [CLIPPED_PERCENT, 100 - CLIPPED_PERCENT]
-        low, high = np.percentile((centred @ chosen).numpy(), clipped, axis=0)
+        low, high = np.percentile((centerd @ chosen).numpy(), clipped, axis=0)
         return cls(mean, chosen, low, high, tuple(shares))
 
     def paint(self, latents_TPD: Tensor) -> Colors:
@@ -204,7 +204,7 @@ class LatentPanels:
         return self._over(image, mpl.colormaps[ERROR_MAP](shares)[:, :3].astype(np.float32), VEIL)
 
     def _over(self, image: FrameStack | None, colors_P3: npt.NDArray[np.float32], opacity: float) -> Panel:
-        """Patches in the box of a dimmed grey frame, or of a dark panel where there is none."""
+        """Patches in the box of a dimmed gray frame, or of a dark panel where there is none."""
         under = np.zeros_like(next(iter(self._images.values()))) if image is None else _dimmed(image)
         left, top, right, bottom = self.box.whole_px()
         patches = Image.fromarray((255 * colors_P3.reshape(*self._latents.grid, 3)).round().astype(np.uint8))
@@ -220,6 +220,6 @@ def _known(latents: PredictedLatents) -> torch.Tensor:
 
 
 def _dimmed(image: FrameStack) -> Panel:
-    grey = np.asarray(Image.fromarray(image).convert("L"))[..., None]
-    dark: Panel = (DIMMED * np.repeat(grey, 3, axis=-1)).astype(np.uint8)
+    gray = np.asarray(Image.fromarray(image).convert("L"))[..., None]
+    dark: Panel = (DIMMED * np.repeat(gray, 3, axis=-1)).astype(np.uint8)
     return dark

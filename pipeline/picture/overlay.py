@@ -156,7 +156,7 @@ def _picture(
     if two_panels:
         shown.append(("true", moment.true, TRUE_RGB))
     canvas = Image.new("RGB", (size[0] * len(shown), size[1] + CAPTION_PX), GREY)
-    for place, (title, pixels, colour) in enumerate(shown):
+    for place, (title, pixels, color) in enumerate(shown):
         scaled = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS))
         panel = Image.fromarray(outlined(scaled, seen_box(framing, width_px=size[0], height_px=size[1])))
         if place == 0 and moment.true is not None and placed:
@@ -165,15 +165,15 @@ def _picture(
             panel = Image.blend(panel, ghost, GHOST_OPACITY)
         if pixels is not None:
             points = pixels * scale if placed else _unplaced(pixels, size)
-            _draw_hand(panel, points, bones, colour)
+            _draw_hand(panel, points, bones, color)
         if not moment.observed:
-            ImageDraw.Draw(panel).rectangle((0, 0, size[0] - 1, size[1] - 1), outline=colour, width=4)
+            ImageDraw.Draw(panel).rectangle((0, 0, size[0] - 1, size[1] - 1), outline=color, width=4)
         canvas.paste(panel, (place * size[0], 0))
         text = moment.caption if place == 0 else ""
         small_print = note if place == 0 else ""
         if moment.observed and place == len(shown) - 1:
             small_print = small_print or OBSERVED_NOTE
-        _caption(canvas, place * size[0], size, title, colour, text, small_print)
+        _caption(canvas, place * size[0], size, title, color, text, small_print)
         if place == 0 and moment.true is not None and placed:
             _ghost_legend(canvas, size)
     return canvas
@@ -184,14 +184,14 @@ def _caption(
     left: int,
     size: tuple[int, int],
     label: str,
-    colour: Color,
+    color: Color,
     text: str,
     note: str,
 ) -> None:
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(size=20)
     draw.text((left + 10, size[1] + 6), text, font=font, fill="white")
-    draw.rectangle((left + size[0] - 130, size[1] + 8, left + size[0] - 112, size[1] + 26), fill=colour)
+    draw.rectangle((left + size[0] - 130, size[1] + 8, left + size[0] - 112, size[1] + 26), fill=color)
     draw.text((left + size[0] - 104, size[1] + 6), label, font=font, fill="white")
     if note:
         draw.text((left + 10, size[1] + 32), note, font=ImageFont.load_default(size=14), fill=(220, 220, 220))
@@ -200,8 +200,8 @@ def _caption(
 def _ghost_legend(canvas: Image.Image, size: tuple[int, int]) -> None:
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=14)
     swatch = tuple(
-        round(GHOST_OPACITY * one + (1 - GHOST_OPACITY) * grey)
-        for one, grey in zip(TRUE_RGB, GREY, strict=True)
+        round(GHOST_OPACITY * one + (1 - GHOST_OPACITY) * gray)
+        for one, gray in zip(TRUE_RGB, GREY, strict=True)
     )
     draw.rectangle((size[0] - 130, size[1] + 35, size[0] - 112, size[1] + 47), fill=swatch)
     draw.text((size[0] - 104, size[1] + 32), "faint: true", font=font, fill=(220, 220, 220))
@@ -211,22 +211,22 @@ def _draw_hand(
     panel: Image.Image,
     points: Pixels,
     bones: Sequence[Bone],
-    colour: Color,
+    color: Color,
 ) -> None:
     """Bones with a dark rim, so that they stand out on any picture, and joints as dots."""
     draw = ImageDraw.Draw(panel)
-    for width, fill in ((7, (20, 20, 20)), (4, colour)):
+    for width, fill in ((7, (20, 20, 20)), (4, color)):
         for bone in bones:
             if np.isfinite(points[[bone.start, bone.end]]).all():
                 draw.line([tuple(points[bone.start]), tuple(points[bone.end])], fill=fill, width=width)
     for x, y in points[np.isfinite(points).all(axis=1)]:
-        draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=colour, outline=(20, 20, 20))
+        draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=color, outline=(20, 20, 20))
 
 
 def _unplaced(positions_m: Pixels, size: tuple[int, int]) -> Pixels:
     """A hand from the front in the middle of the panel, a metre as wide as the panel."""
-    centre = np.nanmean(positions_m, axis=0)
-    points: Pixels = (positions_m - centre) * size[0] + np.array(size) / 2
+    center = np.nanmean(positions_m, axis=0)
+    points: Pixels = (positions_m - center) * size[0] + np.array(size) / 2
     return points
 
 

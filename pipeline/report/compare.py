@@ -1,4 +1,4 @@
-"""How far two feature sets of the same clips differ: to check a backend, a precision or a quantisation.
+"""How far two feature sets of the same clips differ: to check a backend, a precision or a quantization.
 
 Clips are read one after another, so a cache of any size needs the memory of two clips.
 """

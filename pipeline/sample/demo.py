@@ -15,8 +15,8 @@ from thinkjepa.cache import ClipRow, FeatureCache, ThinkJepaError
 from thinkjepa.cache.disk.files import explained_os_errors
 from thinkjepa.pipeline.project.params import read_params
 from thinkjepa.pipeline.project.setup import NewProject, set_up_project
-from thinkjepa.pipeline.sample.expand import expand_shipped
-from thinkjepa.pipeline.sample.folder import claim_folder, mark_files
+from thinkjepa.pipeline.sample.episodes import expand_shipped
+from thinkjepa.pipeline.sample.folder import claim_folder, write_manifest
 from thinkjepa.pipeline.sample.models import write_tiny_models
 from thinkjepa.stages.json_files import read_json
 
@@ -30,9 +30,9 @@ def set_up_sample_project(folder: Path, *, seed: int, force: bool = False) -> Ne
     with explained_os_errors("write the sample", folder):
         claim_folder(videos, kind="hands", force=force)
         claim_folder(models, kind="models", force=force)
-        mark_files(videos, kind="hands", files=expand_shipped(videos))
+        write_manifest(videos, kind="hands", files=expand_shipped(videos))
         write_tiny_models(models, seed=seed)
-        mark_files(models, kind="models", files=[path for path in models.glob("*/*") if path.is_file()])
+        write_manifest(models, kind="models", files=[path for path in models.glob("*/*") if path.is_file()])
     settings = files("thinkjepa.pipeline.sample").joinpath("project.yaml").read_text(encoding="utf-8")
     return set_up_project(folder, changes=yaml.safe_load(settings))
 

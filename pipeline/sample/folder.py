@@ -1,4 +1,4 @@
-"""A mark in every folder of sample files, so that a second run replaces its own files and nothing else."""
+"""A manifest in each folder of sample files, so that a second run replaces its own files and nothing else."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Literal
 
 from thinkjepa.cache import ThinkJepaError
 
-MARK = ".thinkjepa-sample.json"
+MANIFEST = ".thinkjepa-sample.json"
 
 Kind = Literal["models", "videos", "episodes", "hands"]
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class Manifest:
     """What an earlier run wrote: paths are relative to the folder, with forward slashes."""
 
     kind: str
@@ -30,36 +30,36 @@ def claim_folder(out: Path, *, kind: Kind, force: bool) -> None:
     """
     if out.exists() and not out.is_dir():
         raise ThinkJepaError(f"{out} is a file; name a folder to write the sample {kind} to")
-    mark = read_mark(out)
-    if mark is not None and mark.kind == kind:
-        for name in mark.files:
+    manifest = read_manifest(out)
+    if manifest is not None and manifest.kind == kind:
+        for name in manifest.files:
             (out / name).unlink(missing_ok=True)
     elif not force and out.is_dir() and any(out.iterdir()):
         raise ThinkJepaError(
             f"{out} is not empty and holds no sample {kind}: name another folder, or add --force"
         )
     out.mkdir(parents=True, exist_ok=True)
-    mark_files(out, kind=kind, files=[])
+    write_manifest(out, kind=kind, files=[])
 
 
-def mark_files(out: Path, *, kind: Kind, files: list[Path]) -> None:
+def write_manifest(out: Path, *, kind: Kind, files: list[Path]) -> None:
     """Record `files`, which lie under `out`, as written by this run."""
     names = sorted(path.relative_to(out).as_posix() for path in files)
-    (out / MARK).write_text(json.dumps({"kind": kind, "files": names}, indent=2) + "\n", encoding="utf-8")
+    (out / MANIFEST).write_text(json.dumps({"kind": kind, "files": names}, indent=2) + "\n", encoding="utf-8")
 
 
-def read_mark(out: Path) -> Mark | None:
-    """The folder's mark, or None where there is none. Raises ThinkJepaError where it cannot be read."""
-    path = out / MARK
+def read_manifest(out: Path) -> Manifest | None:
+    """The folder's manifest, or None where there is none. Raises ThinkJepaError where it cannot be read."""
+    path = out / MANIFEST
     if not path.is_file():
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         names = [str(name) for name in content["files"]]
-        mark = Mark(kind=str(content["kind"]), files=tuple(names))
+        manifest = Manifest(kind=str(content["kind"]), files=tuple(names))
     except (ValueError, KeyError, TypeError) as error:
         raise ThinkJepaError(f"{path} is damaged ({error}): remove it, or name another folder") from error
-    for name in mark.files:
+    for name in manifest.files:
         if not (out / name).resolve().is_relative_to(out.resolve()):
             raise ThinkJepaError(f"{path} names {name!r}, which lies outside its folder: remove {path}")
-    return mark
+    return manifest

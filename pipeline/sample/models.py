@@ -224,8 +224,8 @@ def _speak_printable_ascii(model: Qwen3VLForConditionalGeneration, tokenizer: Qw
 
 
 def _thinker_processor() -> Qwen3VLProcessor:
-    """Image and video processor share mean and std, as inference engines may normalise once for both."""
-    normalisation: dict[str, Any] = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+    """Image and video processor share mean and std, as inference engines may normalize once for both."""
+    normalization: dict[str, Any] = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
     patches: dict[str, Any] = {"patch_size": PATCH_PX, "temporal_patch_size": 2, "merge_size": MERGE_SIZE}
     image_px = {"shortest_edge": 4 * VISUAL_TOKEN_PX, "longest_edge": MAX_TOKENS_PER_FRAME * VISUAL_TOKEN_PX}
     video_px = {
@@ -234,7 +234,7 @@ def _thinker_processor() -> Qwen3VLProcessor:
     }
     tokenizer = _byte_tokenizer()
     return Qwen3VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=image_px, **patches, **normalisation),
+        image_processor=Qwen2VLImageProcessor(size=image_px, **patches, **normalization),
         tokenizer=tokenizer,
         video_processor=Qwen3VLVideoProcessor(
             size=video_px,
@@ -242,7 +242,7 @@ def _thinker_processor() -> Qwen3VLProcessor:
             # Explicit because transformers 5.22 turns it on where it is not set, which changes every feature.
             cap_pixels_per_frame=True,
             **patches,
-            **normalisation,
+            **normalization,
         ),
         chat_template=CHAT_TEMPLATE,
     )

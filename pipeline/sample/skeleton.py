@@ -20,34 +20,6 @@ BASE_CHANNELS = ("x", "y", "z", "yaw", "pitch", "roll")
 
 NUM_BASE = len(BASE_CHANNELS)
 
-FINGER_BODIES = {"Index": "ff", "Middle": "mf", "Ring": "rf", "Little": "lf"}
-
-EGODEX_BODIES = {
-    "rightHand": "palm",
-    "rightForearm": "forearm",
-    "rightLittleFingerMetacarpal": "lfmetacarpal",
-    **{
-        f"right{finger}Finger{part}": f"{prefix}{body}"
-        for finger, prefix in FINGER_BODIES.items()
-        for part, body in (
-            ("Knuckle", "proximal"),
-            ("IntermediateBase", "middle"),
-            ("IntermediateTip", "distal"),
-        )
-    },
-    "rightThumbKnuckle": "thproximal",
-    "rightThumbIntermediateBase": "thmiddle",
-    "rightThumbIntermediateTip": "thdistal",
-}
-"""Which body's origin, where its hinge is, is which EgoDex joint. Adroit's index, middle and ring
-fingers have no metacarpal joint: EgoDex's are left out."""
-
-EGODEX_SITES = {
-    **{f"right{finger}FingerTip": f"S_{prefix}tip" for finger, prefix in FINGER_BODIES.items()},
-    "rightThumbTip": "S_thtip",
-}
-"""Fingertips are marked points of the last bodies."""
-
 WRIST_BODY = "wrist"
 
 
@@ -120,22 +92,6 @@ def matrix(quaternion: Floats) -> Floats:
     x, y, z = vector
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     return np.asarray(np.eye(3) + 2 * w * cross + 2 * cross @ cross)
-
-
-def quaternion_of(rotation: Floats) -> Floats:
-    """The unit quaternion w x y z, w at least 0, of a rotation `(3, 3)`."""
-    symmetric = np.empty((4, 4))
-    diagonal = np.diag(rotation)
-    symmetric[0, 0] = diagonal.sum()
-    symmetric[0, 1:] = symmetric[1:, 0] = (
-        rotation[2, 1] - rotation[1, 2],
-        rotation[0, 2] - rotation[2, 0],
-        rotation[1, 0] - rotation[0, 1],
-    )
-    symmetric[1:, 1:] = rotation + rotation.T - diagonal.sum() * np.eye(3)
-    # The quaternion is the eigenvector of the largest eigenvalue: no case distinction, no division.
-    quaternion = np.linalg.eigh(symmetric)[1][:, -1]
-    return np.asarray(quaternion if quaternion[0] >= 0 else -quaternion)
 
 
 X, Y, Z = np.eye(3)

@@ -2,7 +2,7 @@
 
 How the sample videos' shapes move: smooth, and predictable from the last moments.
 
-A motion takes times (frame,) in seconds and gives centres (frame, 2), x and y, both in [0, 1]. Its parameters
+A motion takes times (frame,) in seconds and gives centers (frame, 2), x and y, both in [0, 1]. Its parameters
 are drawn once per shape, so that no two shapes move alike.
 """
 
@@ -19,7 +19,7 @@ from thinkjepa.cache import ThinkJepaError
 
 Frames = npt.NDArray[np.uint8]
 
-# One thread: their number changes what x264 writes. A constant quantiser: the rate control (macroblock tree)
+# One thread: their number changes what x264 writes. A constant quantizer: the rate control (macroblock tree)
 # reads memory that it has not set in pictures below about 64 px, and one encoding in five came out different.
 # No marks of time or version in the container.
 ENCODER_OPTIONS = {"threads": "1", "flags": "+bitexact"}
@@ -55,9 +55,9 @@ def slide(times_s: Floats, rng: np.random.Generator) -> Floats:
 def orbit(times_s: Floats, rng: np.random.Generator) -> Floats:
     """A circle at constant angular speed."""
     radius = rng.uniform(0.15, 0.4)
-    centre = rng.uniform(radius, 1 - radius, size=2)
+    center = rng.uniform(radius, 1 - radius, size=2)
     angle = rng.uniform(0, 2 * np.pi) + _signed(rng, 0.8, 2.5) * times_s
-    return np.asarray(centre + radius * np.stack([np.cos(angle), np.sin(angle)], axis=-1))
+    return np.asarray(center + radius * np.stack([np.cos(angle), np.sin(angle)], axis=-1))
 
 
 def swing(times_s: Floats, rng: np.random.Generator) -> Floats:
@@ -160,24 +160,24 @@ def draw_frames(
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A coloured disc (order 2), square (infinite) or diamond (1): the unit ball of that norm."""
+    """A colored disc (order 2), square (infinite) or diamond (1): the unit ball of that norm."""
 
     order: float
     radius_px: float
-    colour: Pixels  # (3,) in 0-255
-    centres_px: Floats  # (frame, 2), x and y
+    color: Pixels  # (3,) in 0-255
+    centers_px: Floats  # (frame, 2), x and y
 
     def paint(self, picture: Pixels, index: int) -> Pixels:
         """The picture (height, width, 3) with this shape on top, where it is at frame `index`."""
         height, width = picture.shape[:2]
-        x, y = self.centres_px[index]
+        x, y = self.centers_px[index]
         offsets = np.stack(
             np.meshgrid(np.arange(width, dtype=np.float32) - x, np.arange(height, dtype=np.float32) - y)
         )
         distance = np.linalg.norm(offsets, ord=self.order, axis=0)
         # One pixel of soft border: sub-pixel motion shows, as with a real lens.
         cover = np.clip(self.radius_px - distance + 0.5, 0, 1).astype(np.float32)[..., None]
-        return np.asarray(picture + cover * (self.colour - picture))
+        return np.asarray(picture + cover * (self.color - picture))
 
 
 def _draw_lot(times_s: Floats, motion: Motion, *, size: tuple[int, int], rng: np.random.Generator) -> Shape:
@@ -187,13 +187,13 @@ def _draw_lot(times_s: Floats, motion: Motion, *, size: tuple[int, int], rng: np
     return Shape(
         order=float(rng.choice([1.0, 2.0, np.inf])),
         radius_px=radius_px,
-        colour=_draw_colour(rng),
-        centres_px=radius_px + room_px * motion(times_s, rng),
+        color=_draw_color(rng),
+        centers_px=radius_px + room_px * motion(times_s, rng),
     )
 
 
-def _draw_colour(rng: np.random.Generator) -> Pixels:
-    """A saturated colour: one channel bright, one dark, one anything."""
+def _draw_color(rng: np.random.Generator) -> Pixels:
+    """A saturated color: one channel bright, one dark, one anything."""
     channels = [rng.uniform(220, 255), rng.uniform(0, 40), rng.uniform(0, 255)]
     return rng.permutation(np.array(channels, dtype=np.float32))
 

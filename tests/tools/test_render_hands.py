@@ -15,7 +15,7 @@ from hands.minimum_jerk import minimum_jerk
 from hands.plan import CONDITIONS, TASKS, draw_plan, episode_rng
 from hands.things import KINDS, draw_thing
 
-from thinkjepa.pipeline.sample.archive import POSES_FILE, read_archive
+from thinkjepa.pipeline.sample.episodes import POSES_FILE, read_archive
 
 RENDER_HANDS = Path(__file__).parents[2] / "tools" / "render_hands"
 
@@ -43,11 +43,11 @@ def test_overlapping_steps_end_where_they_lead():
 def test_distances_are_those_to_the_nearest_point_of_the_surface(kind):
     thing = draw_thing(np.random.default_rng(0), kind, "red", 0.1, 0.2)
     half = np.array(thing.half_sizes_m)
-    centre = thing.centre_m
-    above = centre + np.array([0, 0, half[2] + 0.01])
+    center = thing.center_m
+    above = center + np.array([0, 0, half[2] + 0.01])
     assert thing.distances_m(above) == pytest.approx(0.01, abs=2e-3)
-    assert thing.distances_m(centre + np.array([0, 0, half[2]])) == pytest.approx(0, abs=1e-9)
-    assert thing.distances_m(centre + 0.3 * half * np.array([1, 0, 0])) < 0
+    assert thing.distances_m(center + np.array([0, 0, half[2]])) == pytest.approx(0, abs=1e-9)
+    assert thing.distances_m(center + 0.3 * half * np.array([1, 0, 0])) < 0
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -62,7 +62,7 @@ def test_a_card_is_early_late_or_never_and_all_else_is_the_plan(task):
         assert late_end - late_first == end - first
         assert late_end < timing.num_frames
         assert range(*timing.card_frames("no-cue")) == range(0)
-        assert len({thing.colour for thing in plan.things}) == len(plan.things) == 3
+        assert len({thing.color for thing in plan.things}) == len(plan.things) == 3
         assert [x for x, _ in plan.pads_m] == sorted(x for x, _ in plan.pads_m)
         assert 90 <= timing.num_frames <= 180
 
@@ -139,10 +139,12 @@ def test_conditions_share_all_but_the_card(tmp_path):
 @pytest.mark.usefixtures("gl")
 def test_the_shipped_skeleton_is_that_of_the_installed_hand_and_agrees_with_the_simulator():
     import mujoco
+    from hands.adroit import EGODEX_BODIES
     from hands.motion import draw_episode
+    from hands.render import quaternion_of
     from hands.scene import HAND_BODY, build_model, read_skeleton
 
-    from thinkjepa.pipeline.sample.skeleton import EGODEX_BODIES, NUM_BASE, quaternion_of
+    from thinkjepa.pipeline.sample.skeleton import NUM_BASE
 
     skeleton = read_skeleton()
     plan, motion = draw_episode(episode_rng(0, 0), "move_ball", skeleton)

@@ -12,7 +12,7 @@ from thinkjepa.pipeline.cli.console import JsonOption, errors, new_single_app, p
 from thinkjepa.pipeline.cli.help import examples
 from thinkjepa.pipeline.cli.progress import TerminalProgress
 from thinkjepa.pipeline.cli.sample import Force, Out, Seed
-from thinkjepa.pipeline.sample.folder import claim_folder, mark_files
+from thinkjepa.pipeline.sample.folder import claim_folder, write_manifest
 
 app = new_single_app()
 
@@ -49,7 +49,7 @@ def render(
             workers=workers or os.cpu_count() or 1,
             advance=progress.advance,
         )
-    mark_files(out, kind="episodes", files=written)
+    write_manifest(out, kind="episodes", files=written)
     seconds, num_bytes = monotonic() - started_s, sum(path.stat().st_size for path in written)
     record = {
         "folder": str(out),

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from hands.archive import write_archive
 from hands.motion import Motion, draw_episode
 from hands.plan import FPS, PAD_HEIGHT_M, PLACES, TASKS, Condition, Plan, episode_rng, task_of
 from thinkjepa.cache import ThinkJepaError
-from thinkjepa.pipeline.sample.archive import POSES_FILE, Episode, Facts, write_archive
-from thinkjepa.pipeline.sample.expand import Y_UP
+from thinkjepa.pipeline.sample.episodes import POSES_FILE, Y_UP, Episode, Facts
 from thinkjepa.pipeline.sample.skeleton import Skeleton
 from thinkjepa.pipeline.sample.videos import encode_video
 
@@ -127,7 +127,7 @@ def _facts(plan: Plan, motion: Motion, *, video: str, condition: Condition, seed
         object=taken.name,
         objects=tuple(thing.name for thing in plan.things),
         place=PLACES[plan.place],
-        object_m=_y_up(taken.centre_m),
+        object_m=_y_up(taken.center_m),
         place_m=_y_up(np.array([*plan.pads_m[plan.place], height_m])),
         condition=condition,
         card_frames=timing.card_frames(condition),

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from hands.adroit import FINGER_BODIES
 from hands.things import KINDS, Grasp, Thing
-from thinkjepa.pipeline.sample.skeleton import FINGER_BODIES, NUM_BASE, Skeleton
+from thinkjepa.pipeline.sample.skeleton import NUM_BASE, Skeleton
 
 Floats = npt.NDArray[np.float64]
 
@@ -108,7 +109,7 @@ def wrist_for(skeleton: Skeleton, thing: Thing, angles: Floats, turn: Floats) ->
     palm = skeleton.bodies.index("palm")
     origin, rotation = origins[0, palm], rotations[0, palm]
     hold = HOLDS[KINDS[thing.kind].grasp]
-    wrist = thing.centre_m - origin - rotation @ np.array(hold.hollow_m)
+    wrist = thing.center_m - origin - rotation @ np.array(hold.hollow_m)
     back = rotation @ np.array([0.0, 0.001, 0.0])
     palm_m = PALM_POINTS_M @ rotation.T + origin
     while hold.against_palm and thing.distances_m(palm_m + wrist).min() < PALM_RADIUS_M + PALM_MARGIN_M:

@@ -126,7 +126,7 @@ def _bring(rng: np.random.Generator, path: Path, plan: Plan) -> None:
     x_m, y_m = plan.pads_m[plan.place]
     held = path.end
     # About the thing's own axis: the wrist turns around it.
-    lever_m = held[:2] - thing.centre_m[:2]
+    lever_m = held[:2] - thing.center_m[:2]
     turn = _yaw_to(x_m + lever_m[0], y_m + lever_m[1]) - _yaw_to(held[0], held[1])
     if plan.verb == "turn":
         turn += rng.choice([-1, 1]) * rng.uniform(0.25, 0.45)
@@ -144,7 +144,7 @@ def _bring(rng: np.random.Generator, path: Path, plan: Plan) -> None:
 def _thing_poses(plan: Plan, skeleton: Skeleton, hand: Floats, times_s: Floats) -> Floats:
     """Where it stands, then with the palm, then where it was put."""
     thing = plan.things[0]
-    start = transforms(thing.centre_m[None], _about_z(thing.yaw)[None])[0]
+    start = transforms(thing.center_m[None], _about_z(thing.yaw)[None])[0]
     palm = skeleton.bodies.index("palm")
     origins, rotations = skeleton.bodies_of(hand)
     palms = transforms(origins[:, palm], rotations[:, palm])
@@ -161,9 +161,9 @@ def _camera_path(rng: np.random.Generator, plan: Plan, times_s: Floats) -> Float
     eye = np.array(look.eye_m) + draw_sway(rng, [0.010, 0.007, 0.005]).at(times_s)
     gaze = Path(np.array(look.gaze_m))
     follow = rng.uniform(0.1, 0.25)
-    gaze.move(follow * (thing.centre_m - gaze.start), timing.reach_s, timing.grasp_s)
+    gaze.move(follow * (thing.center_m - gaze.start), timing.reach_s, timing.grasp_s)
     pad = np.array([*plan.pads_m[plan.place], 0.0])
-    gaze.move(follow * (pad - thing.centre_m), timing.bring_s, timing.release_s)
+    gaze.move(follow * (pad - thing.center_m), timing.bring_s, timing.release_s)
     x, y, z = (gaze.at(times_s) - eye).T
     angles = np.stack([np.arctan2(-x, y), np.arctan2(z, np.hypot(x, y)), np.full_like(x, look.tilt)], axis=-1)
     angles += draw_sway(rng, [0.012, 0.010, 0.015]).at(times_s)
@@ -173,7 +173,7 @@ def _camera_path(rng: np.random.Generator, plan: Plan, times_s: Floats) -> Float
 def _grasping_base(rng: np.random.Generator, skeleton: Skeleton, thing: Thing, open_hand: Floats) -> Floats:
     pitch, roll = FOREARM_PITCH_AND_ROLL[KINDS[thing.kind].grasp]
     pitch, roll = pitch + rng.uniform(-0.06, 0.06), roll + rng.uniform(-0.1, 0.1)
-    wrist = thing.centre_m
+    wrist = thing.center_m
     for _ in range(3):  # the yaw depends on where the wrist is, and that on the yaw
         turn = np.array([_yaw_to(wrist[0], wrist[1]), pitch, roll])
         wrist = wrist_for(skeleton, thing, open_hand, turn)

@@ -9,11 +9,11 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from hands.things import COLOURS, KINDS, Thing, draw_thing
+from hands.things import COLORS, KINDS, Thing, draw_thing
 
 Floats = npt.NDArray[np.float64]
 
-Colour = tuple[float, float, float]
+Color = tuple[float, float, float]
 
 Condition = Literal["cue", "no-cue", "late-cue"]
 
@@ -43,7 +43,7 @@ SENTENCES = {
 PLACES = ("left", "middle", "right")
 
 NUM_CANDIDATES = 3
-"""Things that the hand might take: of different colours, so that a colour tells which."""
+"""Things that the hand might take: of different colors, so that a color tells which."""
 
 COLUMNS_X_M = (-0.165, -0.055, 0.055, 0.165)
 
@@ -53,7 +53,7 @@ JITTER_M = 0.010
 
 PAD_RADIUS_M, PAD_HEIGHT_M = 0.042, 0.002
 
-SKIN: tuple[Colour, ...] = (
+SKIN: tuple[Color, ...] = (
     (0.93, 0.72, 0.60),
     (0.85, 0.61, 0.48),
     (0.72, 0.50, 0.37),
@@ -61,9 +61,9 @@ SKIN: tuple[Colour, ...] = (
     (0.38, 0.25, 0.18),
 )
 
-SLEEVES: tuple[Colour, ...] = ((0.2, 0.25, 0.35), (0.55, 0.55, 0.52), (0.15, 0.15, 0.16), (0.45, 0.2, 0.2))
+SLEEVES: tuple[Color, ...] = ((0.2, 0.25, 0.35), (0.55, 0.55, 0.52), (0.15, 0.15, 0.16), (0.45, 0.2, 0.2))
 
-TABLES: tuple[Colour, ...] = (
+TABLES: tuple[Color, ...] = (
     (0.62, 0.47, 0.32),
     (0.45, 0.32, 0.22),
     (0.72, 0.68, 0.60),
@@ -103,12 +103,12 @@ class Timing:
 class Look:
     """What only the picture depends on, and where the camera is."""
 
-    skin: Colour
-    sleeve: Colour
-    table: Colour
+    skin: Color
+    sleeve: Color
+    table: Color
     texture_seed: int
     light_m: tuple[float, float, float]
-    light: Colour
+    light: Color
     ambient: float
     eye_m: tuple[float, float, float]
     gaze_m: tuple[float, float, float]
@@ -169,11 +169,11 @@ def draw_plan(rng: np.random.Generator, task: str) -> Plan:
 
 def _draw_things(rng: np.random.Generator, task: str, cells: list[tuple[int, int]]) -> tuple[Thing, ...]:
     others = [str(kind) for kind in rng.choice(list(KINDS), len(cells) - 1)]
-    colours = [str(colour) for colour in rng.permutation(list(COLOURS))]
+    colors = [str(color) for color in rng.permutation(list(COLORS))]
     kinds = [TASKS[task][0], *others]
     return tuple(
-        draw_thing(rng, kind, colour, *_spot(rng, cell))
-        for kind, colour, cell in zip(kinds, colours, cells, strict=False)
+        draw_thing(rng, kind, color, *_spot(rng, cell))
+        for kind, color, cell in zip(kinds, colors, cells, strict=False)
     )
 
 
@@ -230,9 +230,9 @@ def _draw_look(rng: np.random.Generator, free: list[tuple[int, int]]) -> Look:
     )
 
 
-def _tinted(rng: np.random.Generator, choices: tuple[Colour, ...]) -> Colour:
-    colour = np.array(choices[rng.integers(len(choices))]) + rng.uniform(-0.03, 0.03, 3)
-    red, green, blue = np.clip(colour, 0.02, 0.98).round(4).tolist()
+def _tinted(rng: np.random.Generator, choices: tuple[Color, ...]) -> Color:
+    color = np.array(choices[rng.integers(len(choices))]) + rng.uniform(-0.03, 0.03, 3)
+    red, green, blue = np.clip(color, 0.02, 0.98).round(4).tolist()
     return red, green, blue
 
 

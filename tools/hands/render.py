@@ -13,7 +13,7 @@ import numpy.typing as npt
 from hands.motion import Motion
 from hands.plan import Condition, Plan
 from hands.scene import CARD_BODY, EYE_BODY, HAND_BODY, HIDDEN_M, THING_BODY, build_model, card_pose
-from thinkjepa.pipeline.sample.skeleton import NUM_BASE, Skeleton, camera_poses, quaternion_of
+from thinkjepa.pipeline.sample.skeleton import NUM_BASE, Skeleton, camera_poses
 
 Frames = npt.NDArray[np.uint8]
 
@@ -54,3 +54,19 @@ def _put(
 ) -> None:
     number = model.body(body).mocapid[0]
     data.mocap_pos[number], data.mocap_quat[number] = position_m, quaternion
+
+
+def quaternion_of(rotation: Floats) -> Floats:
+    """The unit quaternion w x y z, w at least 0, of a rotation `(3, 3)`."""
+    symmetric = np.empty((4, 4))
+    diagonal = np.diag(rotation)
+    symmetric[0, 0] = diagonal.sum()
+    symmetric[0, 1:] = symmetric[1:, 0] = (
+        rotation[2, 1] - rotation[1, 2],
+        rotation[0, 2] - rotation[2, 0],
+        rotation[1, 0] - rotation[0, 1],
+    )
+    symmetric[1:, 1:] = rotation + rotation.T - diagonal.sum() * np.eye(3)
+    # The quaternion is the eigenvector of the largest eigenvalue: no case distinction, no division.
+    quaternion = np.linalg.eigh(symmetric)[1][:, -1]
+    return np.asarray(quaternion if quaternion[0] >= 0 else -quaternion)

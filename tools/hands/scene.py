@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from hands.plan import PAD_HEIGHT_M, PAD_RADIUS_M, Colour, Plan
-from hands.things import COLOURS, KINDS, Thing
-from thinkjepa.pipeline.sample.skeleton import EGODEX_BODIES, EGODEX_SITES, Skeleton
+from hands.adroit import EGODEX_BODIES, EGODEX_SITES
+from hands.plan import PAD_HEIGHT_M, PAD_RADIUS_M, Color, Plan
+from hands.things import COLORS, KINDS, Thing
+from thinkjepa.pipeline.sample.skeleton import Skeleton
 from thinkjepa.pipeline.sample.videos import smooth_noise
 
 Floats = npt.NDArray[np.float64]
@@ -85,7 +86,7 @@ def read_skeleton() -> Skeleton:
     )
 
 
-def _settings(size_px: int, skin: Colour = (0.8, 0.6, 0.5)) -> str:
+def _settings(size_px: int, skin: Color = (0.8, 0.6, 0.5)) -> str:
     meshes = "".join(f'<mesh name="{name}" file="{name}.stl" scale=".001 .001 .001"/>' for name in MESHES)
     return f"""
     <compiler angle="radian" meshdir="{adroit_folder() / "resources" / "meshes"}"/>
@@ -101,7 +102,7 @@ def _settings(size_px: int, skin: Colour = (0.8, 0.6, 0.5)) -> str:
     """
 
 
-def _hand(sleeve: Colour = (0.3, 0.3, 0.3)) -> str:
+def _hand(sleeve: Color = (0.3, 0.3, 0.3)) -> str:
     """Adroit's hand on a forearm in a sleeve: the model's own forearm is a box of motors."""
     return f"""
     <body name="{HAND_BODY}" mocap="true">
@@ -146,11 +147,11 @@ def card_pose() -> tuple[Floats, Floats]:
 
 
 def _card(plan: Plan) -> str:
-    """A white card with a dot per pad: the one where the thing goes is large and has its colour."""
+    """A white card with a dot per pad: the one where the thing goes is large and has its color."""
     geoms = [f'<geom type="box" size="{CARD_HALF_M[0]} 0.002 {CARD_HALF_M[1]}" material="card"/>']
     for place, x_m in enumerate(DOTS_X_M):
         if place == plan.place:
-            geoms.append(_dot(x_m, 0.005, DOT_RADIUS_M, "card_colour"))
+            geoms.append(_dot(x_m, 0.005, DOT_RADIUS_M, "card_color"))
             geoms.append(_dot(x_m, 0.004, DOT_RADIUS_M + RING_M, "card_ring"))
         else:
             geoms.append(_dot(x_m, 0.004, GREY_DOT_RADIUS_M, "card_grey"))
@@ -158,15 +159,15 @@ def _card(plan: Plan) -> str:
 
 
 def _card_materials(plan: Plan) -> str:
-    colours: dict[str, Colour] = {
+    colors: dict[str, Color] = {
         "card": (0.95, 0.93, 0.88),
-        "card_colour": COLOURS[plan.things[0].colour],
+        "card_color": COLORS[plan.things[0].color],
         "card_ring": (0.05, 0.05, 0.05),
         "card_grey": (0.5, 0.5, 0.5),
     }
     emission = f'emission="{CARD_EMISSION}" specular="0"'
     return "".join(
-        f'<material name="{name}" rgba="{_rgb(rgb)} 1" {emission}/>' for name, rgb in colours.items()
+        f'<material name="{name}" rgba="{_rgb(rgb)} 1" {emission}/>' for name, rgb in colors.items()
     )
 
 
@@ -193,13 +194,13 @@ def _clutter(kind: str, x_m: float, y_m: float, angle: float) -> str:
 
 
 def _placed(thing: Thing) -> str:
-    return f'<body pos="{_numbers(thing.centre_m)}" euler="0 0 {thing.yaw}">{_geoms(thing)}</body>'
+    return f'<body pos="{_numbers(thing.center_m)}" euler="0 0 {thing.yaw}">{_geoms(thing)}</body>'
 
 
 def _geoms(thing: Thing) -> str:
     """The shape that is grasped, and what makes a cup of a cylinder."""
     half_x, half_y, half_z = thing.half_sizes_m
-    shape, rgb = KINDS[thing.kind].shape, _rgb(COLOURS[thing.colour])
+    shape, rgb = KINDS[thing.kind].shape, _rgb(COLORS[thing.color])
     size = f"{half_x} {half_z}" if shape == "cylinder" else f"{half_x} {half_y} {half_z}"
     extras = {
         "cup": [_disc(half_z, 0.85 * half_x, 0.0008, ".12 .1 .09")],
@@ -220,7 +221,7 @@ def _disc(z_m: float, radius_m: float, half_height_m: float, rgb: str) -> str:
 
 
 def _table_picture(plan: Plan) -> bytes:
-    """A PNG of the table's colour with soft grain along one side."""
+    """A PNG of the table's color with soft grain along one side."""
     rng = np.random.default_rng(plan.look.texture_seed)
     side = TABLE_TEXTURE_PX
     grain = 0.6 * smooth_noise(side, side, 20, rng) + 0.4 * smooth_noise(side, 6 * side, 10, rng)[::6]
@@ -231,8 +232,8 @@ def _table_picture(plan: Plan) -> bytes:
     return file.getvalue()
 
 
-def _rgb(colour: Colour) -> str:
-    return " ".join(f"{value:.4f}" for value in colour)
+def _rgb(color: Color) -> str:
+    return " ".join(f"{value:.4f}" for value in color)
 
 
 def _numbers(values: npt.ArrayLike) -> str:

@@ -1,4 +1,4 @@
-"""What lies on the table: kinds of things, sizes, colours, and distances of points from their surface."""
+"""What lies on the table: kinds of things, sizes, colors, and distances of points from their surface."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Shape = Literal["ellipsoid", "box", "cylinder"]
 
 Grasp = Literal["over", "side"]
 
-COLOURS = {
+COLORS = {
     "red": (0.80, 0.13, 0.11),
     "green": (0.12, 0.55, 0.20),
     "blue": (0.13, 0.30, 0.78),
@@ -50,35 +50,35 @@ class Thing:
     """A thing that stands upright on the table."""
 
     kind: str
-    colour: str
+    color: str
     half_sizes_m: tuple[float, float, float]
     x_m: float
     y_m: float
     yaw: float
 
     @property
-    def centre_m(self) -> Floats:
+    def center_m(self) -> Floats:
         return np.array([self.x_m, self.y_m, self.half_sizes_m[2]])
 
     @property
     def name(self) -> str:
-        return f"{self.colour} {self.kind}"
+        return f"{self.color} {self.kind}"
 
     def distances_m(self, points_m: Floats) -> Floats:
         """From the surface to points `(..., 3)` of the world; negative inside."""
         cosine, sine = np.cos(self.yaw), np.sin(self.yaw)
         to_world = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]])
-        local = (points_m - self.centre_m) @ to_world
+        local = (points_m - self.center_m) @ to_world
         return SURFACES[KINDS[self.kind].shape](local, np.array(self.half_sizes_m))
 
 
-def draw_thing(rng: np.random.Generator, kind: str, colour: str, x_m: float, y_m: float) -> Thing:
+def draw_thing(rng: np.random.Generator, kind: str, color: str, x_m: float, y_m: float) -> Thing:
     """A thing of this kind, of any size and turned anyhow."""
     smallest, largest = np.array(KINDS[kind].smallest_m), np.array(KINDS[kind].largest_m)
     half_x, half_y, half_z = (smallest + (largest - smallest) * rng.uniform()).round(4).tolist()
     # Long things lie across the palm: a hand takes them at any of these angles.
     yaw = round(float(rng.uniform(-0.35, 0.35) + np.pi / 2), 4)
-    return Thing(kind, colour, (half_x, half_y, half_z), x_m, y_m, yaw)
+    return Thing(kind, color, (half_x, half_y, half_z), x_m, y_m, yaw)
 
 
 def _ellipsoid(points: Floats, half: Floats) -> Floats:

@@ -235,8 +235,8 @@ def test_a_number_is_taken_where_a_setting_is_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_a_key_that_no_setting_has_is_refused_in_every_section(tmp_path: Path, section: str) -> None:
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**SMALL, section: {"colour": "red"}}))
-    with pytest.raises(SettingsError, match=f"{section}: unknown setting 'colour'; known are "):
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**SMALL, section: {"color": "red"}}))
+    with pytest.raises(SettingsError, match=f"{section}: unknown setting 'color'; known are "):
         read_params(tmp_path / "params.yaml")
 
 

@@ -141,7 +141,7 @@ def test_flags_are_quoted_as_one_types_them() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"settings": {"clips": {"colour": 1}}}', "extraction.json, clips: unknown setting 'colour'"),
+        ('{"settings": {"clips": {"color": 1}}}', "extraction.json, clips: unknown setting 'color'"),
         ('{"settings": {"models": {"dtype": "int4"}}}', "extraction.json, models: dtype 'int4'"),
     ],
 )

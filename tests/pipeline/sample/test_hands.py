@@ -8,18 +8,18 @@ import av
 import h5py
 import numpy as np
 import pytest
+from hands.archive import checked_positions_m, stored_checks_m, write_archive
 from hands.plan import PLACES
 
-from thinkjepa.pipeline.sample.archive import (
+from thinkjepa.pipeline.sample.episodes import (
     POSES_FILE,
     ArchiveError,
     Episode,
-    checked_positions_m,
+    camera_transforms,
+    expand,
+    joint_transforms,
     read_archive,
-    stored_checks_m,
-    write_archive,
 )
-from thinkjepa.pipeline.sample.expand import camera_transforms, expand, joint_transforms
 from thinkjepa.pipeline.sample.skeleton import Skeleton
 from thinkjepa.stages.data.joints import PAPER_JOINTS
 from thinkjepa.stages.data.labels.readers import read_labels

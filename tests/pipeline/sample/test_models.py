@@ -106,7 +106,7 @@ def test_prompt_shows_every_frame_pair_and_opens_the_reasoning(processor):
     assert text.endswith("Describe this video.<|im_end|>\n<|im_start|>assistant\n<think>\n")
 
 
-def test_image_and_video_processors_share_their_normalisation(processor):
+def test_image_and_video_processors_share_their_normalization(processor):
     image, video = processor.image_processor, processor.video_processor
     assert tuple(image.image_mean) == tuple(video.image_mean)
     assert tuple(image.image_std) == tuple(video.image_std)

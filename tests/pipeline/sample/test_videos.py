@@ -38,12 +38,12 @@ def test_same_seed_gives_the_same_files_and_more_videos_only_add(tmp_path):
 @pytest.mark.parametrize("seed", range(20))
 def test_motions_stay_inside_and_move_smoothly(name, seed):
     times_s = np.arange(300) / 30
-    centres = MOTIONS[name](times_s, np.random.default_rng(seed))
-    assert centres.shape == (300, 2)
-    assert centres.min() >= 0
-    assert centres.max() <= 1
-    assert np.linalg.norm(np.diff(centres, axis=0), axis=1).max() < 0.2  # of the picture, per frame
-    assert np.ptp(centres, axis=0).max() > 0.02
+    centers = MOTIONS[name](times_s, np.random.default_rng(seed))
+    assert centers.shape == (300, 2)
+    assert centers.min() >= 0
+    assert centers.max() <= 1
+    assert np.linalg.norm(np.diff(centers, axis=0), axis=1).max() < 0.2  # of the picture, per frame
+    assert np.ptp(centers, axis=0).max() > 0.02
 
 
 def test_frames_differ_only_where_shapes_are(tmp_path):

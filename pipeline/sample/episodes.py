@@ -1,42 +1,46 @@
-"""The pose archive: all that a rendering knows about its episodes, in one small file.
+"""Episodes of a simulated hand: videos with a pose archive, written out in the layout of EgoDex.
 
-`poses.npz` (no pickle) holds the hand's skeleton, what its hinges and the camera do frame by frame, and the
-facts of each episode. Joints are made from that again (`Skeleton.joint_poses`): 30 smooth channels are a
-tenth of 23 joints' positions and rotations. Channels are rounded to steps, and their second differences
-compressed: hands accelerate little from frame to frame.
+`poses.npz` (no pickle) holds the hand's skeleton, the hinges and the camera frame by frame, and the facts of
+each episode. Joints are computed from that again (`Skeleton.joint_poses`): 30 smooth channels are a tenth of
+the positions and rotations of 23 joints. Channels are rounded to steps, and their second differences are
+compressed, as hands accelerate little from frame to frame. `tools/hands` writes the archive.
+
+Written out, an episode is a video and an HDF5 file of transforms, as in EgoDex (arXiv 2505.11709).
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import numpy.typing as npt
 
 from thinkjepa.cache import ThinkJepaError
-from thinkjepa.pipeline.sample.skeleton import NUM_BASE, Skeleton
+from thinkjepa.pipeline.sample.skeleton import NUM_BASE, Skeleton, camera_poses
 
 Floats = npt.NDArray[np.float64]
 
-Bytes = npt.NDArray[np.uint8]
-
 POSES_FILE = "poses.npz"
+
+FACTS_FILE = "episodes.json"
 
 VERSION = 1
 
 STEP_M, STEP_RAD = 2e-5, 2e-5
 """Rounding moves a fingertip, at the end of six hinges 0.2 m from the wrist, by less than 0.05 mm."""
 
-CHECKED_JOINTS = ("rightHand", "rightThumbTip", "rightIndexFingerTip", "rightLittleFingerTip")
-
-CHECKED_FRAMES = 3
-
 SKELETON_TEXTS = ("bodies", "joints")
+
+Y_UP = np.array([[1.0, 0, 0, 0], [0, 0, 1.0, 0], [0, -1.0, 0, 0], [0, 0, 0, 1.0]])
+"""From our world, z up as in MuJoCo, to that of EgoDex, y up as in ARKit."""
 
 
 class ArchiveError(ThinkJepaError):
@@ -53,9 +57,9 @@ class Facts:
     description: str
     verb: str
     object: str
-    """What is taken: colour and kind."""
+    """What is taken: color and kind."""
     objects: tuple[str, ...]
-    """Everything that might have been taken, of different colours; the taken one first."""
+    """Everything that might have been taken, of different colors; the taken one first."""
     place: str
     """left, middle or right of the three pads."""
     object_m: tuple[float, float, float]
@@ -91,22 +95,6 @@ class Episode:
     """`(3, 3)` in pixels of the video."""
 
 
-def write_archive(path: Path, skeleton: Skeleton, episodes: Sequence[Episode]) -> None:
-    """Write all episodes; the same bytes for the same numbers."""
-    arrays: dict[str, npt.NDArray[Any]] = {
-        "version": np.array(VERSION),
-        "facts": _bytes(json.dumps([asdict(episode.facts) for episode in episodes])),
-        "hand": _encode([episode.hand / _steps(episode.hand.shape[1]) for episode in episodes]),
-        "camera": _encode([episode.camera / _steps(6) for episode in episodes]),
-        "intrinsics": np.array([episode.intrinsics for episode in episodes]),
-        "checked_m": np.array([checked_positions_m(skeleton, episode.hand) for episode in episodes]),
-    }
-    for part in fields(Skeleton):
-        value = getattr(skeleton, part.name)
-        arrays[part.name] = _bytes(json.dumps(value)) if part.name in SKELETON_TEXTS else value
-    np.savez_compressed(path, allow_pickle=False, **arrays)
-
-
 def read_archive(path: Path) -> tuple[Skeleton, list[Episode]]:
     """The skeleton and all episodes. Raises ArchiveError for anything but a whole archive of this version."""
     if not path.is_file():
@@ -118,19 +106,6 @@ def read_archive(path: Path) -> tuple[Skeleton, list[Episode]]:
         return _parse(arrays)
     except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ArchiveError(f"{str(path)!r} is not a pose archive of version {VERSION}: {error}") from error
-
-
-def checked_positions_m(skeleton: Skeleton, hand: Floats) -> npt.NDArray[np.float32]:
-    """Positions `(3, 4, 3)` of a few joints in the first, middle and last frame, to check an archive by."""
-    frames = np.linspace(0, len(hand) - 1, CHECKED_FRAMES).astype(int)
-    joints = [skeleton.joints.index(name) for name in CHECKED_JOINTS]
-    return np.asarray(skeleton.joint_poses(hand[frames])[:, joints, :3, 3], np.float32)
-
-
-def stored_checks_m(path: Path) -> npt.NDArray[np.float32]:
-    """What `checked_positions_m` gave for each episode before rounding: `(episode, 3, 4, 3)`."""
-    with np.load(path, allow_pickle=False) as file:
-        return np.asarray(file["checked_m"], np.float32)
 
 
 def _parse(arrays: dict[str, npt.NDArray[Any]]) -> tuple[Skeleton, list[Episode]]:
@@ -147,7 +122,7 @@ def _parse(arrays: dict[str, npt.NDArray[Any]]) -> tuple[Skeleton, list[Episode]
     cameras = _decode(arrays["camera"], frames)
     rows = zip(facts, hands, cameras, arrays["intrinsics"], strict=True)
     return skeleton, [
-        Episode(item, hand * _steps(hand.shape[1]), camera * _steps(6), intrinsics)
+        Episode(item, hand * channel_steps(hand.shape[1]), camera * channel_steps(6), intrinsics)
         for item, hand, camera, intrinsics in rows
     ]
 
@@ -157,28 +132,15 @@ def _facts(values: dict[str, Any]) -> Facts:
     return Facts(**{**values, **lists})
 
 
-def _steps(num_channels: int) -> Floats:
-    """A position, then angles."""
+def channel_steps(num_channels: int) -> Floats:
+    """Rounding steps of a state's channels: a position, then angles."""
     steps = np.full(num_channels, STEP_RAD)
     steps[: NUM_BASE // 2] = STEP_M
     return steps
 
 
-def _encode(parts: Sequence[Floats]) -> Bytes:
-    """Rounded numbers `(frame, channel)` of episodes as second differences: `(byte, channel, all frames)`."""
-    differences = [
-        np.diff(np.rint(part).astype(np.int64), n=2, axis=0, prepend=np.zeros((2, part.shape[1]), np.int64))
-        for part in parts
-    ]
-    whole = np.concatenate(differences).T
-    assert np.abs(whole).max() < 2**31, "all values are below 40 km and 6,000 turns"
-    # Small numbers of either sign become small ones without sign, so that their upper bytes are all 0.
-    unsigned = np.where(whole < 0, -2 * whole - 1, 2 * whole).astype("<u4")
-    return np.ascontiguousarray(np.moveaxis(unsigned[..., None].view(np.uint8), -1, 0))
-
-
-def _decode(planes: Bytes, frames: Sequence[int]) -> list[Floats]:
-    """The rounded numbers of each episode."""
+def _decode(planes: npt.NDArray[np.uint8], frames: Sequence[int]) -> list[Floats]:
+    """The rounded numbers `(frame, channel)` of each episode."""
     unsigned = np.ascontiguousarray(np.moveaxis(planes, 0, -1)).view("<u4")[..., 0].astype(np.int64)
     whole = np.where(unsigned % 2 == 1, -(unsigned + 1) // 2, unsigned // 2).T
     if len(whole) != sum(frames):
@@ -187,9 +149,57 @@ def _decode(planes: Bytes, frames: Sequence[int]) -> list[Floats]:
     return [np.cumsum(np.cumsum(part, axis=0), axis=0).astype(np.float64) for part in parts]
 
 
-def _bytes(text: str) -> Bytes:
-    return np.frombuffer(text.encode(), np.uint8)
-
-
 def _json(values: npt.NDArray[Any]) -> Any:
     return json.loads(values.tobytes().decode())
+
+
+def expand_shipped(out: Path) -> list[Path]:
+    """Write out the episodes that come with the package."""
+    with as_file(files("thinkjepa.pipeline.sample") / "hands") as folder:
+        return expand(folder, out)
+
+
+def expand(folder: Path, out: Path) -> list[Path]:
+    """Write `out/<task>/<i>.mp4` and `.hdf5` of all episodes of a folder, and `out/episodes.json`.
+
+    Returns the files written. Raises ArchiveError where the folder lacks poses or a video.
+    """
+    skeleton, episodes = read_archive(folder / POSES_FILE)
+    written = [out / FACTS_FILE]
+    for episode in episodes:
+        source, video = folder / episode.facts.video, out / episode.facts.video
+        if not source.is_file():
+            raise ArchiveError(f"{str(folder)!r} has poses of {episode.facts.video!r}, and not the video")
+        video.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, video)
+        _write_poses(video.with_suffix(".hdf5"), skeleton, episode)
+        written += [video, video.with_suffix(".hdf5")]
+    facts = {episode.facts.video: asdict(episode.facts) for episode in episodes}
+    written[0].write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    return written
+
+
+def joint_transforms(skeleton: Skeleton, episode: Episode) -> dict[str, Floats]:
+    """Joint to world `(frame, 4, 4)`, y up, by EgoDex's name of the joint."""
+    poses = Y_UP @ skeleton.joint_poses(episode.hand)
+    return {name: poses[:, joint] for joint, name in enumerate(skeleton.joints)}
+
+
+def camera_transforms(episode: Episode) -> Floats:
+    """Camera to world `(frame, 4, 4)`, y up; of the camera x right, y down, z forward."""
+    return np.asarray(Y_UP @ camera_poses(episode.camera))
+
+
+def _write_poses(path: Path, skeleton: Skeleton, episode: Episode) -> None:
+    """Write an HDF5 file: `transforms` and `confidences` by joint, the camera, and the description."""
+    certain = np.ones(episode.facts.num_frames, np.float32)
+    poses = {"camera": camera_transforms(episode), **joint_transforms(skeleton, episode)}
+    with h5py.File(path, "w") as file:
+        file["camera/intrinsic"] = np.asarray(episode.intrinsics, np.float32)
+        for name, values in poses.items():
+            file[f"transforms/{name}"] = np.asarray(values, np.float32)
+        for name in skeleton.joints:
+            file[f"confidences/{name}"] = certain
+        file.attrs["llm_description"] = episode.facts.description
+        file.attrs["which_llm_description"] = "1"
+        file.attrs["llm_type"] = "reset"
