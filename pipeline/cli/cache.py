@@ -136,8 +136,8 @@ def serve_thinker_command(
 )
 def doctor_command(
     *,
-    cache_dir: Annotated[Path, typer.Option("--cache-dir", help="Where the cache will lie.")] = Path(),
-    device: Annotated[str, typer.Option(help=f"Where the models will run: {DEVICES}.")] = "auto",
+    cache_dir: Annotated[Path, typer.Option("--cache-dir", help="Folder where the cache will be.")] = Path(),
+    device: Annotated[str, typer.Option(help=f"Device that the models will run on: {DEVICES}.")] = "auto",
     json: JsonOption = False,
 ) -> int:
     """Try everything that extraction needs: versions, decoder, devices, disk, a clip through tiny models.

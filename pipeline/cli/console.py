@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Command lines of one look: apps, exit statuses, errors in one line, results as JSON or text."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ EXIT_FAILURES = 3
 EXIT_INTERRUPTED = 130
 
 EXIT_BROKEN_PIPE = 141
-"""What a shell reports of SIGPIPE and SIGINT."""
+"""The status that a shell reports for SIGPIPE; EXIT_INTERRUPTED is the one for SIGINT."""
 
 errors = Console(stderr=True, highlight=False)
 """Progress and messages go to standard error, so that standard output stays clean for --json."""
@@ -146,7 +146,7 @@ def run_app(app: typer.Typer) -> NoReturn:
 
 
 def _explained(error: TyperException) -> str:
-    """What is wrong with a command line, the nearest right one, and where all of them are listed."""
+    """The error of a command line, with the nearest right name and the help that lists all of them."""
     context = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":
         sys.stderr.write(error.format_message())
@@ -158,12 +158,12 @@ def _explained(error: TyperException) -> str:
 
 
 def loading() -> Status:
-    """Around the imports of a command that take seconds: on a terminal, a line says so while they last."""
+    """A status line on a terminal, to be shown during imports that take seconds."""
     return errors.status("loading torch and what the command needs ...")
 
 
 def confirmed(question: str) -> bool:
-    """The answer to a question on standard error; no where there is nobody to answer."""
+    """Ask a question on standard error. The answer is no where nobody can give one."""
     try:
         return Confirm.ask(question, console=errors, default=False)
     except (EOFError, KeyboardInterrupt):

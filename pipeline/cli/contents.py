@@ -119,11 +119,11 @@ def show_command(
     from thinkjepa.cache import FeatureCache
     from thinkjepa.cache.disk.files import replace_file
     from thinkjepa.pipeline.picture.clip import draw
-    from thinkjepa.pipeline.picture.clip_view import clip_view, find_clip
+    from thinkjepa.pipeline.picture.clip_content import clip_content, find_clip
 
     opened = FeatureCache.open(cache)
     row, thinker, encoder = find_clip(opened, clip, feature_set or [])
-    view = clip_view(opened, row, thinker_set=thinker, encoder_set=encoder, videos=videos)
+    view = clip_content(opened, row, thinker_set=thinker, encoder_set=encoder, videos=videos)
     replace_file(out, draw(view))
     print_result(json, {**view.to_json(), "picture": str(out)}, f"{out}: clip {row.clip_id} of {row.video!r}")
 
@@ -170,7 +170,7 @@ def rm_command(
     """Remove a feature set, or clips from every set.
 
     Space returns with whole shards: a shard's files go when the last of its clips is removed. The next
-    extraction over a folder that still holds the videos makes the features anew.
+    extraction over a folder that still holds the videos makes the features again.
     """
     from thinkjepa.pipeline.report.cache import describe_removal, plan, run_removal
 
@@ -201,7 +201,7 @@ def merge_command(
     """Write the union of caches to a new one: sets, clips, features, labels, failures.
 
     A clip that several hold is kept once where its features are the same, else nothing is merged. Splits
-    and selections stay behind. Run it again after an interruption.
+    and selections are not merged. Run it again after an interruption.
     """
     from thinkjepa.cache import count_features, merge
 
@@ -230,7 +230,7 @@ def verify_command(
         bool, typer.Option("--full/--quick", help="Read every stored byte, or only indexes and file sizes.")
     ] = True,
     repair: Annotated[
-        bool, typer.Option(help="Drop the clips that are damaged: the next extraction makes them anew.")
+        bool, typer.Option(help="Drop the clips that are damaged: the next extraction makes them again.")
     ] = False,
     json: JsonOption = False,
 ) -> int:
@@ -272,7 +272,7 @@ def compare_command(
     ],
     json: JsonOption = False,
 ) -> None:
-    """How far two sets of the same clips differ: another backend, precision or quantization.
+    """Compare two sets of the same clips: another backend, precision or quantization.
 
     By layer the largest difference and the cosine, over the tokens that both have in common, and how many
     tokens are equal.

@@ -41,8 +41,8 @@ def check_command(
     cache_dir: Annotated[
         Path | None,
         typer.Option(
-            help="Also tell which labels this cache lacks or holds in another version, and draw what its "
-            "encoder sees."
+            help="Also report labels that this cache lacks or holds in another version, and draw the part of "
+            "a frame that its encoder uses."
         ),
     ] = None,
     json: JsonOption = False,
@@ -57,7 +57,7 @@ def check_command(
     """
     from thinkjepa.cache import FeatureCache
     from thinkjepa.cache.disk.files import replace_file
-    from thinkjepa.pipeline.picture.labels import draw, encoder_framing, label_views
+    from thinkjepa.pipeline.picture.labels import draw, encoder_framing, labeled_videos
     from thinkjepa.pipeline.report.labels import describe_check
     from thinkjepa.stages.data.decoding.client import VideoDecoder
     from thinkjepa.stages.data.labels.check import check_folder
@@ -71,7 +71,7 @@ def check_command(
         )
         if plot:
             framing, encoder = encoder_framing(cache)
-            views = label_views(check, folder, decoder=decoder, framing=framing)
+            views = labeled_videos(check, folder, decoder=decoder, framing=framing)
             replace_file(plot, draw(views, check, encoder=encoder))
     print_result(
         json,

@@ -43,7 +43,7 @@ VALUES = {
     "device": "DEVICE",
     "params": "YAML",
 }
-"""What a flag takes, by the last word of its name."""
+"""Placeholder of a flag's value, by the last word of its name."""
 
 Parameter = TyperOption | TyperArgument
 

@@ -60,14 +60,14 @@ def init_command(
 
 
 def describe_project(project: NewProject) -> str:
-    """What was done, in a few lines."""
+    """The files written and kept, and notes, in a few lines."""
     done = [*project.written, *project.started] or ["nothing new to write"]
     kept = [f"kept {name} as it is: {advice}" for name, advice in project.kept.items()]
     return "\n".join([f"{project.folder}: {', '.join(done)}", *kept, *project.notes])
 
 
 def next_commands(project: NewProject) -> list[str]:
-    """What its user types next."""
+    """The command lines to type next."""
     return [f"cd {shlex.quote(str(project.folder))}", "dvc repro"]
 
 

@@ -96,7 +96,7 @@ class _Bars:
 
 
 def progress_line(task: Task) -> str:
-    """How far a task is, its rate and the time left, as far as they are known, for a log."""
+    """Progress of a task, its rate and the time left, as far as they are known, for a log."""
     unit = task.fields.get("unit", "")
     parts = [f"{task.description}: {task.completed:.0f} of {task.total or 0:.0f} {unit}"]
     if speed := task.finished_speed or task.speed:
@@ -163,7 +163,7 @@ class TrainingBar(_Bars):
         self._expected = False
 
     def report(self, event: TrainEvent) -> None:
-        """What the training says between its steps (`thinkjepa.stages.train.events`)."""
+        """Print an event of the training (`thinkjepa.stages.train.events`)."""
         if isinstance(event, str):
             self._print(event)
         elif isinstance(event, RunStarts):

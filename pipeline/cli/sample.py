@@ -20,7 +20,7 @@ features predict a hand worse than "it stays where it is" is no surprise. See RE
 
   {out}/results/report      comparison.md, the table above; horizon.png, distances.png, differences.png
   {out}/results/pictures    hands.png: labels over the frames; features.png: a clip as both models saw it;
-                            future.mp4: the hand predicted over a test clip's future, beside the true one
+                            future.mp4: the hand predicted over a test clip's future, next to the true one
   {out}/results/runs        a folder a run: curve.png, metrics.json, eval-test.md
   {out}/params.yaml         every setting: change one, run `dvc repro` in {out}, see what runs again"""
 

@@ -1,7 +1,7 @@
-"""One clip as a figure: frames, latents, norms and words, from a `ClipView`.
+"""One clip as a figure: frames, latents, norms and words, from a `ClipContent`.
 
-The page is laid out in inches, x from the left and y from the top, in sections that know their height, so
-that frames of any shape neither overlap nor leave holes.
+The page is laid out in inches, x from the left and y from the top, in sections of known height, so that
+frames of any shape neither overlap nor leave gaps.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from matplotlib.ticker import MaxNLocator
 
 from thinkjepa.cache import STREAMS
-from thinkjepa.pipeline.picture.clip_view import ClipView, EncoderView, ThinkerView, WindowView
+from thinkjepa.pipeline.picture.clip_content import ClipContent, EncoderContent, ThinkerContent, WindowContent
 from thinkjepa.pipeline.picture.page import (
     BODY_PT,
     BOX_WORDS,
@@ -69,10 +69,10 @@ LOG_SCALE_FROM = 30.0
 """Ratio of the largest to the smallest norm above which the axis is logarithmic."""
 
 
-def draw(view: ClipView) -> bytes:
+def draw(content: ClipContent) -> bytes:
     """The picture of a clip as PNG. It does not depend on the user's matplotlib settings."""
     with picture_style():
-        sections = _sections(view)
+        sections = _sections(content)
         page = Page(sum(section.height_in + SECTION_GAP_IN for section in sections) + MARGIN_IN)
         top = MARGIN_IN
         for section in sections:
@@ -89,19 +89,19 @@ class Section:
     draw: Callable[[Page, float], None]
 
 
-def _sections(view: ClipView) -> list[Section]:
-    cell = _cell(view)
-    sections = [_title(view)]
-    if view.frames_note:
-        sections.append(_note(f"Frames are not shown: {view.frames_note}."))
-    if view.thinker:
-        sections.append(_thinker_strip(view, view.thinker, cell))
-    if view.encoder:
-        sections.append(_windows(view, view.encoder, cell))
+def _sections(content: ClipContent) -> list[Section]:
+    cell = _cell(content)
+    sections = [_title(content)]
+    if content.frames_note:
+        sections.append(_note(f"Frames are not shown: {content.frames_note}."))
+    if content.thinker:
+        sections.append(_thinker_strip(content, content.thinker, cell))
+    if content.encoder:
+        sections.append(_windows(content, content.encoder, cell))
     else:
         sections.append(_note("No encoder features: observed and future window are not shown."))
-    if view.thinker:
-        sections.append(_charts(view.thinker))
+    if content.thinker:
+        sections.append(_charts(content.thinker))
     else:
         sections.append(_note("No thinker features: its frames, states and words are not shown."))
     return sections
@@ -109,7 +109,7 @@ def _sections(view: ClipView) -> list[Section]:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """The place of a frame on the page, inches; all are equal, and latents are as wide as frames."""
+    """The position of a frame on the page, inches; all are equal, and latents are as wide as frames."""
 
     width: float
     height: float
@@ -124,20 +124,20 @@ class Cell:
         return (self.width - self.frame_width) / 2
 
 
-def _cell(view: ClipView) -> Cell:
-    num_thinker = len(view.thinker.frames) if view.thinker else 0
-    windows = [view.encoder.observed, view.encoder.future] if view.encoder else []
+def _cell(content: ClipContent) -> Cell:
+    num_thinker = len(content.thinker.frames) if content.thinker else 0
+    windows = [content.encoder.observed, content.encoder.future] if content.encoder else []
     columns = max(MIN_COLUMNS, num_thinker, sum(len(window.steps) for window in windows))
     width = (CONTENT_IN - SPLIT_GAP_IN + CELL_GAP_IN) / columns - CELL_GAP_IN
-    if not view.thumbnails:
+    if not content.thumbnails:
         return Cell(width, 0.0, width)
-    height_px, width_px = next(iter(view.thumbnails.values())).shape[:2]
+    height_px, width_px = next(iter(content.thumbnails.values())).shape[:2]
     height = min(width * height_px / width_px, MAX_CELL_HEIGHT_IN)
     return Cell(width, height, height * width_px / height_px)
 
 
-def _title(view: ClipView) -> Section:
-    clip = view.clip
+def _title(content: ClipContent) -> Section:
+    clip = content.clip
     last, last_s = clip.observed_frames[-1], clip.observed_times_s[-1]
     where = (
         f"clip {clip.clip_id}, split at frame {clip.split_frame}. Times count from the last observed frame, "
@@ -162,35 +162,37 @@ def _note(text: str) -> Section:
     return Section(height, draw_note)
 
 
-def _thinker_strip(view: ClipView, thinker: ThinkerView, cell: Cell) -> Section:
-    times_s = view.clip.thinker_times_s
+def _thinker_strip(content: ClipContent, thinker: ThinkerContent, cell: Cell) -> Section:
+    times_s = content.clip.thinker_times_s
     shown = _of(len(thinker.frames), thinker.num_frames, "frames")
-    heading = f"Thinker: {shown}, {_span(view, times_s[0], times_s[-1])}"
+    heading = f"Thinker: {shown}, {_span(content, times_s[0], times_s[-1])}"
     origin = f"{shortened(thinker.model, most=60)} ({thinker.set_name}), prompt {thinker.prompt!r}"
     strip_top = HEADING_IN + lines_in(1, SMALL_PT) + 0.03
 
     def draw_strip(page: Page, top: float) -> None:
         _heading(page, MARGIN_IN, top, CONTENT_IN, text=heading, color=THINKER)
         page.small_print(MARGIN_IN, top + HEADING_IN, shortened(origin, most=SMALL_PRINT_CHARACTERS))
-        if view.thumbnails:
+        if content.thumbnails:
             lefts = _strip_lefts(cell, len(thinker.frames))
-            _frames(page, view, cell, lefts, top + strip_top, frames=thinker.frames, times_s=thinker.times_s)
+            _frames(
+                page, content, cell, lefts, top + strip_top, frames=thinker.frames, times_s=thinker.times_s
+            )
 
-    return Section(strip_top + (cell.height + TIMES_IN if view.thumbnails else 0), draw_strip)
+    return Section(strip_top + (cell.height + TIMES_IN if content.thumbnails else 0), draw_strip)
 
 
 def _strip_lefts(cell: Cell, count: int) -> list[float]:
-    """Where the frames of a strip begin: side by side, up to the right edge where they nearly reach it."""
+    """Left edges of a strip's frames: side by side, up to the right edge where they nearly reach it."""
     lefts = [cell.left(column) for column in range(count)]
     missing = MARGIN_IN + CONTENT_IN - (lefts[-1] + cell.width)
     if missing > cell.width:
         return lefts
-    return [left + missing * place / (count - 1) for place, left in enumerate(lefts)]
+    return [left + missing * index / (count - 1) for index, left in enumerate(lefts)]
 
 
 @dataclass(frozen=True, slots=True)
 class WindowRows:
-    """Where the rows of a window begin, inches below its heading's rule."""
+    """Tops of a window's rows, inches below its heading's rule."""
 
     frames_top: float
     latents_top: float
@@ -201,20 +203,20 @@ class WindowRows:
         return self.latents_top + self.latents_height
 
 
-def _window_rows(encoder: EncoderView, cell: Cell) -> WindowRows:
+def _window_rows(encoder: EncoderContent, cell: Cell) -> WindowRows:
     frames_top = HEADING_IN + lines_in(1, SMALL_PT) + 0.03
     height, width = encoder.grid
     return WindowRows(frames_top, frames_top + cell.height + TIMES_IN, cell.frame_width * height / width)
 
 
-def _windows(view: ClipView, encoder: EncoderView, cell: Cell) -> Section:
-    """Past and future beside each other, with the split between them."""
+def _windows(content: ClipContent, encoder: EncoderContent, cell: Cell) -> Section:
+    """Past and future next to each other, with the split between them."""
     rows = _window_rows(encoder, cell)
     origin = f"{shortened(encoder.model, most=60)} ({encoder.set_name})"
     caption = [
         origin,
         *textwrap.wrap(
-            _latents_caption(encoder, with_frames=bool(view.thumbnails)), width=SMALL_PRINT_CHARACTERS
+            _latents_caption(encoder, with_frames=bool(content.thumbnails)), width=SMALL_PRINT_CHARACTERS
         ),
     ]
     caption_top = rows.bottom + 0.06
@@ -224,9 +226,9 @@ def _windows(view: ClipView, encoder: EncoderView, cell: Cell) -> Section:
 
     def draw_windows(page: Page, top: float) -> None:
         observed = encoder.observed
-        _window(page, view, cell, past, top, rows=rows, window=observed, name="Observed", color=OBSERVED)
+        _window(page, content, cell, past, top, rows=rows, window=observed, name="Observed", color=OBSERVED)
         name = "Future" if encoder.num_windows == 1 else f"Future, window 1 of {encoder.num_windows}"
-        _window(page, view, cell, future, top, rows=rows, window=encoder.future, name=name, color=FUTURE)
+        _window(page, content, cell, future, top, rows=rows, window=encoder.future, name=name, color=FUTURE)
         split = (past[-1] + cell.width + future[0]) / 2
         page.text(split, top - 0.02, "split", size=SMALL_PT, ha="center")
         tops = [top + lines_in(1, SMALL_PT), top + rows.bottom]
@@ -238,49 +240,49 @@ def _windows(view: ClipView, encoder: EncoderView, cell: Cell) -> Section:
 
 def _window(
     page: Page,
-    view: ClipView,
+    content: ClipContent,
     cell: Cell,
     lefts: Sequence[float],
     top: float,
     *,
     rows: WindowRows,
-    window: WindowView,
+    window: WindowContent,
     name: str,
     color: str,
 ) -> None:
     """Frames of a window over their latents."""
     _heading(page, lefts[0], top, lefts[-1] + cell.width - lefts[0], text=name, color=color)
-    page.small_print(lefts[0], top + HEADING_IN, _window_times(view, window))
+    page.small_print(lefts[0], top + HEADING_IN, _window_times(content, window))
     frames_top = top + rows.frames_top
-    _frames(page, view, cell, lefts, frames_top, frames=window.frames, times_s=window.times_s)
-    if view.encoder and view.encoder.framing and view.thumbnails:
-        _boxes(page, view, cell, lefts, frames_top, framing=view.encoder.framing)
+    _frames(page, content, cell, lefts, frames_top, frames=window.frames, times_s=window.times_s)
+    if content.encoder and content.encoder.framing and content.thumbnails:
+        _boxes(page, content, cell, lefts, frames_top, framing=content.encoder.framing)
     size = (cell.frame_width, rows.latents_height)
     for left, pixels in zip(lefts, window.colors, strict=True):
         page.image(pixels, left + cell.inset, top + rows.latents_top, *size, interpolation="nearest")
 
 
-def _window_times(view: ClipView, window: WindowView) -> str:
+def _window_times(content: ClipContent, window: WindowContent) -> str:
     steps = _of(len(window.steps), window.num_steps, "latent steps")
-    return f"{window.num_frames} frames, {_span(view, window.start_s, window.end_s)}; {steps}"
+    return f"{window.num_frames} frames, {_span(content, window.start_s, window.end_s)}; {steps}"
 
 
-def _span(view: ClipView, first_s: float, last_s: float) -> str:
-    return f"{_clock(view, first_s).removesuffix(' s')} to {_clock(view, last_s)}"
+def _span(content: ClipContent, first_s: float, last_s: float) -> str:
+    return f"{_clock(content, first_s).removesuffix(' s')} to {_clock(content, last_s)}"
 
 
-def _clock(view: ClipView, time_s: float) -> str:
+def _clock(content: ClipContent, time_s: float) -> str:
     """A time of the video on the clip's clock."""
-    return clock_text(float(seconds_ahead(time_s, observed_times_s=view.clip.observed_times_s)))
+    return clock_text(float(seconds_ahead(time_s, observed_times_s=content.clip.observed_times_s)))
 
 
-def _latents_caption(encoder: EncoderView, *, with_frames: bool) -> str:
+def _latents_caption(encoder: EncoderContent, *, with_frames: bool) -> str:
     height, width = encoder.grid
     shares = " + ".join(f"{share:.0%}" for share in encoder.explained)
-    place = "under the first frame" if with_frames else "under the time of the first frame"
+    position = "under the first frame" if with_frames else "under the time of the first frame"
     seen = BOX_WORDS if encoder.framing else "The encoder sees the middle of a frame."
     return (
-        f"Latents of {height} x {width} patches, each {place} of its step. Red, green and blue "
+        f"Latents of {height} x {width} patches, each {position} of its step. Red, green and blue "
         f"are the first three principal components of both windows together ({shares} of the variance). "
         f"{seen if with_frames else ''}"
     ).rstrip()
@@ -294,7 +296,7 @@ def _heading(page: Page, left: float, top: float, width: float, *, text: str, co
 
 def _frames(
     page: Page,
-    view: ClipView,
+    content: ClipContent,
     cell: Cell,
     lefts: Sequence[float],
     top: float,
@@ -304,17 +306,17 @@ def _frames(
 ) -> None:
     """A strip of frames, where there are any, with their times below."""
     for left, frame, time_s in zip(lefts, frames, times_s, strict=True):
-        if frame in view.thumbnails:
-            page.image(view.thumbnails[frame], left + cell.inset, top, cell.frame_width, cell.height)
-        caption = _clock(view, time_s)
+        if frame in content.thumbnails:
+            page.image(content.thumbnails[frame], left + cell.inset, top, cell.frame_width, cell.height)
+        caption = _clock(content, time_s)
         page.text(left + cell.width / 2, top + cell.height + 0.03, caption, size=SMALL_PT, ha="center")
 
 
 def _boxes(
-    page: Page, view: ClipView, cell: Cell, lefts: Sequence[float], top: float, *, framing: Framing
+    page: Page, content: ClipContent, cell: Cell, lefts: Sequence[float], top: float, *, framing: Framing
 ) -> None:
     """The outline of what the encoder sees, over each frame of a strip."""
-    height_px, width_px = next(iter(view.thumbnails.values())).shape[:2]
+    height_px, width_px = next(iter(content.thumbnails.values())).shape[:2]
     seen = seen_box(framing, width_px=width_px, height_px=height_px).scaled(cell.height / height_px)
     for left in lefts:
         xs = [left + cell.inset + seen.left + x for x in (0, seen.width, seen.width, 0, 0)]
@@ -323,10 +325,10 @@ def _boxes(
             page.line(xs, tops, color=color, linewidth=width)
 
 
-def _charts(thinker: ThinkerView) -> Section:
+def _charts(thinker: ThinkerContent) -> Section:
     """Norms, token counts and words side by side."""
     chart_top = HEADING_IN + 0.04
-    chart_height = CHARTS_HEIGHT_IN - chart_top - 0.36  # tick labels and axis label lie below
+    chart_height = CHARTS_HEIGHT_IN - chart_top - 0.36  # tick labels and axis label are below
 
     def draw_charts(page: Page, top: float) -> None:
         lefts, widths = (MARGIN_IN, 3.35, 5.55), (2.85, 2.0, WIDTH_IN - MARGIN_IN - 5.55)
@@ -344,7 +346,7 @@ def _charts(thinker: ThinkerView) -> Section:
     return Section(CHARTS_HEIGHT_IN, draw_charts)
 
 
-def _draw_norms(axes: Any, thinker: ThinkerView) -> None:
+def _draw_norms(axes: Any, thinker: ThinkerContent) -> None:
     for stream in STREAMS:
         name, color, marker, line = STREAM_STYLES[stream]
         values = [math.nan if norm is None else norm for norm in thinker.norms[stream]]
@@ -367,7 +369,7 @@ def _draw_norms(axes: Any, thinker: ThinkerView) -> None:
     axes.legend(fontsize=SMALL_PT, loc="best")
 
 
-def _draw_counts(axes: Any, thinker: ThinkerView) -> None:
+def _draw_counts(axes: Any, thinker: ThinkerContent) -> None:
     kinds, counts = list(thinker.token_counts), list(thinker.token_counts.values())
     bars = axes.barh(kinds, counts, height=0.6, color=THINKER)
     axes.bar_label(bars, [f"{count:,}" for count in counts], padding=3, fontsize=SMALL_PT)
@@ -397,4 +399,4 @@ HEADING_IN = 0.05 + lines_in(1, HEADING_PT)
 TIMES_IN = 0.05 + lines_in(1, SMALL_PT)
 
 SMALL_PRINT_CHARACTERS = 180
-"""Of a line over the whole width: 8.4 in at 6 points, 0.55 of a point size each."""
+"""Characters of a line over the whole width: 8.4 in at 6 points, 0.55 of a point size each."""

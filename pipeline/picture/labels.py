@@ -1,6 +1,6 @@
-"""What there is to see of hand labels: frames of some videos with the joints projected onto them.
+"""Hand labels as a figure: frames of some videos with the joints projected onto them.
 
-Gathers; `label_picture` draws. Shape letters: J joints, H frames of a trail.
+Shape letters: J joints, H frames of a trail.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from PIL import Image
 
 from thinkjepa.cache import FeatureCache
 from thinkjepa.pipeline.cli.console import counted
-from thinkjepa.pipeline.picture.clip_view import evenly
+from thinkjepa.pipeline.picture.clip_content import evenly
 from thinkjepa.pipeline.picture.page import (
     BODY_PT,
     CONTENT_IN,
@@ -61,34 +61,34 @@ class Tile:
     """`(J, 2)`"""
     confidences: npt.NDArray[np.float32]
     trails: tuple[Pixels, ...]
-    """Of each wrist, `(H, 2)`: where it was in the last half second, seen by this frame's camera."""
+    """Positions of each wrist in the last half second, `(H, 2)`, in the picture of this frame's camera."""
     box: Box
-    """What the encoder sees."""
+    """The part of the frame that the encoder uses."""
 
 
 @dataclass(frozen=True, slots=True)
-class LabelView:
-    """One video. `note` says why no joints are drawn, or nothing."""
+class LabeledVideo:
+    """One video with labels. `note` says why no joints are drawn, and is empty where they are."""
 
-    video: str
+    name: str
     description: str
     joint_names: tuple[str, ...]
     tiles: tuple[Tile, ...]
     note: str
 
 
-def label_views(
+def labeled_videos(
     check: FolderCheck, folder: Path, *, decoder: VideoDecoder, framing: Framing
-) -> list[LabelView]:
+) -> list[LabeledVideo]:
     """Some of the videos with usable labels, spread evenly over the folder, as an encoder frames them."""
     usable = check.usable
-    chosen = [usable[place] for place in evenly(len(usable), most=MAX_VIDEOS)] if usable else []
-    views = [_view(item, folder, decoder, framing) for item in chosen]
-    return [view for view in views if view]
+    chosen = [usable[index] for index in evenly(len(usable), most=MAX_VIDEOS)] if usable else []
+    videos = [_labeled_video(item, folder, decoder, framing) for item in chosen]
+    return [video for video in videos if video]
 
 
 def encoder_framing(cache: FeatureCache | None) -> tuple[Framing, str]:
-    """What an encoder sees of a frame, and its name: a cache's own where it has one, else V-JEPA 2."""
+    """The part of a frame that an encoder uses, and its name: of the cache's encoder, else of V-JEPA 2."""
     sets = cache.feature_sets.values() if cache else ()
     for item in sets:
         if item.kind == "encoder" and (framing := set_framing(item.source)):
@@ -96,19 +96,21 @@ def encoder_framing(cache: FeatureCache | None) -> tuple[Framing, str]:
     return VJEPA2_FRAMING, "V-JEPA 2"
 
 
-def _view(item: VideoCheck, folder: Path, decoder: VideoDecoder, framing: Framing) -> LabelView | None:
+def _labeled_video(
+    item: VideoCheck, folder: Path, decoder: VideoDecoder, framing: Framing
+) -> LabeledVideo | None:
     path = folder / item.video
     labels = readable_labels(path, folder)
     if labels is None:  # removed or changed since it was checked, or a name that is no text
         return None
     count = min(labels.num_frames, item.video_frames)
-    frames = [int((place + 0.5) / TILES * count) for place in range(TILES)]
+    frames = [int((index + 0.5) / TILES * count) for index in range(TILES)]
     try:
         times_s = decoder.open(path).times_s
         tiles = [_tile(labels, frame, times_s, decoder.frames(path, [frame])[0], framing) for frame in frames]
     except DecodeError as error:
-        return LabelView(item.video, labels.description, labels.joint_names, (), str(error))
-    return LabelView(item.video, labels.description, labels.joint_names, tuple(tiles), _note(labels))
+        return LabeledVideo(item.video, labels.description, labels.joint_names, (), str(error))
+    return LabeledVideo(item.video, labels.description, labels.joint_names, tuple(tiles), _note(labels))
 
 
 def _note(labels: LabelFile) -> str:
@@ -125,22 +127,22 @@ def _tile(
     scale = small.width / image.shape[1]
     height_px, width_px = image.shape[:2]
     first = int(np.searchsorted(times_s, times_s[frame] - TRAIL_S))
-    wrists = [place for place, name in enumerate(labels.joint_names) if name in WRISTS]
+    wrists = [index for index, name in enumerate(labels.joint_names) if name in WRISTS]
     return Tile(
         frame=frame,
         time_s=float(times_s[frame]),
         pixels=np.asarray(small),
-        points=_seen(labels, [frame], list(range(len(labels.joint_names))), frame)[0] * scale,
+        points=_projected(labels, [frame], list(range(len(labels.joint_names))), frame)[0] * scale,
         confidences=labels.confidences[frame],
         trails=tuple(
-            _seen(labels, range(first, frame + 1), [wrist], frame)[:, 0] * scale for wrist in wrists
+            _projected(labels, range(first, frame + 1), [wrist], frame)[:, 0] * scale for wrist in wrists
         ),
         box=seen_box(framing, width_px=width_px, height_px=height_px).scaled(scale),
     )
 
 
-def _seen(labels: LabelFile, frames: Sequence[int], joints: Sequence[int], camera_frame: int) -> Pixels:
-    """Pixels `(frame, joint, 2)` of joints as the camera of one frame sees them; NaN where not known."""
+def _projected(labels: LabelFile, frames: Sequence[int], joints: Sequence[int], camera_frame: int) -> Pixels:
+    """Pixels `(frame, joint, 2)` of joints in the picture of one frame's camera; NaN where not known."""
     chosen = np.ix_(list(frames), list(joints))
     positions_m = labels.positions_m[chosen]
     if labels.intrinsics is None or _note(labels):
@@ -160,7 +162,7 @@ COLORS = {
     "Little": "#39a0ff",
     "Arm": "#f5f5f5",
 }
-"""Told apart also with the common kinds of color blindness; IBM's palette, lightened for dark frames."""
+"""Distinct also with the common kinds of color blindness: IBM's palette, lightened for dark frames."""
 
 GAP_IN = 0.06
 
@@ -181,21 +183,21 @@ BONE_PT, JOINT_PT = 1.5, 1.9
 DARK = "#10131a"
 
 
-def draw(views: Sequence[LabelView], check: FolderCheck, *, encoder: str) -> bytes:
+def draw(videos: Sequence[LabeledVideo], check: FolderCheck, *, encoder: str) -> bytes:
     """The picture as PNG. It does not depend on the user's matplotlib settings.
 
     `encoder` names the one whose box is drawn.
     """
     with picture_style():
-        heights = [_tile_height(view) for view in views]
+        heights = [_tile_height(video) for video in videos]
         body = sum(height + HEADING_IN + ROW_GAP_IN for height in heights)
         page = Page(2 * MARGIN_IN + TITLE_IN + body + FOOTER_IN)
         _title(page, check)
         top = MARGIN_IN + TITLE_IN
-        for view, height in zip(views, heights, strict=True):
-            _video(page, top, view, height)
+        for video, height in zip(videos, heights, strict=True):
+            _video(page, top, video, height)
             top += height + HEADING_IN + ROW_GAP_IN
-        _legend(page, top, views, encoder)
+        _legend(page, top, videos, encoder)
         _confidences(page, top, check)
         return page.png()
 
@@ -209,43 +211,43 @@ def _title(page: Page, check: FolderCheck) -> None:
     page.text(MARGIN_IN, MARGIN_IN + 0.23, counts, size=BODY_PT, color=GREY)
 
 
-def _tile_height(view: LabelView) -> float:
+def _tile_height(video: LabeledVideo) -> float:
     """In inches: frames keep their shape, very tall ones become narrower."""
-    if not view.tiles:
+    if not video.tiles:
         return 0.3
-    height, width = view.tiles[0].pixels.shape[:2]
+    height, width = video.tiles[0].pixels.shape[:2]
     return float(min(TILE_IN * height / width, MAX_TILE_HEIGHT_IN))
 
 
-def _video(page: Page, top: float, view: LabelView, height_in: float) -> None:
-    page.text(MARGIN_IN, top, shortened(view.video, most=60), size=HEADING_PT, weight="bold")
-    words = shortened(" ".join(view.description.split()), most=130) or "no description"
+def _video(page: Page, top: float, video: LabeledVideo, height_in: float) -> None:
+    page.text(MARGIN_IN, top, shortened(video.name, most=60), size=HEADING_PT, weight="bold")
+    words = shortened(" ".join(video.description.split()), most=130) or "no description"
     page.text(MARGIN_IN, top + 0.17, words, size=BODY_PT, color=GREY, style="italic")
-    if not view.tiles:
-        page.text(MARGIN_IN, top + HEADING_IN, shortened(view.note, most=150), size=BODY_PT)
-    for place, tile in enumerate(view.tiles):
-        x = MARGIN_IN + place * (TILE_IN + GAP_IN)
+    if not video.tiles:
+        page.text(MARGIN_IN, top + HEADING_IN, shortened(video.note, most=150), size=BODY_PT)
+    for column, tile in enumerate(video.tiles):
+        x = MARGIN_IN + column * (TILE_IN + GAP_IN)
         axes = page.axes(x, top + HEADING_IN, TILE_IN, height_in)
         _frame(axes, tile)
         draw_box(axes, tile.box)
-        _hands(axes, tile, view.joint_names)
+        _hands(axes, tile, video.joint_names)
         _caption(axes, f"frame {tile.frame}  {tile.time_s:.2f} s", 0.03, 0.05, va="bottom")
-        if view.note:
-            _caption(axes, view.note, 0.5, 0.5, ha="center", va="center")
+        if video.note:
+            _caption(axes, video.note, 0.5, 0.5, ha="center", va="center")
 
 
 def _frame(axes: Any, tile: Tile) -> None:
     height, width = tile.pixels.shape[:2]
     axes.imshow(tile.pixels, aspect="equal", alpha=0.7)
-    axes.set_facecolor(DARK)  # dims the frame, so that hands stand out
+    axes.set_facecolor(DARK)  # dims the frame, so that hands are clear
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     axes.set_autoscale_on(False)
 
 
 def _hands(axes: Any, tile: Tile, names: Sequence[str]) -> None:
-    """Trails below, bones, then joints; what is unsure is faint."""
-    places = {name: place for place, name in enumerate(names)}
+    """Draw trails first, then bones, then joints. Joints of low confidence are faint."""
+    joints = {name: index for index, name in enumerate(names)}
     for trail in tile.trails:
         _trail(axes, trail)
     halo = [patheffects.withStroke(linewidth=BONE_PT + 1.1, foreground=DARK, alpha=0.6)]
@@ -257,12 +259,12 @@ def _hands(axes: Any, tile: Tile, names: Sequence[str]) -> None:
         axes.plot(xs, ys, linewidth=BONE_PT, solid_capstyle="round", **style)
         axes.plot(xs[1:], ys[1:], "o", ms=JOINT_PT, mew=0, color=COLORS[bone.part], alpha=alpha)
         drawn |= set(ends)
-    for place in sorted(set(places.values()) - drawn):
-        if not any(part in names[place] for part in ("spine", "neck", "hip")):
-            style = {"mec": DARK, "mew": 0.4, "alpha": _alpha(tile.confidences[place])}
-            axes.plot(*tile.points[place], "o", ms=JOINT_PT + 1.2, color=COLORS["Index"], **style)
+    for index in sorted(set(joints.values()) - drawn):
+        if not any(part in names[index] for part in ("spine", "neck", "hip")):
+            style = {"mec": DARK, "mew": 0.4, "alpha": _alpha(tile.confidences[index])}
+            axes.plot(*tile.points[index], "o", ms=JOINT_PT + 1.2, color=COLORS["Index"], **style)
     for side, letter in (("right", "R"), ("left", "L")):
-        wrist = places.get(f"{side}Hand")
+        wrist = joints.get(f"{side}Hand")
         if wrist is not None and np.isfinite(tile.points[wrist]).all():
             x, y = tile.points[wrist]
             style = {"ha": "center", "va": "center", "size": 5.0, "weight": "bold", "color": DARK}
@@ -271,7 +273,7 @@ def _hands(axes: Any, tile: Tile, names: Sequence[str]) -> None:
 
 
 def _trail(axes: Any, trail: Any) -> None:
-    """Where a wrist came from: fading into the past."""
+    """Draw the path of a wrist, fading into the past."""
     for step in range(len(trail) - 1):
         age = (step + 1) / len(trail)
         axes.plot(*trail[step : step + 2].T, color="white", linewidth=0.4 + 1.2 * age, alpha=0.75 * age**1.5)
@@ -283,42 +285,42 @@ def _alpha(confidence: float) -> float:
 
 def _caption(axes: Any, text: str, x: float, y: float, **style: Any) -> None:
     box = {"facecolor": DARK, "alpha": 0.65, "pad": 1.5, "linewidth": 0}
-    place = {"transform": axes.transAxes, "bbox": box, "parse_math": False, "clip_on": True}
-    axes.text(x, y, text, size=SMALL_PT, color="white", **place, **style)
+    position = {"transform": axes.transAxes, "bbox": box, "parse_math": False, "clip_on": True}
+    axes.text(x, y, text, size=SMALL_PT, color="white", **position, **style)
 
 
-def _legend(page: Page, top: float, views: Sequence[LabelView], encoder: str) -> None:
+def _legend(page: Page, top: float, videos: Sequence[LabeledVideo], encoder: str) -> None:
     """The parts of hands that are drawn in any tile, and what else is."""
-    parts = _drawn_parts(views)
+    parts = _drawn_parts(videos)
     shown = {part: color for part, color in COLORS.items() if part in parts}
     if shown:
         page.text(MARGIN_IN, top + 0.05, "Fingers", size=HEADING_PT)
-    for place, (part, color) in enumerate(shown.items()):
-        x, middle = MARGIN_IN + (place % 3) * 1.05, top + 0.36 + (place // 3) * 0.2
+    for index, (part, color) in enumerate(shown.items()):
+        x, middle = MARGIN_IN + (index % 3) * 1.05, top + 0.36 + (index // 3) * 0.2
         style = {"color": color if part != "Arm" else "#b8bcc4", "linewidth": 2.4}
         page.line([x, x + 0.22], [middle, middle], **style)
         page.text(x + 0.29, middle, "Forearm (white)" if part == "Arm" else part, va="center")
     words = [f"White box: what {encoder} sees of a frame. Seconds are those of the video."]
-    if any(np.isfinite(trail).any() for view in views for tile in view.tiles for trail in tile.trails):
+    if any(np.isfinite(trail).any() for video in videos for tile in video.tiles for trail in tile.trails):
         words.append("Fading white lines: the wrists' last half second, seen by this frame's camera.")
     if shown:
         words.append("Faint: low confidence.")
     page.small_print(MARGIN_IN, top + 0.7, "\n".join(words))
 
 
-def _drawn_parts(views: Sequence[LabelView]) -> set[str]:
+def _drawn_parts(videos: Sequence[LabeledVideo]) -> set[str]:
     """Parts of hands with a bone whose joints are both known in some tile."""
     return {
         bone.part
-        for view in views
-        for bone in hand_bones(view.joint_names)
-        for tile in view.tiles
+        for video in videos
+        for bone in hand_bones(video.joint_names)
+        for tile in video.tiles
         if np.isfinite(tile.points[[bone.start, bone.end]]).all()
     }
 
 
 def _confidences(page: Page, top: float, check: FolderCheck) -> None:
-    """How many samples are how sure, over all usable labels."""
+    """Draw the histogram of confidences over all usable labels."""
     left, width = MARGIN_IN + CONTENT_IN / 2, CONTENT_IN / 2
     page.text(left, top + 0.05, "Confidence of joints, 0 to 1: share of all samples", size=HEADING_PT)
     counts = np.array(check.confidence_histogram, dtype=float)

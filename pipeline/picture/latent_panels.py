@@ -1,10 +1,7 @@
-"""Latents as colors: red, green and blue are their first three principal components.
+"""Latents as colors, and a prediction's latents as small images over the video's frames.
 
-Shape letters: T latent steps, P patches, D latent dim.
-
-Predicted latents as small images over the video's frames, latent step by latent step.
-
-Drawing alone looks at the future's frames. Shape letters: T latent steps, P patches, H and W pixels.
+Red, green and blue are the first three principal components. Only drawing reads frames of the future.
+Shape letters: T latent steps, P patches, D latent dim, H and W pixels.
 """
 
 from __future__ import annotations
@@ -58,16 +55,16 @@ class LatentColors:
         shares = [float(share) / total if total > 0 else 0.0 for share in variances[:NUM_COLORS]]
         shares += [0.0] * (NUM_COLORS - len(shares))
         chosen = torch.zeros(width, NUM_COLORS, dtype=torch.float64)
-        for place, share in enumerate(shares):
+        for index, share in enumerate(shares):
             if share > torch.finfo(torch.float32).eps:
-                axis = axes[:, place]
-                chosen[:, place] = axis * axis[axis.abs().argmax()].sign()
+                axis = axes[:, index]
+                chosen[:, index] = axis * axis[axis.abs().argmax()].sign()
         clipped = [CLIPPED_PERCENT, 100 - CLIPPED_PERCENT]
         low, high = np.percentile((centerd @ chosen).numpy(), clipped, axis=0)
         return cls(mean, chosen, low, high, tuple(shares))
 
     def paint(self, latents_TPD: Tensor) -> Colors:
-        """RGB `(T, P, 3)` of any latents of the same kind; what lies out of the range is clipped."""
+        """RGB `(T, P, 3)` of any latents of the same kind; values out of the range are clipped."""
         values = ((latents_TPD.double() - self.mean) @ self.axes).numpy()
         stretched = ((values - self.low) / np.maximum(self.high - self.low, 1e-12)).clip(0, 1)
         flat = np.asarray((self.axes == 0).all(dim=0))
@@ -85,7 +82,7 @@ OPAQUE, VEIL = 1.0, 0.72
 ERROR_MAP = "inferno"
 
 ERROR_PERCENTILE = 99.0
-"""Of both error maps: the brightest color, so that a single patch does not darken the rest."""
+"""Percentile of both error maps with the brightest color, so that a single patch does not darken the rest."""
 
 Panel = npt.NDArray[np.uint8]
 """`(H, W, 3)`"""
@@ -93,7 +90,7 @@ Panel = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class StepPanels:
-    """What is drawn of one predicted step. None where the video has ended before it."""
+    """Panels of one predicted step. None where the video has ended before it."""
 
     time_s: float
     """After the last observed frame."""
@@ -102,7 +99,7 @@ class StepPanels:
     predicted: Panel
     nearest: Panel
     nearest_time_s: float
-    """Of the video's step that the predicted latents resemble most, after the last observed frame."""
+    """Time of the video's step that the predicted latents resemble most, after the last observed frame."""
     nearest_is_true: bool
     error: Panel | None
     persistence_error: Panel | None
@@ -127,7 +124,7 @@ class LatentPanels:
             }
         seen = seen_box(prediction.latents.framing, width_px=info.width_px, height_px=info.height_px)
         self.box = seen.scaled(size[0] / info.width_px)
-        """What the encoder sees of a panel."""
+        """The part of a panel that the encoder uses."""
 
     @property
     def num_observed(self) -> int:
@@ -160,17 +157,17 @@ class LatentPanels:
         predicted = self.colors.paint(latents.predicted)
         true = None if latents.true is None else self.colors.paint(latents.true)
         return [
-            self._step(place, predicted[place], None if true is None else true[place])
-            for place in range(len(latents.predicted))
+            self._step(index, predicted[index], None if true is None else true[index])
+            for index in range(len(latents.predicted))
         ]
 
     def _step(
-        self, place: int, predicted: npt.NDArray[np.float32], true: npt.NDArray[np.float32] | None
+        self, index: int, predicted: npt.NDArray[np.float32], true: npt.NDArray[np.float32] | None
     ) -> StepPanels:
-        latents, ahead, near = self._latents, self.num_observed + place, self._latents.nearest[place]
+        latents, ahead, near = self._latents, self.num_observed + index, self._latents.nearest[index]
         image = self._step_image(ahead) if true is not None else None
         errors = [
-            None if item is None else item[place] for item in (latents.errors, latents.persistence_errors)
+            None if item is None else item[index] for item in (latents.errors, latents.persistence_errors)
         ]
         maps = [None if item is None else self._error(image, item) for item in errors]
         means = [None if item is None else float(item.mean()) for item in errors]

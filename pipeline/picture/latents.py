@@ -1,4 +1,7 @@
-"""Predicted latents as one figure: a column for each step, the video, both latents and the errors below."""
+"""Predicted latents as one figure, a column for each step, and as a video.
+
+The rows are the video, true and predicted latents, and the errors.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import matplotlib as mpl
 from matplotlib.colors import Normalize
 from PIL import Image, ImageDraw, ImageFont
 
-from thinkjepa.pipeline.picture.clip_view import evenly
+from thinkjepa.pipeline.picture.clip_content import evenly
 from thinkjepa.pipeline.picture.latent_panels import ERROR_MAP, LatentPanels, Panel, StepPanels
 from thinkjepa.pipeline.picture.page import BOX_WORDS, draw_box, outlined, shortened
 from thinkjepa.pipeline.picture.playback import prediction_mp4
@@ -66,7 +69,7 @@ class Row:
 def latent_picture(prediction: Prediction, panels: LatentPanels) -> bytes:
     """The picture as PNG."""
     steps = panels.steps()
-    shown = [steps[place] for place in evenly(len(steps), most=MAX_STEPS)]
+    shown = [steps[index] for index in evenly(len(steps), most=MAX_STEPS)]
     rows = _rows(prediction, panels, shown)
     with picture_style():
         height, width = steps[0].predicted.shape[:2]
@@ -128,7 +131,7 @@ def _frame(step: StepPanels) -> Cell:
 
 
 def _predicted(step: StepPanels) -> Cell:
-    """With its time where no frame above has it."""
+    """The predicted latents, with their time where no frame above has it."""
     return Cell(step.predicted, clock_text(step.time_s) if step.frame is None else "")
 
 
@@ -165,12 +168,12 @@ def _words(figure: Any, prediction: Prediction, panels: LatentPanels, height_in:
         f"{BOX_WORDS}\n"
         f"Colors: the first three principal components ({shares} of the variance) of this "
         "video's own latents, observed and true.\nMost similar step: of all steps of both windows, the one "
-        "whose latents lie nearest to the predicted ones; green where it is the true one."
+        "whose latents are nearest to the predicted ones; green where it is the true one."
     )
     figure.text(0.01, (FOOT_IN - 0.12) / height_in, text, size=SMALL_PT, color=GREY, **style)
     if prediction.latents.true is not None:
-        place = (0.76, (FOOT_IN - 0.3) / height_in, 0.22, 0.1 / height_in)
-        axes = figure.add_axes(place)
+        position = (0.76, (FOOT_IN - 0.3) / height_in, 0.22, 0.1 / height_in)
+        axes = figure.add_axes(position)
         scale = mpl.cm.ScalarMappable(Normalize(0, panels.error_limit), ERROR_MAP)
         bar = figure.colorbar(scale, cax=axes, orientation="horizontal")
         bar.set_label("squared error of a patch, mean over dims", size=SMALL_PT)
@@ -198,33 +201,33 @@ HEADING_PX, GAP_PX = 26, 4
 
 BACKGROUND = (70, 70, 70)
 
-Titled = tuple[str, Panel | None]
+TitledPanel = tuple[str, Panel | None]
 
-Moment = list[Titled]
+TitledPanels = list[TitledPanel]
 """One frame of the video: panels with their headings, row by row."""
 
 
 def latent_video(prediction: Prediction, panels: LatentPanels) -> bytes:
     """An H.264 MP4 of the observed and then of the future frames."""
-    pictures = (_picture(moment) for moment in _moments(prediction, panels))
+    pictures = (_picture(titled) for titled in _panels_by_frame(prediction, panels))
     return prediction_mp4(pictures, prediction.frames)
 
 
-def _moments(prediction: Prediction, panels: LatentPanels) -> Iterator[Moment]:
+def _panels_by_frame(prediction: Prediction, panels: LatentPanels) -> Iterator[TitledPanels]:
     frames, tubelet = prediction.frames, prediction.latents.tubelet
     observed_s = seconds_ahead(frames.observed_times_s, observed_times_s=frames.observed_times_s)
     ahead_s = seconds_ahead(frames.future_times_s, observed_times_s=frames.observed_times_s)
-    for place, (index, seconds) in enumerate(zip(frames.observed, observed_s, strict=True)):
-        latents = panels.observed(place // tubelet)
-        first = (f"observed {clock_text(seconds)}", outlined(panels.frame(index), panels.box))
+    for number, (frame, seconds) in enumerate(zip(frames.observed, observed_s, strict=True)):
+        latents = panels.observed(number // tubelet)
+        first = (f"observed {clock_text(seconds)}", outlined(panels.frame(frame), panels.box))
         yield [first, ("latents; prediction starts at the split", latents)]
     steps = panels.steps()
-    for place, seconds in enumerate(ahead_s):
-        step = steps[place // tubelet]
+    for number, seconds in enumerate(ahead_s):
+        step = steps[number // tubelet]
         shown = (
-            outlined(panels.frame(frames.future[place]), panels.box) if place < len(frames.future) else None
+            outlined(panels.frame(frames.future[number]), panels.box) if number < len(frames.future) else None
         )
-        errors: list[Titled] = [("", None), ("", None)]
+        errors: list[TitledPanel] = [("", None), ("", None)]
         if step.mse is not None:
             errors[0] = (f"error {step.mse:.3f}", step.error)
             errors[1] = (f"persistence {step.persistence_mse:.3f}", step.persistence_error)
@@ -237,19 +240,19 @@ def _moments(prediction: Prediction, panels: LatentPanels) -> Iterator[Moment]:
         ]
 
 
-def _picture(moment: Moment) -> Image.Image:
+def _picture(titled: TitledPanels) -> Image.Image:
     """The panels on a canvas of COLUMNS x ROWS cells; fewer than a row are enlarged to its whole width."""
-    height, width = next(panel for _, panel in moment if panel is not None).shape[:2]
+    height, width = next(panel for _, panel in titled if panel is not None).shape[:2]
     canvas_px = (COLUMNS * (width + GAP_PX), ROWS * (height + HEADING_PX + GAP_PX))
-    columns, rows = min(COLUMNS, len(moment)), -(-len(moment) // COLUMNS)
+    columns, rows = min(COLUMNS, len(titled)), -(-len(titled) // COLUMNS)
     cell = (canvas_px[0] // columns, canvas_px[1] // rows)
     scale = min((cell[0] - GAP_PX) / width, (cell[1] - HEADING_PX - GAP_PX) / height)
     size = (int(scale * width), int(scale * height))
     canvas = Image.new("RGB", canvas_px, BACKGROUND)
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=16)
-    for place, (title, panel) in enumerate(moment):
-        left = place % columns * cell[0] + (cell[0] - GAP_PX - size[0]) // 2
-        top = place // columns * cell[1] + (cell[1] - HEADING_PX - GAP_PX - size[1]) // 2
+    for index, (title, panel) in enumerate(titled):
+        left = index % columns * cell[0] + (cell[0] - GAP_PX - size[0]) // 2
+        top = index // columns * cell[1] + (cell[1] - HEADING_PX - GAP_PX - size[1]) // 2
         draw.text((left + 6, top + 4), title, font=font, fill="white")
         if panel is not None:
             canvas.paste(Image.fromarray(panel).resize(size), (left, top + HEADING_PX))

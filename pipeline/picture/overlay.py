@@ -1,6 +1,6 @@
 """A prediction as a video: the hand drawn over the frames, the true one in a second panel where it is known.
 
-Drawing alone looks at the future: its frames are decoded, and the camera's later poses place a joint that was
+Only drawing reads the future: its frames are decoded, and the camera's later poses move a joint that was
 predicted in the frame of the last observed camera into each later picture.
 """
 
@@ -34,7 +34,7 @@ TRUE_RGB, PREDICTED_RGB = ImageColor.getrgb(TRUE), ImageColor.getrgb(PREDICTED)
 GREY = (70, 70, 70)
 
 GHOST_OPACITY = 0.6
-"""Of the true hand under the predicted one."""
+"""Opacity of the true hand under the predicted one."""
 
 OBSERVED_NOTE = "observed: both models' input; hands are drawn from the split on"
 
@@ -44,8 +44,8 @@ Pixels = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
-    """One frame of the overlay: the video's frame to show, what is drawn on it, and its caption."""
+class DrawnFrame:
+    """One frame of the overlay: the index of the video's frame, the hands on it, and its caption."""
 
     frame: int
     predicted: Pixels | None
@@ -59,34 +59,34 @@ def overlay_video(prediction: Prediction, hands: PredictedHands, *, decode_timeo
 
     `hands` are those of `prediction`.
     """
-    moments = list(_moments(prediction.frames, hands))
+    drawn_frames = list(_drawn_frames(prediction.frames, hands))
     with VideoDecoder(timeout_s=decode_timeout_s) as decoder:
         frames = (
             frame
-            for index, shown in groupby(moments, key=lambda moment: moment.frame)
+            for index, shown in groupby(drawn_frames, key=lambda drawn: drawn.frame)
             for frame in repeat(decoder.frames(prediction.video, [index])[0], len(list(shown)))
         )
         bones, note = hand_bones(hands.joints), _note(prediction.frames, hands)
         pictures = (
             _picture(
                 frame,
-                moment,
+                drawn,
                 bones,
                 two_panels=hands.true_m is not None,
                 note=note,
                 framing=prediction.latents.framing,
             )
-            for frame, moment in zip(frames, moments, strict=True)
+            for frame, drawn in zip(frames, drawn_frames, strict=True)
         )
         return prediction_mp4(pictures, prediction.frames)
 
 
-def _moments(frames: ChosenFrames, hands: PredictedHands) -> Iterator[Moment]:
-    """What is shown, in order. Past the video's end its last frame stays."""
+def _drawn_frames(frames: ChosenFrames, hands: PredictedHands) -> Iterator[DrawnFrame]:
+    """All frames of the overlay, in order. Past the video's end its last frame stays."""
     observed_s = seconds_ahead(frames.observed_times_s, observed_times_s=frames.observed_times_s)
     ahead_s = seconds_ahead(frames.future_times_s, observed_times_s=frames.observed_times_s)
     for index, seconds in zip(frames.observed, observed_s, strict=True):
-        yield Moment(index, None, None, True, f"observed  {clock_text(seconds)}")
+        yield DrawnFrame(index, None, None, True, f"observed  {clock_text(seconds)}")
     for step, seconds in enumerate(ahead_s):
         shown = frames.future[step] if step < len(frames.future) else frames.split_frame - 1
         true, distance = None, ""
@@ -101,11 +101,11 @@ def _moments(frames: ChosenFrames, hands: PredictedHands) -> Iterator[Moment]:
                 apart_m = np.linalg.norm(hands.positions_m[step] - hands.true_m[step], axis=-1)
                 distance = f"   {1000 * apart_m[known].mean():.0f} mm apart"
         predicted = _pixels(hands, hands.positions_m[step], shown)
-        yield Moment(shown, predicted, true, False, f"future  {clock_text(seconds)}{distance}")
+        yield DrawnFrame(shown, predicted, true, False, f"future  {clock_text(seconds)}{distance}")
 
 
 def _pixels(hands: PredictedHands, positions_m: Positions, frame: int) -> Pixels:
-    """Where joints appear in a frame, `(joint, 2)`; NaN behind the camera.
+    """Pixels of joints in a frame, `(joint, 2)`; NaN behind the camera.
 
     Without intrinsics there is no picture to draw over: x and y, one metre to the picture's width.
     """
@@ -120,14 +120,14 @@ def _pixels(hands: PredictedHands, positions_m: Positions, frame: int) -> Pixels
 
 
 def _intrinsics(hands: PredictedHands) -> Poses | None:
-    """Of the camera in whose frame the joints are; None where they cannot be placed in a picture."""
+    """Intrinsics of the camera in whose frame the joints are; None where they cannot be projected."""
     if hands.labels is None or hands.reference_frame != "camera":
         return None
     return hands.labels.intrinsics
 
 
 def _note(frames: ChosenFrames, hands: PredictedHands) -> str:
-    """What a viewer has to know of how the joints were placed."""
+    """A remark on how the joints were projected, for the viewer."""
     labels = hands.labels
     if labels is None or _intrinsics(hands) is None:
         return "camera unknown: joints from the front, not placed in the picture"
@@ -140,7 +140,7 @@ def _note(frames: ChosenFrames, hands: PredictedHands) -> str:
 
 def _picture(
     frame: npt.NDArray[np.uint8],
-    moment: Moment,
+    drawn: DrawnFrame,
     bones: Sequence[Bone],
     *,
     two_panels: bool,
@@ -152,29 +152,29 @@ def _picture(
     scale = PANEL_SHORT_SIDE_PX / min(height, width)
     size = (_even(width * scale), _even(height * scale))
     placed = not note.startswith("camera unknown")
-    shown = [("predicted", moment.predicted, PREDICTED_RGB)]
+    shown = [("predicted", drawn.predicted, PREDICTED_RGB)]
     if two_panels:
-        shown.append(("true", moment.true, TRUE_RGB))
+        shown.append(("true", drawn.true, TRUE_RGB))
     canvas = Image.new("RGB", (size[0] * len(shown), size[1] + CAPTION_PX), GREY)
-    for place, (title, pixels, color) in enumerate(shown):
+    for column, (title, pixels, color) in enumerate(shown):
         scaled = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS))
         panel = Image.fromarray(outlined(scaled, seen_box(framing, width_px=size[0], height_px=size[1])))
-        if place == 0 and moment.true is not None and placed:
+        if column == 0 and drawn.true is not None and placed:
             ghost = panel.copy()
-            _draw_hand(ghost, moment.true * scale, bones, TRUE_RGB)
+            _draw_hand(ghost, drawn.true * scale, bones, TRUE_RGB)
             panel = Image.blend(panel, ghost, GHOST_OPACITY)
         if pixels is not None:
             points = pixels * scale if placed else _unplaced(pixels, size)
             _draw_hand(panel, points, bones, color)
-        if not moment.observed:
+        if not drawn.observed:
             ImageDraw.Draw(panel).rectangle((0, 0, size[0] - 1, size[1] - 1), outline=color, width=4)
-        canvas.paste(panel, (place * size[0], 0))
-        text = moment.caption if place == 0 else ""
-        small_print = note if place == 0 else ""
-        if moment.observed and place == len(shown) - 1:
+        canvas.paste(panel, (column * size[0], 0))
+        text = drawn.caption if column == 0 else ""
+        small_print = note if column == 0 else ""
+        if drawn.observed and column == len(shown) - 1:
             small_print = small_print or OBSERVED_NOTE
-        _caption(canvas, place * size[0], size, title, color, text, small_print)
-        if place == 0 and moment.true is not None and placed:
+        _caption(canvas, column * size[0], size, title, color, text, small_print)
+        if column == 0 and drawn.true is not None and placed:
             _ghost_legend(canvas, size)
     return canvas
 

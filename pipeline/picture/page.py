@@ -77,7 +77,7 @@ class Page:
         self._sheet.imshow(pixels, extent=extent, aspect="auto", **style)
 
     def axes(self, x: float, top: float, width: float, height: float) -> Any:
-        """A chart of its own; tick labels lie outside."""
+        """A chart of its own; tick labels are outside."""
         bottom = 1 - (top + height) / self.height_in
         axes = self.figure.add_axes((x / WIDTH_IN, bottom, width / WIDTH_IN, height / self.height_in))
         axes.tick_params(labelsize=SMALL_PT, length=2.5, width=0.6)
@@ -159,7 +159,7 @@ def outlined(image: npt.NDArray[np.uint8], box: Box) -> npt.NDArray[np.uint8]:
 
 def draw_box(axes: Any, box: Box, *, line_pt: float = 0.8) -> None:
     """Draw the outline over an image in matplotlib axes, whose data units are the image's pixels."""
-    corner = (box.left - 0.5, box.top - 0.5)  # pixel centers lie on whole numbers
+    corner = (box.left - 0.5, box.top - 0.5)  # pixel centers are on whole numbers
     rim = [patheffects.withStroke(linewidth=line_pt + 0.8, foreground="black", alpha=0.7)]
     style: dict[str, Any] = {"fill": False, "edgecolor": "white", "linewidth": line_pt, "path_effects": rim}
     axes.add_patch(Rectangle(corner, box.width, box.height, **style))

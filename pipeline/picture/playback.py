@@ -43,9 +43,9 @@ def prediction_mp4(pictures: Iterable[Image.Image], frames: ChosenFrames) -> byt
     extra = {len(frames.observed) - 1: pause, len(seconds) - 1: hold}
     timeline = Timeline(tuple(seconds), speed=float(fps / _real_fps(frames)))
     shown = (
-        timeline.below(picture, now_s, at_split=place == len(frames.observed) - 1)
-        for place, picture in enumerate(pictures)
-        for now_s in [seconds[place]] * (1 + extra.get(place, 0))
+        timeline.below(picture, now_s, at_split=index == len(frames.observed) - 1)
+        for index, picture in enumerate(pictures)
+        for now_s in [seconds[index]] * (1 + extra.get(index, 0))
     )
     return _encoded(shown, fps=fps)
 
@@ -57,7 +57,7 @@ def playback_fps(frames: ChosenFrames, num_frames: int) -> Fraction:
 
 
 def held_frames(fps: Fraction) -> tuple[int, int]:
-    """How many more times the last observed and the last picture are shown."""
+    """Repetitions of the last observed and of the last picture."""
     return round(SPLIT_PAUSE_S * fps), round(END_HOLD_S * fps)
 
 
@@ -71,7 +71,7 @@ class Timeline:
 
     seconds: tuple[float, ...]
     speed: float
-    """Of the video, as a share of real time."""
+    """Speed of the video, as a share of real time."""
 
     def below(self, picture: Image.Image, now_s: float, *, at_split: bool) -> Image.Image:
         """The picture with the timeline under it, the knob at `now_s`; words as many as there is room for."""

@@ -1,9 +1,6 @@
 """params.yaml: every setting of the pipeline, checked before anything runs, and its text for a new project.
 
-params.yaml: every setting of the pipeline, checked before anything runs, unknown keys refused.
-
-The text of a project's params.yaml: every setting with its meaning, from the classes that check it.
-
+Unknown keys are refused. The text lists every setting with its meaning, from the classes that check it.
 `make params` writes the one of the repository.
 """
 
@@ -40,9 +37,9 @@ def project_folder(workspace: Path) -> Path:
     if root is None:
         return workspace
     parts = root.parts
-    for place in range(len(parts) - len(WORKSPACES), 0, -1):
-        if parts[place : place + len(WORKSPACES)] == WORKSPACES:
-            return Path(*parts[:place]) / here.relative_to(root)
+    for start in range(len(parts) - len(WORKSPACES), 0, -1):
+        if parts[start : start + len(WORKSPACES)] == WORKSPACES:
+            return Path(*parts[:start]) / here.relative_to(root)
     return workspace
 
 
@@ -97,14 +94,14 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True)
 class Params:
-    """What params.yaml says. Its paths are relative to the folder that it is in, or absolute."""
+    """The content of params.yaml, checked. Paths are relative to its folder, or absolute."""
 
     project: Path
     """The project's folder, of which the pipeline's may be a copy: see `project_folder`."""
     videos: Path
     cache_dir: Path
     runs_dir: Path | None
-    """Where the runs of all experiments are kept, None where each stays in its own results."""
+    """Folder of the runs of all experiments. None where each stays in its own results."""
     clips: ClipSettings
     models: ModelSettings
     vllm: VllmSettings
@@ -155,8 +152,8 @@ def read_given(path: Path) -> Mapping[str, Any]:
     """The folders and sections that params.yaml itself names, without defaults; checked like all of it."""
     params, content = read_params(path), _read_mapping(path)
     sections = {name: dict(_section(content, name, path)) for name in SECTIONS}
-    places = {role: getattr(params.models, role) for role in ("thinker", "encoder")}
-    sections["models"] |= {role: place for role, place in places.items() if role in sections["models"]}
+    folders = {role: getattr(params.models, role) for role in ("thinker", "encoder")}
+    sections["models"] |= {role: name for role, name in folders.items() if role in sections["models"]}
     return {"videos": params.videos, "cache_dir": params.cache_dir, **sections}
 
 
@@ -209,7 +206,7 @@ HEADING = (
 OF_A_PROJECT: Mapping[str, Mapping[str, Any]] = {
     "execution": {"max_failures": "5%"},  # a step that fails over one broken video stops the whole pipeline
 }
-"""What a project starts with that is no default of the command line."""
+"""Settings of a new project that differ from the defaults of the command line."""
 
 NOT_LISTED: Mapping[str, tuple[str, ...]] = {"train": (*MATRIX_CELL, "preset")}
 """The matrix sets a run's cell. A preset does nothing where every setting is listed: they override it."""

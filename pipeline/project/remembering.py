@@ -30,7 +30,7 @@ SHOWN_FLAGS = 5
 
 
 def cache_memory(cache_dir: Path, given: Sections) -> Sections:
-    """What a cache remembers and neither flags nor params.yaml give; says on standard error what that is.
+    """Settings that a cache remembers and neither flags nor params.yaml give; prints them on standard error.
 
     `given` has the sections of the command; a folder that is no cache yet remembers nothing.
     """

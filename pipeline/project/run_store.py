@@ -1,15 +1,11 @@
 """Runs of all experiments in one folder, `runs_dir` of params.yaml, where they outlive DVC workspaces.
 
-Where a project's own folders are, also as seen from the temporary workspace of a DVC experiment.
+`dvc exp run --queue` and `--temp` check the project out again under PROJECT/.dvc/tmp/exps/, without the files
+that git does not keep: videos, models, features, runs. So relative paths start from the project itself.
 
-`dvc exp run --queue` and `--temp` check the project out again under PROJECT/.dvc/tmp/exps/. What git does not
-keep (videos, models, features, runs) is not there, so relative paths are meant from the project itself.
-
-Runs of all experiments in one folder, `runs_dir` of params.yaml, where they outlive DVC's workspaces.
-
-Training goes straight into RUNS_DIR/VARIANT-SEED-DIGEST, the digest being of all that determines the run: an
-experiment that was stopped goes on from there, and one that asks for the same run again finds it finished.
-Its files are then shown in the workspace, where DVC looks for them.
+Training writes into RUNS_DIR/VARIANT-SEED-DIGEST. The digest covers everything that determines the run: an
+experiment that was stopped continues there, and one with the same run finds it finished. The run's files are
+then copied to the workspace, where DVC expects them.
 """
 
 from __future__ import annotations
@@ -67,7 +63,7 @@ def kept_name(
 
 
 def find_kept(runs_dir: Path, run: Path) -> Path:
-    """The folder in `runs_dir` of the run that `run`/run.json speaks of, which may have no weights beside it.
+    """The folder in `runs_dir` of the run that `run`/run.json speaks of, which may lack the weights.
 
     Raises StageError where there is none.
     """

@@ -32,12 +32,12 @@ CONFIG: Mapping[str, Mapping[str, str]] = {
 
 
 class ProjectError(ThinkJepaError):
-    """A project cannot be made there."""
+    """No project can be made in this folder, for the reason that the message names."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewProject:
-    """What was done in a project's folder."""
+    """Files written and kept in a project's folder, and what its user should know."""
 
     folder: Path
     written: list[str] = field(default_factory=list)
@@ -46,7 +46,7 @@ class NewProject:
     started: list[str] = field(default_factory=list)
     """Commands that started repositories."""
     notes: list[str] = field(default_factory=list)
-    """What its user should know."""
+    """Remarks for the user."""
 
 
 def set_up_project(
@@ -57,17 +57,17 @@ def set_up_project(
     `videos` is a folder as seen from the current one, None for `folder`/videos. `changes` are settings that
     differ from the defaults, by section. What exists is never overwritten. Raises ProjectError.
     """
-    place = "videos" if videos is None else _place_of_videos(videos, folder)
+    folder_name = "videos" if videos is None else _videos_folder_name(videos, folder)
     project = NewProject(folder)
     with explained_os_errors("write the project", folder):
         folder.mkdir(parents=True, exist_ok=True)
-        _write(project, "params.yaml", params_text({**(changes or {}), "videos": place}))
+        _write(project, "params.yaml", params_text({**(changes or {}), "videos": folder_name}))
         _write(project, "dvc.yaml", _shipped("pipeline.yaml"))
         _write(project, "README.md", _shipped("README.md"))
         for name in IGNORE_FILES:
-            _write(project, name, _shipped(name.removeprefix(".")) + _ignored(place))
+            _write(project, name, _shipped(name.removeprefix(".")) + _ignored(folder_name))
     if videos and "params.yaml" in project.kept:
-        project.kept["params.yaml"] += f", or set its key videos to {place!r}"
+        project.kept["params.yaml"] += f", or set its key videos to {folder_name!r}"
     if "params.yaml" in project.written:
         params = read_params(folder / "params.yaml")
         project.notes.extend([*_described_videos(params.videos), *_workload(params)])
@@ -85,7 +85,7 @@ def run_dvc(folder: Path, *arguments: str) -> None:
         raise ProjectError(f"dvc {' '.join(arguments)} failed in {str(folder)!r}: its message is above")
 
 
-def _place_of_videos(videos: Path, folder: Path) -> str:
+def _videos_folder_name(videos: Path, folder: Path) -> str:
     """The videos folder as params.yaml names it: relative where it is inside the project, else absolute."""
     if not videos.is_dir():
         raise ProjectError(f"--videos {str(videos)!r} is no folder: give the one that holds the videos")
@@ -95,19 +95,19 @@ def _place_of_videos(videos: Path, folder: Path) -> str:
             f"the project {str(folder)!r} would be inside its videos folder {str(videos)!r}, and take the "
             "videos that it draws for new ones: choose a folder outside of it"
         )
-    place = found.relative_to(project).as_posix() if found.is_relative_to(project) else str(found)
+    folder_name = found.relative_to(project).as_posix() if found.is_relative_to(project) else str(found)
     try:
-        place.encode()
+        folder_name.encode()
     except UnicodeEncodeError as error:
         raise ProjectError(
-            f"the name of the folder {place!r} is not UTF-8, so no YAML file can hold it: rename it, or "
-            "link to it by another name"
+            f"the name of the folder {folder_name!r} is not UTF-8, so no YAML file can hold it: rename it, "
+            "or link to it by another name"
         ) from error
-    return place
+    return folder_name
 
 
 def _described_videos(folder: Path) -> list[str]:
-    """How many videos there are, so that a wrong folder is seen before anything runs."""
+    """The number of videos, so that a wrong folder is noticed before anything runs."""
     if not folder.is_dir():
         return [f"put your videos into {str(folder)!r}, or name their folder in params.yaml"]
     try:
@@ -119,7 +119,7 @@ def _described_videos(folder: Path) -> list[str]:
 
 
 def _workload(params: Params) -> list[str]:
-    """What `dvc repro` runs and, where the frozen models are those of the hub, how to start smaller."""
+    """The runs of `dvc repro` and, where the frozen models come from the hub, a smaller start."""
     variants, seeds = len(params.variants), len(params.seeds)
     models, train = params.models, params.train
     lines = [

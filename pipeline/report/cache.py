@@ -1,4 +1,4 @@
-"""The clips of a cache as a list, and what it takes on disk."""
+"""Contents of a cache as records and as text: clips, feature sets, bytes on disk, removals."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from thinkjepa.stages.data.repeated_frames import describe_repeats, stored_repea
 from thinkjepa.stages.extract.remembered import remembered_settings
 
 BLOCK_BYTES = 512
-"""What `st_blocks` counts in, whatever the file system's block size."""
+"""The unit of `st_blocks` on every file system."""
 
 HEADER = f"{'CLIP':<24} {'SPLIT':>10}  VIDEO  FEATURE SETS"
 """Names of the columns of `describe_clips`, for a terminal: what reads a pipe gets clips alone."""
@@ -103,7 +103,7 @@ def disk_usage(path: Path) -> dict[str, Any]:
 
 
 def describe_usage(usage: dict[str, Any]) -> str:
-    """Bytes as people read them, largest set first."""
+    """Bytes of each set and its arrays as text, largest set first."""
     lines = []
     sizes = {name: sum(item["arrays"].values()) + item["index"] for name, item in usage["sets"].items()}
     for name in sorted(sizes, key=lambda name: -sizes[name]):
@@ -223,7 +223,7 @@ def _fp8_error(cache: FeatureCache, feature_set: FeatureSet, array: str) -> dict
 
 
 def describe_info(info: dict[str, Any]) -> str:
-    """`info` for people."""
+    """The record of `cache_info` as text."""
     lines = [
         f"{info['cache']}: {counted(info['clips'], 'clip')} of {counted(info['videos'], 'video')}, "
         f"{human_bytes(info['bytes'])}"
@@ -283,7 +283,7 @@ def _set_lines(item: dict[str, Any]) -> list[str]:
 
 
 def plan(path: Path, *, feature_set: str, clip_ids: Sequence[str], video: str) -> Removal:
-    """What one of three ways of naming things removes. Raises CacheError for none, several, no match."""
+    """The removal of a set, of clips or of videos. Raises CacheError unless one is named and found."""
     if sum(map(bool, (feature_set, clip_ids, video))) != 1:
         raise CacheError("rm: name what to remove, with one of --set NAME, --clip ID or --video PATTERN")
     cache = FeatureCache.open(path)
@@ -295,13 +295,13 @@ def plan(path: Path, *, feature_set: str, clip_ids: Sequence[str], video: str) -
 
 
 def run_removal(path: Path, removal: Removal, *, labels: bool) -> None:
-    """Remove while holding the cache: never beside another process that writes."""
+    """Remove while holding the cache's lock, so that no other process writes meanwhile."""
     with WriteSession(path) as session:
         remove(session, removal, labels=labels)
 
 
 def describe_removal(removal: Removal) -> str:
-    """One line."""
+    """One line: the set or the clips, shard files, bytes freed."""
     what = (
         f"set {removal.feature_sets[0]}" if removal.feature_sets else counted(len(removal.clip_ids), "clip")
     )

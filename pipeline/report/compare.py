@@ -1,4 +1,4 @@
-"""How far two feature sets of the same clips differ: to check a backend, a precision or a quantization.
+"""Differences between two feature sets of the same clips, to check a backend, a precision or a quantization.
 
 Clips are read one after another, so a cache of any size needs the memory of two clips.
 """
@@ -20,12 +20,12 @@ from thinkjepa.pipeline.cli.console import counted
 from thinkjepa.stages.progress import Progress
 
 STATES = {"thinker": ("tokens",), "encoder": ("observed", "future")}
-"""What is compared of a set. The thinker's other arrays follow from its tokens."""
+"""Arrays compared by kind of set. The thinker's other arrays follow from its tokens."""
 
 
 @dataclass(slots=True)
 class Difference:
-    """How far vectors of B are from those of A, over all that were added."""
+    """Distance of vectors of B from those of A, over all that were added."""
 
     vectors: int = 0
     max_abs: float = 0.0
@@ -58,7 +58,7 @@ class Difference:
 
 @dataclass(slots=True)
 class Agreement:
-    """How many token ids are equal place by place; a place that only one side has counts as different."""
+    """Count of positions with equal token ids. A position that only one side has counts as different."""
 
     tokens: int = 0
     equal: int = 0
@@ -74,7 +74,7 @@ class Agreement:
 def compare_sets(path: Path, set_a: str, set_b: str, *, progress: Progress) -> dict[str, Any]:
     """Differences by layer (thinker) or array (encoder) over all clips that both sets hold.
 
-    States are compared as long as the tokens before and at them are the same: behind a token that differs
+    States are compared as long as the tokens before and at them are the same: after a token that differs
     they belong to another text. Raises CacheError where the sets cannot be compared.
     """
     cache = FeatureCache.open(path)
@@ -122,7 +122,7 @@ def cosines(a: Tensor, b: Tensor) -> Tensor:
 
 
 def differing_origin(a: FeatureSet, b: FeatureSet) -> dict[str, list[Any]]:
-    """What made the two sets different: settings by name, with A's value and B's."""
+    """Settings in which the two sets differ, by name, with A's value and B's."""
     names = sorted({*a.origin, *b.origin})
     return {
         name: [a.origin.get(name), b.origin.get(name)]
@@ -158,8 +158,8 @@ class _PairReader:
         self._cache = cache
         self._sets = (a, b)
         self._buffers = {
-            (place, array): torch.empty((1, *item.arrays[array].shape), dtype=item.arrays[array].torch_dtype)
-            for place, item in enumerate(self._sets)
+            (side, array): torch.empty((1, *item.arrays[array].shape), dtype=item.arrays[array].torch_dtype)
+            for side, item in enumerate(self._sets)
             for array in STATES[item.kind]
         }
 
@@ -179,9 +179,9 @@ class _PairReader:
             if layer in in_b
         ]
 
-    def _read(self, place: int, array: str, clip_id: str) -> Tensor:
-        name = self._sets[place].name
-        return self._cache.read(name, array, [clip_id], out=self._buffers[place, array])[0]
+    def _read(self, side: int, array: str, clip_id: str) -> Tensor:
+        name = self._sets[side].name
+        return self._cache.read(name, array, [clip_id], out=self._buffers[side, array])[0]
 
 
 def _check_comparable(a: FeatureSet, b: FeatureSet) -> None:
@@ -207,7 +207,7 @@ def _listed(item: FeatureSet) -> str:
 def _compare_tokens(
     cache: FeatureCache, a: FeatureSet, b: FeatureSet, clip_id: str, agreements: dict[str, Agreement]
 ) -> tuple[int, bool]:
-    """Count equal tokens. Returns for how many places both have states of the same text, and all equal."""
+    """Count equal tokens. Returns the number of states of the same text, and whether all are equal."""
     row_a, row_b = cache.index(a.name)[clip_id], cache.index(b.name)[clip_id]
     prompts = [row.token_ids[: row.prompt_token_count] for row in (row_a, row_b)]
     answers = [row.token_ids[row.prompt_token_count :] for row in (row_a, row_b)]

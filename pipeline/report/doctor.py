@@ -1,4 +1,4 @@
-"""thinkjepa-cache doctor: what extraction needs, tried here, and what to do where it does not work."""
+"""Checks of `thinkjepa-cache doctor`: everything that extraction needs, tried on this machine."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ FILES_AT_ONCE = 1024
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at. `remedy` is empty where all is well."""
+    """The result of one check. `remedy` is empty where all is well."""
 
     name: str
     state: State
@@ -111,7 +111,7 @@ def check_decoder(scratch: Path) -> Iterator[Finding]:
 
 
 def check_devices(device: str) -> Iterator[Finding]:
-    """What there is to compute on, each tried with a matrix product."""
+    """The CPU and GPUs, and a matrix product on the chosen device."""
     memory = psutil.virtual_memory()
     yield Finding(
         "cpu",
@@ -141,7 +141,7 @@ def check_devices(device: str) -> Iterator[Finding]:
 
 
 def check_disk(cache_dir: Path) -> Iterator[Finding]:
-    """What a cache needs of a file system: room, locks, renaming, syncing and mapping."""
+    """The file system of a cache: space, locks, renaming, syncing and mapping."""
     whole_path = cache_dir.absolute()
     folder = next(parent for parent in (whole_path, *whole_path.parents) if parent.is_dir())
     free = shutil.disk_usage(folder).free

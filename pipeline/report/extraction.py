@@ -1,4 +1,4 @@
-"""The estimate of an extraction, for people."""
+"""The estimate and the result of an extraction as text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TERA = 1e12
 
 
 def describe_estimate(figures: FolderEstimate) -> str:
-    """What will be extracted, a table of the two models, memory, time, then warnings and assumptions."""
+    """Clips and frames, a table of the two models, memory, time, then warnings and assumptions."""
     if not figures.clips:
         return "\n".join(_nothing_lines(figures))
     lines = [_folder_line(figures), _frames_line(figures)]
@@ -133,7 +133,7 @@ def _failure_warnings(figures: FolderEstimate) -> list[str]:
 def describe_report(
     report: ExtractReport, *, accept_by: str = "--max-failures", retry_by: str = "--retry-failed"
 ) -> str:
-    """Some lines: what was done, what failed and why, what to do next.
+    """A few lines: clips extracted, failures with their reasons, next steps.
 
     `accept_by` and `retry_by` are how the reader accepts failures, and has failed clips tried again.
     """
@@ -166,7 +166,7 @@ def describe_report(
     if report.stopped_early:
         lines.append(
             f"stopped early: more than the {limit} that {accept_by} accepts; what was extracted is kept, the "
-            "same command with a higher number goes on"
+            "same command with a higher number continues"
         )
     elif report.too_many_failures:
         more = "" if limit is None else f"more than the {limit} allowed: "

@@ -1,4 +1,4 @@
-"""What was found in hand labels, for people."""
+"""The check and the import of hand labels as text."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def describe_check(check: FolderCheck) -> str:
 
 
 def describe_import(report: LabelReport, cache_dir: Path) -> str:
-    """One line."""
+    """One line: videos with labels, those stored now, and those that could not be read."""
     broken = f", {len(report.failures)} could not be read (see above)" if report.failures else ""
     return (
         f"{report.labelled_videos} videos with labels in {cache_dir}: {report.added} stored now, "
@@ -105,9 +105,9 @@ def _escaped(name: str) -> str:
 def _histogram(counts: list[int]) -> list[str]:
     total = max(sum(counts), 1)
     lines = ["confidence of joints, share of samples:"]
-    for place, count in enumerate(counts):
+    for index, count in enumerate(counts):
         bar = "#" * round(BAR * count / total)
         lines.append(
-            f"  {place / BINS:.1f} to {(place + 1) / BINS:.1f}  {count / total:>6.1%}  {bar}".rstrip()
+            f"  {index / BINS:.1f} to {(index + 1) / BINS:.1f}  {count / total:>6.1%}  {bar}".rstrip()
         )
     return lines

@@ -48,7 +48,7 @@ def draw_pictures(out: Path) -> list[str]:
     there the hand is on its way. Returns the commands that drew them, as run in `out`.
     """
     params = read_params(out / "params.yaml")
-    videos, features = (os.path.relpath(place, out) for place in (params.videos, params.cache_dir))
+    videos, features = (os.path.relpath(folder, out) for folder in (params.videos, params.cache_dir))
     pictures = "results/pictures"
     commands = [["thinkjepa-data", "check", videos, "--plot", f"{pictures}/hands.png"]]
     if params.variants and params.seeds:

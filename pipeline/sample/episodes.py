@@ -49,7 +49,7 @@ class ArchiveError(ThinkJepaError):
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What happens in an episode, and what of it the video tells when."""
+    """The events of an episode, and when its video tells them."""
 
     video: str
     """Path in the folder: `<task>/<i>.mp4`."""
@@ -57,15 +57,15 @@ class Facts:
     description: str
     verb: str
     object: str
-    """What is taken: color and kind."""
+    """Color and kind of the thing that is taken."""
     objects: tuple[str, ...]
     """Everything that might have been taken, of different colors; the taken one first."""
     place: str
     """left, middle or right of the three pads."""
     object_m: tuple[float, float, float]
-    """Where the object stands at first: x right, y up, z towards the wearer, metres."""
+    """First position of the object: x right, y up, z towards the wearer, metres."""
     place_m: tuple[float, float, float]
-    """Where its middle is in the end."""
+    """Last position of its middle."""
     condition: str
     """`cue`: a card tells object and place before the split; `late-cue`: after it; `no-cue`: no card."""
     card_frames: tuple[int, int]
@@ -98,7 +98,7 @@ class Episode:
 def read_archive(path: Path) -> tuple[Skeleton, list[Episode]]:
     """The skeleton and all episodes. Raises ArchiveError for anything but a whole archive of this version."""
     if not path.is_file():
-        raise ArchiveError(f"{str(path)!r} is missing: a folder of episodes has the poses beside the videos")
+        raise ArchiveError(f"{str(path)!r} is missing: a folder of episodes has the poses next to the videos")
     try:
         # Opened here: numpy leaves the files that it opens open where they are damaged.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
@@ -154,7 +154,7 @@ def _json(values: npt.NDArray[Any]) -> Any:
 
 
 def expand_shipped(out: Path) -> list[Path]:
-    """Write out the episodes that come with the package."""
+    """Write out the episodes of the package, as `expand` does."""
     with as_file(files("thinkjepa.pipeline.sample") / "hands") as folder:
         return expand(folder, out)
 

@@ -16,7 +16,7 @@ Kind = Literal["models", "videos", "episodes", "hands"]
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What an earlier run wrote: paths are relative to the folder, with forward slashes."""
+    """Kind and files of an earlier run: paths are relative to the folder, with forward slashes."""
 
     kind: str
     files: tuple[str, ...]
@@ -43,7 +43,7 @@ def claim_folder(out: Path, *, kind: Kind, force: bool) -> None:
 
 
 def write_manifest(out: Path, *, kind: Kind, files: list[Path]) -> None:
-    """Record `files`, which lie under `out`, as written by this run."""
+    """Record `files`, which are under `out`, as written by this run."""
     names = sorted(path.relative_to(out).as_posix() for path in files)
     (out / MANIFEST).write_text(json.dumps({"kind": kind, "files": names}, indent=2) + "\n", encoding="utf-8")
 
@@ -61,5 +61,5 @@ def read_manifest(out: Path) -> Manifest | None:
         raise ThinkJepaError(f"{path} is damaged ({error}): remove it, or name another folder") from error
     for name in manifest.files:
         if not (out / name).resolve().is_relative_to(out.resolve()):
-            raise ThinkJepaError(f"{path} names {name!r}, which lies outside its folder: remove {path}")
+            raise ThinkJepaError(f"{path} names {name!r}, which is outside its folder: remove {path}")
     return manifest

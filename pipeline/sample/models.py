@@ -43,7 +43,7 @@ SPECIAL_TOKENS = (
 )
 THINK_TOKENS = ("<think>", "</think>")
 
-# Qwen3-VL's conversation: a vision item stands between its two marks, and a Thinking model's answer begins
+# Qwen3-VL's conversation: a vision item is between its two marks, and a Thinking model's answer begins
 # with the reasoning already opened.
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}

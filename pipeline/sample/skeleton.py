@@ -1,4 +1,4 @@
-"""The hand as a tree of bodies that turn on hinges, and where they are for given angles.
+"""The hand as a tree of bodies that turn on hinges, and their poses for given angles.
 
 Plain arrays, so that the shipped poses can be written out without the simulator that they were rendered with.
 Shape letters: F frames, B bodies, J joints.
@@ -16,7 +16,7 @@ Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
 BASE_CHANNELS = ("x", "y", "z", "yaw", "pitch", "roll")
-"""Where the wrist is (m) and how the forearm is turned (rad): the first channels of a hand's state."""
+"""Position of the wrist (m) and rotation of the forearm (rad): the first channels of a hand's state."""
 
 NUM_BASE = len(BASE_CHANNELS)
 
@@ -44,11 +44,11 @@ class Skeleton:
 
     @property
     def num_channels(self) -> int:
-        """Of a state: the base, then an angle for each body after the forearm."""
+        """Channels of a state: the base, then an angle for each body after the forearm."""
         return NUM_BASE + len(self.bodies) - 1
 
     def channel(self, body: str) -> int:
-        """Where in a state the angle of a body is."""
+        """The index of a body's angle in a state."""
         return NUM_BASE + self.bodies.index(body) - 1
 
     def bodies_of(self, states: Floats) -> tuple[Floats, Floats]:

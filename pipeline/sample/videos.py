@@ -1,9 +1,8 @@
-"""Frames to H.264 in mp4, the same bytes every time for one version of the encoder.
+"""Sample videos of moving shapes, as H.264 in mp4: the same bytes every time for one version of the encoder.
 
-How the sample videos' shapes move: smooth, and predictable from the last moments.
-
-A motion takes times (frame,) in seconds and gives centers (frame, 2), x and y, both in [0, 1]. Its parameters
-are drawn once per shape, so that no two shapes move alike.
+Shapes move smoothly, and predictably from the last moments. A motion takes times (frame,) in seconds and
+gives centers (frame, 2), x and y, both in [0, 1]. Its parameters are drawn once per shape, so that no two
+shapes move alike.
 """
 
 from collections.abc import Callable

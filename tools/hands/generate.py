@@ -26,7 +26,7 @@ from thinkjepa.pipeline.sample.videos import encode_video
 Floats = npt.NDArray[np.float64]
 
 QP, PRESET, KEY_INTERVAL_S = 25, "veryslow", 4.0
-"""About 50 kB an episode, fingers still told apart."""
+"""About 50 kB an episode, fingers are still distinct."""
 
 MIN_SIZE_PX = 64
 

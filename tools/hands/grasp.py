@@ -24,7 +24,7 @@ PALM_MARGIN_M, TABLE_MARGIN_M = 0.003, 0.003
 
 PARTS = ("proximal", "middle", "distal")
 
-# Where points for contact are taken: along each bone, whose length (m) Adroit's collision capsules have.
+# Positions of contact points: along each bone, whose length (m) Adroit's collision capsules have.
 BONES_M = {"proximal": 0.045, "middle": 0.025, "distal": 0.026}
 
 THUMB_BONES_M = {"proximal": 0.038, "middle": 0.032, "distal": 0.027}
@@ -32,7 +32,7 @@ THUMB_BONES_M = {"proximal": 0.038, "middle": 0.032, "distal": 0.027}
 PALM_POINTS_M = np.array([[x, 0.0, z] for x in (-0.03, -0.01, 0.01, 0.03) for z in (0.0, 0.03, 0.06, 0.09)])
 
 Flexion = tuple[float, float, float]
-"""Of a finger's three hinges, from the knuckle on (rad)."""
+"""Angles of a finger's three hinges, from the knuckle on (rad)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def relaxed(skeleton: Skeleton) -> Floats:
 
 
 def wrist_for(skeleton: Skeleton, thing: Thing, angles: Floats, turn: Floats) -> Floats:
-    """Where the wrist must be `(3,)` to take a thing, with hinges and forearm turned as given.
+    """Position of the wrist `(3,)` to take a thing, with hinges and forearm turned as given.
 
     No part of the open hand goes into the table.
     """

@@ -29,7 +29,7 @@ class Path:
 
     @property
     def end(self) -> Floats:
-        """Where the values are after all steps."""
+        """The values after all steps."""
         return np.asarray(self.start + sum(delta for _, _, delta in self._steps))
 
     def move(self, delta: npt.ArrayLike, start_s: float, end_s: float) -> None:
@@ -55,7 +55,7 @@ class Path:
 
 @dataclass(frozen=True, slots=True)
 class Sway:
-    """What never quite rests: a few slow sines on each channel, `(sine, channel)` each."""
+    """A motion that never quite rests: a few slow sines on each channel, `(sine, channel)` each."""
 
     amplitudes: Floats
     frequencies_hz: Floats

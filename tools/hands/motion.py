@@ -74,7 +74,7 @@ def draw_motion(rng: np.random.Generator, plan: Plan, skeleton: Skeleton) -> Mot
 
 
 def clearance_m(plan: Plan, motion: Motion, skeleton: Skeleton) -> float:
-    """How near the hand, or what it holds, comes to anything that it does not take."""
+    """Smallest distance of the hand, or of the thing that it holds, from all other things."""
     origins, _ = skeleton.bodies_of(motion.hand[::3])
     forearm, wrist = origins[:, 0], origins[:, 1]
     sleeve = wrist[:, None] + np.linspace(0, 0.7, 6)[:, None] * (forearm - wrist)[:, None]
@@ -120,7 +120,7 @@ def _approach(path: Path, grasp: Grasp, times_s: tuple[float, float, float]) -> 
 
 
 def _bring(rng: np.random.Generator, path: Path, plan: Plan) -> None:
-    """Move what is held onto its pad, turned about the vertical only, so that it stands there as it stood."""
+    """Move what is held onto its pad, turned about the vertical only, so that it stays upright."""
     timing, thing = plan.timing, plan.things[0]
     start_s, length_s = timing.bring_s, timing.release_s - timing.bring_s
     x_m, y_m = plan.pads_m[plan.place]
@@ -142,7 +142,7 @@ def _bring(rng: np.random.Generator, path: Path, plan: Plan) -> None:
 
 
 def _thing_poses(plan: Plan, skeleton: Skeleton, hand: Floats, times_s: Floats) -> Floats:
-    """Where it stands, then with the palm, then where it was put."""
+    """Poses of the taken thing: at its first position, then with the palm, then where it was put."""
     thing = plan.things[0]
     start = transforms(thing.center_m[None], _about_z(thing.yaw)[None])[0]
     palm = skeleton.bodies.index("palm")
@@ -181,7 +181,7 @@ def _grasping_base(rng: np.random.Generator, skeleton: Skeleton, thing: Thing, o
 
 
 def _resting_state(rng: np.random.Generator, skeleton: Skeleton) -> Floats:
-    """A hand that lies near the table's edge, at the lower right of the picture."""
+    """A hand that rests near the table's edge, at the lower right of the picture."""
     x_m, y_m = rng.uniform((0.135, -0.05), (0.20, 0.02))
     turn = [_yaw_to(x_m, y_m) * 0.5, *rng.uniform((-0.15, 0.1), (0.0, 0.5))]
     state = np.concatenate([[x_m, y_m, 0.0], turn, relaxed(skeleton)])

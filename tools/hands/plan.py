@@ -1,4 +1,4 @@
-"""What happens in an episode, drawn from its seed: things and pads, when what is done, light, camera."""
+"""Plan of an episode, drawn from its seed: things and pads, times of all actions, light, camera."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What only the picture depends on, and where the camera is."""
+    """Settings of the picture alone, and the camera's position."""
 
     skin: Color
     sleeve: Color

@@ -37,7 +37,7 @@ DOTS_X_M = (-0.056, 0.0, 0.056)
 DOT_RADIUS_M, GREY_DOT_RADIUS_M, RING_M = 0.030, 0.011, 0.004
 
 CARD_EMISSION = 0.35
-"""The card is told apart in any light."""
+"""The card is distinct in any light."""
 
 HIDDEN_M = np.array([0.0, 0.0, -5.0])
 
@@ -45,7 +45,7 @@ TABLE_TEXTURE_PX = 128
 
 
 def adroit_folder() -> Path:
-    """Where the installed package keeps the model of the hand."""
+    """The folder of the installed package with the model of the hand."""
     spec = find_spec("gymnasium_robotics")
     assert spec is not None
     assert spec.origin is not None
@@ -142,7 +142,7 @@ def _scene(plan: Plan, *, size_px: int) -> str:
 
 
 def card_pose() -> tuple[Floats, Floats]:
-    """Where the card's middle is, and how it is turned (w x y z), while it is shown."""
+    """Position of the card's middle, and its rotation (w x y z), while it is shown."""
     return np.array(CARD_M), np.array([np.cos(CARD_TILT / 2), np.sin(CARD_TILT / 2), 0.0, 0.0])
 
 

@@ -1,4 +1,4 @@
-"""What lies on the table: kinds of things, sizes, colors, and distances of points from their surface."""
+"""Things on the table: kinds, sizes, colors, and distances of points from their surface."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def draw_thing(rng: np.random.Generator, kind: str, color: str, x_m: float, y_m:
     """A thing of this kind, of any size and turned anyhow."""
     smallest, largest = np.array(KINDS[kind].smallest_m), np.array(KINDS[kind].largest_m)
     half_x, half_y, half_z = (smallest + (largest - smallest) * rng.uniform()).round(4).tolist()
-    # Long things lie across the palm: a hand takes them at any of these angles.
+    # Long things are across the palm: a hand takes them at any of these angles.
     yaw = round(float(rng.uniform(-0.35, 0.35) + np.pi / 2), 4)
     return Thing(kind, color, (half_x, half_y, half_z), x_m, y_m, yaw)
 

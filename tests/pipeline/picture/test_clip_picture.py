@@ -29,7 +29,7 @@ from thinkjepa.cache import (
     file_digest,
 )
 from thinkjepa.pipeline.picture.clip import draw
-from thinkjepa.pipeline.picture.clip_view import ClipView, clip_view, evenly
+from thinkjepa.pipeline.picture.clip_content import ClipContent, clip_content, evenly
 from thinkjepa.pipeline.picture.latent_panels import LatentColors
 from thinkjepa.pipeline.picture.page import MONO, Page, printable, wrapped
 from thinkjepa.stages.errors import StageError
@@ -42,7 +42,7 @@ KINDS = (1, 1, 1, 2, 2, 3)  # of each token: three of text, two visual, one gene
 TEXT = "A $5 bill_^ \\frac \x00\x1b[31m\n\u202eרז 中文 😀"
 
 Latents = tuple[torch.Tensor, torch.Tensor]
-View = Callable[..., ClipView]
+View = Callable[..., ClipContent]
 
 
 @pytest.fixture(scope="module")
@@ -158,17 +158,17 @@ def cache(tmp_path_factory, clip, thinker_set, encoder_set, latents, pooled) -> 
 
 @pytest.fixture(scope="module")
 def view_of(cache, clip, thinker_set, encoder_set) -> View:
-    """`clip_view` of the one clip, from both sets unless told otherwise."""
+    """`clip_content` of the one clip, from both sets unless told otherwise."""
 
-    def view(videos: Path | None = None, **changes: Any) -> ClipView:
+    def view(videos: Path | None = None, **changes: Any) -> ClipContent:
         sets = {"thinker_set": thinker_set.name, "encoder_set": encoder_set.name} | changes
-        return clip_view(cache, clip, videos=videos, **sets)
+        return clip_content(cache, clip, videos=videos, **sets)
 
     return view
 
 
 @pytest.fixture(scope="module")
-def view(view_of, videos) -> ClipView:
+def view(view_of, videos) -> ClipContent:
     return view_of(videos)
 
 
@@ -270,7 +270,7 @@ def test_frames_are_replaced_by_a_note_where_the_video_is_not_there(
         place.write_bytes(b"no video")
         sets = {item.kind: name for name, item in cache.feature_sets.items()}
         row = replace(clip, video_digest=file_digest(place))
-        view = clip_view(
+        view = clip_content(
             cache, row, thinker_set=sets["thinker"], encoder_set=sets["encoder"], videos=tmp_path
         )
     else:
@@ -311,15 +311,15 @@ def test_each_set_may_be_absent(view_of, videos):
 def test_row_of_another_sampling_is_refused(cache, clip, thinker_set, encoder_set):
     other = replace(clip, dense_sampling="other")
     with pytest.raises(StageError, match="has other frames"):
-        clip_view(cache, other, thinker_set=None, encoder_set=encoder_set.name, videos=None)
-    unaffected = clip_view(cache, other, thinker_set=thinker_set.name, encoder_set=None, videos=None)
+        clip_content(cache, other, thinker_set=None, encoder_set=encoder_set.name, videos=None)
+    unaffected = clip_content(cache, other, thinker_set=thinker_set.name, encoder_set=None, videos=None)
     assert unaffected.thinker is not None
 
 
 def test_clip_without_features_is_an_error_that_names_it(cache, clip, thinker_set):
     other = replace(clip, clip_id="0123456789abcdef@7")
     with pytest.raises(CacheError, match="0123456789abcdef@7"):
-        clip_view(cache, other, thinker_set=thinker_set.name, encoder_set=None, videos=None)
+        clip_content(cache, other, thinker_set=thinker_set.name, encoder_set=None, videos=None)
 
 
 def test_colors_separate_what_differs_most():

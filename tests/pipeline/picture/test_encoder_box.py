@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from thinkjepa.cache import FeatureCache, WriteSession, describe_set
-from thinkjepa.pipeline.picture.labels import THUMBNAIL_PX, encoder_framing, label_views
+from thinkjepa.pipeline.picture.labels import THUMBNAIL_PX, encoder_framing, labeled_videos
 from thinkjepa.pipeline.picture.page import draw_box, outlined
 from thinkjepa.stages.data.decoding.client import VideoDecoder
 from thinkjepa.stages.data.framing import VJEPA2_FRAMING, Box
@@ -55,7 +55,7 @@ def test_labels_of_a_wide_video_show_the_middle_square(
     write_egodex(tmp_path / "0.hdf5", 12, size=(1024, 576))
     with VideoDecoder(timeout_s=60) as decoder:
         check = check_folder([tmp_path / "0.mp4"], tmp_path, decoder=decoder, progress=NoProgress())
-        (view,) = label_views(check, tmp_path, decoder=decoder, framing=VJEPA2_FRAMING)
+        (view,) = labeled_videos(check, tmp_path, decoder=decoder, framing=VJEPA2_FRAMING)
     tile = view.tiles[0]
     assert tile.pixels.shape[1] == THUMBNAIL_PX
     assert tile.box.width == pytest.approx(THUMBNAIL_PX * 576 / 1024 * 256 / 292, rel=0.01)

@@ -1,6 +1,7 @@
-"""What there is to see of one clip: its frames, its latents as colors, the thinker's norms and words.
+"""Contents of a clip's picture: its frames, its latents as colors, the thinker's norms and words.
 
-Gathers; `clip_picture` draws. Shape letters: T latent steps, P patches (row-major height x width), D width.
+This module collects them from a cache, and `clip` draws them.
+Shape letters: T latent steps, P patches (row-major height x width), D width.
 """
 
 from __future__ import annotations
@@ -36,21 +37,21 @@ from thinkjepa.stages.errors import StageError
 MAX_THINKER_FRAMES = 16
 
 MAX_WINDOW_STEPS = 8
-"""What is shown of a strip at most: more frames side by side are too small to see."""
+"""The most steps of a strip: more frames side by side are too small."""
 
 FIRST_WINDOW = 0
 
 THUMBNAIL_PX = 256
 
 FRAMES_AT_ONCE = 8
-"""Eight decoded frames of 4K are 200 MB; they are made small before the next eight are asked for."""
+"""Eight decoded frames of 4K are 200 MB; they are shrunk before the next eight are requested."""
 
 DECODE_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class ThinkerView:
-    """What the thinker saw and how it answered.
+class ThinkerContent:
+    """Input and output of the thinker.
 
     `norms` holds, for each stream, the L2 norm of `pooled` at each layer; None where the stream has no token.
     `frames` and `times_s` are those shown, of `num_frames`.
@@ -82,7 +83,7 @@ class ThinkerView:
 
 
 @dataclass(frozen=True, slots=True)
-class WindowView:
+class WindowContent:
     """A window of the encoder: the latent steps shown, of `num_steps`, and the first frame of each."""
 
     start_s: float
@@ -109,7 +110,7 @@ class WindowView:
 
 
 @dataclass(frozen=True, slots=True)
-class EncoderView:
+class EncoderContent:
     """Observed and first future window. `explained` is the share of variance of each color's component."""
 
     set_name: str
@@ -119,8 +120,8 @@ class EncoderView:
     explained: tuple[float, ...]
     framing: Framing | None
     """The part of a frame that the encoder sees; None in a set that did not record it."""
-    observed: WindowView
-    future: WindowView
+    observed: WindowContent
+    future: WindowContent
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -136,15 +137,15 @@ class EncoderView:
 
 
 @dataclass(frozen=True, slots=True)
-class ClipView:
-    """Everything of a clip that is drawn. A part without a feature set is None.
+class ClipContent:
+    """All parts of a clip that are drawn. A part without a feature set is None.
 
     `thumbnails` are small RGB frames `(height, width, 3)` by frame index; empty where `frames_note` says why.
     """
 
     clip: ClipRow
-    thinker: ThinkerView | None
-    encoder: EncoderView | None
+    thinker: ThinkerContent | None
+    encoder: EncoderContent | None
     thumbnails: Mapping[int, FrameStack]
     frames_note: str
 
@@ -196,26 +197,26 @@ def _holding_set(cache: FeatureCache, clip_id: str, kind: Kind, named: Sequence[
     return wanted[0] if wanted else None
 
 
-def clip_view(
+def clip_content(
     cache: FeatureCache,
     clip: ClipRow,
     *,
     thinker_set: str | None,
     encoder_set: str | None,
     videos: Path | None,
-) -> ClipView:
-    """Gather what is shown of a clip from the named sets, and its frames from the folder `videos`.
+) -> ClipContent:
+    """Collect the drawn parts of a clip from the named sets, and its frames from the folder `videos`.
 
-    Frames are left out, with a note, where the video is not there any more or is another one. Raises
+    Frames are left out, with a note, where the video is missing or is another one. Raises
     CacheError where a named set lacks the clip, StageError where its frames are not those of `clip`.
     """
-    thinker = _thinker_view(cache, _own_set(cache, thinker_set, clip), clip) if thinker_set else None
-    encoder = _encoder_view(cache, _own_set(cache, encoder_set, clip), clip) if encoder_set else None
+    thinker = _thinker_content(cache, _own_set(cache, thinker_set, clip), clip) if thinker_set else None
+    encoder = _encoder_content(cache, _own_set(cache, encoder_set, clip), clip) if encoder_set else None
     wanted = {*thinker.frames} if thinker else set[int]()
     if encoder:
         wanted |= {*encoder.observed.frames, *encoder.future.frames}
     thumbnails, note = _thumbnails(videos, clip, sorted(wanted))
-    return ClipView(clip=clip, thinker=thinker, encoder=encoder, thumbnails=thumbnails, frames_note=note)
+    return ClipContent(clip=clip, thinker=thinker, encoder=encoder, thumbnails=thumbnails, frames_note=note)
 
 
 def _own_set(cache: FeatureCache, name: str, clip: ClipRow) -> FeatureSet:
@@ -229,19 +230,19 @@ def _own_set(cache: FeatureCache, name: str, clip: ClipRow) -> FeatureSet:
     return feature_set
 
 
-def _thinker_view(cache: FeatureCache, feature_set: FeatureSet, clip: ClipRow) -> ThinkerView:
+def _thinker_content(cache: FeatureCache, feature_set: FeatureSet, clip: ClipRow) -> ThinkerContent:
     pooled = cache.read(feature_set.name, "pooled", [clip.clip_id])[0]
     kinds = cache.read(feature_set.name, "token_kind", [clip.clip_id])[0]
-    places = evenly(len(clip.thinker_frames), most=MAX_THINKER_FRAMES)
-    return ThinkerView(
+    shown = evenly(len(clip.thinker_frames), most=MAX_THINKER_FRAMES)
+    return ThinkerContent(
         set_name=feature_set.name,
         model=str(feature_set.source.get("model", "")),
         prompt=str(feature_set.origin.get("prompt", "")),
         num_frames=len(clip.thinker_frames),
-        frames=tuple(clip.thinker_frames[place] for place in places),
-        times_s=tuple(clip.thinker_times_s[place] for place in places),
+        frames=tuple(clip.thinker_frames[index] for index in shown),
+        times_s=tuple(clip.thinker_times_s[index] for index in shown),
         layers=feature_set.layers,
-        norms={stream: _norms(pooled[:, place]) for place, stream in enumerate(STREAMS)},
+        norms={stream: _norms(pooled[:, index]) for index, stream in enumerate(STREAMS)},
         token_counts={kind: int((kinds == number).sum()) for number, kind in enumerate(TOKEN_KINDS, start=1)},
         generated_text=cache.index(feature_set.name)[clip.clip_id].generated_text,
     )
@@ -253,7 +254,7 @@ def _norms(pooled_LD: Tensor) -> tuple[float | None, ...]:
     return tuple(norm if norm > 0 and math.isfinite(norm) else None for norm in norms)
 
 
-def _encoder_view(cache: FeatureCache, feature_set: FeatureSet, clip: ClipRow) -> EncoderView:
+def _encoder_content(cache: FeatureCache, feature_set: FeatureSet, clip: ClipRow) -> EncoderContent:
     observed_TPD = cache.read(feature_set.name, "observed", [clip.clip_id])[0]
     windows = cache.read(feature_set.name, "future", [clip.clip_id])[0]
     height, width = feature_set.origin["grid"]
@@ -267,22 +268,22 @@ def _encoder_view(cache: FeatureCache, feature_set: FeatureSet, clip: ClipRow) -
     colors = axes.paint(both_TPD).reshape(-1, height, width, NUM_COLORS)
     num_observed = len(observed_TPD)
     future_frames, future_times_s = clip.future_frames[FIRST_WINDOW], clip.future_times_s[FIRST_WINDOW]
-    return EncoderView(
+    return EncoderContent(
         set_name=feature_set.name,
         model=str(feature_set.source.get("model", "")),
         grid=(height, width),
         num_windows=len(windows),
         explained=axes.explained,
         framing=set_framing(feature_set.source),
-        observed=_window_view(clip.observed_frames, clip.observed_times_s, colors[:num_observed]),
-        future=_window_view(future_frames, future_times_s, colors[num_observed:]),
+        observed=_window_content(clip.observed_frames, clip.observed_times_s, colors[:num_observed]),
+        future=_window_content(future_frames, future_times_s, colors[num_observed:]),
     )
 
 
-def _window_view(frames: Sequence[int], times_s: Sequence[float], colors: Colors) -> WindowView:
+def _window_content(frames: Sequence[int], times_s: Sequence[float], colors: Colors) -> WindowContent:
     tubelet = len(frames) // len(colors)
     steps = evenly(len(colors), most=MAX_WINDOW_STEPS)
-    return WindowView(
+    return WindowContent(
         start_s=times_s[0],
         end_s=times_s[-1],
         num_frames=len(frames),
@@ -295,7 +296,7 @@ def _window_view(frames: Sequence[int], times_s: Sequence[float], colors: Colors
 
 
 def evenly(count: int, *, most: int) -> tuple[int, ...]:
-    """At most `most` of the places 0 to `count - 1`, spread evenly; of two or more, both ends."""
+    """At most `most` of the positions 0 to `count - 1`, spread evenly; of two or more, both ends."""
     return tuple(np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist())
 
 
