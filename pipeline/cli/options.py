@@ -72,17 +72,8 @@ def with_settings(
                     values[name] = found
             if missing := [name for name in required if values[name] is None]:
                 raise SettingsError(_missing(missing[0], shared, params))
-            flags = {
-                group: {
-                    item.name: value
-                    for item in fields(kind)
-                    for value in [values.pop(item.name)]
-                    if _is_given(context, item.name)
-                }
-                for group, kind in groups.items()
-            }
             given = {
-                group: {**in_file.get(getattr(kind, "SECTION", group), {}), **flags[group]}
+                group: in_file.get(getattr(kind, "SECTION", group), {}) | _take_flags(kind, values, context)
                 for group, kind in groups.items()
             }
             remembered = memory(values["cache_dir"], given) if memory and values["cache_dir"] else {}
@@ -162,6 +153,12 @@ def _missing(name: str, shared: Mapping[str, str], params: Path | None) -> str:
             f"Missing option '{flag}': give it, or a file that names {shared[name]} with --params params.yaml"
         )
     return f"Missing option '{flag}': {params} does not name {shared[name]} either"
+
+
+def _take_flags(kind: type[Any], values: dict[str, Any], context: typer.Context) -> dict[str, Any]:
+    """Remove the fields of `kind` from `values`. Returns those that the command line gives."""
+    taken = {item.name: values.pop(item.name) for item in fields(kind)}
+    return {name: value for name, value in taken.items() if _is_given(context, name)}
 
 
 def _is_given(context: typer.Context, name: str) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
+from thinkjepa.cache.records import Kind
 from thinkjepa.pipeline.cli.console import JsonOption, errors, loading, new_single_app, print_result, run_app
 from thinkjepa.pipeline.cli.help import examples
 from thinkjepa.pipeline.cli.options import set_names, with_settings
@@ -65,24 +67,12 @@ def train_command(
         from thinkjepa.cache import FeatureCache
         from thinkjepa.pipeline.project.run_store import find_warm_start
         from thinkjepa.stages.data.tracked_files import read_selection
-        from thinkjepa.stages.train.plan import plan_costs
         from thinkjepa.stages.train.run import train
 
     cache = FeatureCache.open(cache_dir)
     named = {cache.find_set(text).kind: text for text in feature_set or ()}
     if plan:
-        costs, clips = plan_costs(
-            cache_dir,
-            settings,
-            thinker_set=named.get("thinker"),
-            encoder_set=named.get("encoder"),
-            split=split,
-        )
-        record = {**costs.to_json(), "split": clips.sizes_to_json()}
-        table = describe_split(clips.sizes, grouping=clips.stored.grouping)
-        print_result(json, record, f"{describe_costs(record)}\n{table}")
-        if clips.warning:
-            errors.print(escape(clips.warning), style="yellow", soft_wrap=True)
+        _print_plan(cache_dir, settings, split, named, json=json)
         return
     was_finished = (out / "run.json").is_file()  # then it is this very run: another one is refused
     with TrainingBar(errors) as bar:
@@ -99,11 +89,28 @@ def train_command(
             report=bar.report,
         )
     if os.environ.get("RANK", "0") == "0":  # of several processes that torchrun or accelerate starts
-        print_result(
-            json,
-            {"run": str(out), **metrics},
-            describe_metrics(out, metrics, was_finished=was_finished),
-        )
+        text = describe_metrics(out, metrics, was_finished=was_finished)
+        print_result(json, {"run": str(out), **metrics}, text)
+
+
+def _print_plan(
+    cache_dir: Path, settings: TrainSettings, split: SplitRule, named: Mapping[Kind, str], *, json: bool
+) -> None:
+    """Print costs and split of a run. `named` are feature sets by kind, of those that the user names."""
+    from thinkjepa.stages.train.plan import plan_costs
+
+    costs, clips = plan_costs(
+        cache_dir,
+        settings,
+        thinker_set=named.get("thinker"),
+        encoder_set=named.get("encoder"),
+        split=split,
+    )
+    record = {**costs.to_json(), "split": clips.sizes_to_json()}
+    table = describe_split(clips.sizes, grouping=clips.stored.grouping)
+    print_result(json, record, f"{describe_costs(record)}\n{table}")
+    if clips.warning:
+        errors.print(escape(clips.warning), style="yellow", soft_wrap=True)
 
 
 def main() -> None:
