@@ -129,7 +129,7 @@ def _rolled_out(
     device: str,
     progress: Progress,
 ) -> tuple[dict[str, Any], str]:
-    from thinkjepa.pipeline.report.rollout import parse_horizons, roll_out_runs
+    from thinkjepa.pipeline.report.evaluation import parse_horizons, roll_out_runs
 
     return roll_out_runs(
         chosen,

@@ -1,4 +1,4 @@
-"""A comparison on one page of a terminal: a table, the verdicts, and where the rest is."""
+"""Evaluations, comparisons and rollouts: run, written to files, and shown on one page of a terminal."""
 
 from __future__ import annotations
 
@@ -9,112 +9,43 @@ from typing import Any
 from thinkjepa.cache.disk.files import replace_file
 from thinkjepa.cache.disk.lock import WAIT, WriteLock
 from thinkjepa.cache.records import file_digest
-from thinkjepa.pipeline.report.markdown import comparison_markdown, count_of, markdown_table
-from thinkjepa.pipeline.report.plots import difference_picture, distance_picture, horizon_picture
+from thinkjepa.pipeline.report.markdown import (
+    VERDICT_METRICS,
+    Comparison,
+    Rolled,
+    available,
+    comparison_markdown,
+    count_of,
+    markdown_table,
+    rolled_metrics,
+    rollout_markdown,
+    rollout_table,
+)
+from thinkjepa.pipeline.report.plots import (
+    difference_picture,
+    distance_picture,
+    horizon_picture,
+    rollout_picture,
+)
 from thinkjepa.pipeline.report.verdict import (
     baseline_verdicts,
     figure_text,
     is_main,
     model_verdicts,
+    number_text,
 )
+from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.comparison import compare
 from thinkjepa.stages.evaluate.evaluation import evaluate
 from thinkjepa.stages.evaluate.groups import EvaluatedRun
-from thinkjepa.stages.evaluate.metrics import DECIMALS, METRICS, Metric, exhibited
+from thinkjepa.stages.evaluate.metrics import Metric, exhibited
+from thinkjepa.stages.evaluate.rollout import evaluate_rollout
 from thinkjepa.stages.evaluate.runs import TrainedRun, read_evaluations, runs_under
 from thinkjepa.stages.evaluate.table import table_path
 from thinkjepa.stages.json_files import write_json
 from thinkjepa.stages.progress import Progress
 
 MOST_MODELS = 10
-
-Comparison = Mapping[str, Any]
-
-
-def comparison_page(comparison: Comparison, files: Sequence[str]) -> str:
-    """The page; `files` are lines that say where the rest is."""
-    metrics = [
-        metric.name
-        for metric in exhibited("page")
-        if any(metric.name in item["metrics"] for item in comparison["entries"])
-    ]
-    lines = [_measured(comparison), "", *_table(comparison, metrics), ""]
-    for metric in METRICS.values():
-        if metric.to_beat:
-            lines += baseline_verdicts(comparison, metric.name)
-    if metrics:
-        models = [item for item in comparison["entries"] if item["method"] == "model"]
-        lines += model_verdicts(comparison, metrics[0], of=_ranked(comparison, models)[0]["name"])
-    return "\n".join([*lines, "", *files])
-
-
-def run_files(run: Path, split: str) -> list[str]:
-    """Where the evaluation of one run is."""
-    name = run / f"eval-{split}"
-    return [
-        f"all tables: {name}.md; over the horizon: {name}.png",
-        f"a row per clip: {name}.parquet; numbers: {name}.json",
-    ]
-
-
-def comparison_files(out: Path) -> list[str]:
-    """Where a comparison is."""
-    return [
-        f"all tables: {out / 'comparison.md'}; numbers: {out / 'comparison.json'}",
-        f"pictures in {out}: horizon.png, distances.png, differences.png",
-    ]
-
-
-def _measured(comparison: Comparison) -> str:
-    clips = count_of(comparison["num_clips"], f"{comparison['split']} clip")
-    level = 100 * comparison["interval"]["level"]
-    order = (
-        "Best on validation clips first. "
-        if len(comparison["groups"]) > 1 and _by_validation(comparison)
-        else ""
-    )
-    return (
-        f"{clips} of {count_of(comparison['num_videos'], 'video')}. {order}"
-        f"Brackets: {level:g} % intervals over videos."
-    )
-
-
-def _by_validation(comparison: Comparison) -> bool:
-    return comparison["ranking"] is not None and comparison["ranking"]["clips"] == "validation"
-
-
-def _table(comparison: Comparison, metrics: Sequence[str]) -> list[str]:
-    """A row per model, in the order of the ranking, then the methods that need none."""
-    entries = [entry for entry in comparison["entries"] if is_main(entry)]
-    models = _ranked(comparison, [entry for entry in entries if entry["method"] == "model"])
-    others = [entry for entry in entries if entry["method"] != "model"]
-    left_out = len(models) - MOST_MODELS
-    labels = [_head(METRICS[metric], comparison["last_frame"]["seconds"]) for metric in metrics]
-    rows = [
-        [entry["name"], str(entry["num_seeds"] or ""), *(_cell(entry, name, metrics[0]) for name in metrics)]
-        for entry in [*models[:MOST_MODELS], *others]
-    ]
-    table = markdown_table(["method", "seeds", *labels], rows, left=1)
-    return [table, *([f"{count_of(left_out, 'more setting')} in the file below"] if left_out > 0 else [])]
-
-
-def _head(metric: Metric, last_frame_s: float) -> str:
-    label = metric.heading() if metric.kind == "latent" else metric.label(last_frame_s=last_frame_s)
-    return f"{label} {metric.arrow}"
-
-
-def _ranked(comparison: Comparison, models: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    if comparison["ranking"] is None:
-        return list(models)
-    places = {row["name"]: place for place, row in enumerate(comparison["ranking"]["rows"])}
-    return sorted(models, key=lambda entry: places[entry["name"]])
-
-
-def _cell(entry: Mapping[str, Any], metric: str, first: str) -> str:
-    figure = entry["metrics"].get(metric)
-    if figure is None:
-        return ""
-    return figure_text(figure) if metric == first else f"{figure['mean']:.{DECIMALS}f}"
 
 
 def evaluate_run(
@@ -136,18 +67,23 @@ def evaluate_run(
         comparison = compare(read_evaluations([run_dir], split))
         replace_file(run_dir / f"eval-{split}.md", comparison_markdown(comparison).encode())
         replace_file(run_dir / f"eval-{split}.png", horizon_picture(comparison))
-    return result, comparison_page(comparison, run_files(run_dir, split))
+    name = run_dir / f"eval-{split}"
+    files = [
+        f"all tables: {name}.md; over the horizon: {name}.png",
+        f"a row per clip: {name}.parquet; numbers: {name}.json",
+    ]
+    return result, comparison_page(comparison, files)
 
 
 def evaluation_digests(run_dir: Path, *, split: str) -> dict[str, str]:
-    """sha256 of the files that a comparison stands on, by name: small, and changed when they are."""
+    """sha256 of the small files that a comparison is made from, by name."""
     files = (run_dir / f"eval-{split}.json", table_path(run_dir, split))
     return {path.name: file_digest(path) for path in files}
 
 
 def write_comparison(
     out: Path, runs: Sequence[EvaluatedRun], *, sort_by: str | None = None
-) -> tuple[Mapping[str, Any], str]:
+) -> tuple[dict[str, Any], str]:
     """Compare runs and write comparison.json, comparison.md and three pictures into `out`.
 
     Returns the comparison and a page for the terminal.
@@ -159,10 +95,132 @@ def write_comparison(
         replace_file(out / "horizon.png", horizon_picture(comparison))
         replace_file(out / "distances.png", distance_picture(comparison))
         replace_file(out / "differences.png", difference_picture(comparison))
-    return comparison, comparison_page(comparison, comparison_files(out))
+    return comparison, comparison_page(comparison, _comparison_files(out))
 
 
 def describe_runs(runs: Path, *, report: Path) -> str:
     """A page on every evaluated run under a folder; `report` is the folder of their comparison."""
     comparison = compare(read_evaluations(runs_under(runs), "test"))
-    return comparison_page(comparison, comparison_files(report))
+    return comparison_page(comparison, _comparison_files(report))
+
+
+def roll_out_runs(
+    run_dirs: Sequence[Path],
+    *,
+    horizons: Sequence[int],
+    split: str,
+    cache_dir: Path | None,
+    device: str,
+    out: Path | None,
+    progress: Progress,
+) -> tuple[dict[str, Any], str]:
+    """Roll runs out and write rollout-<split>.json, .md and .png into each, or of all of them to `out`.
+
+    Returns the figures and a page for the terminal.
+    """
+    rolled: dict[str, Mapping[str, Any]] = {}
+    for path in run_dirs:
+        name = path.name if path.name not in rolled else str(path)
+        TrainedRun.open(path)  # refused before anything is written there
+        with WriteLock(path, remedy=WAIT):
+            rolled[name] = evaluate_rollout(
+                path, horizons=horizons, split=split, cache_dir=cache_dir, device=device, progress=progress
+            )
+            _write_rollout(path / f"rollout-{split}", {name: rolled[name]})
+    if out is not None:
+        with WriteLock(out, remedy=WAIT):
+            write_json(out / f"rollout-{split}.json", {"runs": rolled})
+            _write_rollout(out / f"rollout-{split}", rolled)
+    elif len(rolled) > 1:
+        raise StageError(f"{len(rolled)} runs to roll out: name a folder for their table with --out")
+    result = dict(next(iter(rolled.values()))) if len(rolled) == 1 else {"runs": rolled}
+    return result, rollout_page(rolled, (out or run_dirs[0]) / f"rollout-{split}")
+
+
+def parse_horizons(text: str) -> list[int]:
+    """`4,8,16,32` as numbers. Raises StageError."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise StageError(f"--rollout {text!r}: give horizons in latent steps, such as 4,8,16,32") from error
+
+
+def _write_rollout(name: Path, rolled: Rolled) -> None:
+    replace_file(Path(f"{name}.md"), rollout_markdown(rolled).encode())
+    replace_file(Path(f"{name}.png"), rollout_picture(rolled))
+
+
+def rollout_page(rolled: Rolled, name: Path) -> str:
+    """The terminal's page on rollouts: the first metric's table, and where the others are."""
+    first, metric = next(iter(rolled.values())), rolled_metrics(rolled)[0]
+    return "\n".join(
+        [
+            f"{first['num_clips']} {first['split']} clips of {first['num_videos']} videos. {metric.label()} "
+            f"{metric.arrow} up to each horizon, with the seconds from the last observed frame to its end.",
+            "",
+            rollout_table(rolled, metric, controls=False),
+            "",
+            f"all tables: {name}.md; picture: {name}.png; numbers: {name}.json",
+        ]
+    )
+
+
+def comparison_page(comparison: Comparison, files: Sequence[str]) -> str:
+    """The terminal's page on a comparison: a table, the verdicts, and `files`, lines on where the rest is."""
+    metrics = available(exhibited("page"), [entry["metrics"] for entry in comparison["entries"]])
+    ranking = comparison["ranking"]
+    models = [entry for entry in comparison["entries"] if entry["method"] == "model"]
+    if ranking is not None:
+        position = {row["name"]: index for index, row in enumerate(ranking["rows"])}
+        models.sort(key=lambda entry: position[entry["name"]])
+    by_validation = len(models) > 1 and ranking is not None and ranking["clips"] == "validation"
+    lines = [
+        f"{count_of(comparison['num_clips'], comparison['split'] + ' clip')} of "
+        f"{count_of(comparison['num_videos'], 'video')}. "
+        f"{'Best on validation clips first. ' if by_validation else ''}"
+        f"Brackets: {100 * comparison['interval']['level']:g} % intervals over videos.",
+        "",
+        _table(comparison, models, metrics),
+    ]
+    if (left_out := len(models) - MOST_MODELS) > 0:
+        lines.append(f"{count_of(left_out, 'more setting')} in the file below")
+    lines.append("")
+    for name in VERDICT_METRICS.values():
+        lines += baseline_verdicts(comparison, name)
+    if metrics:
+        lines += model_verdicts(comparison, metrics[0].name, of=models[0]["name"])
+    return "\n".join([*lines, "", *files])
+
+
+def _table(comparison: Comparison, models: Sequence[Mapping[str, Any]], metrics: Sequence[Metric]) -> str:
+    """A row per model, then the methods that need none. The first metric has its intervals."""
+    others = [entry for entry in comparison["entries"] if entry["method"] != "model" and is_main(entry)]
+    rows = [
+        [
+            entry["name"],
+            entry["num_seeds"] or "",
+            *(_cell(entry, metric, whole=metric is metrics[0]) for metric in metrics),
+        ]
+        for entry in [*models[:MOST_MODELS], *others]
+    ]
+    return markdown_table(["method", "seeds", *(_head(metric, comparison) for metric in metrics)], rows)
+
+
+def _head(metric: Metric, comparison: Comparison) -> str:
+    last_frame_s = comparison["last_frame"]["seconds"]
+    label = metric.heading() if metric.kind == "latent" else metric.label(last_frame_s=last_frame_s)
+    return f"{label} {metric.arrow}"
+
+
+def _cell(entry: Mapping[str, Any], metric: Metric, *, whole: bool) -> str:
+    figure = entry["metrics"].get(metric.name)
+    if figure is None:
+        return ""
+    return figure_text(figure) if whole else number_text(figure["mean"])
+
+
+def _comparison_files(out: Path) -> list[str]:
+    return [
+        f"all tables: {out / 'comparison.md'}; numbers: {out / 'comparison.json'}",
+        f"pictures in {out}: horizon.png, distances.png, differences.png",
+    ]

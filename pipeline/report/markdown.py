@@ -1,119 +1,58 @@
-"""The table of a sweep: a row per group of runs, best first, with the settings in which they differ."""
+"""Markdown reports of comparisons, sweeps and rollouts, and the one writer of their tables."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from thinkjepa.pipeline.report.verdict import (
     FEWEST_SEEDS,
     FEWEST_VIDEOS,
-    Evidence,
     Figure,
     baseline_verdicts,
     evidence_of,
     figure_text,
     is_main,
     model_verdicts,
+    number_text,
     outcome,
-    signed_number,
+    signed_text,
 )
-from thinkjepa.stages.evaluate.metrics import (
-    DECIMALS,
-    LATENT_METRICS,
-    METRICS,
-    TRAJECTORY_METRICS,
-    VALIDATION_METRICS,
-    exhibited,
-)
+from thinkjepa.stages.evaluate.baselines import METHODS
+from thinkjepa.stages.evaluate.metrics import METRICS, VALIDATION_METRICS, Metric, MetricKind, exhibited
 
+Comparison = Mapping[str, Any]
+"""The content of comparison.json."""
 
-def ranking_lines(comparison: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows; none where there is only one group, or no validation figure."""
-    ranking = comparison.get("ranking")
-    if ranking is None or len(ranking["rows"]) < 2:
-        return [], []
-    metrics = {entry["name"]: entry["metrics"] for entry in comparison["entries"]}
-    page = [metric.name for metric in exhibited("page")]
-    shown = [metric for metric in page if any(metric in metrics[row["name"]] for row in ranking["rows"])]
-    if ranking["sorted_by"] not in (*VALIDATION_METRICS, *shown):
-        shown.append(ranking["sorted_by"])
-    validation = _validation_shown(ranking)
-    header = ["", "variant", *ranking["varied"], "seeds"]
-    header += [f"{VALIDATION_METRICS[name]} ↓" for name in validation]
-    last_frame_s = comparison["last_frame"]["seconds"]
-    header += [
-        f"test {METRICS[name].label(last_frame_s=last_frame_s)} {METRICS[name].arrow}" for name in shown
-    ]
-    rows = [
-        [
-            str(place),
-            row["variant"],
-            *(str(row["settings"][name]) for name in ranking["varied"]),
-            str(row["num_seeds"]),
-            *(_with_spread(row, name) for name in validation),
-            *(_test_text(metrics[row["name"]].get(metric)) for metric in shown),
-        ]
-        for place, row in enumerate(ranking["rows"], start=1)
-    ]
-    return header, rows
+Rolled = Mapping[str, Mapping[str, Any]]
+"""Results of `evaluate_rollout` by the names of their runs."""
 
+KINDS: dict[MetricKind, str] = {"trajectory": "Hand trajectories", "latent": "Future latents"}
+"""Titles of the tables of each kind of metric."""
 
-def ranking_note(comparison: Mapping[str, Any]) -> str:
-    """Which clips the order comes from, and what that allows."""
-    ranking = comparison["ranking"]
-    if ranking["clips"] == "validation":
-        return (
-            f"Sorted by {VALIDATION_METRICS[ranking['sorted_by']]}: choose by it, and report the test "
-            "columns of what was chosen. ± is the standard deviation over seeds, brackets are intervals as "
-            "above."
-        )
-    return (
-        f"**Sorted by the {comparison['split']} clips' {METRICS[ranking['sorted_by']].label()}: who chooses "
-        "by this order chooses on the clips that the report stands on.** Choose by a validation column."
-    )
-
-
-def _validation_shown(ranking: Mapping[str, Any]) -> Sequence[str]:
-    """The joints' distance and the latents' error where all have them, and what is sorted by."""
-    everywhere = [
-        name for name in VALIDATION_METRICS if all(name in row["validation"] for row in ranking["rows"])
-    ]
-    return [name for name in everywhere if name != "validation_loss" or name == ranking["sorted_by"]]
-
-
-def _with_spread(row: Mapping[str, Any], name: str) -> str:
-    mean = f"{row['validation'][name]:.{DECIMALS}f}"
-    spread = row["validation_seed_std"].get(name)
-    return mean if spread is None else f"{mean} ± {spread:.{DECIMALS}f}"
-
-
-def _test_text(figure: Figure | None) -> str:
-    return "" if figure is None else figure_text(figure)
-
-
-TABLES = {
-    "Hand trajectories": TRAJECTORY_METRICS,
-    "Future latents": LATENT_METRICS,
-}
-
-VERDICT_METRICS = {"Hand trajectories": "ade_m", "Future latents": "l2"}
+VERDICT_METRICS = {metric.kind: metric.name for metric in METRICS.values() if metric.to_beat}
+"""The metric that verdicts are about, by kind."""
 
 FRAMES_OF_REFERENCE = {
     "camera": "the camera frame of the last observed frame",
     "world": "the labels' world, where no camera is known",
 }
 
+TOO_FEW_VIDEOS = (
+    f"- **fewer than {FEWEST_VIDEOS} videos: intervals are too narrow, nothing follows from them**"
+)
+LATENTS_LEFT_OUT = "- latent distances left out: the runs' latents are not in one space"
 
-def comparison_markdown(comparison: Mapping[str, Any]) -> str:
-    """The whole report."""
-    parts = ["# Evaluation", what_was_measured(comparison), *ranking_section(comparison)]
-    for title, metrics in TABLES.items():
-        lines = baseline_verdicts(comparison, VERDICT_METRICS[title])
-        parts += _titled(title, entry_table(comparison, metrics), lines)
-    for title, metrics in TABLES.items():
-        lines = model_verdicts(comparison, VERDICT_METRICS[title])
-        parts += _titled(f"Differences: {title.lower()}", difference_table(comparison, metrics), lines)
+
+def comparison_markdown(comparison: Comparison) -> str:
+    """The whole report of a comparison."""
+    parts = ["# Evaluation", conditions(comparison), *ranking_section(comparison)]
+    for kind, title in KINDS.items():
+        lines = baseline_verdicts(comparison, VERDICT_METRICS[kind])
+        parts += _titled(title, entry_table(comparison, kind), lines)
+    for kind, title in KINDS.items():
+        lines = model_verdicts(comparison, VERDICT_METRICS[kind])
+        parts += _titled(f"Differences: {title.lower()}", difference_table(comparison, kind), lines)
     if any(difference["metrics"] for difference in comparison["differences"]):
         parts.append(
             f"a - b, clip by clip. `*`: the interval does not contain 0, with {FEWEST_VIDEOS} videos and "
@@ -123,21 +62,8 @@ def comparison_markdown(comparison: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def ranking_section(comparison: Mapping[str, Any]) -> list[str]:
-    """The table of a sweep with what its order means; nothing where one group stands alone."""
-    header, rows = ranking_lines(comparison)
-    if not rows:
-        return []
-    varied = len(comparison["ranking"]["varied"])
-    return [
-        "## Runs, the best first",
-        markdown_table(header, rows, left=2 + varied),
-        ranking_note(comparison),
-    ]
-
-
-def what_was_measured(comparison: Mapping[str, Any]) -> str:
-    """The conditions that figures without them mean little."""
+def conditions(comparison: Comparison) -> str:
+    """The conditions of the measurement, a list."""
     interval, frames = comparison["interval"], comparison["joint_frames"]
     clips = f"{count_of(comparison['num_clips'], comparison['split'] + ' clip')} of"
     lines = [
@@ -146,7 +72,7 @@ def what_was_measured(comparison: Mapping[str, Any]) -> str:
     if left_out := comparison["num_clips_left_out"]:
         lines.append(f"- {count_of(left_out, 'clip')} not evaluated in all runs left out")
     if not comparison["latents_compared"]:
-        lines.append("- latent distances left out: the runs' latents are not in one space")
+        lines.append(LATENTS_LEFT_OUT)
     for group in comparison["groups"]:
         seeds = ", ".join(map(str, group["seeds"]))
         lines.append(f"- {group['name']}: {count_of(len(group['seeds']), 'seed')} ({seeds})")
@@ -158,73 +84,13 @@ def what_was_measured(comparison: Mapping[str, Any]) -> str:
         "draws; scores are averaged over seeds first, so the spread over seeds is not in them"
     )
     if comparison["num_videos"] < FEWEST_VIDEOS:
-        lines.append(
-            f"- **fewer than {FEWEST_VIDEOS} videos: intervals are too narrow, nothing follows from them**"
-        )
+        lines.append(TOO_FEW_VIDEOS)
     if frames:
-        lines += _about_joints(comparison, frames)
+        lines += _joint_conditions(comparison, frames)
     return "\n".join(lines)
 
 
-def entry_table(comparison: Mapping[str, Any], metrics: Sequence[str]) -> str:
-    """A row per method with mean and interval; empty where nothing has any of these metrics."""
-    rows = [(entry["name"], entry["num_seeds"] or "", entry["metrics"]) for entry in comparison["entries"]]
-    return _figure_table(["method", "seeds"], rows, metrics, figure_text, _last_frame_s(comparison))
-
-
-def difference_table(comparison: Mapping[str, Any], metrics: Sequence[str]) -> str:
-    """A row per pair; empty where nothing has any of these metrics."""
-    rows = [
-        (item["a"], item["b"], _starred(item["metrics"], evidence_of(comparison, item)))
-        for item in comparison["differences"]
-    ]
-    return _figure_table(["a", "b"], rows, metrics, str, _last_frame_s(comparison))
-
-
-def horizon_table(comparison: Mapping[str, Any]) -> str:
-    """A row per latent step: ADE of models and baselines, or L2 where there are no joints."""
-    with_joints = any("ade_m" in entry["metrics"] for entry in comparison["entries"])
-    metric = "ade_m" if with_joints else "l2"
-    shown = [entry for entry in comparison["entries"] if metric in entry["metrics"] and is_main(entry)]
-    rows = [
-        [
-            f"{step['seconds']:.2f}",
-            *(_plain(entry["horizon"][step["step"] - 1].get(metric)) for entry in shown),
-        ]
-        for step in comparison["horizon"]
-    ]
-    header = ["seconds", *(entry["name"] for entry in shown)]
-    if not shown:
-        return ""
-    note = (
-        f"{METRICS[metric].label()} of each latent step. Seconds run from the last observed frame to the "
-        "middle of the step's frames."
-    )
-    return f"{note}\n\n{markdown_table(header, rows)}"
-
-
-def signed_text(figure: Mapping[str, Any]) -> str:
-    """`-0.0100 [-0.0120, -0.0080]`; without the interval where it is unknown."""
-    mean = signed_number(figure["mean"])
-    if figure["low"] is None:
-        return mean
-    return f"{mean} [{signed_number(figure['low'])}, {signed_number(figure['high'])}]"
-
-
-def _starred(figures: Mapping[str, Figure], evidence: Evidence) -> dict[str, str]:
-    """`signed_text` of each metric, with a star where the difference is more than chance."""
-    return {
-        metric: signed_text(figure)
-        + (" *" if outcome(metric, figure, evidence) in ("better", "worse") else "")
-        for metric, figure in figures.items()
-    }
-
-
-def _last_frame_s(comparison: Mapping[str, Any]) -> float:
-    return float(comparison["last_frame"]["seconds"])
-
-
-def _about_joints(comparison: Mapping[str, Any], frames: Mapping[str, int]) -> Iterable[str]:
+def _joint_conditions(comparison: Comparison, frames: Mapping[str, int]) -> Iterable[str]:
     where = " or ".join(FRAMES_OF_REFERENCE[frame] for frame in comparison["reference_frames"])
     yield (
         f"- {count_of(len(comparison['joints']), 'joint')} in metres, in {where}; keypoints are "
@@ -238,53 +104,223 @@ def _about_joints(comparison: Mapping[str, Any], frames: Mapping[str, int]) -> I
     )
 
 
-def _figure_table(
-    heads: Sequence[str],
-    rows: Sequence[tuple[Any, Any, Mapping[str, Any]]],
-    metrics: Sequence[str],
-    text: Callable[[Any], str],
-    last_frame_s: float,
-) -> str:
-    shown = [metric for metric in metrics if any(metric in found for *_, found in rows)]
-    lines = [
-        [first, second, *(text(found[metric]) if metric in found else "" for metric in shown)]
-        for first, second, found in rows
-        if any(metric in found for metric in shown)
+def ranking_section(comparison: Comparison) -> list[str]:
+    """The table of a sweep: a row per group, best first, with its settings; empty for a single group."""
+    ranking = comparison["ranking"]
+    if ranking is None or len(ranking["rows"]) < 2:
+        return []
+    sorted_by, varied = ranking["sorted_by"], ranking["varied"]
+    scores = {entry["name"]: entry["metrics"] for entry in comparison["entries"]}
+    shown = available(exhibited("page"), [scores[row["name"]] for row in ranking["rows"]])
+    if sorted_by in METRICS and METRICS[sorted_by] not in shown:
+        shown.append(METRICS[sorted_by])
+    validation = [
+        name
+        for name in VALIDATION_METRICS
+        if all(name in row["validation"] for row in ranking["rows"])
+        and name in ("validation_distance_m", "validation_latent_error", sorted_by)
     ]
-    labels = [f"{METRICS[name].label(last_frame_s=last_frame_s)} {METRICS[name].arrow}" for name in shown]
-    header = [*heads, *labels]
-    return markdown_table(header, lines, left=len(heads)) if lines else ""
+    header = ["", "variant", *varied, "seeds", *(f"{VALIDATION_METRICS[name]} ↓" for name in validation)]
+    header += [f"test {head}" for head in _heads(shown, comparison)]
+    rows = [
+        [
+            position,
+            row["variant"],
+            *(row["settings"][name] for name in varied),
+            row["num_seeds"],
+            *(_validation_text(row, name) for name in validation),
+            *_figure_texts(scores[row["name"]], shown),
+        ]
+        for position, row in enumerate(ranking["rows"], start=1)
+    ]
+    if ranking["clips"] == "validation":
+        note = (
+            f"Sorted by {VALIDATION_METRICS[sorted_by]}: choose by it, and report the test columns of what "
+            "was chosen. ± is the standard deviation over seeds, brackets are intervals as above."
+        )
+    else:
+        note = (
+            f"**Sorted by the {comparison['split']} clips' {METRICS[sorted_by].label()}: who chooses by this "
+            "order chooses on the clips that the report stands on.** Choose by a validation column."
+        )
+    return ["## Runs, the best first", markdown_table(header, rows, left=2 + len(varied)), note]
+
+
+def _validation_text(row: Mapping[str, Any], name: str) -> str:
+    mean, std = row["validation"][name], row["validation_seed_std"].get(name)
+    return number_text(mean) if std is None else f"{number_text(mean)} ± {number_text(std)}"
+
+
+def entry_table(comparison: Comparison, kind: MetricKind) -> str:
+    """A row per method with mean and interval; empty where nothing has metrics of this kind."""
+    entries = comparison["entries"]
+    shown = available(_of_kind(kind), [entry["metrics"] for entry in entries])
+    rows = [
+        [entry["name"], entry["num_seeds"] or "", *_figure_texts(entry["metrics"], shown)]
+        for entry in entries
+        if available(shown, [entry["metrics"]])
+    ]
+    return markdown_table(["method", "seeds", *_heads(shown, comparison)], rows, left=2)
+
+
+def difference_table(comparison: Comparison, kind: MetricKind) -> str:
+    """A row per pair, with a star where a difference is more than chance; empty as `entry_table`."""
+    differences = comparison["differences"]
+    shown = available(_of_kind(kind), [item["metrics"] for item in differences])
+    rows = [
+        [item["a"], item["b"], *(_difference_text(comparison, item, metric) for metric in shown)]
+        for item in differences
+        if available(shown, [item["metrics"]])
+    ]
+    return markdown_table(["a", "b", *_heads(shown, comparison)], rows, left=2)
+
+
+def _difference_text(comparison: Comparison, item: Mapping[str, Any], metric: Metric) -> str:
+    if metric.name not in item["metrics"]:
+        return ""
+    figure = item["metrics"][metric.name]
+    told_apart = outcome(metric.name, figure, evidence_of(comparison, item)) in ("better", "worse")
+    return signed_text(figure) + (" *" if told_apart else "")
+
+
+def horizon_table(comparison: Comparison) -> str:
+    """A row per latent step: ADE of models and baselines, or L2 where there are no joints."""
+    main = [entry for entry in comparison["entries"] if is_main(entry)]
+    metrics = available(exhibited("horizon"), [entry["metrics"] for entry in main])
+    if not metrics:
+        return ""
+    name = metrics[0].name
+    shown = [entry for entry in main if name in entry["metrics"]]
+    rows = [
+        [
+            f"{step['seconds']:.2f}",
+            *(_mean_text(entry["horizon"][step["step"] - 1].get(name)) for entry in shown),
+        ]
+        for step in comparison["horizon"]
+    ]
+    note = (
+        f"{metrics[0].label()} of each latent step. Seconds run from the last observed frame to the "
+        "middle of the step's frames."
+    )
+    return f"{note}\n\n{markdown_table(['seconds', *(entry['name'] for entry in shown)], rows)}"
+
+
+def available(metrics: Iterable[Metric], found: Sequence[Mapping[str, Any]]) -> list[Metric]:
+    """Those of `metrics` that any of some figures by metric has."""
+    return [metric for metric in metrics if any(metric.name in figures for figures in found)]
+
+
+def _of_kind(kind: MetricKind) -> list[Metric]:
+    return [metric for metric in METRICS.values() if metric.kind == kind]
+
+
+def _heads(metrics: Sequence[Metric], comparison: Comparison) -> list[str]:
+    last_frame_s = comparison["last_frame"]["seconds"]
+    return [f"{metric.label(last_frame_s=last_frame_s)} {metric.arrow}" for metric in metrics]
+
+
+def _figure_texts(figures: Mapping[str, Figure], metrics: Sequence[Metric]) -> list[str]:
+    return [figure_text(figures[metric.name]) if metric.name in figures else "" for metric in metrics]
+
+
+def _mean_text(figure: Figure | None) -> str:
+    return "" if figure is None or figure["mean"] is None else number_text(figure["mean"])
+
+
+def rollout_markdown(rolled: Rolled) -> str:
+    """The conditions of rollouts, and a table for each metric: a row per method, a column per horizon."""
+    first = next(iter(rolled.values()))
+    lines = [
+        "# Rollout",
+        "",
+        f"- {first['num_clips']} {first['split']} clips of {first['num_videos']} videos; brackets: "
+        f"{100 * first['interval']['level']:g} % intervals, {first['interval']['method']}",
+        f"- a window is {first['window_steps']} latent steps from {first['observed_steps']}; behind it the "
+        "predictions become the context. `vlm`, which has no context, keeps its last step",
+        "- each horizon: the mean over all steps up to it (FDE: its last frame); seconds run from the last "
+        "observed frame to the horizon's last frame",
+        "- thinker states are those of the split, future camera poses are not used",
+    ]
+    if first["num_videos"] < FEWEST_VIDEOS:
+        lines.append(TOO_FEW_VIDEOS)
+    if not _one_latent_space(rolled):
+        lines.append(LATENTS_LEFT_OUT)
+    for metric in rolled_metrics(rolled):
+        lines += ["", f"## {metric.label()} {metric.arrow}", "", rollout_table(rolled, metric)]
+    return "\n".join(lines) + "\n"
+
+
+def rollout_table(rolled: Rolled, metric: Metric, *, controls: bool = True) -> str:
+    """A row per method, a column per horizon; without `controls` models and baselines only."""
+    heads = [
+        f"{item['steps']} steps, {item['last_frame_s']:.2f} s"
+        for item in next(iter(rolled.values()))["horizons"]
+    ]
+    rows = [
+        [label, *map(figure_text, figures)]
+        for label, method, figures in rollout_rows(rolled, metric)
+        if controls or method == "model" or metric.kind not in METHODS[method].of_run
+    ]
+    return markdown_table(["method", *heads], rows)
+
+
+def rollout_rows(rolled: Rolled, metric: Metric) -> list[tuple[str, str, list[Figure]]]:
+    """Label, method and the figure at each horizon: of every run's methods, and once of each baseline."""
+    rows = []
+    for number, (name, result) in enumerate(rolled.items()):
+        for method, figures in result["horizons"][0][metric.kind].items():
+            of_run = metric.kind in METHODS[method].of_run
+            if metric.name in figures and (of_run or not number):
+                own = METHODS[method].in_rollout.format(rolled_name(name, result))
+                found = [item[metric.kind][method][metric.name] for item in result["horizons"]]
+                rows.append((own if of_run else method.replace("_", " "), method, found))
+    return rows
+
+
+def rolled_metrics(rolled: Rolled) -> list[Metric]:
+    """The metrics that a report on rollouts shows."""
+    return [
+        metric
+        for metric in exhibited("rollout")
+        if (metric.kind != "latent" or _one_latent_space(rolled)) and rollout_rows(rolled, metric)
+    ]
+
+
+def rolled_name(name: str, result: Mapping[str, Any]) -> str:
+    """A run's name in a report on rollouts, with its variant."""
+    variant = result["variant"]
+    return name if variant in name else f"{name} ({variant})"
+
+
+def _one_latent_space(rolled: Rolled) -> bool:
+    spaces = [result["latent_space"] for result in rolled.values()]
+    return all(space == spaces[0] for space in spaces)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, left: int = 1) -> str:
-    """A table whose columns are aligned in plain text, too; the first `left` ones to the left."""
+    """A table whose columns are aligned in plain text, too, the first `left` ones to the left.
+
+    Empty without rows.
+    """
+    if not rows:
+        return ""
     cells = [[str(cell) for cell in row] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    rule = ["-" * width if place < left else "-" * (width - 1) + ":" for place, width in enumerate(widths)]
-    lines = [cells[0], rule, *cells[1:]]
-    return "\n".join(
-        "| "
-        + " | ".join(
-            _pad(cell, width, place < left)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        + " |"
-        for line in lines
-    )
-
-
-def _pad(cell: str, width: int, left: bool) -> str:
-    return cell.ljust(width) if left else cell.rjust(width)
+    rule = ["-" * width if index < left else "-" * (width - 1) + ":" for index, width in enumerate(widths)]
+    lines = [
+        [
+            cell.ljust(width) if index < left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        for line in (cells[0], rule, *cells[1:])
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _titled(title: str, table: str, lines: Sequence[str] = ()) -> list[str]:
     """A table under its title, with lines below it; nothing where the table is empty."""
     below = ["\n".join(f"- {line}" for line in lines)] if lines else []
     return [f"## {title}", table, *below] if table else []
-
-
-def _plain(figure: Figure | None) -> str:
-    return "" if figure is None else f"{figure['mean']:.{DECIMALS}f}"
 
 
 def count_of(number: int, noun: str) -> str:

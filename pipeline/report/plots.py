@@ -1,4 +1,4 @@
-"""A comparison as pictures: over the horizon, means with intervals, and differences with intervals."""
+"""Pictures of comparisons and rollouts: curves over the horizon, and dots with intervals."""
 
 from __future__ import annotations
 
@@ -12,12 +12,20 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from thinkjepa.pipeline.cli.console import counted
+from thinkjepa.pipeline.report.markdown import (
+    Comparison,
+    Rolled,
+    available,
+    rolled_metrics,
+    rolled_name,
+    rollout_rows,
+)
 from thinkjepa.pipeline.report.verdict import (
     evidence_of,
     is_main,
     outcome,
 )
-from thinkjepa.stages.evaluate.metrics import METRICS, Exhibit, Metric, exhibited
+from thinkjepa.stages.evaluate.metrics import Metric, exhibited
 from thinkjepa.stages.picture_style import (
     BASELINES,
     BLACK,
@@ -42,15 +50,13 @@ BAND_ALPHA = 0.12
 DOT_SIZE = 5.0
 
 END_MARGIN = 1.05
-"""Of an axis that begins at 0, beyond its largest value."""
+"""Length of an axis that begins at 0, over its largest value."""
 
 SMALL = 1e-3
 """Below it tick labels would need a power of ten of their own."""
 
 NOT_KNOWN = {"mean": np.nan, "low": None, "high": None}
-"""Where no clip has a score at a step."""
-
-Comparison = Mapping[str, Any]
+"""The figure of a step at which no clip has a score."""
 
 Record = Mapping[str, Any]
 
@@ -60,7 +66,7 @@ Look = Mapping[str, Any]
 def horizon_picture(comparison: Comparison) -> bytes:
     """PNG: each method's means at every latent step, the models' with their intervals."""
     entries = [entry for entry in comparison["entries"] if is_main(entry)]
-    metrics = [metric for metric in _names("horizon") if any(metric in entry["metrics"] for entry in entries)]
+    metrics = available(exhibited("horizon"), [entry["metrics"] for entry in entries])
     seconds = [step["seconds"] for step in comparison["horizon"]]
     looks = entry_looks(comparison)
     with picture_style():
@@ -68,29 +74,53 @@ def horizon_picture(comparison: Comparison) -> bytes:
         panels = figure.subplots(1, len(metrics), sharex=True, squeeze=False)[0]
         for axes, metric in zip(panels, metrics, strict=True):
             for entry in entries:
-                if metric in entry["metrics"]:
-                    points = [step.get(metric, NOT_KNOWN) for step in entry["horizon"]]
+                if metric.name in entry["metrics"]:
+                    points = [step.get(metric.name, NOT_KNOWN) for step in entry["horizon"]]
                     band = entry["method"] == "model"
-                    draw_curve(
+                    _draw_curve(
                         axes, seconds, points, label=entry["name"], look=looks[entry["name"]], band=band
                     )
-            name_curves(axes, METRICS[metric])
+            _name_curves(axes, metric)
         figure.suptitle(f"bands: {_intervals(comparison)}", fontsize="small")
         legend_below(figure, panels)
         return png_bytes(figure)
 
 
-def _names(exhibit: Exhibit) -> list[str]:
-    return [metric.name for metric in exhibited(exhibit)]
+def rollout_picture(rolled: Rolled) -> bytes:
+    """PNG: each metric over the horizons of rollouts, models with their intervals."""
+    seconds = [item["last_frame_s"] for item in next(iter(rolled.values()))["horizons"]]
+    metrics, looks = rolled_metrics(rolled), _rollout_looks(rolled)
+    with picture_style():
+        figure = new_figure(PANEL_IN[0] * len(metrics), PANEL_IN[1] + LEGEND_IN)
+        panels = figure.subplots(1, len(metrics), sharex=True, squeeze=False)[0]
+        for axes, metric in zip(panels, metrics, strict=True):
+            for label, method, found in rollout_rows(rolled, metric):
+                if label in looks:
+                    band = method == "model"
+                    _draw_curve(axes, seconds, found, label=label, look=looks[label], band=band)
+            _name_curves(axes, metric)
+        legend_below(figure, panels)
+        return png_bytes(figure)
+
+
+def _rollout_looks(rolled: Rolled) -> dict[str, dict[str, Any]]:
+    """The look of each line, the same in all panels; controls with a run's weights are not drawn."""
+    looks = {name.replace("_", " "): dict(look) for name, look in BASELINES.items()}
+    places: Counter[str] = Counter()
+    for name, result in rolled.items():
+        variant = result["variant"]
+        looks[rolled_name(name, result)] = variant_look(variant, place=places[variant])
+        places[variant] += 1
+    return looks
 
 
 def _intervals(comparison: Comparison) -> str:
-    """What lines and bands around means are."""
+    """The caption of lines and bands around means."""
     clips, videos = (counted(comparison[f"num_{name}s"], name) for name in ("clip", "video"))
     return f"95 % intervals, {clips} of {videos}"
 
 
-def draw_curve(
+def _draw_curve(
     axes: Axes, seconds: Sequence[float], points: Sequence[Record], *, label: str, look: Look, band: bool
 ) -> None:
     """Means over the horizon, with their intervals as a band."""
@@ -100,7 +130,7 @@ def draw_curve(
         axes.fill_between(seconds, lows, highs, color=look["color"], alpha=BAND_ALPHA, linewidth=0)
 
 
-def name_curves(axes: Axes, metric: Metric) -> None:
+def _name_curves(axes: Axes, metric: Metric) -> None:
     """Title, units, and axes that begin at 0 where 0 is the best, with room for the markers at their ends."""
     axes.set_title(f"{metric.heading()} {metric.arrow}")
     axes.set(xlabel=SECONDS_AHEAD, ylabel=metric.unit.axis)
@@ -113,7 +143,7 @@ def distance_picture(comparison: Comparison) -> bytes:
     """PNG: a row per method, a panel per metric, dots with intervals."""
     looks = entry_looks(comparison)
     rows = [
-        (entry["name"], entry["metrics"], dict.fromkeys(_names("distances"), looks[entry["name"]]))
+        (entry["name"], entry["metrics"], dict.fromkeys(entry["metrics"], looks[entry["name"]]))
         for entry in comparison["entries"]
     ]
     return _dot_picture(comparison, rows, note="")
@@ -146,7 +176,7 @@ def _dot_picture(
     comparison: Comparison, rows: Sequence[tuple[str, Record, Mapping[str, Look]]], *, note: str
 ) -> bytes:
     """Rows are a name, its figures by metric and their looks. With a note they are differences around 0."""
-    metrics = [metric for metric in _names("distances") if any(metric in found for _, found, _ in rows)]
+    metrics = available(exhibited("distances"), [found for _, found, _ in rows])
     label_in = CHARACTER_IN * max((len(name) for name, *_ in rows), default=0)
     last_frame_s = comparison["last_frame"]["seconds"]
     with picture_style():
@@ -158,13 +188,13 @@ def _dot_picture(
             if note:
                 axes.axvline(0, color=BLACK, linewidth=0.8)
             for place, (_, found, looks) in enumerate(rows):
-                if metric in found:
-                    _draw_dot(axes, place, found[metric], looks[metric])
-            axes.set_title(f"{METRICS[metric].heading(last_frame_s=last_frame_s)} {METRICS[metric].arrow}")
+                if metric.name in found:
+                    _draw_dot(axes, place, found[metric.name], looks[metric.name])
+            axes.set_title(f"{metric.heading(last_frame_s=last_frame_s)} {metric.arrow}")
             axes.margins(x=0.08)
             axes.xaxis.set_major_locator(MaxNLocator(4))
-            unit = METRICS[metric].unit
-            axes.set_xlabel(_in_powers(axes, unit.difference_axis) if note else unit.axis)
+            label = _in_powers(axes, metric.unit.difference_axis) if note else metric.unit.axis
+            axes.set_xlabel(label)
         panels[0].set_yticks(range(len(rows)), [name for name, *_ in rows])
         panels[0].set_ylim(len(rows) - 0.5, -0.5)
         words = [f"lines: {_intervals(comparison)}", *([note] if note else [])]
@@ -193,7 +223,7 @@ def _draw_dot(axes: Axes, place: int, figure: Record, look: Look) -> None:
 
 
 def entry_looks(comparison: Comparison) -> dict[str, dict[str, Any]]:
-    """How each entry is drawn: models by their variant, controls as their model's, the rest as baselines."""
+    """The look of each entry: a model has its variant's, a control its model's, the rest are baselines."""
     variants = {group["name"]: group["variant"] for group in comparison["groups"]}
     places: Counter[str] = Counter()
     looks: dict[str, dict[str, Any]] = {}

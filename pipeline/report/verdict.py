@@ -1,9 +1,9 @@
-"""What tables and plots call metrics, and whom they show where room is short."""
+"""Numbers of a comparison in words: means with intervals, and what a difference supports."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,8 +15,13 @@ Figure = Mapping[str, float | None]
 
 
 def is_main(entry: Mapping[str, Any]) -> bool:
-    """Whether it is a model, or a baseline that needs none."""
+    """Whether an entry is a model, or a baseline that needs none."""
     return entry["method"] == "model" or entry["group"] is None
+
+
+def number_text(value: float) -> str:
+    """`0.0612`"""
+    return f"{value:.{DECIMALS}f}"
 
 
 def signed_number(value: float, decimals: int = DECIMALS) -> str:
@@ -25,40 +30,42 @@ def signed_number(value: float, decimals: int = DECIMALS) -> str:
     return text if float(text) else text[1:]
 
 
-def figure_text(figure: Figure) -> str:
+def figure_text(figure: Figure, text: Callable[[float], str] = number_text) -> str:
     """`0.0612 [0.0580, 0.0640]`; without the interval where it is unknown."""
-    mean = f"{figure['mean']:.{DECIMALS}f}"
-    if figure["low"] is None:
-        return mean
-    return f"{mean} [{figure['low']:.{DECIMALS}f}, {figure['high']:.{DECIMALS}f}]"
+    mean, low, high = figure["mean"], figure["low"], figure["high"]
+    assert mean is not None, "scores that no clip has are left out"
+    return text(mean) if low is None or high is None else f"{text(mean)} [{text(low)}, {text(high)}]"
+
+
+def signed_text(figure: Figure) -> str:
+    """`-0.0100 [-0.0120, -0.0080]`; without the interval where it is unknown."""
+    return figure_text(figure, signed_number)
 
 
 FEWEST_VIDEOS, FEWEST_SEEDS = 10, 3
-"""Below them an interval is drawn from too little to call a difference by it."""
+"""With fewer an interval is drawn from too little to call a difference by it."""
 
 ENDS = ("mean", "low", "high")
 
-FEW = 10
-"""Of the last decimal: amounts below it are given with two more."""
-
-MORE_DECIMALS = 2
+FEW, MORE_DECIMALS = 10, 2
+"""Amounts below FEW units of the last decimal get two decimals more."""
 
 EQUAL_SHARE = 1e-6
-"""Of the other method's score: a smaller difference is one of rounding."""
+"""A smaller difference, as a share of the other method's score, is one of rounding."""
 
 Outcome = Literal["better", "worse", "no difference", "open"]
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """How many videos an interval was drawn from, and how many seeds the method with fewer of them has."""
+    """Numbers of videos that an interval was drawn from, and of seeds of the method with fewer of them."""
 
     num_videos: int
     num_seeds: int
 
     @property
     def missing(self) -> str:
-        """Why it is too little for a verdict; empty where it is not."""
+        """The reason why it is too little for a verdict, else empty."""
         if self.num_videos < FEWEST_VIDEOS:
             return f"{_count(self.num_videos, 'video')} too few to tell"
         if self.num_seeds < FEWEST_SEEDS:
@@ -67,7 +74,7 @@ class Evidence:
 
 
 def outcome(metric: str, figure: Figure, evidence: Evidence) -> Outcome:
-    """What a difference a - b says of a. `open`: no interval, or one drawn from too little to rely on."""
+    """The meaning of a difference a - b for a. `open`: no interval, or one drawn from too little."""
     mean, low, high = figure["mean"], figure["low"], figure["high"]
     if mean is None or low is None or high is None:
         return "open"
@@ -88,7 +95,7 @@ def verdict(
     of_b: float | None = None,
     by_seed: Sequence[float] = (),
 ) -> str:
-    """One line on the difference a - b.
+    """A sentence on the difference a - b.
 
     `of_b` is b's own mean, `by_seed` the difference of each seed of a. A difference that rounds to nothing is
     called equality, and one whose interval holds 0 is none. One that is drawn from too little is described,
@@ -111,8 +118,11 @@ def verdict(
 
 
 def baseline_verdicts(comparison: Mapping[str, Any], metric: str) -> list[str]:
-    """A line for each model and each method without training; of many models only the first in the ranking
-    and how many of all beat, and lose to, each of these methods."""
+    """A line for each model and each method without training.
+
+    Of many models only the first in the ranking has lines of its own. The others are counted: how many beat,
+    and lose to, each of these methods.
+    """
     methods = _methods(comparison)
     chosen = [
         item
@@ -150,7 +160,7 @@ def model_verdicts(comparison: Mapping[str, Any], metric: str, *, of: str | None
 
 
 def evidence_of(comparison: Mapping[str, Any], difference: Mapping[str, Any]) -> Evidence:
-    """What a difference of a comparison stands on."""
+    """The evidence for a difference of a comparison."""
     seeds = [number for number in difference["num_seeds"] if number]
     return Evidence(comparison["num_videos"], min(seeds, default=0))
 
@@ -203,7 +213,7 @@ def _amount(metric: str, figure: Figure, sign: int, of_b: float | None, *, signe
 
 
 def _seeds(metric: str, by_seed: Sequence[float], *, better: bool) -> str:
-    """In how many seeds the difference has this direction."""
+    """The number of seeds in which the difference has this direction."""
     if not by_seed:
         return ""
     agreeing = sum(value != 0 and METRICS[metric].is_better(value) == better for value in by_seed)

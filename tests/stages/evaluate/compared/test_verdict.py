@@ -10,8 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from thinkjepa.pipeline.report.markdown import comparison_markdown, signed_text
-from thinkjepa.pipeline.report.verdict import Evidence, baseline_verdicts, model_verdicts, outcome, verdict
+from thinkjepa.pipeline.report.markdown import comparison_markdown
+from thinkjepa.pipeline.report.verdict import (
+    Evidence,
+    baseline_verdicts,
+    model_verdicts,
+    outcome,
+    signed_text,
+    verdict,
+)
 from thinkjepa.stages.evaluate.comparison import compare
 from thinkjepa.stages.evaluate.groups import EvaluatedRun
 
