@@ -58,12 +58,8 @@ LABELS_SCHEMA = pa.schema(
 class VideoLabels:
     """Joints of one video, one sample a frame. Arrays may be read-only views into a mapped file."""
 
-    video_digest: str
-    video: str
     source: str
     """Name of the reader, such as `egodex`."""
-    label_digest: str
-    """sha256 of the label file: another file content is read again."""
     reference_frame: ReferenceFrame
     joint_names: tuple[str, ...]
     positions_m: Floats
@@ -75,6 +71,11 @@ class VideoLabels:
     intrinsics: Poses | None = None
     """`(3, 3)` in pixels of the video's frames."""
     description: str = ""
+    video: str = ""
+    """Name of the video. It and both digests are empty in labels that are not stored yet."""
+    video_digest: str = ""
+    label_digest: str = ""
+    """sha256 of the label file: another file content is read again."""
 
     def __post_init__(self) -> None:
         frames, joints = self.num_frames, len(self.joint_names)

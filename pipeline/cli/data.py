@@ -94,7 +94,7 @@ def import_command(
     """
     from thinkjepa.pipeline.report.labels import describe_import
     from thinkjepa.stages.data.decoding.client import VideoDecoder
-    from thinkjepa.stages.data.labels.check import import_labels
+    from thinkjepa.stages.data.labels.storing import import_labels
 
     with TerminalProgress(errors) as progress, VideoDecoder(timeout_s=DECODE_TIMEOUT_S) as decoder:
         report = import_labels(videos, cache_dir, decoder=decoder, progress=progress)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from matplotlib import patheffects
 from PIL import Image
 
-from thinkjepa.cache import FeatureCache
+from thinkjepa.cache import FeatureCache, VideoLabels
 from thinkjepa.pipeline.cli.console import counted
 from thinkjepa.pipeline.picture.clip_content import evenly
 from thinkjepa.pipeline.picture.page import (
@@ -34,7 +34,6 @@ from thinkjepa.stages.data.framing import VJEPA2_FRAMING, Box, Framing, seen_box
 from thinkjepa.stages.data.joints import hand_bones
 from thinkjepa.stages.data.labels.check import FolderCheck, VideoCheck, readable_labels
 from thinkjepa.stages.data.labels.findings import BINS, WRISTS
-from thinkjepa.stages.data.labels.label_file import LabelFile
 from thinkjepa.stages.data.trajectories import project, to_camera
 from thinkjepa.stages.picture_style import BLUE, GREY, picture_style
 
@@ -113,14 +112,14 @@ def _labeled_video(
     return LabeledVideo(item.video, labels.description, labels.joint_names, tuple(tiles), _note(labels))
 
 
-def _note(labels: LabelFile) -> str:
+def _note(labels: VideoLabels) -> str:
     if labels.reference_frame == "world" and labels.camera_poses is None:
         return "no camera poses: joints cannot be drawn"
     return "no intrinsics: joints cannot be drawn" if labels.intrinsics is None else ""
 
 
 def _tile(
-    labels: LabelFile, frame: int, times_s: npt.NDArray[np.float64], image: FrameStack, framing: Framing
+    labels: VideoLabels, frame: int, times_s: npt.NDArray[np.float64], image: FrameStack, framing: Framing
 ) -> Tile:
     small = Image.fromarray(image)
     small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
@@ -141,7 +140,9 @@ def _tile(
     )
 
 
-def _projected(labels: LabelFile, frames: Sequence[int], joints: Sequence[int], camera_frame: int) -> Pixels:
+def _projected(
+    labels: VideoLabels, frames: Sequence[int], joints: Sequence[int], camera_frame: int
+) -> Pixels:
     """Pixels `(frame, joint, 2)` of joints in the picture of one frame's camera; NaN where not known."""
     chosen = np.ix_(list(frames), list(joints))
     positions_m = labels.positions_m[chosen]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thinkjepa.cache import file_digest, fingerprint
-from thinkjepa.stages.data.labels.readers import is_readable_place, label_files
+from thinkjepa.stages.data.labels.readers import LabelFolder, is_readable_file
 from thinkjepa.stages.data.videos import DigestMemory, display_name, find_videos
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.json_files import read_json, write_json
@@ -35,12 +35,12 @@ def folder_manifest(folder: Path, *, progress: Progress, memory: DigestMemory) -
     """
     files = find_videos(folder)
     progress.begin("reading", total=len(files), unit="videos")
-    root = folder.resolve()
+    root, label_folder = folder.resolve(), LabelFolder(folder, files)
     videos: dict[str, str] = {}
     labels: dict[str, str] = {}
     for path in files:
         videos[display_name(path, folder)] = _digest(path, root, memory)
-        for found in label_files(path, folder):
+        for found in label_folder.paths[path]:
             labels[display_name(found, folder)] = _digest(found, root, memory)
         progress.advance(1)
     manifest = {"schema": "thinkjepa.clips.v1", "videos": videos}
@@ -49,7 +49,7 @@ def folder_manifest(folder: Path, *, progress: Progress, memory: DigestMemory) -
 
 def _digest(path: Path, root: Path, memory: DigestMemory) -> str:
     try:
-        return memory.digest(path, file_digest) if is_readable_place(path, root) else UNREADABLE
+        return memory.digest(path, file_digest) if is_readable_file(path, root) else UNREADABLE
     except OSError:
         return UNREADABLE
 

@@ -16,6 +16,7 @@ from typing import Any
 from thinkjepa.cache import ClipRow, Failure, FeatureSet, Kind, WriteSession
 from thinkjepa.cache.records import set_differences
 from thinkjepa.stages.data.decoding.client import VideoDecoder
+from thinkjepa.stages.data.labels.readers import LabelFolder
 from thinkjepa.stages.data.labels.storing import LabelReport, store_labels
 from thinkjepa.stages.data.plan import ClipSettings, PlannedFolder, plan_folder
 from thinkjepa.stages.data.repeated_frames import RepeatedFrames, describe_repeats
@@ -157,7 +158,7 @@ def extract(
         labels = store_labels(
             session,
             [video.source for video in planned.videos.values()],
-            videos,
+            LabelFolder(videos, [video.source.path for video in planned.videos.values()]),
             num_frames=lambda video: len(planned.videos[video.digest].info.times_s),
             progress=progress,
         )

@@ -24,7 +24,6 @@ from thinkjepa.stages.data.decoding.client import VideoDecoder
 from thinkjepa.stages.data.framing import Framing
 from thinkjepa.stages.data.joints import HANDS_NEED_LABELS
 from thinkjepa.stages.data.labels.readers import find_labels
-from thinkjepa.stages.data.labels.storing import read_fitting
 from thinkjepa.stages.data.partition import SplitName
 from thinkjepa.stages.data.trajectories import Poses, Positions, clip_trajectory, reference_frame
 from thinkjepa.stages.data.videos import SourceVideo, identify
@@ -228,10 +227,7 @@ def _labels(cache: FeatureCache, source: SourceVideo, *, num_frames: int) -> Vid
     if cache.labels.label_digest(source.digest):  # none where a file was broken when it was last looked at
         return cache.labels.find(source.digest)
     found = find_labels(source.path, source.path.parent)
-    if found is None:
-        return None
-    read = read_fitting(found, num_frames)
-    return read.of_video(source.name, video_digest=source.digest, label_digest=found.digest())
+    return found.labels_of(source, num_frames) if found else None
 
 
 def _rounded(positions_m: Positions) -> list[Any]:

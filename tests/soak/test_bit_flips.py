@@ -62,7 +62,14 @@ def complete(uninterrupted: Any, tmp_path_factory: pytest.TempPathFactory) -> Pa
     stored_partition(root, SplitRule(), videos)
     numbers = np.random.default_rng(0).random((20, 2, 3)).astype(np.float32)
     hands = VideoLabels(
-        sorted(videos)[0][1], "0.mp4", "test", "a", "world", ("left", "right"), numbers, numbers[..., 0]
+        "test",
+        "world",
+        ("left", "right"),
+        numbers,
+        numbers[..., 0],
+        video="0.mp4",
+        video_digest=sorted(videos)[0][1],
+        label_digest="a",
     )
     with WriteSession(root) as session:
         session.add_labels([hands])

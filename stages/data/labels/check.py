@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from thinkjepa.cache import Failure, FeatureCache, LabelTable, WriteSession, file_digest
+from thinkjepa.cache import Failure, LabelTable, VideoLabels, file_digest
 from thinkjepa.stages.data.decoding.client import DecodeError, VideoDecoder
+from thinkjepa.stages.data.labels.contract import LabelError
 from thinkjepa.stages.data.labels.findings import (
     BINS,
     WRISTS,
@@ -22,11 +23,8 @@ from thinkjepa.stages.data.labels.findings import (
     measure,
     never_known,
 )
-from thinkjepa.stages.data.labels.label_file import LabelError, LabelFile
-from thinkjepa.stages.data.labels.readers import NAMES_HELP, LabelSource, find_labels, label_files
-from thinkjepa.stages.data.labels.storing import LabelReport, read_fitting, store_labels
-from thinkjepa.stages.data.videos import SourceVideo, display_name, find_videos, identify
-from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.data.labels.readers import LabelFolder, LabelSource, find_labels
+from thinkjepa.stages.data.videos import display_name
 from thinkjepa.stages.progress import Progress
 
 
@@ -120,13 +118,14 @@ def check_folder(
 
     Raises StageError where no video has a label file.
     """
-    require_labels(files, folder)
+    labels = LabelFolder(folder, files)
+    labels.require_any()
     checks = []
     progress.begin("checking", total=len(files), unit="videos")
     for path in files:
         check = VideoCheck(display_name(path, folder))
         try:
-            _check_video(path, folder, check, decoder, cached)
+            _check_video(path, folder, labels.find(path), check, decoder, cached)
         except LabelError as error:
             check.findings.append(Finding("error", "broken", str(error)))
             progress.failed(Failure(check.video, "labels", str(error)))
@@ -136,18 +135,14 @@ def check_folder(
     return FolderCheck(str(folder), checks, list(find_in_folder(figures)))
 
 
-def require_labels(files: Sequence[Path], folder: Path) -> None:
-    """Raise StageError where none of the videos has a label file."""
-    if not any(label_files(path, folder) for path in files):
-        raise StageError(
-            f"no labels for any of the {len(files)} videos under {str(folder)!r}: looked for {NAMES_HELP}"
-        )
-
-
 def _check_video(
-    path: Path, folder: Path, check: VideoCheck, decoder: VideoDecoder, cached: LabelTable | None
+    path: Path,
+    folder: Path,
+    found: LabelSource | None,
+    check: VideoCheck,
+    decoder: VideoDecoder,
+    cached: LabelTable | None,
 ) -> None:
-    found = find_labels(path, folder)
     if found is None:
         check.findings.append(
             Finding("warning", "no_labels", "no label file next to the video, and no rows of it in a table")
@@ -159,7 +154,7 @@ def _check_video(
     except DecodeError as error:
         raise LabelError(f"the video cannot be opened: {error}") from error
     check.video_frames = len(video.times_s)
-    labels = read_fitting(found, check.video_frames)
+    labels = found.read_for(check.video_frames)
     check.figures = measure(labels, video.times_s)
     check.findings += find(labels, check.figures, video_frames=check.video_frames, size_px=video.size_px)
     if cached is not None:
@@ -179,61 +174,10 @@ def _against_cache(video: Path, found: LabelSource, cached: LabelTable) -> list[
     return [Finding("warning", "cache", f"{message}: run thinkjepa-data import")]
 
 
-def readable_labels(path: Path, folder: Path) -> LabelFile | None:
-    """The labels of a video where they can be read, else None."""
+def readable_labels(path: Path, folder: Path) -> VideoLabels | None:
+    """The labels of a video, None where there are none that can be read."""
     try:
         found = find_labels(path, folder)
         return found.read() if found else None
     except LabelError:
         return None
-
-
-def import_labels(videos: Path, cache_dir: Path, *, decoder: VideoDecoder, progress: Progress) -> LabelReport:
-    """Store the labels beside the videos of a folder where they are new or changed.
-
-    Raises StageError where there are none, CacheError where there is no cache.
-    """
-    cache = FeatureCache.open(cache_dir)
-    files = find_videos(videos)
-    require_labels(files, videos)
-    progress.begin("importing", total=len(files), unit="videos")
-    unreadable: list[Failure] = []
-    with WriteSession(cache_dir) as session:
-        report = store_labels(
-            session,
-            _identified(files, videos, unreadable, progress),
-            videos,
-            num_frames=lambda video: _num_frames(decoder, video.path),
-            progress=progress,
-        )
-        report.failures += unreadable
-        names = {display_name(path, videos) for path in files}
-        others = [item for item in cache.failures if item.video in names and item.stage != "labels"]
-        session.record_failures([*others, *report.failures], videos=names)
-    return report
-
-
-def _identified(
-    files: Sequence[Path], folder: Path, unreadable: list[Failure], progress: Progress
-) -> Iterator[SourceVideo]:
-    """Each content once, by the first of its names."""
-    seen: set[str] = set()
-    for path in files:
-        try:
-            video = identify(path, folder=folder)
-        except OSError as error:
-            reason = f"the video cannot be read: {error.strerror or error}"
-            unreadable.append(Failure(display_name(path, folder), "labels", reason))
-            progress.failed(unreadable[-1])
-        else:
-            if video.digest not in seen:
-                seen.add(video.digest)
-                yield video
-        progress.advance(1)
-
-
-def _num_frames(decoder: VideoDecoder, path: Path) -> int:
-    try:
-        return len(decoder.open(path).times_s)
-    except DecodeError as error:
-        raise LabelError(f"the video cannot be opened: {error}") from error

@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from thinkjepa.cache import VideoLabels
 from thinkjepa.stages.data.joints import HAND_SIDES, KEYPOINTS, PAPER_JOINTS, describe_joints
-from thinkjepa.stages.data.labels.label_file import LabelFile
 from thinkjepa.stages.data.trajectories import project, to_camera
 
 Severity = Literal["error", "warning"]
@@ -67,7 +67,7 @@ class Figures:
     """Samples (frame, joint) in `BINS` bins over 0 to 1."""
 
 
-def measure(labels: LabelFile, times_s: npt.NDArray[np.float64]) -> Figures:
+def measure(labels: VideoLabels, times_s: npt.NDArray[np.float64]) -> Figures:
     """Count. `times_s` are the video's frame times `(frame,)`; frames beyond them are left out of speeds."""
     held = held_steps(labels)
     speeds_m_s = wrist_speeds(labels, times_s)
@@ -88,14 +88,14 @@ def measure(labels: LabelFile, times_s: npt.NDArray[np.float64]) -> Figures:
     )
 
 
-def held_steps(labels: LabelFile) -> npt.NDArray[np.bool_]:
+def held_steps(labels: VideoLabels) -> npt.NDArray[np.bool_]:
     """Steps `(F - 1,)` in which no joint changes at all, of frames where something is known."""
     same = np.all(np.diff(labels.positions_m, axis=0) == 0, axis=(1, 2))
     known = np.any(labels.confidences > 0, axis=1)
     return np.asarray(same & known[1:] & known[:-1], dtype=np.bool_)
 
 
-def wrist_speeds(labels: LabelFile, times_s: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def wrist_speeds(labels: VideoLabels, times_s: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """The faster wrist's speed `(steps,)`, m/s; of all joints where no wrist is named; 0 where not known.
 
     In the labels' own frame: where that is a moving camera's, its movement is in it.
@@ -113,7 +113,7 @@ def wrist_speeds(labels: LabelFile, times_s: npt.NDArray[np.float64]) -> npt.NDA
 
 
 def find(
-    labels: LabelFile, figures: Figures, *, video_frames: int, size_px: tuple[int, int]
+    labels: VideoLabels, figures: Figures, *, video_frames: int, size_px: tuple[int, int]
 ) -> Iterator[Finding]:
     """Everything that is worth a look, most important first. `size_px` is the video's (width, height)."""
     yield from _lengths(labels.num_frames, video_frames)
@@ -136,7 +136,7 @@ def _lengths(labelled: int, in_video: int) -> Iterator[Finding]:
         )
 
 
-def _places(labels: LabelFile, size_px: tuple[int, int]) -> Iterator[Finding]:
+def _places(labels: VideoLabels, size_px: tuple[int, int]) -> Iterator[Finding]:
     """Where the joints are: units, frames of reference, and the camera."""
     extent_m = extent(labels)
     if extent_m > MAX_EXTENT_M:
@@ -164,7 +164,7 @@ def _places(labels: LabelFile, size_px: tuple[int, int]) -> Iterator[Finding]:
 
 
 def _outside(
-    seen: npt.NDArray[np.float32], known: npt.NDArray[np.bool_], labels: LabelFile, size_px: tuple[int, int]
+    seen: npt.NDArray[np.float32], known: npt.NDArray[np.bool_], labels: VideoLabels, size_px: tuple[int, int]
 ) -> float:
     """Share of known samples that fall beside the frame; of the hands' joints where there are any."""
     hands = [name in PAPER_JOINTS for name in labels.joint_names]
@@ -228,7 +228,7 @@ def never_known(figures: Sequence[Figures]) -> tuple[str, ...]:
     return tuple(name for name in named if name not in known)
 
 
-def extent(labels: LabelFile) -> float:
+def extent(labels: VideoLabels) -> float:
     """The median over frames of how far apart joints lie (diagonal of their box), metres."""
     known = labels.confidences > 0
     frames = np.flatnonzero(known.sum(axis=1) > 1)
@@ -239,7 +239,7 @@ def extent(labels: LabelFile) -> float:
     return float(np.median(diagonals))
 
 
-def camera_positions(labels: LabelFile) -> npt.NDArray[np.float32]:
+def camera_positions(labels: VideoLabels) -> npt.NDArray[np.float32]:
     """Joints `(F, J, 3)` as the camera of their own frame sees them; as they are without camera poses."""
     if labels.camera_poses is None:
         return labels.positions_m

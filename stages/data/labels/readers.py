@@ -1,116 +1,147 @@
-"""Readers of hand labels, and where a video has its labels. A new format is a line in READERS.
+"""Label files of a folder's videos: one search finds them, their names tell the format.
 
-Where a video's hand labels are, and who reads them. A new format is a line in READERS.
-
-The rule: a file next to the video with its name (READERS), or its rows in a table `joints.parquet` or
-`joints.csv` of its folder or of one above, up to the videos folder. Labels in two places are an error.
+The labels of a video are in a file next to it with its name, or in a file for many videos in its folder or in
+one above, up to the videos folder. Labels in two files are an error. A format is a module of `labels/formats`
+that offers a `READER`. Nothing else names it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+import pkgutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 
-import pyarrow as pa
+from thinkjepa.cache import VideoLabels, file_digest
+from thinkjepa.stages.data.labels import formats
+from thinkjepa.stages.data.labels.contract import LabelError, LabelReader, check_num_frames, check_values
+from thinkjepa.stages.data.videos import FileSignature, SourceVideo, file_signature, is_inside, is_plain
+from thinkjepa.stages.errors import StageError
 
-from thinkjepa.cache import file_digest
-from thinkjepa.stages.data.labels import egodex, joint_table
-from thinkjepa.stages.data.labels.label_file import LabelError, LabelFile
-from thinkjepa.stages.data.videos import FileSignature, file_signature, is_inside, is_plain
+READERS: tuple[LabelReader, ...] = tuple(
+    import_module(f"{formats.__name__}.{item.name}").READER for item in pkgutil.iter_modules(formats.__path__)
+)
+"""The formats, by the names of their modules."""
 
-READERS: Mapping[str, Callable[[Path], LabelFile]] = {
-    ".hdf5": egodex.read,
-    ".h5": egodex.read,
-    ".csv": joint_table.read,
-    ".parquet": joint_table.read,
-    ".joints.csv": joint_table.read,
-    ".joints.parquet": joint_table.read,
-}
-"""By what follows the video's stem: `pour/0.mp4` has its labels in `pour/0.hdf5` or `pour/0.joints.csv`."""
+OWN_FILES = {suffix: reader for reader in READERS for suffix in reader.suffixes}
+"""Readers of a video's own file, by the end of its name."""
 
-FOLDER_TABLES = ("joints.parquet", "joints.csv")
-"""Tables of all videos in their folder and below it, with a column `video`."""
+FOLDER_FILES = {name: reader for reader in READERS for name in reader.folder_files}
+"""Readers of files with the labels of many videos, by the file's name."""
 
-NAMES_HELP = ", ".join([*(f"<video>{suffix}" for suffix in READERS), *FOLDER_TABLES])
+NAMES_HELP = ", ".join([*(f"<video>{suffix}" for suffix in OWN_FILES), *FOLDER_FILES])
 
 
 @dataclass(frozen=True, slots=True)
 class LabelSource:
-    """Where a video's labels are: a file of its own, or its rows in a table of a folder."""
+    """The labels of a video: a file of its own, or a part of a folder's file.
+
+    Every method raises LabelError, which names the file, where it is broken or cannot be read.
+    """
 
     path: Path
     rows_of: str | None = None
-    """The video's path under the table's folder; None for a file of its own."""
+    """The video's path under the folder of the file; None for a file of its own."""
 
-    def read(self) -> LabelFile:
-        """Raises LabelError, which names the file."""
-        if self.rows_of is None:
-            return read_labels(self.path)
-        with named_errors(self.path):
-            return joint_table.label_file(_rows_by_video(self.path)[self.rows_of])
+    def read(self) -> VideoLabels:
+        """The checked labels, without the video's name and digests."""
+        with _named_errors(self.path):
+            if self.rows_of is None:
+                labels = OWN_FILES[self.path.suffix].read(self.path)
+            else:
+                labels = _read_folder(self.path, file_signature(self.path))[self.rows_of]()
+            check_values(labels)
+        return labels
+
+    def read_for(self, num_frames: int) -> VideoLabels:
+        """The labels of a video with so many frames. Labels of far more frames are refused."""
+        labels = self.read()
+        with _named_errors(self.path):
+            check_num_frames(labels.num_frames, num_frames)
+        return labels
+
+    def labels_of(self, video: SourceVideo, num_frames: int) -> VideoLabels:
+        """The labels of a video with so many frames, as the cache stores them."""
+        return replace(
+            self.read_for(num_frames),
+            video=video.name,
+            video_digest=video.digest,
+            label_digest=self.digest(),
+        )
 
     def digest(self) -> str:
-        """Changes with the file's content. Raises LabelError where it cannot be read."""
-        with named_errors(self.path):
+        """The sha256 of the file's content."""
+        with _named_errors(self.path):
             return _file_digest(self.path, file_signature(self.path))
 
 
-def label_files(video: Path, root: Path) -> list[Path]:
-    """Every path at which labels of a video are looked for and something is, whatever it is.
+class LabelFolder:
+    """The label files of videos under `root`, the videos folder. The file system is searched once."""
 
-    `root` is the videos folder.
-    """
-    folders = [video.parent, *video.parent.parents]
-    above = folders[: folders.index(root) + 1] if root in folders else folders[:1]
-    tables = [folder / name for folder in above for name in FOLDER_TABLES]
-    return [path for path in dict.fromkeys([*_own_files(video), *tables]) if os.path.lexists(path)]
+    def __init__(self, root: Path, videos: Iterable[Path]) -> None:
+        self._root, self._resolved = root, root.resolve()
+        self.paths = {video: self._existing(video) for video in videos}
+        """Every label file that exists for a video, whatever it is and holds."""
 
+    def require_any(self) -> None:
+        """Raise StageError where none of the videos has a label file."""
+        if not any(self.paths.values()):
+            raise StageError(
+                f"no labels for any of the {len(self.paths)} videos under {str(self._root)!r}: looked for "
+                f"{NAMES_HELP}"
+            )
 
-def _own_files(video: Path) -> list[Path]:
-    return [video.with_name(f"{video.stem}{suffix}") for suffix in READERS]
+    def find(self, video: Path) -> LabelSource | None:
+        """The labels of a video, None where there are none.
+
+        Raises LabelError where there are several, or where they are not in a plain file inside the folder.
+        """
+        found = [source for path in self.paths[video] if (source := self._source(path, video))]
+        if len(found) > 1:
+            names = ", ".join(repr(source.path.name) for source in found)
+            raise LabelError(f"the video has several label files ({names}): keep one")
+        return found[0] if found else None
+
+    def _existing(self, video: Path) -> list[Path]:
+        folders = [video.parent, *video.parent.parents]
+        above = folders[: folders.index(self._root) + 1] if self._root in folders else folders[:1]
+        shared = [folder / name for folder in above for name in FOLDER_FILES]
+        return [path for path in dict.fromkeys([*_own_files(video), *shared]) if os.path.lexists(path)]
+
+    def _source(self, path: Path, video: Path) -> LabelSource | None:
+        """The labels of a video in a file; None for a folder's file without the video."""
+        if not is_readable_file(path, self._resolved):
+            raise LabelError(
+                f"{path.name!r} is not a plain file in the folder: links out of it are not followed"
+            )
+        if path in _own_files(video):
+            return LabelSource(path)
+        name = video.relative_to(path.parent).as_posix()
+        with _named_errors(path):
+            held = name in _read_folder(path, file_signature(path))
+        return LabelSource(path, rows_of=name) if held else None
 
 
 def find_labels(video: Path, root: Path) -> LabelSource | None:
-    """The labels of a video, None where there are none. `root` is the videos folder.
-
-    Raises LabelError where there are several, or where they are not in a plain file inside the folder.
-    """
-    sources = [_source(path, video, root) for path in label_files(video, root)]
-    found = [source for source in sources if source is not None]
-    if len(found) > 1:
-        names = ", ".join(repr(source.path.name) for source in found)
-        raise LabelError(f"the video has several label files ({names}): keep one")
-    return found[0] if found else None
+    """The labels of one video, as `LabelFolder.find`."""
+    return LabelFolder(root, [video]).find(video)
 
 
-def _source(path: Path, video: Path, root: Path) -> LabelSource | None:
-    """The labels of a video in a file; None for a folder's table without rows of it."""
-    if not is_readable_place(path, root.resolve()):
-        raise LabelError(f"{path.name!r} is not a plain file in the folder: links out of it are not followed")
-    if path in _own_files(video):
-        return LabelSource(path)
-    name = video.relative_to(path.parent).as_posix()
-    with named_errors(path):
-        return LabelSource(path, rows_of=name) if name in _rows_by_video(path) else None
-
-
-def is_readable_place(path: Path, root: Path) -> bool:
-    """Whether opening a path neither blocks nor leaves the folder, which is resolved."""
+def is_readable_file(path: Path, root: Path) -> bool:
+    """Whether opening a path neither blocks nor leaves `root`, a resolved folder."""
     return is_inside(path, root) and path.exists() and is_plain(path)
 
 
-def read_labels(path: Path) -> LabelFile:
-    """Read a label file of one video. Raises LabelError, which names it."""
-    with named_errors(path):
-        return READERS[path.suffix](path)
+def _own_files(video: Path) -> list[Path]:
+    return [video.with_name(f"{video.stem}{suffix}") for suffix in OWN_FILES]
 
 
 @contextmanager
-def named_errors(path: Path) -> Iterator[None]:
+def _named_errors(path: Path) -> Iterator[None]:
     """Turn what a reader raises into a LabelError that names the file."""
     try:
         yield
@@ -120,14 +151,10 @@ def named_errors(path: Path) -> Iterator[None]:
         raise LabelError(f"{path.name!r} cannot be read: {error.strerror or error}") from error
 
 
-def _rows_by_video(path: Path) -> dict[str, pa.Table]:
-    return _read_folder_table(path, file_signature(path))
-
-
 @lru_cache(maxsize=2)
-def _read_folder_table(path: Path, signature: FileSignature) -> dict[str, pa.Table]:
+def _read_folder(path: Path, signature: FileSignature) -> Mapping[str, Callable[[], VideoLabels]]:
     """Read once for all videos of the folder, again where the file has changed."""
-    return joint_table.read_by_video(path)
+    return FOLDER_FILES[path.name].read_folder(path)
 
 
 @lru_cache(maxsize=2)

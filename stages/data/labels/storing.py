@@ -1,87 +1,71 @@
-"""Hand labels into a cache: what is new or changed is read, what is broken is listed."""
+"""Hand labels are stored in a cache: new and changed ones are read, broken ones are listed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from thinkjepa.cache import Failure, LabelTable, VideoLabels, WriteSession
-from thinkjepa.stages.data.labels.label_file import LabelError, LabelFile
-from thinkjepa.stages.data.labels.readers import LabelSource, find_labels
-from thinkjepa.stages.data.videos import SourceVideo
+from thinkjepa.cache import Failure, FeatureCache, LabelTable, VideoLabels, WriteSession
+from thinkjepa.stages.data.decoding.client import DecodeError, VideoDecoder
+from thinkjepa.stages.data.labels.contract import LabelError
+from thinkjepa.stages.data.labels.readers import LabelFolder
+from thinkjepa.stages.data.videos import SourceVideo, display_name, find_videos, identify
 from thinkjepa.stages.progress import Progress
-
-EXTRA_FRAMES = 2
-
-EXTRA_SHARE = 0.02
-"""A label file may have this many frames more than its video, and at least `EXTRA_FRAMES`: recorders stop one
-or two frames apart. Beyond that it belongs to another video, or to another frame rate."""
 
 
 @dataclass(slots=True)
 class LabelReport:
-    """What became of the label files of a folder."""
+    """Counts of a folder's label files by what became of them."""
 
     labelled_videos: int = 0
-    """With labels in the cache that agree with the file beside the video."""
+    """Videos with labels in the cache that agree with their file."""
     added: int = 0
-    """Of these, stored now."""
+    """Labelled videos whose labels were stored now."""
     unlabelled_videos: int = 0
-    """Without a label file."""
+    """Videos without a label file."""
     failures: list[Failure] = field(default_factory=list)
-    """Of the stage `labels`: these videos are trained without their hands, never without their features."""
+    """Failures of the stage `labels`: these videos keep their features and are trained without hands."""
 
 
 def store_labels(
     session: WriteSession,
     videos: Iterable[SourceVideo],
-    folder: Path,
+    labels: LabelFolder,
     *,
     num_frames: Callable[[SourceVideo], int],
     progress: Progress,
 ) -> LabelReport:
     """Store the labels of videos where the cache lacks them or holds others.
 
-    A video whose label file is broken loses the labels that the cache held of an earlier file: nothing is
-    trained on labels that are not there any more. `num_frames` tells how many frames a video has.
+    A video whose label file is broken loses the labels that the cache held of an earlier file, so that
+    nothing is trained on labels that are gone. `num_frames` gives the number of frames of a video and may
+    raise LabelError.
     """
     report = LabelReport()
-    session.add_labels(_changed(session.root, videos, folder, num_frames, report, progress))
+    session.add_labels(_changed(LabelTable(session.root), videos, labels, num_frames, report, progress))
     return report
 
 
-def check_num_frames(labelled: int, in_video: int) -> None:
-    """Raise LabelError where a label file has far more frames than its video."""
-    if labelled > in_video + max(EXTRA_FRAMES, int(EXTRA_SHARE * in_video)):
-        raise LabelError(
-            f"has labels for {labelled} frames, the video has {in_video}: is it of another video, or "
-            "of another frame rate? There is one row a frame"
-        )
-
-
 def _changed(
-    root: Path,
+    known: LabelTable,
     videos: Iterable[SourceVideo],
-    folder: Path,
+    labels: LabelFolder,
     num_frames: Callable[[SourceVideo], int],
     report: LabelReport,
     progress: Progress,
 ) -> Iterator[VideoLabels]:
-    known = LabelTable(root)
     for video in videos:
         stored = known.label_digest(video.digest)
         try:
-            found = find_labels(video.path, folder)
+            found = labels.find(video.path)
             if found is None:
                 report.unlabelled_videos += 1
                 continue
-            digest = found.digest()
-            if digest != stored:
-                content = read_fitting(found, num_frames(video))
-                yield content.of_video(video.name, video_digest=video.digest, label_digest=digest)
+            if found.digest() != stored:
+                yield found.labels_of(video, num_frames(video))
                 report.added += 1
             report.labelled_videos += 1
         except LabelError as error:
@@ -89,28 +73,72 @@ def _changed(
             report.failures.append(failure)
             progress.failed(failure)
             if stored:
-                yield _withdrawn(video.name, video.digest)
+                yield _withdrawn(video)
 
 
-def read_fitting(source: LabelSource, num_frames: int) -> LabelFile:
-    """The labels of a video with so many frames. Raises LabelError, which names the file."""
-    content = source.read()
-    try:
-        check_num_frames(content.num_frames, num_frames)
-    except LabelError as error:
-        raise LabelError(f"{source.path.name!r}: {error}") from error
-    return content
+def _withdrawn(video: SourceVideo) -> VideoLabels:
+    """Labels of no frames for a video whose labels do not hold any more.
 
-
-def _withdrawn(name: str, video_digest: str) -> VideoLabels:
-    """Stands for labels that do not hold any more: no frames. No file has its digest, so it is read again."""
+    No file has their digest, so a file is read again.
+    """
     return VideoLabels(
-        video_digest=video_digest,
-        video=name,
         source="withdrawn",
-        label_digest="",
         reference_frame="camera",
         joint_names=(),
         positions_m=np.zeros((0, 0, 3), dtype=np.float32),
         confidences=np.zeros((0, 0), dtype=np.float32),
+        video=video.name,
+        video_digest=video.digest,
     )
+
+
+def import_labels(videos: Path, cache_dir: Path, *, decoder: VideoDecoder, progress: Progress) -> LabelReport:
+    """Store the labels of a folder's videos where they are new or changed.
+
+    Raises StageError where there are none, CacheError where there is no cache.
+    """
+    cache = FeatureCache.open(cache_dir)
+    files = find_videos(videos)
+    labels = LabelFolder(videos, files)
+    labels.require_any()
+    progress.begin("importing", total=len(files), unit="videos")
+    unreadable: list[Failure] = []
+    with WriteSession(cache_dir) as session:
+        report = store_labels(
+            session,
+            _identified(files, videos, unreadable, progress),
+            labels,
+            num_frames=lambda video: _num_frames(decoder, video.path),
+            progress=progress,
+        )
+        report.failures += unreadable
+        names = {display_name(path, videos) for path in files}
+        others = [item for item in cache.failures if item.video in names and item.stage != "labels"]
+        session.record_failures([*others, *report.failures], videos=names)
+    return report
+
+
+def _identified(
+    files: Sequence[Path], folder: Path, unreadable: list[Failure], progress: Progress
+) -> Iterator[SourceVideo]:
+    """Each content once, by the first of its names."""
+    seen: set[str] = set()
+    for path in files:
+        try:
+            video = identify(path, folder=folder)
+        except OSError as error:
+            reason = f"the video cannot be read: {error.strerror or error}"
+            unreadable.append(Failure(display_name(path, folder), "labels", reason))
+            progress.failed(unreadable[-1])
+        else:
+            if video.digest not in seen:
+                seen.add(video.digest)
+                yield video
+        progress.advance(1)
+
+
+def _num_frames(decoder: VideoDecoder, path: Path) -> int:
+    try:
+        return len(decoder.open(path).times_s)
+    except DecodeError as error:
+        raise LabelError(f"the video cannot be opened: {error}") from error

@@ -102,10 +102,7 @@ def test_a_copy_of_an_opened_cache_maps_its_labels_anew(tmp_path: Path) -> None:
 def test_arrays_of_other_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="confidences is"):
         VideoLabels(
-            "d",
-            "v.mp4",
             "test",
-            "a",
             "world",
             ("j",),
             np.zeros((3, 1, 3), np.float32),

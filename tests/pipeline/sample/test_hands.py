@@ -22,7 +22,7 @@ from thinkjepa.pipeline.sample.episodes import (
 )
 from thinkjepa.pipeline.sample.skeleton import Skeleton
 from thinkjepa.stages.data.joints import PAPER_JOINTS
-from thinkjepa.stages.data.labels.readers import read_labels
+from thinkjepa.stages.data.labels.readers import LabelSource
 from thinkjepa.stages.data.trajectories import project, to_camera, to_world
 
 HANDS = Path(str(files("thinkjepa.pipeline.sample") / "hands"))
@@ -153,7 +153,7 @@ def test_expansion_writes_what_egodex_readers_expect(shipped, expanded):
 def test_joints_return_from_the_pixels(expanded):
     """Through the reader: world, camera, pixels, and with the joint's depth all the way back."""
     for video in sorted(expanded.rglob("*.mp4"))[::16]:
-        labels = read_labels(video.with_suffix(".hdf5"))
+        labels = LabelSource(video.with_suffix(".hdf5")).read()
         assert (labels.source, labels.reference_frame) == ("egodex", "world")
         for frame in (0, labels.num_frames // 2, labels.num_frames - 1):
             seen = to_camera(labels.positions_m[frame], labels.camera_poses[frame])

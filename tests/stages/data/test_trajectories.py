@@ -33,7 +33,15 @@ def labels_of(
     poses[:, 2, 3] += np.arange(frames)
     confidences = np.full((frames, len(joints)), 0.5, dtype=np.float32)
     return VideoLabels(
-        digest, f"{digest[:4]}.mp4", "test", "l", "world", joints, positions, confidences, poses
+        "test",
+        "world",
+        joints,
+        positions,
+        confidences,
+        poses,
+        video=f"{digest[:4]}.mp4",
+        video_digest=digest,
+        label_digest="l",
     )
 
 
@@ -106,8 +114,8 @@ def test_joints_that_a_video_lacks_have_no_confidence() -> None:
 
 def test_a_fixed_camera_without_pose_is_the_frame_of_reference() -> None:
     item = labels_of()
-    fixed = VideoLabels("d", "v", "test", "l", "camera", item.joint_names, item.positions_m, item.confidences)
-    world = VideoLabels("d", "v", "test", "l", "world", item.joint_names, item.positions_m, item.confidences)
+    fixed = VideoLabels("test", "camera", item.joint_names, item.positions_m, item.confidences)
+    world = VideoLabels("test", "world", item.joint_names, item.positions_m, item.confidences)
     assert (reference_frame(item), reference_frame(fixed), reference_frame(world)) == (
         "camera",
         "camera",

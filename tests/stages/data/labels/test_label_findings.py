@@ -10,36 +10,36 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from thinkjepa.cache import VideoLabels
 from thinkjepa.stages.data.joints import KEYPOINTS, PAPER_JOINTS
+from thinkjepa.stages.data.labels.contract import LabelError, check_num_frames
 from thinkjepa.stages.data.labels.findings import find, find_in_folder, held_steps, measure, wrist_speeds
-from thinkjepa.stages.data.labels.label_file import LabelError, LabelFile
-from thinkjepa.stages.data.labels.storing import check_num_frames
 
 SIZE_PX = (200, 100)
 INTRINSICS = np.array([[100.0, 0, 100], [0, 100, 50], [0, 0, 1]])
 
 
-def good(frames: int = 30, joints: tuple[str, ...] = PAPER_JOINTS) -> LabelFile:
+def good(frames: int = 30, joints: tuple[str, ...] = PAPER_JOINTS) -> VideoLabels:
     """Hands half a metre before a fixed camera, 0.3 m/s to the right at 30 Hz."""
     positions = np.zeros((frames, len(joints), 3), dtype=np.float32)
     positions[..., 0] = 0.01 * np.arange(frames)[:, None] - 0.15
     positions[..., 1] = 0.002 * np.arange(len(joints))
     positions[..., 2] = 0.5
     confidences = np.ones((frames, len(joints)), dtype=np.float32)
-    return LabelFile("test", "camera", joints, positions, confidences, intrinsics=INTRINSICS)
+    return VideoLabels("test", "camera", joints, positions, confidences, intrinsics=INTRINSICS)
 
 
 def times(frames: int, fps: float = 30) -> npt.NDArray[np.float64]:
     return np.arange(frames) / fps
 
 
-def kinds(labels: LabelFile, *, video_frames: int = 30) -> dict[str, str]:
+def kinds(labels: VideoLabels, *, video_frames: int = 30) -> dict[str, str]:
     figures = measure(labels, times(video_frames))
     found = find(labels, figures, video_frames=video_frames, size_px=SIZE_PX)
     return {finding.kind: finding.message for finding in found}
 
 
-def with_positions(labels: LabelFile, change: object) -> LabelFile:
+def with_positions(labels: VideoLabels, change: object) -> VideoLabels:
     positions = labels.positions_m.copy()
     change(positions)  # type: ignore[operator]
     return replace(labels, positions_m=positions)
@@ -93,14 +93,14 @@ def test_speed_of_a_wrist_that_is_not_known_is_not_measured() -> None:
     assert wrist_speeds(replace(labels, confidences=confidences), times(30)).max() < 1
 
 
-def without(labels: LabelFile, side: str) -> LabelFile:
+def without(labels: VideoLabels, side: str) -> VideoLabels:
     """The labels with a hand that is never known."""
     confidences = labels.confidences.copy()
     confidences[:, [name.startswith(side) for name in labels.joint_names]] = 0
     return replace(labels, confidences=confidences)
 
 
-def folder_findings(*labels: LabelFile) -> dict[str, str]:
+def folder_findings(*labels: VideoLabels) -> dict[str, str]:
     found = find_in_folder([measure(item, times(30)) for item in labels])
     return {finding.kind: finding.message for finding in found}
 

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from thinkjepa.stages.data.joints import EGODEX_JOINTS
-from thinkjepa.stages.data.labels.label_file import LabelError
-from thinkjepa.stages.data.labels.readers import LabelSource, find_labels, read_labels
+from thinkjepa.stages.data.labels.contract import LabelError
+from thinkjepa.stages.data.labels.readers import LabelSource, find_labels
 from thinkjepa.stages.data.trajectories import project, to_camera, to_world
 
 WriteEgodex = Callable[..., Path]
@@ -47,7 +47,7 @@ def replace(name: str, values: Any) -> Callable[[Any], None]:
 def test_all_joints_of_an_egodex_file_return_from_the_pixels(
     tmp_path: Path, write_egodex: WriteEgodex
 ) -> None:
-    labels = read_labels(write_egodex(tmp_path / "0.hdf5", num_frames=20, seed=3))
+    labels = LabelSource(write_egodex(tmp_path / "0.hdf5", num_frames=20, seed=3)).read()
     assert labels.joint_names == EGODEX_JOINTS
     assert (labels.source, labels.reference_frame) == ("egodex", "world")
     assert labels.positions_m.shape == (20, 68, 3)
@@ -81,7 +81,7 @@ def test_the_description_that_holds_is_taken(
     def change(file: Any) -> None:
         file.attrs.update({"llm_type": kind, "which_llm_description": which})
 
-    assert read_labels(write_egodex(tmp_path / "0.hdf5", 3, change=change)).description == text
+    assert LabelSource(write_egodex(tmp_path / "0.hdf5", 3, change=change)).read().description == text
 
 
 def test_intrinsics_and_confidences_may_be_missing(tmp_path: Path, write_egodex: WriteEgodex) -> None:
@@ -89,7 +89,7 @@ def test_intrinsics_and_confidences_may_be_missing(tmp_path: Path, write_egodex:
         del file["camera/intrinsic"], file["confidences"]
         file["camera/intrinsic"] = np.zeros((0, 3))
 
-    labels = read_labels(write_egodex(tmp_path / "0.h5", 3, change=change))
+    labels = LabelSource(write_egodex(tmp_path / "0.h5", 3, change=change)).read()
     assert labels.intrinsics is None
     assert (labels.confidences == 1).all()
 
@@ -120,7 +120,7 @@ def test_broken_egodex_files_are_refused_in_one_line(
 ) -> None:
     path = write_egodex(tmp_path / "0.hdf5", 3, change=lambda file: change(file) and None)
     with pytest.raises(LabelError, match=message) as error:
-        read_labels(path)
+        LabelSource(path).read()
     assert str(error.value).startswith("'0.hdf5': ")
     assert "\n" not in str(error.value)
 
@@ -129,7 +129,7 @@ def test_a_mirrored_camera_is_refused(tmp_path: Path, write_egodex: WriteEgodex)
     mirrored = np.tile(np.diag([1.0, 1, -1, 1]), (3, 1, 1))
     path = write_egodex(tmp_path / "0.hdf5", 3, change=replace("transforms/camera", mirrored))
     with pytest.raises(LabelError, match="right-handed"):
-        read_labels(path)
+        LabelSource(path).read()
 
 
 def test_nothing_outside_an_egodex_file_is_read(tmp_path: Path, write_egodex: WriteEgodex) -> None:
@@ -158,7 +158,7 @@ def test_nothing_outside_an_egodex_file_is_read(tmp_path: Path, write_egodex: Wr
             change(file)
 
         with pytest.raises(LabelError, match=f"'transforms/hip'.*{message}"):
-            read_labels(write_egodex(tmp_path / "0.hdf5", 3, change=hostile))
+            LabelSource(write_egodex(tmp_path / "0.hdf5", 3, change=hostile)).read()
 
 
 def test_a_declared_size_that_the_file_cannot_hold_is_never_allocated(
@@ -169,7 +169,7 @@ def test_a_declared_size_that_the_file_cannot_hold_is_never_allocated(
         file.create_dataset("transforms/camera", (10**9, 4, 4), "f8", chunks=(16, 4, 4))
 
     with pytest.raises(LabelError, match="declares more than the file can hold: 'transforms/camera'"):
-        read_labels(write_egodex(tmp_path / "0.hdf5", 3, change=huge))
+        LabelSource(write_egodex(tmp_path / "0.hdf5", 3, change=huge)).read()
 
 
 @pytest.mark.parametrize("cut", [0, 5, 700, 20_000])
@@ -179,7 +179,7 @@ def test_files_that_are_cut_short_or_no_hdf5_are_refused(
     path = write_egodex(tmp_path / "0.hdf5", 3)
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(LabelError, match="HDF5"):
-        read_labels(path)
+        LabelSource(path).read()
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".joints.csv"])
@@ -198,7 +198,7 @@ def test_tables_of_joints_are_read_with_gaps_as_not_known(tmp_path: Path, suffix
     )
     path = tmp_path / f"0{suffix}"
     (pq.write_table if path.suffix == ".parquet" else pyarrow.csv.write_csv)(table, path)
-    labels = read_labels(path)
+    labels = LabelSource(path).read()
     assert (labels.joint_names, labels.reference_frame) == (("rightHand", "leftHand"), "world")
     np.testing.assert_array_equal(labels.confidences, [[0.25, 0], [0, 0], [0.5, 1]])
     np.testing.assert_allclose(labels.positions_m[2], [[0.3, 0.5, 2], [0.2, 0, 1]])
@@ -207,7 +207,7 @@ def test_tables_of_joints_are_read_with_gaps_as_not_known(tmp_path: Path, suffix
 
 
 def test_a_table_without_a_frame_of_reference_is_the_cameras(tmp_path: Path) -> None:
-    labels = read_labels(csv_of(tmp_path, HEADER + "0,a,0,0,1\n"))
+    labels = LabelSource(csv_of(tmp_path, HEADER + "0,a,0,0,1\n")).read()
     assert (labels.reference_frame, labels.intrinsics, labels.camera_poses) == ("camera", None, None)
 
 
@@ -239,14 +239,14 @@ def test_a_table_without_a_frame_of_reference_is_the_cameras(tmp_path: Path) -> 
 )
 def test_broken_tables_are_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(LabelError, match=message) as error:
-        read_labels(csv_of(tmp_path, text))
+        LabelSource(csv_of(tmp_path, text)).read()
     assert "\n" not in str(error.value)
 
 
 def test_a_file_of_another_format_is_no_table(tmp_path: Path) -> None:
     (tmp_path / "0.parquet").write_bytes(b"PAR1 this is none PAR1")
     with pytest.raises(LabelError, match=r"'0\.parquet': cannot be read as parquet"):
-        read_labels(tmp_path / "0.parquet")
+        LabelSource(tmp_path / "0.parquet").read()
 
 
 def test_the_label_file_beside_a_video_is_found_and_only_one_plain_file_counts(tmp_path: Path) -> None:

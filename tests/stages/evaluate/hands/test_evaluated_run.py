@@ -210,15 +210,15 @@ def replace_labels(patch: pytest.MonkeyPatch, *, of: str) -> None:
             confidences = np.where(chosen[:, None], 1 - labels.confidences, labels.confidences)
             poses[chosen, :3, 3] += 9
         other = VideoLabels(
-            labels.video_digest,
-            labels.video,
             labels.source,
-            labels.label_digest,
             labels.reference_frame,
             labels.joint_names,
             positions_m.astype(np.float32),
             confidences.astype(np.float32),
             poses,
+            video=labels.video,
+            video_digest=labels.video_digest,
+            label_digest=labels.label_digest,
         )
         return original(other, joints, observed_frames=observed_frames, future_frames=future_frames)
 

@@ -10,7 +10,8 @@ without a row at a frame is not known there: confidence 0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +21,13 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from thinkjepa.cache import ReferenceFrame
-from thinkjepa.stages.data.labels.label_file import (
+from thinkjepa.cache import ReferenceFrame, VideoLabels
+from thinkjepa.stages.data.labels.contract import (
     MAX_FILE_BYTES,
     MAX_FRAMES,
     MAX_SAMPLES,
     LabelError,
-    LabelFile,
+    LabelReader,
     Poses,
     Positions,
     check_extent,
@@ -44,13 +45,13 @@ TYPES = NEEDED | OPTIONAL
 VIDEO = "video"
 
 
-def read(path: Path) -> LabelFile:
+def read(path: Path) -> VideoLabels:
     """Joints of one video. Raises LabelError for a broken table, OSError where it cannot be opened."""
-    return label_file(_table(path, TYPES))
+    return _labels(_table(path, TYPES))
 
 
-def read_by_video(path: Path) -> dict[str, pa.Table]:
-    """Rows of each video of a folder's table, by the video's path under the folder. `label_file` checks them.
+def read_folder(path: Path) -> dict[str, Callable[[], VideoLabels]]:
+    """Joints of each video of a folder's table, made when called, by the video's path under the folder.
 
     Raises LabelError where the table is broken as a whole, OSError where it cannot be opened.
     """
@@ -58,13 +59,14 @@ def read_by_video(path: Path) -> dict[str, pa.Table]:
     if VIDEO not in table.column_names:
         raise LabelError(f"has no column {VIDEO!r} with the video of each row, as a table of a folder has")
     table = table.take(pc.sort_indices(table[VIDEO]))
-    rows, begin, by_video = table.drop_columns([VIDEO]), 0, {}
+    rows, begin = table.drop_columns([VIDEO]), 0
+    by_video: dict[str, Callable[[], VideoLabels]] = {}
     for item in pc.value_counts(table[VIDEO].combine_chunks()):  # in order of the sorted rows
-        count = item["counts"].as_py()
-        by_video[item["values"].as_py()] = rows.slice(begin, count)
+        name, count = item["values"].as_py(), item["counts"].as_py()
+        if name is None:
+            raise LabelError(f"has {count} rows without a {VIDEO}")
+        by_video[name] = partial(_labels, rows.slice(begin, count))
         begin += count
-    if None in by_video:
-        raise LabelError(f"has {len(by_video[None])} rows without a {VIDEO}")
     return by_video
 
 
@@ -107,7 +109,7 @@ def _check_columns(names: list[str], types: Mapping[str, pa.DataType]) -> None:
         raise LabelError(f"has some of the columns {', '.join(INTRINSICS)}: give all four or none")
 
 
-def label_file(table: pa.Table) -> LabelFile:
+def _labels(table: pa.Table) -> VideoLabels:
     """The joints in the rows of one video. Raises LabelError where they are no labels."""
     if not len(table):
         raise LabelError("has no rows")
@@ -124,7 +126,7 @@ def label_file(table: pa.Table) -> LabelFile:
     num_frames = int(frames.max()) + 1
     check_extent(num_frames, len(joints))
     _check_single(frames, numbers, joints)
-    return LabelFile(
+    return VideoLabels(
         source="table",
         reference_frame=_reference_frame(table),
         joint_names=tuple(joints),
@@ -200,3 +202,11 @@ def _constant(table: pa.Table, name: str) -> object:
     if len(values) > 1:
         raise LabelError(f"column {name!r} changes from {values[0]!r} to {values[1]!r}: one value is allowed")
     return values[0]
+
+
+READER = LabelReader(
+    suffixes=(".csv", ".parquet", ".joints.csv", ".joints.parquet"),
+    read=read,
+    folder_files=("joints.parquet", "joints.csv"),
+    read_folder=read_folder,
+)

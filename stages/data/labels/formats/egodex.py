@@ -1,9 +1,9 @@
-"""EgoDex's label files (arXiv 2505.11709): `<i>.hdf5` beside `<i>.mp4`.
+"""Label files of EgoDex (arXiv 2505.11709): `<i>.hdf5` next to `<i>.mp4`.
 
 `transforms/<joint>` (frame, 4, 4) in the world of ARKit, whose origin differs per episode;
 `transforms/camera` is the camera's pose in it; `camera/intrinsic` (3, 3), in one part of the data (0, 3);
-`confidences/<joint>` (frame,), not in all files. A file is data of strangers: nothing in it is followed out
-of it, nothing is evaluated, and its declared sizes are checked before they are allocated.
+`confidences/<joint>` (frame,), not in all files. A file is untrusted: no link out of it is followed,
+nothing in it is evaluated, and its declared sizes are checked before they are allocated.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from thinkjepa.cache import VideoLabels
 from thinkjepa.stages.data.joints import EGODEX_JOINTS
-from thinkjepa.stages.data.labels.label_file import (
+from thinkjepa.stages.data.labels.contract import (
     MAX_FILE_BYTES,
     LabelError,
-    LabelFile,
+    LabelReader,
     Poses,
     Positions,
     check_extent,
@@ -34,11 +35,11 @@ MAX_EXPANSION = 1032
 MAX_JOINTS = 1000
 MAX_TEXT_BYTES = 2**16
 READ_ERRORS = (RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError)
-"""What h5py raises on damaged files besides OSError."""
+"""Errors of h5py on damaged files, next to OSError."""
 
 
-def read(path: Path) -> LabelFile:
-    """Raises LabelError where the file is broken, OSError where it cannot be opened."""
+def read(path: Path) -> VideoLabels:
+    """Read a label file. Raises LabelError where it is broken, OSError where it cannot be opened."""
     with path.open("rb"):  # h5py's own message on a missing permission is no sentence
         pass
     if not h5py.is_hdf5(path):
@@ -78,7 +79,7 @@ class _Contents:
         if not isinstance(data, h5py.Dataset) or data.shape is None or data.dtype.kind not in "fiu":
             raise LabelError(f"{where!r} is no array of numbers")
         if data.external or data.is_virtual:
-            raise LabelError(f"{where!r} lies in another file: not followed")
+            raise LabelError(f"{where!r} is in another file: not followed")
         self.declared_bytes += math.prod(data.shape) * data.dtype.itemsize
         chunk_bytes = math.prod(data.chunks or ()) * data.dtype.itemsize
         if max(self.declared_bytes, chunk_bytes) > min(self.declarable_bytes, MAX_FILE_BYTES):
@@ -108,7 +109,7 @@ class _Contents:
         return parent[name]
 
 
-def _read(contents: _Contents) -> LabelFile:
+def _read(contents: _Contents) -> VideoLabels:
     names = contents.names("transforms")
     joints = _in_order([name for name in names if name != CAMERA])
     if not joints:
@@ -119,11 +120,11 @@ def _read(contents: _Contents) -> LabelFile:
     confident = frozenset(contents.names("confidences"))
     positions_m = np.empty((num_frames, len(joints), 3), dtype=np.float32)
     confidences = np.ones((num_frames, len(joints)), dtype=np.float32)
-    for place, joint in enumerate(joints):
-        positions_m[:, place] = _positions(contents, joint, num_frames)
+    for index, joint in enumerate(joints):
+        positions_m[:, index] = _positions(contents, joint, num_frames)
         if joint in confident:
-            confidences[:, place] = _confidences(contents, joint, num_frames)
-    return LabelFile(
+            confidences[:, index] = _confidences(contents, joint, num_frames)
+    return VideoLabels(
         source="egodex",
         reference_frame="world",
         joint_names=joints,
@@ -137,7 +138,7 @@ def _read(contents: _Contents) -> LabelFile:
 
 def _in_order(names: list[str]) -> tuple[str, ...]:
     """EgoDex's own joints as the project orders them, then others by name."""
-    known = {name: place for place, name in enumerate(EGODEX_JOINTS)}
+    known = {name: index for index, name in enumerate(EGODEX_JOINTS)}
     return tuple(sorted(names, key=lambda name: (known.get(name, len(known)), name)))
 
 
@@ -181,7 +182,10 @@ def _intrinsics(contents: _Contents) -> Poses | None:
 
 
 def _description(contents: _Contents) -> str:
-    """What is done in the episode. A reversible task has two texts and says which of them holds."""
+    """The task of the episode in words. A reversible task has two texts and says which of them holds."""
     reversible = contents.text("llm_type") == "reversible"
     second = reversible and contents.text("which_llm_description").strip() in ("2", "2.0")
     return contents.text("llm_description2" if second else "llm_description")
+
+
+READER = LabelReader(suffixes=(".hdf5", ".h5"), read=read)
