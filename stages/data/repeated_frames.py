@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from thinkjepa.cache import ClipRow, ClipSelection
+from thinkjepa.cache import ClipRow
+
+if TYPE_CHECKING:
+    from thinkjepa.cache import ClipSelection
 
 Windows = npt.NDArray[np.int64]
 """Frame indices `(clip, frame)`."""
