@@ -32,7 +32,7 @@ COPY_PER_PARAMETER_BYTES = 2
 """The copy of a weight that autocast to bf16 makes and keeps until the backward."""
 
 SAVED_IN_FP32_PER_TOKEN = 4
-"""Of the saved numbers per channel, those that stay in float32 under bf16 where guidance, whose gates are
+"""Saved numbers per channel that stay in float32 under bf16 where guidance, whose gates are
 float32, or learned queries make the stream between the blocks float32 (measured with torch's profiler)."""
 
 
@@ -45,7 +45,7 @@ class TrainingCosts:
     tokens_per_clip: int
     """Tokens that go through the trunk."""
     flops_per_clip: int
-    """Of forward and backward."""
+    """FLOPs of forward and backward."""
     memory_bytes: int
     """Weights, gradients, optimizer and the activations of one forward's clips on a device. An estimate."""
     read_bytes_per_clip: int
@@ -140,7 +140,7 @@ def forward_flops(
 
 
 def saved_bytes_per_clip(shape: ModelShape, num_thinker_tokens: int) -> int:
-    """Float32 activations that one clip's backward needs, latents included; an estimate."""
+    """Float32 activations that one clip's backward needs, latents included. An estimate."""
     width, grid, tokens = shape.trunk.width, shape.grid, sequence_tokens(shape)
     guided = shape.variant == "thinkjepa" or bool(shape.token_kinds)
     kept = SAVED_PER_TOKEN + (SAVED_BY_GUIDANCE[shape.guidance.kind] if guided else 0)
@@ -168,7 +168,7 @@ def read_bytes_per_clip(features: Features, num_thinker_tokens: int) -> int:
 
 
 def thinker_tokens(features: Features) -> int:
-    """Tokens of a clip on average, as the index has them; 0 where tokens are not read."""
+    """Tokens of a clip on average, as the index has them. 0 where tokens are not read."""
     if features.thinker is None or not features.token_kinds:
         return 0
     counts = features.cache.index(features.thinker.name).token_counts

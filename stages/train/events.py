@@ -1,4 +1,4 @@
-"""What a training reports: its beginning, the end of each epoch, and notes. Command lines render them."""
+"""Events of a training: its beginning, the end of each epoch, and notes. Command lines render them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class RunStarts:
     sizes: Mapping[SplitName, SplitSize]
     grouping: str
     split_warning: str
-    """What to say of sides that are far from what was asked for; empty where none is."""
+    """Warning of split sizes far from those asked for. Empty without any."""
     epochs: int
     epochs_done: int
     steps_done: int

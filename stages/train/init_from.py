@@ -49,7 +49,7 @@ def copy_vjepa2_predictor(
         raise StageError(f"V-JEPA 2 checkpoint has no weight for {missing[0]!r} ({len(missing)} missing)")
     if unknown := sorted(renamed.keys() - expected.keys()):
         raise StageError(
-            f"V-JEPA 2 checkpoint has weights with no place here: {unknown[0]!r} ({len(unknown)})"
+            f"V-JEPA 2 checkpoint has weights that the predictor lacks: {unknown[0]!r} ({len(unknown)})"
         )
     for name, weight in renamed.items():
         if weight.shape != expected[name].shape:
@@ -72,7 +72,7 @@ def _check_config(predictor: Predictor, config: Mapping[str, object]) -> None:
     }
     for field, ours in required.items():
         if field not in config:
-            raise StageError(f"V-JEPA 2 config has no {field!r}; pass the config.json beside the weights")
+            raise StageError(f"V-JEPA 2 config has no {field!r}; pass the config.json next to the weights")
         if config[field] != ours:
             raise StageError(
                 f"V-JEPA 2 checkpoint has {field}={config[field]!r}, the predictor {ours!r}: make them match"
@@ -104,7 +104,7 @@ class WarmStart:
 
 
 def start_from(model: ForecastModel, checkpoint: WarmStart) -> None:
-    """Overwrite the predictor's weights; pyramid and head stay as they are.
+    """Overwrite the predictor's weights. Pyramid and head keep theirs.
 
     Raises StageError where the checkpoint has no predictor of this very shape, or the variant has none.
     """
@@ -128,7 +128,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _predictor_weights(folder: Path) -> dict[str, Tensor]:
-    """The predictor's tensors of all safetensors files; the encoder's are not read."""
+    """The predictor's tensors of all safetensors files. The encoder's are not read."""
     weights = {}
     for path in _weight_files(folder):
         try:

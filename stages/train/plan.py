@@ -33,10 +33,10 @@ from thinkjepa.stages.train.settings import TrainSettings
 
 RUN_SCHEMA = "thinkjepa.run.v1"
 LIBRARIES = ("thinkjepa", "torch", "accelerate", "safetensors", "numpy", "zarr")
-PLACE: Mapping[str, Any] = {"cache": None, "checkpoint": None}
-"""What two contents of `run.json` may differ in and still be of one run: a cache may have moved."""
+MOVABLE: Mapping[str, Any] = {"cache": None, "checkpoint": None}
+"""Fields of `run.json` in which records of one run may differ, emptied: a cache may have moved."""
 MOST_CAUSES = 6
-"""Differences that a refusal names; one changed preset changes a dozen settings."""
+"""Differences that a refusal names, as one changed preset changes a dozen settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +57,11 @@ class RunPlan:
 
 
 def run_differences(finished: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """What tells two contents of `run.json` apart: each name with its value in `finished` and in `other`.
+    """Differences between two contents of `run.json`: each name with its value in `finished` and in `other`.
 
     The model's shape is left out where anything else differs, as it follows from the rest.
     """
-    apart, wanted = differing([json.loads(json_bytes({**item, **PLACE})) for item in (finished, other)])
+    apart, wanted = differing([json.loads(json_bytes({**item, **MOVABLE})) for item in (finished, other)])
     causes = [name for name in apart if not name.startswith("model.")] or list(apart)
     more = f" and {len(causes) - MOST_CAUSES} more" if len(causes) > MOST_CAUSES else ""
     return (
@@ -74,11 +74,11 @@ def run_differences(finished: Mapping[str, Any], other: Mapping[str, Any]) -> st
 
 def same_run(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two contents of `run.json` are of one run: a cache may have moved."""
-    return json_bytes({**one, **PLACE}) == json_bytes({**other, **PLACE})
+    return json_bytes({**one, **MOVABLE}) == json_bytes({**other, **MOVABLE})
 
 
 def library_versions() -> dict[str, str]:
-    """What a run's bits may depend on beside its settings."""
+    """Versions of the libraries that a run's bits may depend on."""
     return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
 
 
@@ -93,7 +93,7 @@ def divide_clips(
 
 
 def _no_clips(num_clips: int, empty: Sequence[SplitName], *, labelled: bool) -> str:
-    """What to say of a split that leaves sides without clips."""
+    """The error of a split that leaves split names without clips."""
     sides = " or ".join(empty)
     if labelled:
         return (
@@ -162,7 +162,7 @@ def plan_costs(
     encoder_set: str | None,
     split: SplitRule,
 ) -> tuple[TrainingCosts, PartitionedClips]:
-    """What `train` with these arguments would take, and on which clips; nothing is trained or written."""
+    """Costs and clips of `train` with these arguments. Nothing is trained or written."""
     cache = FeatureCache.open(cache_dir)
     features = choose_features(cache, settings, thinker_set=thinker_set, encoder_set=encoder_set)
     clips = divide_clips(features, cache_dir, split, partition_of=planned_partition)
@@ -172,7 +172,7 @@ def plan_costs(
 
 
 def used_labels(features: Features) -> str:
-    """Tells apart the hand labels of a run's clips, empty without any: corrected ones make another run."""
+    """Digest of the hand labels of a run's clips, empty without any. Corrected labels make another run."""
     if features.supervision is None:
         return ""
     return labels_digest(features.cache, set(features.clips.values("video_digest")))

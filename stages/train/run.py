@@ -97,7 +97,7 @@ def train(
 
 
 def recorded_threads(out_dir: Path) -> int:
-    """Threads that the run in this folder was begun with, on which its bits depend; 0 where there is none."""
+    """Threads of the run in this folder, on which its bits depend. 0 where there is none."""
     if (out_dir / "run.json").is_file():
         return int(read_json(out_dir / "run.json").get("threads", 0))
     return ResumeFile(out_dir / RESUME, key="").threads()

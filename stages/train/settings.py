@@ -31,7 +31,7 @@ class OptimizerSettings(Settings):
     PANEL: ClassVar[str] = "Optimizer"
 
     epochs: int = setting(200, "Passes over the training clips.", ge=1)
-    batch_size: int = setting(32, "Clips per optimiser step, over all processes together.", ge=1)
+    batch_size: int = setting(32, "Clips per optimizer step, over all processes together.", ge=1)
     clips_per_forward: int = setting(
         4,
         "Clips that go through the model at once on a process; gradients of a step's clips are "
@@ -89,8 +89,8 @@ class LossSettings(Settings):
     )
     context_weight: float = setting(
         0.0,
-        "Weight of the same error at the observed steps, beside the future ones (dense loss, "
-        "V-JEPA 2.1); variant vlm, which sees none, has no part in it.",
+        "Weight of the same error at the observed steps, next to the future ones (dense loss, "
+        "V-JEPA 2.1); variant vlm, which reads none, has no part in it.",
         rare=True,
         ge=0,
     )
@@ -101,7 +101,7 @@ class LossSettings(Settings):
     trajectory_units: TrajectoryUnits = setting(
         "metres",
         "Joints' errors in the loss: in metres (the paper's; hundreds of times smaller than the "
-        "latents') or in each joint's spread over the training clips (ours, about as large as them).",
+        "latents') or in each joint's deviation over the training clips (ours, about as large as them).",
         rare=True,
     )
 
@@ -152,7 +152,7 @@ IDLE: Mapping[Variant, tuple[str, ...]] = MappingProxyType(
 """Settings that do nothing in a variant."""
 
 ONLY_OF_CROSS = ("guidance", "levels", "cross_tokens", "gate_learning_rate")
-"""What does nothing in `vlm` either, unless it reads tokens."""
+"""Settings that do nothing in `vlm`, either, unless it reads tokens."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class TrainSettings(PredictorSettings, GuidanceSettings, LossSettings, Optimizer
     )
     save_every_s: float = setting(
         300.0,
-        "Seconds of training between saves within an epoch, which a run that was killed goes on "
+        "Seconds of training between saves within an epoch, which a killed run continues "
         "from; each epoch's end is saved too.",
         rare=True,
         ge=0,
@@ -226,10 +226,10 @@ class TrainSettings(PredictorSettings, GuidanceSettings, LossSettings, Optimizer
 
     @property
     def transform(self) -> LatentTransform:
-        """What is done to stored latents, observed and future alike."""
+        """Transform of the stored latents."""
         return LatentTransform(pool=self.latent_pool, normalised=self.normalise_targets)
 
     @property
     def token_kinds(self) -> tuple[int, ...]:
-        """Kinds of thinker tokens that are read one by one; none where means are enough."""
+        """Kinds of thinker tokens that are read one by one. None where means are enough."""
         return self.guidance_shape.kinds_read_by(self.variant)

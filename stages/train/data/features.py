@@ -118,10 +118,10 @@ class Features:
 
     def stored(self, clip_ids: Sequence[str], buffers: BatchBuffers) -> Batch:
         """Features of `clip_ids` on the CPU, just as they are stored, latents in `buffers`."""
-        future_BWTPD = self._read_latents("future", clip_ids, buffers)
+        future_BMTPD = self._read_latents("future", clip_ids, buffers)
         return Batch(
             observed=self._read_latents("observed", clip_ids, buffers),
-            future=future_BWTPD.flatten(1, 2),
+            future=future_BMTPD.flatten(1, 2),
             pooled=self.pooled(clip_ids) if self.thinker else None,
             trajectory=self.trajectories(clip_ids, torch.device("cpu")) if self.supervision else None,
             tokens=self.tokens(clip_ids) if self.token_kinds else None,
@@ -303,7 +303,7 @@ def choose_features(
 
 
 def _choose(cache: FeatureCache, kind: Kind, selector: str | None) -> FeatureSet:
-    """The set that `selector` names; one that names nothing is refused even where there is only one set."""
+    """The set that `selector` names. Raises StageError where it names none, even if there is only one set."""
     chosen = cache.choose_set(kind, () if selector is None else (selector,))
     if selector and not (chosen.name.startswith(selector) or chosen.fingerprint.startswith(selector)):
         raise StageError(f"no {kind} set is named {selector!r} in {str(cache.path)!r}; it has {chosen.name}")

@@ -58,7 +58,7 @@ class FitState:
 
     @property
     def best(self) -> EpochLosses:
-        """The epoch of lowest validation loss; the first of equals."""
+        """The epoch of lowest validation loss, the first of equals."""
         return min(self.curve, key=lambda losses: losses.validation_loss)
 
     def after(self, losses: EpochLosses, model: nn.Module) -> "FitState":
@@ -179,7 +179,7 @@ def _with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def _flat_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's state by `<parameter number>/<name>`; all of it is tensors."""
+    """AdamW's state by `<parameter number>/<name>`, all tensors."""
     state = optimizer.state_dict()["state"]
     return {f"{number}/{name}": value for number, values in state.items() for name, value in values.items()}
 

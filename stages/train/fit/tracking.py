@@ -37,7 +37,7 @@ from thinkjepa.stages.train.settings import TrainSettings
 TENSORBOARD, NONE = "tensorboard", "none"
 
 PROJECT = "thinkjepa"
-"""What trackers with an account file runs under; TensorBoard writes to RUN/tensorboard."""
+"""Name of the project for trackers with an account. TensorBoard writes to RUN/tensorboard."""
 
 
 def chosen_tracker(name: str) -> str | None:
@@ -86,7 +86,7 @@ def log_step(accelerator: Accelerator, optimizer: torch.optim.Optimizer, *, step
 
 
 def log_epoch(accelerator: Accelerator, *, step: int, losses: EpochLosses) -> None:
-    """What an epoch came to, at its last step."""
+    """Log the losses of an epoch, at its last step."""
     values = {name: value for name, value in asdict(losses).items() if value is not None}
     if accelerator.trackers:
         accelerator.log({f"epoch/{name}": float(value) for name, value in values.items()}, step=step)
@@ -98,7 +98,7 @@ LOG_FROM = 4.0
 """Ratio of the largest to the smallest value from which a logarithmic axis shows more than a linear one."""
 
 DOTS_UP_TO = 30
-"""Epochs up to which each is a dot, too: a line through one of them alone would not be seen."""
+"""Epochs up to which each is a dot, too: a line through one of them alone would be invisible."""
 
 
 def write_curve(run_dir: Path, curve: Sequence[EpochLosses], *, persistence_loss: float) -> None:

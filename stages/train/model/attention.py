@@ -1,21 +1,15 @@
-"""Rotary positions on the latent grid (time, height, width), as V-JEPA 2's predictor has them.
+"""Attention over the latent grid: rotary positions, and patterns that are lists of spans.
 
-Agrees with `rotate_queries_or_keys` and `apply_rotary_embeddings` of transformers' VJEPA2. Each axis rotates
-an equal part of a head's dims; what is left over is not rotated. Angles are *tiled* over an axis' dims
-(f0 f1 .. f0 f1 ..) while the pairs that rotate are neighbours (x0 x1): that is how the published weights
-were trained, so it is kept.
+Rotary positions (time, height, width) agree with `rotate_queries_or_keys` and `apply_rotary_embeddings` of
+transformers' VJEPA2. Each axis rotates an equal part of a head's dims, the rest is not rotated. Angles are
+*tiled* over an axis' dims (f0 f1 .. f0 f1 ..) while the pairs that rotate are neighbors (x0 x1): the
+published weights were trained so.
 
-Shape letters: B batch, H heads, N tokens, K dims of a head, R rotated dims of a head.
-
-Attention over the latent grid where the pattern is a list of spans, never a dense mask.
-
-A span says which run of queries sees which prefix of the keys. Frame-causal attention is one span per
-latent step over a growing prefix; bidirectional attention is a single span. A dense boolean mask of the
-paper's 8,192 tokens takes 67 MB and rules out flash kernels; spans give the same result (tests compare), take
-half the time (3.7 s against 7.0 s, forward and backward of one layer at that length on one CPU core) and make
+A span lets a run of queries attend to a prefix of the keys. Frame-causal attention is one span per latent
+step over a growing prefix, bidirectional attention is a single span. A dense boolean mask of the paper's
+8,192 tokens takes 67 MB and rules out flash kernels. Spans give the same result (tests compare) in half the
+time (3.7 s against 7.0 s, forward and backward of one layer at that length on one CPU core), and make
 causality structural: keys of later steps are not even passed to the kernel.
-
-Shape letters: B batch, N tokens, W width, H heads, K dims of a head.
 """
 
 from collections.abc import Callable
@@ -57,7 +51,7 @@ def grid_positions(
 
 
 def rotation_at(positions: Tensor, *, head_dim: int) -> Rotation:
-    """The rotation of tokens at `positions` `(token, 3)`; position (0, 0, 0) is left as it is."""
+    """The rotation of tokens at `positions` `(token, 3)`. Position (0, 0, 0) is not rotated."""
     half = axis_dims(head_dim) // 2
     exponents = torch.arange(half, dtype=torch.float32, device=positions.device) / half
     frequencies = 1.0 / BASE**exponents
@@ -78,7 +72,7 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Queries `[query_start, query_stop)` see keys `[0, key_stop)`."""
+    """Queries `[query_start, query_stop)` attend to keys `[0, key_stop)`."""
 
     query_start: int
     query_stop: int
@@ -86,14 +80,14 @@ class Span:
 
 
 def bidirectional_spans(num_tokens: int) -> tuple[Span, ...]:
-    """Every token sees every token."""
+    """One span: every token attends to every token."""
     return (Span(0, num_tokens, num_tokens),)
 
 
 def frame_causal_spans(*, num_steps: int, tokens_per_step: int, prefix_tokens: int = 0) -> tuple[Span, ...]:
-    """Tokens of a latent step see their own step, all earlier steps and the prefix.
+    """Spans in which a latent step attends to itself, to all earlier steps and to the prefix.
 
-    The `prefix_tokens` first tokens belong to no step: they see each other, and everyone sees them.
+    The `prefix_tokens` first tokens belong to no step. They attend to each other, and all tokens to them.
     """
     prefix = (Span(0, prefix_tokens, prefix_tokens),) if prefix_tokens else ()
     stops = [prefix_tokens + (step + 1) * tokens_per_step for step in range(num_steps)]
@@ -101,7 +95,7 @@ def frame_causal_spans(*, num_steps: int, tokens_per_step: int, prefix_tokens: i
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, spans: tuple[Span, ...]) -> Tensor:
-    """Scaled dot-product attention span by span; the spans' queries must cover all tokens in order."""
+    """Scaled dot-product attention span by span. The spans' queries must cover all tokens in order."""
     outputs = [
         F.scaled_dot_product_attention(
             query[:, :, span.query_start : span.query_stop],
@@ -118,7 +112,7 @@ Attend = Callable[[Tensor, Tensor, Tensor, tuple[Span, ...]], Tensor]
 
 
 class GridAttention(nn.Module):
-    """Multi-head self-attention with rotary grid positions; layers are named as in transformers' VJEPA2."""
+    """Multi-head self-attention with rotary grid positions. Layers have the names of transformers' VJEPA2."""
 
     def __init__(self, width: int, *, heads: int) -> None:
         super().__init__()
@@ -135,8 +129,8 @@ class GridAttention(nn.Module):
         query = rotate(self._split_heads(self.query(x)), rotation)
         key = rotate(self._split_heads(self.key(x)), rotation)
         value = self._split_heads(self.value(x))
-        mixed_BHNK = self.attend(query, key, value, spans)
-        output: Tensor = self.proj(mixed_BHNK.transpose(1, 2).flatten(2))
+        mixed_BHNE = self.attend(query, key, value, spans)
+        output: Tensor = self.proj(mixed_BHNE.transpose(1, 2).flatten(2))
         return output
 
     def _split_heads(self, x: Tensor) -> Tensor:

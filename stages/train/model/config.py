@@ -1,4 +1,14 @@
-"""The sizes a model is built from: plain records, written to `run.json` and read back."""
+"""Sizes and choices that a model is built from: plain records, written to `run.json` and read back.
+
+Shape letters, as tensors' names end in them all over `stages.train`:
+
+    B batch         T latent steps    P patches of a step   N tokens of the trunk   M future windows
+    L levels        S streams, or thinker tokens, of a level
+    D dim of a stored state           W width of the predictor   Y depth of a block
+    H heads         E dims of a head  R rotated dims of a head
+    F observed frames   K frames of a latent step   J joints   Q queries of the head
+    U blocks of queries and V blocks of keys, of the compiled attention kernel
+"""
 
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -56,7 +66,7 @@ class ThinkerShape:
 
 @dataclass(frozen=True, slots=True)
 class LatentTransform:
-    """What a run does to the stored latents, observed and future alike."""
+    """Transform of the stored latents, observed and future alike."""
 
     pool: int = 1
     """Side, in patches, of the squares that are averaged into one latent."""
@@ -66,7 +76,7 @@ class LatentTransform:
 
 @dataclass(frozen=True, slots=True)
 class GuidanceShape:
-    """How the thinker's levels and streams reach the predictor's depths."""
+    """Guidance of the predictor's depths by the thinker's levels and streams."""
 
     kind: GuidanceKind = "film"
     levels: LevelAssignment = "fixed"
@@ -103,7 +113,7 @@ class GuidanceShape:
 
 @dataclass(frozen=True, slots=True)
 class TrunkShape:
-    """The stack of transformer blocks: how many, how wide, how many heads, and who sees whom."""
+    """The stack of transformer blocks: depth, width, heads, and attention pattern."""
 
     depth: int
     width: int
@@ -152,7 +162,7 @@ class ModelShape:
 
     @property
     def token_kinds(self) -> tuple[int, ...]:
-        """Kinds of thinker tokens that the model reads one by one; none where means are enough."""
+        """Kinds of thinker tokens that the model reads one by one. None where means are enough."""
         return self.guidance.kinds_read_by(self.variant)
 
 
@@ -170,7 +180,7 @@ class PredictorSettings(Settings):
     heads: int = setting(12, "Attention heads of the predictor (V-JEPA 2's published predictors have 12).")
     attention: AttentionPattern = setting(
         "frame_causal",
-        "Who sees whom: frame_causal (own and earlier latent steps) or bidirectional.",
+        "Pattern of attention: frame_causal (own and earlier latent steps) or bidirectional.",
         rare=True,
     )
     attention_kernel: AttentionKernel = setting(
@@ -209,7 +219,7 @@ class GuidanceSettings(Settings):
         "film",
         "How variant thinkjepa is guided at each depth: film (scale and shift of a block's "
         "input), adaln (of its normed inputs, and its outputs' sizes) or cross (attention over tokens, "
-        "which variant vlm reads too then, beside pooled states).",
+        "which variant vlm then reads, too, next to pooled states).",
     )
     levels: LevelAssignment = setting(
         "fixed", "Thinker layer that guides a depth: fixed (early to late) or a learned mixture."
@@ -228,7 +238,7 @@ class GuidanceSettings(Settings):
     )
     drop_guidance: float = setting(
         0.0,
-        "Share of clips that train without guidance, drawn anew at every step, so that one "
+        "Share of clips that train without guidance, drawn again at every step, so that one "
         "thinkjepa model forecasts with and without a thinker (ours).",
         rare=True,
         ge=0,
@@ -238,5 +248,5 @@ class GuidanceSettings(Settings):
 
     @property
     def guidance_shape(self) -> GuidanceShape:
-        """How the settings bring the thinker's states to the predictor."""
+        """The guidance of these settings."""
         return part_of(self, GuidanceShape, kind=self.guidance)

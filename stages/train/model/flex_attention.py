@@ -1,11 +1,9 @@
-"""Attention along spans by one fused kernel, torch's FlexAttention: for GPUs, by `--attention-kernel flex`.
+"""Attention along spans by one compiled kernel, torch's FlexAttention, for `--attention-kernel flex` on GPUs.
 
-The kernel is told block by block which keys a run of queries sees: all, some (then each pair is compared, in
-registers), or none (then the block is skipped). That table is computed from the spans, 64 x 64 numbers at
-the paper's 8,192 tokens, and never a mask over tokens. The result is that of `attend` (tests compare). On a
-CPU there is no backward.
-
-Shape letters: Q blocks of queries, E blocks of keys.
+A table gives the kernel, for each block of queries, the blocks of keys that are attended to wholly, in part
+(then each pair is compared, in registers), or not at all (then the block is skipped). It is computed from the
+spans, 64 x 64 numbers at the paper's 8,192 tokens, and never a mask over tokens. The result is that of
+`attend` (tests compare). On a CPU there is no backward.
 """
 
 from collections.abc import Callable
@@ -23,7 +21,7 @@ BLOCK_TOKENS = 128  # the kernel's own on GPUs
 
 
 def flex_attend(query: Tensor, key: Tensor, value: Tensor, spans: tuple[Span, ...]) -> Tensor:
-    """What `attend` gives, by the compiled kernel."""
+    """The result of `attend`, by the compiled kernel."""
     return compiled_kernel()(query, key, value, block_mask=block_mask(spans, query.device))
 
 
@@ -40,31 +38,31 @@ def compiled_kernel() -> Callable[..., Tensor]:
 
 @lru_cache(maxsize=8)  # a run has one pattern, or one for each horizon it is evaluated at
 def block_mask(spans: tuple[Span, ...], device: torch.device) -> BlockMask:
-    """Which blocks of keys each block of queries sees wholly, and which in part."""
+    """The blocks of keys that each block of queries attends to, wholly and in part."""
     stops = torch.cat([torch.full((span.query_stop - span.query_start,), span.key_stop) for span in spans])
     num_tokens = len(stops)
     num_blocks = -(-num_tokens // BLOCK_TOKENS)
     padded = torch.cat((stops, stops[-1:].expand(num_blocks * BLOCK_TOKENS - num_tokens)))
     by_block = padded.view(num_blocks, BLOCK_TOKENS)
-    num_whole_Q = by_block.amin(dim=1) // BLOCK_TOKENS
-    num_any_Q = (by_block.amax(dim=1) + BLOCK_TOKENS - 1) // BLOCK_TOKENS
-    blocks_E = torch.arange(num_blocks)
-    partial_QE = (num_whole_Q[:, None] + blocks_E).clamp(max=num_blocks - 1)
+    num_whole_U = by_block.amin(dim=1) // BLOCK_TOKENS
+    num_any_U = (by_block.amax(dim=1) + BLOCK_TOKENS - 1) // BLOCK_TOKENS
+    blocks_V = torch.arange(num_blocks)
+    partial_UV = (num_whole_U[:, None] + blocks_V).clamp(max=num_blocks - 1)
     key_stops = padded.to(device)
 
-    def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    def attends(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return key < key_stops[query]
 
     def table(numbers: Tensor) -> Tensor:
         return numbers.int()[None, None].contiguous().to(device)
 
     return BlockMask.from_kv_blocks(
-        table(num_any_Q - num_whole_Q),
-        table(partial_QE),
-        table(num_whole_Q),
-        table(blocks_E.expand(num_blocks, -1)),
+        table(num_any_U - num_whole_U),
+        table(partial_UV),
+        table(num_whole_U),
+        table(blocks_V.expand(num_blocks, -1)),
         BLOCK_SIZE=BLOCK_TOKENS,
-        mask_mod=sees,
+        mask_mod=attends,
         seq_lengths=(num_tokens, num_tokens),
     )
 
@@ -79,7 +77,7 @@ def check_kernel(kernel: AttentionKernel, device: torch.device) -> None:
 
 
 def use_kernel(model: nn.Module, kernel: AttentionKernel) -> None:
-    """Let all self-attention of `model` run on this kernel; a model is built with `blocks`."""
+    """Run all self-attention of `model` on this kernel. Models are built with `blocks`."""
     if kernel == "flex":
         for part in model.modules():
             if isinstance(part, GridAttention):

@@ -1,7 +1,6 @@
-"""The trajectory head: joints at a latent step's frames, read from that step's latents and no other's.
+"""A forecast model: latents by a forecaster, joints by the trajectory head, read step by step.
 
-Shape letters: B batch, T latent steps, P patches, D latent dim, W width, Q queries, K frames of a step,
-J joints.
+The head reads the joints at a latent step's frames from that step's latents and no other's.
 """
 
 from typing import NamedTuple
@@ -17,14 +16,14 @@ from thinkjepa.stages.train.model.trunk import initialize
 from thinkjepa.stages.train.model.variants import Forecaster, build_forecaster
 from thinkjepa.stages.train.randomness import named_generator
 
-NUM_QUERIES = 8  # pooled summaries of a step's patches: a hand is in few places at once
+NUM_QUERIES = 8  # pooled summaries of a step's patches: a hand covers few patches at once
 
 
 class TrajectoryHead(nn.Module):
     """Joint positions `(batch, step, frame, joint, 3)`, metres, from latents `(batch, step, patch, dim)`.
 
-    Learned queries attend over a step's patches, which carry learned positions: where in the picture
-    something is, is what is asked for. With anchor `last_pose` the last observed pose is added.
+    Learned queries attend over a step's patches, which carry learned positions, since positions in the
+    picture are to be found. With anchor `last_pose` the last observed pose is added.
     """
 
     center: Tensor
@@ -47,12 +46,12 @@ class TrajectoryHead(nn.Module):
         self.register_buffer("scale", torch.ones(len(shape.joints), 1))
 
     def set_joint_statistics(self, statistics: JointStatistics) -> None:
-        """Predict in units of the training targets' spread around their mean."""
+        """Predict in units of the training targets' deviation from their mean."""
         self.center.copy_(statistics.mean)
         self.scale.copy_(statistics.scale)
 
     def forward(self, latents: Tensor, last_pose_m: Tensor) -> Tensor:
-        """`last_pose_m` `(batch, joint, 3)` is read with anchor `last_pose` only."""
+        """Joints `(batch, step, frame, joint, 3)`, metres. Only anchor `last_pose` reads `last_pose_m`."""
         patches_BTPW = self.embed(self.norm(latents)) + self.patch_embedding
         queries_BTQW = self.queries.to(patches_BTPW.dtype).expand(*patches_BTPW.shape[:2], -1, -1)
         pooled_BTQW = F.scaled_dot_product_attention(
@@ -79,7 +78,7 @@ class Forecast(NamedTuple):
 
 
 class ForecastModel(nn.Module):
-    """A forecaster and its head; the head sees predicted latents only."""
+    """A forecaster and its head, which reads predicted latents only."""
 
     def __init__(self, forecaster: Forecaster, head: TrajectoryHead | None) -> None:
         super().__init__()
@@ -111,7 +110,7 @@ class ForecastModel(nn.Module):
         return Forecast(latents, self.read_joints(latents, last_pose_m), context)
 
     def read_joints(self, latents: Tensor, last_pose_m: Tensor | None) -> Tensor | None:
-        """What the head reads off any future latents; None where the model has none."""
+        """Joints from any future latents. None where the model has no head."""
         if self.head is None:
             return None
         assert last_pose_m is not None, "models with a head are always given the last pose"

@@ -1,27 +1,17 @@
-"""Which of the thinker's levels each depth of the predictor is guided by.
+"""The pyramid: the states of the thinker's layers, brought to every depth of the predictor.
 
-Shape letters: L levels, Y predictor depth.
-
-The pyramid: what the thinker's layers say, brought to every depth of the predictor.
-
-    pooled (level, stream, dim) -> standardise -> linear -> [end of what is affine] -> norm -> signature
+    pooled (level, stream, dim) -> standardize -> linear -> [end of the affine part] -> norm -> signature
     [p, g, |p - g|, p * g] per level -> level(s) of a depth -> a small MLP -> gated modulation of its block
 
-Levels are stored thinker layers, from early to late; streams are the means over prompt and over generated
+Levels are stored thinker layers, from early to late. Streams are the means over prompt and over generated
 tokens. Up to the norm everything is affine in the states, so projecting the mean over tokens equals the mean
-over projected tokens: that is why the cache's `pooled` array is enough. Standardising per dim comes first,
-because a handful of dims hold massive activations (hundreds to thousands, nearly the same for every clip):
-unscaled, they would drown all else in the norm.
+over projected tokens: the cache's `pooled` array is enough. Standardizing per dim comes first, because a
+handful of dims hold massive activations (hundreds to thousands, nearly the same for every clip). Unscaled,
+they would dominate the norm.
 
-Shape letters: B batch, L levels, S streams (2), D thinker dim, W predictor width, Y predictor depth.
-
-Guidance by cross-attention: at every depth the latent grid looks at the thinker's tokens.
-
-Each sample attends to its own tokens, cut to their number: no mask is needed, padding cannot leak, and a
-sample's result does not depend on how long its neighbours' prompts are.
-
-Shape letters: B batch, L levels, S thinker tokens, N grid tokens, W predictor width, H heads, K dims of a
-head, Y predictor depth.
+Cross-attention reads the thinker's tokens instead, at every depth. Each sample attends to its own tokens, cut
+to their number: no mask is needed, padding cannot leak, and a sample's result does not depend on the length
+of its neighbors' prompts.
 """
 
 from abc import abstractmethod
@@ -40,11 +30,11 @@ from thinkjepa.stages.train.model.trunk import ADALN_PARTS, FILM_PARTS, NORM_EPS
 
 
 class Levels(nn.Module):
-    """Brings what is known per level to each depth."""
+    """Assignment of levels to depths."""
 
     @abstractmethod
     def at(self, depth: int, per_level: Tensor) -> Tensor:
-        """`(batch, ...)` for the block at `depth` from `(batch, level, ...)` of all stored levels."""
+        """States `(batch, ...)` for the block at `depth`, from `(batch, level, ...)` of all stored levels."""
 
 
 class FixedLevels(Levels):
@@ -59,7 +49,7 @@ class FixedLevels(Levels):
 
 
 class MixedLevels(Levels):
-    """A mixture of the used levels, learned apart for each depth; starts close to their mean."""
+    """A mixture of the used levels, learned for each depth by itself. It starts as their mean."""
 
     def __init__(self, used: tuple[int, ...], *, depth: int) -> None:
         super().__init__()
@@ -73,11 +63,11 @@ class MixedLevels(Levels):
 
 
 def build_levels(guidance: GuidanceShape, *, num_levels: int, depth: int) -> Levels:
-    """The assignment that `guidance` names, over the levels that it uses; one level is no mixture."""
+    """The assignment that `guidance` names, over the levels that it uses. One level alone is fixed."""
     used = guidance.used_levels(num_levels)
     if guidance.levels == "mixture" and len(used) > 1:
         return MixedLevels(used, depth=depth)
-    return FixedLevels(tuple(used[place] for place in assign_levels(num_levels=len(used), depth=depth)))
+    return FixedLevels(tuple(used[index] for index in assign_levels(num_levels=len(used), depth=depth)))
 
 
 def assign_levels(*, num_levels: int, depth: int) -> tuple[int, ...]:
@@ -110,7 +100,7 @@ class ThinkerProjection(nn.Module):
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
 
     def set_statistics(self, statistics: StateStatistics) -> None:
-        """Standardise with these from now on; they are saved with the weights."""
+        """Standardize with these from now on. They are saved with the weights."""
         self.center.copy_(statistics.mean)
         self.scale.copy_(statistics.scale)
 
@@ -187,7 +177,7 @@ class Pyramid(nn.Module):
         return parts_BYPW * self.gates[:, None, None]
 
     def guide(self, states: ThinkerStates) -> Guidance:
-        """Guidance of a batch; samples that are not guided run as in the unguided predictor."""
+        """Guidance of a batch. Samples that are not guided run as in the unguided predictor."""
         modulations_BYPW = self(states.pooled)
         if states.guided is not None:
             modulations_BYPW = modulations_BYPW * states.guided[:, None, None, None]
@@ -204,7 +194,7 @@ def only_streams(pooled: Tensor, streams: StreamChoice) -> Tensor:
 
 
 def signature(projected: Tensor) -> Tensor:
-    """What the prompt's and the generated states say, and how they differ: `(batch, level, 4 * width)`."""
+    """The prompt's and the generated states, their difference and product: `(batch, level, 4 * width)`."""
     prompt, generated = projected.unbind(2)
     return torch.cat((prompt, generated, (prompt - generated).abs(), prompt * generated), dim=-1)
 
@@ -223,7 +213,7 @@ class TokenProjection(nn.Module):
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
 
     def set_statistics(self, statistics: StateStatistics) -> None:
-        """Standardise with these from now on; they are saved with the weights."""
+        """Standardize with these from now on. They are saved with the weights."""
         self.center.copy_(statistics.mean)
         self.scale.copy_(statistics.scale)
 
@@ -233,7 +223,7 @@ class TokenProjection(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Grid tokens attend to thinker tokens; no positions, the thinker's states carry their own."""
+    """Grid tokens attend to thinker tokens, without positions: the thinker's states carry their own."""
 
     def __init__(self, width: int, *, heads: int) -> None:
         super().__init__()
@@ -245,16 +235,16 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, states: Tensor, counts: tuple[int, ...]) -> Tensor:
-        """What `x` `(batch, token, width)` reads off the first `counts` of `states`; zeros where it is 0."""
+        """Read the first `counts` of `states` for `x` `(batch, token, width)`. Zeros for count 0."""
         query = self._split_heads(self.query(self.norm(x)))
         key, value = self._split_heads(self.key(states)), self._split_heads(self.value(states))
         read = [
             F.scaled_dot_product_attention(
-                query[place, None], key[place, None, :, :count], value[place, None, :, :count]
+                query[index, None], key[index, None, :, :count], value[index, None, :, :count]
             )
             if count
-            else torch.zeros_like(query[place, None])
-            for place, count in enumerate(counts)
+            else torch.zeros_like(query[index, None])
+            for index, count in enumerate(counts)
         ]
         output: Tensor = self.proj(torch.cat(read).transpose(1, 2).flatten(2))
         present_B = torch.tensor([count > 0 for count in counts], device=x.device, dtype=output.dtype)
@@ -298,7 +288,7 @@ class TokenPyramid(nn.Module):
         self.gates = nn.Parameter(torch.zeros(trunk.depth))
 
     def guide(self, states: ThinkerStates) -> Guidance:
-        """Guidance of a batch; samples that are not guided run as in the unguided predictor."""
+        """Guidance of a batch. Samples that are not guided run as in the unguided predictor."""
         assert states.tokens is not None, "cross-attention is always given tokens"
         gates_BY = self.gates.expand(len(states.pooled), -1)
         if states.guided is not None:

@@ -1,9 +1,7 @@
 """The stack of pre-norm transformer blocks that every variant shares.
 
-Same arithmetic as transformers' `VJEPA2Layer` (LayerNorm eps 1e-6, exact GELU, MLP of four times the width).
-Guidance, where there is some, decides how each block is run.
-
-Shape letters: B batch, N tokens, W width.
+The arithmetic is that of transformers' `VJEPA2Layer` (LayerNorm eps 1e-6, exact GELU, MLP of four times the
+width). Guidance, where there is some, runs each block in its own way.
 """
 
 import math
@@ -62,7 +60,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a norm and added to its input."""
+    """Attention and MLP, each after a norm and added to its input."""
 
     def __init__(self, width: int, *, heads: int) -> None:
         super().__init__()
@@ -74,7 +72,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, rotation: Rotation, spans: tuple[Span, ...], *, adaln: Tensor | None = None
     ) -> Tensor:
-        """`adaln` `(batch, 6, width)`, per sample; zeros change nothing, to the last bit."""
+        """Tokens after the block. Zeros in `adaln` `(batch, 6, width)` change no bit."""
         if adaln is None:
             x = self.attention(self.norm1(x), rotation, spans) + x
             output: Tensor = self.mlp(self.norm2(x)) + x
@@ -86,7 +84,7 @@ class Block(nn.Module):
 
 
 class Guidance(Protocol):
-    """How the blocks of a trunk are run under guidance, each sample under its own."""
+    """Guidance of a trunk's blocks, each sample under its own."""
 
     def run(self, depth: int, block: Block, x: Tensor, rotation: Rotation, spans: tuple[Span, ...]) -> Tensor:
         """The output `(batch, token, width)` of the block at `depth`."""
@@ -116,7 +114,7 @@ class Trunk(nn.Module):
         return output
 
     def spans(self, *, num_steps: int, tokens_per_step: int, prefix_tokens: int = 0) -> tuple[Span, ...]:
-        """Who sees whom among `prefix_tokens` and the steps' tokens, by the trunk's attention pattern."""
+        """Spans of the trunk's attention pattern over `prefix_tokens` and the steps' tokens."""
         if self.shape.attention == "bidirectional":
             return bidirectional_spans(prefix_tokens + num_steps * tokens_per_step)
         return frame_causal_spans(
@@ -125,7 +123,7 @@ class Trunk(nn.Module):
 
 
 def modulate(x: Tensor, film: Tensor) -> Tensor:
-    """FiLM: `x * (1 + scale) + shift`, per sample and channel; zeros leave `x` as it is to the last bit."""
+    """FiLM: `x * (1 + scale) + shift`, per sample and channel. Zeros change no bit of `x`."""
     scale_BW, shift_BW = film.unbind(1)
     return x * (1 + scale_BW.unsqueeze(1)) + shift_BW.unsqueeze(1)
 

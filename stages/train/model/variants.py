@@ -1,19 +1,13 @@
-"""The JEPA predictor: from the observed window's latents to the future window's.
-
-Observed latents become context tokens, each future position a mask token; the trunk fills the latter in. The
-grid is the encoder's own: observed steps stand at 0 .. T_o - 1, future steps at T_o .. T_o + T_f - 1.
-
-Shape letters: B batch, T latent steps, P patches (row-major height x width), D latent dim, N tokens, W width.
-
-The three models that one cache can train, behind one call: `forecaster(observed, pooled, tokens)`.
+"""The three models that one cache can train, called alike: `forecaster(observed, pooled, tokens)`.
 
     thinkjepa   the predictor, guided at every depth by the pyramid
     jepa        the predictor alone
     vlm         the thinker's features alone, pooled or all tokens, without observed latents
 
-Parameters of `thinkjepa` and `jepa` with the same seed start equal: each part draws from a stream of its own.
+In the predictor, observed latents become context tokens and each future position a mask token, which the
+trunk fills in. The grid is the encoder's own: observed steps are 0 .. T_o - 1, future steps follow.
 
-Shape letters: B batch, T latent steps, P patches, D latent dim, L levels, S streams, W width.
+Parameters of `thinkjepa` and `jepa` with the same seed start equal: each part draws from a stream of its own.
 """
 
 from abc import abstractmethod
@@ -105,7 +99,7 @@ class Forecaster(nn.Module):
         *,
         num_steps: int | None = None,
     ) -> Tensor:
-        """`num_steps` future steps are rolled out, window by window; None: one window."""
+        """Roll out `num_steps` future steps, window by window. None stands for one window."""
         thinker = _states(pooled, tokens, guided)
         return self.rolled_on(observed, self.future_steps(observed, thinker), thinker, num_steps)
 
@@ -127,10 +121,10 @@ class Forecaster(nn.Module):
     def rolled_on(
         self, observed: Tensor, future: Tensor, thinker: ThinkerStates | None, num_steps: int | None
     ) -> Tensor:
-        """`num_steps` steps that begin with the predicted window `future`; None: that window.
+        """`num_steps` steps that begin with the predicted window `future`. None stands for that window.
 
-        What was predicted becomes context: the last steps of all there are, as many as were observed, go in
-        for the next window. The thinker's states stay those of the split.
+        Predictions become context: the last steps of all, as many as were observed, are the input of the next
+        window. The thinker's states stay those of the split frame.
         """
         num_steps = future.shape[1] if num_steps is None else num_steps
         while future.shape[1] < num_steps:
@@ -140,15 +134,14 @@ class Forecaster(nn.Module):
 
     @abstractmethod
     def future_steps(self, observed: Tensor, thinker: ThinkerStates | None) -> Tensor:
-        """What `forward` gives."""
+        """One window of future latents `(batch, step, patch, dim)`."""
 
     def observed_and_future_steps(self, observed: Tensor, thinker: ThinkerStates | None) -> Tensor:
-        """What `all_steps` gives."""
+        """Latents of observed and future steps. Raises StageError for a variant without observed ones."""
         raise StageError("this variant has no positions of observed steps")
 
     def set_thinker_statistics(self, pooled: StateStatistics, tokens: StateStatistics | None) -> None:
-        """Standardise the thinker's pooled states, and its tokens where they are read, with these; a model
-        without a thinker needs none."""
+        """Standardize the thinker's pooled states and tokens. A model without a thinker needs none."""
 
 
 def _states(pooled: Tensor | None, tokens: TokenBatch | None, guided: Tensor | None) -> ThinkerStates | None:
@@ -156,7 +149,7 @@ def _states(pooled: Tensor | None, tokens: TokenBatch | None, guided: Tensor | N
 
 
 class Jepa(Forecaster):
-    """The unguided predictor; thinker states are ignored."""
+    """The unguided predictor. Thinker states are ignored."""
 
     def __init__(self, predictor: Predictor) -> None:
         super().__init__()
@@ -219,7 +212,7 @@ class ThinkerOnly(Forecaster):
         self.trunk = Trunk(trunk)
         self.proj = nn.Linear(trunk.width, grid.dim)
         self.pyramid: TokenPyramid | None = None
-        """What reads the tokens, where they are given."""
+        """Reader of the tokens, where they are given."""
 
     def future_steps(self, observed: Tensor, thinker: ThinkerStates | None) -> Tensor:
         assert thinker is not None, "guided variants are always given pooled states"
@@ -243,7 +236,7 @@ class ThinkerOnly(Forecaster):
     def rolled_on(
         self, observed: Tensor, future: Tensor, thinker: ThinkerStates | None, num_steps: int | None
     ) -> Tensor:
-        """Nothing that is predicted goes in again, so behind its window the last step stays."""
+        """Repeat the last step after the window, since no prediction is an input."""
         num_steps = future.shape[1] if num_steps is None else num_steps
         held = future[:, -1:].expand(-1, max(0, num_steps - future.shape[1]), -1, -1)
         return torch.cat((future, held), dim=1)[:, :num_steps]
@@ -258,7 +251,7 @@ class ThinkerOnly(Forecaster):
         return (self.step_embedding[:, None] + self.patch_embedding[None]).flatten(0, 1).unsqueeze(0)
 
     def _positions(self, num_context: int, device: torch.device) -> Tensor:
-        """Future positions as in the predictor; context tokens at the origin, which rotates nothing."""
+        """Future positions as in the predictor. Context tokens are at the origin, which rotates nothing."""
         grid = self.grid
         queries = grid_positions(
             first_step=grid.observed_steps,
