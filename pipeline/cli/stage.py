@@ -129,6 +129,7 @@ def train_command(
             selection=chosen,
             warm_start=warm_start,
             report=bar.report,
+            owns_out_dir=True,
             on_wait=bar.report,  # another experiment may train the same run: it is then found finished
         )
     if run != out:

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from thinkjepa.cache import FeatureCache
 from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.data.tracked_files import Selection, selected_clip_ids
+from thinkjepa.stages.data.videos import SUFFIXES
 from thinkjepa.stages.device import chosen_threads, device_name, local_processes, torch_threads
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.json_files import read_json, write_json
@@ -44,6 +45,7 @@ from thinkjepa.stages.train.randomness import repeatable_kernels
 from thinkjepa.stages.train.settings import TrainSettings
 
 RESUME = "resume.safetensors"
+RUN_FILES = ("curve.csv", "curve.png", "split.json", "metrics.json")
 
 
 def train(
@@ -59,6 +61,7 @@ def train(
     warm_start: WarmStart | None = None,
     on_wait: Callable[[str], None] | None = None,
     report: Report = report_nothing,
+    owns_out_dir: bool = False,
 ) -> dict[str, Any]:
     """Train one model on a cache, write the run to `out_dir` and return its metrics.
 
@@ -66,11 +69,15 @@ def train(
     one there is. A `selection` names those that are read and limits the run to its clips; without one, all
     clips count. A run that was interrupted continues. `warm_start` is the checkpoint that settings.init_from
     names. One process at a time writes a folder: another is refused, or waits after a call of `on_wait`. Of
-    several processes the main one reports. Raises StageError or CacheError for all that a user can correct.
+    several processes the main one reports. An unfinished run of other settings is refused, as is a folder of
+    other files, unless the caller `owns_out_dir`: then it is trained anew. Raises StageError or CacheError
+    for all that a user can correct.
     """
     accelerator = make_accelerator(settings, out_dir)
     if not accelerator.is_main_process:
         progress, report = ignore_steps, report_nothing
+    if not owns_out_dir:
+        refuse_foreign_files(out_dir)
     recorded = recorded_threads(out_dir)
     threads = settings.threads or recorded
     if not settings.threads and recorded not in (0, chosen_threads(0)):
@@ -93,7 +100,21 @@ def train(
         processes = accelerator.num_processes
         plan = plan_run(cache_dir, settings, features, clips, num_processes=processes, warm_start=warm_start)
         with only_writer(accelerator, out_dir, on_wait=on_wait):
-            return finished_metrics(out_dir, plan) or carry_out(plan, out_dir, accelerator, progress, report)
+            if (metrics := finished_metrics(out_dir, plan)) is not None:
+                return metrics
+            resume = ResumeFile(out_dir / RESUME, plan.key, plan.record)
+            if resume.holds_another:
+                apart = unfinished_differences(resume, plan)
+                if not owns_out_dir:
+                    raise StageError(
+                        f"{str(out_dir)!r} holds an unfinished run that differs in {apart}: repeat its "
+                        "settings to continue it, choose another --out, or remove the folder"
+                    )
+                report(
+                    f"{str(out_dir)!r} has an unfinished run of other settings or features: it begins anew; "
+                    f"it differs in {apart}"
+                )
+            return carry_out(plan, resume, out_dir, accelerator, progress, report)
 
 
 def recorded_threads(out_dir: Path) -> int:
@@ -103,14 +124,37 @@ def recorded_threads(out_dir: Path) -> int:
     return ResumeFile(out_dir / RESUME, key="").threads()
 
 
+def refuse_foreign_files(out_dir: Path) -> None:
+    """Raises StageError for a folder that holds files and no run."""
+    if not out_dir.is_dir() or (out_dir / "run.json").exists() or (out_dir / RESUME).exists():
+        return
+    for path in sorted(out_dir.rglob("*")):
+        name = path.relative_to(out_dir)
+        if path.suffix.lower() in SUFFIXES or (
+            len(name.parts) == 1 and path.is_file() and path.name[0] != "." and path.name not in RUN_FILES
+        ):
+            raise StageError(
+                f"--out {str(out_dir)!r} holds other files and no run, e.g. {name.as_posix()!r}: "
+                "choose a new or empty folder"
+            )
+
+
+def unfinished_differences(resume: ResumeFile, plan: RunPlan) -> str:
+    """Names and values that tell the run in the file from the planned one."""
+    found = resume.found_record()
+    return run_differences(found, plan.record) if found else "settings or features"
+
+
 def carry_out(
-    plan: RunPlan, out_dir: Path, accelerator: Accelerator, progress: TrainProgress, report: Report
+    plan: RunPlan,
+    resume: ResumeFile,
+    out_dir: Path,
+    accelerator: Accelerator,
+    progress: TrainProgress,
+    report: Report,
 ) -> dict[str, Any]:
     """Train as planned, from where an earlier process stopped, write the run and return its metrics."""
     settings, clips = plan.settings, plan.clips
-    resume = ResumeFile(out_dir / RESUME, plan.key)
-    if resume.holds_another:
-        report(f"{str(out_dir)!r} has an unfinished run of other settings or features: it begins anew")
     report(start_of(plan, resume.peek(), accelerator))
     with repeatable_kernels(accelerator.device), tracked(accelerator, settings, out_dir):
         model = untrained_model(plan)

@@ -121,12 +121,15 @@ class ResumeFile:
 
     path: Path
     key: str
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """What the key is of: settings and features of the run."""
 
     def save(self, state: FitState, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Replace the file by the state after an epoch, or within one."""
         tensors = _prefixed(MODEL, model.state_dict()) | _prefixed(BEST, state.best_weights)
         tensors |= _prefixed(OPTIMIZER, _flat_optimizer_state(optimizer))
         header = {"key": self.key, "curve": json.dumps([asdict(losses) for losses in state.curve])}
+        header["record"] = json.dumps(self.record)
         header["partial"] = json.dumps(state.partial)
         header["threads"] = str(torch.get_num_threads())
         replace_file(self.path, safetensors.torch.save(tensors, metadata=header))
@@ -152,6 +155,11 @@ class ResumeFile:
     def holds_another(self) -> bool:
         """Whether the file is of another key. Saving replaces it."""
         return self._header().get("key", self.key) != self.key
+
+    def found_record(self) -> dict[str, Any]:
+        """The record in the file, of whatever key; empty where an earlier version wrote it."""
+        record: dict[str, Any] = json.loads(self._header().get("record", "{}"))
+        return record
 
     def threads(self) -> int:
         """Threads of the run in the file, of whatever key; 0 without a file."""

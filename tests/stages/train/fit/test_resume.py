@@ -20,6 +20,7 @@ import torch
 from commands import BIN, run_command
 
 from thinkjepa.stages.data.partition import SplitRule
+from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train.events import Report, RunStarts, TrainEvent, report_nothing
 from thinkjepa.stages.train.run import train
 from thinkjepa.stages.train.settings import TrainSettings
@@ -50,6 +51,7 @@ def run(
     *,
     progress: Callable[..., None] = lambda **_: None,
     report: Report = report_nothing,
+    owns_out_dir: bool = False,
     **changed: Any,
 ) -> None:
     train(
@@ -61,6 +63,7 @@ def run(
         split=SplitRule(),
         progress=progress,
         report=report,
+        owns_out_dir=owns_out_dir,
     )
 
 
@@ -173,8 +176,23 @@ def test_a_run_says_where_it_continues_and_what_it_replaces(latent_cache: BuildC
 
     assert said() == (0, [])
     assert said() == (1, [])
-    steps_done, notes = said(seed=1)
+    with pytest.raises(StageError, match=r"differs in settings.seed \(0, now 1\): repeat its settings"):
+        run(cache, tmp_path / "run", seed=1)
+    steps_done, notes = said(seed=1, owns_out_dir=True)
     assert steps_done == 0
     assert notes == [
-        f"'{tmp_path / 'run'}' has an unfinished run of other settings or features: it begins anew"
+        f"'{tmp_path / 'run'}' has an unfinished run of other settings or features: it begins anew; "
+        "it differs in settings.seed (0, now 1)"
     ]
+
+
+@pytest.mark.parametrize("file", ["notes.txt", "orbit/0.mp4"])
+def test_a_folder_of_other_files_is_no_place_for_a_run(
+    latent_cache: BuildCache, tmp_path: Path, file: str
+) -> None:
+    path = tmp_path / "out" / file
+    path.parent.mkdir(parents=True)
+    path.touch()
+    with pytest.raises(StageError, match=f"holds other files and no run, e.g. '{file}'"):
+        run(latent_cache(), tmp_path / "out")
+    assert [item for item in (tmp_path / "out").rglob("*") if item.is_file()] == [path]
