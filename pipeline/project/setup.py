@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -57,6 +58,11 @@ def set_up_project(
     `videos` is a folder as seen from the current one, None for `folder`/videos. `changes` are settings that
     differ from the defaults, by section. What exists is never overwritten. Raises ProjectError.
     """
+    if videos is None and not (folder / "videos").exists() and (names := _videos_in(folder)):
+        raise ProjectError(
+            f"{str(folder)!r} itself holds videos, e.g. {names[0]!r}: give a new folder for the project and "
+            f"--videos {shlex.quote(str(folder))}"
+        )
     folder_name = "videos" if videos is None else _videos_folder_name(videos, folder)
     project = NewProject(folder)
     with explained_os_errors("write the project", folder):
@@ -83,6 +89,13 @@ def run_dvc(folder: Path, *arguments: str) -> None:
     done = subprocess.run(command, cwd=folder, env=environment, check=False, stdout=sys.stderr)
     if done.returncode:
         raise ProjectError(f"dvc {' '.join(arguments)} failed in {str(folder)!r}: its message is above")
+
+
+def _videos_in(folder: Path) -> list[str]:
+    """Names of the videos that lie right in a folder, sorted."""
+    if not folder.is_dir():
+        return []
+    return sorted(path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
 
 
 def _videos_folder_name(videos: Path, folder: Path) -> str:

@@ -14,6 +14,7 @@ import yaml
 from commands import BIN, forking_commands
 
 from thinkjepa.pipeline.project.params import Folders, Matrix, params_text, read_params
+from thinkjepa.pipeline.project.setup import ProjectError, set_up_project
 from thinkjepa.stages.extract.settings import ModelSettings
 from thinkjepa.stages.train.settings import TrainSettings
 
@@ -149,6 +150,13 @@ def test_what_cannot_be_a_project_is_refused_in_one_line(tmp_path: Path) -> None
     assert "would be inside its videos folder" in refused(tmp_path, "videos/project", "--videos", "videos")
     assert "leave --videos out" in refused(tmp_path, "project", "--videos", "videos", "--sample")
     assert not (tmp_path / "project").exists()
+
+
+def test_a_folder_of_videos_is_no_project(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    with pytest.raises(ProjectError, match=r"itself holds videos, e.g. 'a.mp4': .*--videos"):
+        set_up_project(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
 def test_a_sample_project_has_videos_and_models_and_keeps_edited_settings(tmp_path: Path) -> None:
