@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.filesize import decimal
+from safetensors import SafetensorError, safe_open
 
 from thinkjepa.cache import file_digest, fingerprint
 from thinkjepa.stages.errors import StageError
@@ -157,6 +158,12 @@ def _missing_files(model: ModelFolder, role: str, *, need_weights: bool) -> str:
     missing = sorted(listed - {path.name for path in model.weight_files})
     if need_weights and missing:
         return f"{len(missing)} of {len(listed)} weight files are missing, e.g. {missing[0]}"
+    for path in model.weight_files if need_weights else ():
+        try:
+            with safe_open(path, framework="np"):
+                pass
+        except SafetensorError as error:
+            return f"{path.name} is damaged or was not copied whole ({error})"
     if role == "thinker" and not any((model.path / name).is_file() for name in TOKENIZERS):
         return f"the folder has no tokenizer ({', '.join(TOKENIZERS)})"
     return ""

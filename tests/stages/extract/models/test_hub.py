@@ -152,3 +152,17 @@ def test_a_processor_that_lacks_a_file_names_it(tmp_path: Path, tiny_models: Pat
         StageError, match=r"has no (preprocessor_config|chat template).*copy the whole folder"
     ):
         thinker.load_processor()
+
+
+@pytest.mark.parametrize("role", ["thinker", "encoder"])
+@pytest.mark.parametrize("content", [b"", b"no weights at all", None])
+def test_damaged_weights_are_found_with_the_model(
+    tmp_path: Path, tiny_models: Path, role: str, content: bytes | None
+) -> None:
+    """None stands for a file that was cut in half."""
+    copy = shutil.copytree(tiny_models / role, tmp_path / role)
+    file = next(copy.glob("*.safetensors"))
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    with pytest.raises(StageError, match=rf"{file.name} is damaged .*\); copy the whole folder$"):
+        find_model(str(copy), revision="main", role=role)
