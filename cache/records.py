@@ -312,7 +312,9 @@ def set_differences(feature_sets: Iterable[FeatureSet]) -> dict[str, str]:
         return {item.name: "" for item in items}
     apart = differing([{"model": item.source.get("model"), **item.origin} for item in items])
     implied = {"sampling.fingerprint"} if any(_is_sampling(name) for name in apart[0]) else set[str]()
-    if any("model" in settings for settings in apart):
+    if "model" in apart[0] and "weights" in items[0].origin and "weights" not in apart[0]:
+        implied.add("model")  # one model, by two paths
+    elif "model" in apart[0]:
         implied |= {"weights", "preprocessing.files"}
     return {
         item.name: ", ".join(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -246,10 +247,16 @@ def _failure_line(failure: Mapping[str, str]) -> str:
     return f"{failure['video']!r}{clip} [{failure['stage']}] {failure['reason']}"
 
 
+def _model_name(source: Mapping[str, Any]) -> str:
+    """A hub name, or a folder's path without detours such as `first/../models`."""
+    name = str(source.get("model"))
+    return os.path.normpath(name) if source.get("revision") == "local" else name
+
+
 def _set_lines(item: dict[str, Any]) -> list[str]:
     source, origin = item["source"], item["origin"]
     made = [
-        f"{source.get('model')} ({source.get('revision')})",
+        f"{_model_name(source)} ({source.get('revision')})",
         origin["dtype"],
         f"on {source.get('device')}",
     ]

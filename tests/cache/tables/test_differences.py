@@ -45,6 +45,8 @@ def test_digests_are_named_only_where_nothing_readable_differs(encoder_set: Buil
         "model 'small', sampling.observed 8",
         "model 'large', sampling.observed 16",
     ]
+    one_model = set_differences([encoder("m", "a", 8), encoder("/home/me/m", "a", 16)])
+    assert not any("model" in text for text in one_model.values())
     by_weights = set_differences([encoder("small", "a", 8), encoder("small", "b", 8)])
     assert list(by_weights.values()) == ["weights aaaaaaaaaaaa", "weights bbbbbbbbbbbb"]
 
