@@ -13,7 +13,12 @@ from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# An example's time says what else the machine does.
+hypothesis.settings.register_profile("shared machine", deadline=None)
+hypothesis.settings.load_profile("shared machine")
 
 pytest_plugins = ("numbered_videos", "egodex_files", "extraction", "latent_cache")
 

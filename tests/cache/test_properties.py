@@ -269,7 +269,6 @@ def check_run(folder: Path, run: Written, tree_digest: TreeDigest) -> None:
 
 
 LIMITS: dict[str, Any] = {
-    "deadline": None,
     "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 }
 

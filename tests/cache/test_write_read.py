@@ -69,7 +69,7 @@ def test_reader_and_zarr_return_the_written_bits(
                 assert bits(read) == bits(values)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lengths=st.lists(st.integers(1, 256), min_size=1, max_size=12),
     batch=st.integers(1, 5),

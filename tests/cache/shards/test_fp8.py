@@ -48,7 +48,7 @@ def features(clip_id: str, *, num_tokens: int, dtype: torch.dtype) -> ClipFeatur
     return ClipFeatures(clip_id, {"tokens": tokens.to(dtype), "token_kind": kinds}, token_count=num_tokens)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     exponents=st.lists(st.integers(-30, 30), min_size=1, max_size=6),
     seed=st.integers(0, 2**16),

@@ -64,7 +64,7 @@ def test_hashes_spread() -> None:
     assert 0.45 < np.mean((hashes >> np.uint64(63)).astype(float)) < 0.55
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_an_index_answers_as_a_dictionary_would(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from thinkjepa.cache import ClipRow, FeatureCache
@@ -78,7 +78,6 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> ClipRow:
     )
 
 
-@settings(deadline=None)
 @given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=8))
 def test_partners_are_a_derangement_across_videos(clip: ClipRow, sizes: list[int]) -> None:
     clips = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from thinkjepa.stages.evaluate.metrics import counted_joint_frames, trajectory_metrics
@@ -68,7 +68,6 @@ def test_joints_of_no_confidence_or_never_seen_before_the_split_do_not_count() -
     assert counted.tolist() == [[[[True, True, False], [False, True, False]]]]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 1000))
 def test_ade_is_that_of_moved_and_turned_joints(seed: int) -> None:
     """A mean distance is the same in world and camera frame."""
