@@ -74,7 +74,7 @@ def train_command(
     if plan:
         _print_plan(cache_dir, settings, split, named, json=json)
         return
-    was_finished = (out / "run.json").is_file()  # then it is this very run: another one is refused
+    done = (out / "run.json").is_file()  # then it is this very run: another one is refused
     with TrainingBar(errors) as bar:
         metrics = train(
             cache_dir,
@@ -89,8 +89,7 @@ def train_command(
             report=bar.report,
         )
     if os.environ.get("RANK", "0") == "0":  # of several processes that torchrun or accelerate starts
-        text = describe_metrics(out, metrics, was_finished=was_finished)
-        print_result(json, {"run": str(out), **metrics}, text)
+        print_result(json, {"run": str(out), **metrics}, describe_metrics(out, metrics, was_finished=done))
 
 
 def _print_plan(

@@ -55,13 +55,9 @@ THINKER = "#5b4b8a"
 
 STREAM_STYLES = {
     "prompt": ("prompt", THINKER, "o", "-"),
-    "generated": (
-        "generated, reasoning",
-        ORANGE,
-        "s",
-        "--",
-    ),  # token kinds that this stream is the mean of
+    "generated": ("generated, reasoning", ORANGE, "s", "--"),
 }
+"""Label, which names the token kinds of the stream, color, marker and line."""
 
 MAX_LAYER_TICKS = 12
 
