@@ -174,7 +174,7 @@ def extract(
             pending = [clip for clip in planned.clips if clip.clip_id not in known]
             target = Target(cache_dir.absolute(), session.token, sets)
             job = Job(target, planned.settings, models, execution, vllm)
-            _extract_pending(pending, planned, session, job, frozen, tally)
+            before = _extract_pending(pending, planned, session, job, frozen, tally)
         if not tally.over_limit:
             for item in sets.values():
                 session.finish(item)
@@ -313,8 +313,8 @@ def _extract_pending(
     job: Job,
     frozen: FrozenModels,
     tally: Tally,
-) -> None:
-    """Fill the shards of all pending clips, here or on a cluster.
+) -> set[str]:
+    """Fill the shards of all pending clips, here or on a cluster. Returns the clips that needed nothing.
 
     Ctrl-C, SIGTERM and too many failures end it after a batch. Raises StageError where the disk is too small.
     """
@@ -324,8 +324,9 @@ def _extract_pending(
     units = plan_units(session, sets, pending)
     if units:
         _announce(units, planned, frozen, workers=job.execution.workers, progress=progress)
-    if num_pending := sum(len(pending_clips(session, sets, unit)) for unit in units):
-        progress.begin("extracting", total=num_pending, unit="clips")
+    missing = {clip_id for unit in units for clip_id in pending_clips(session, sets, unit)}
+    if missing:
+        progress.begin("extracting", total=len(missing), unit="clips")
     with noted_signals(progress) as stopping:
 
         def on_batch(done: BatchDone) -> bool:
@@ -341,6 +342,7 @@ def _extract_pending(
             with UnitFiller.ready(job, frozen) as filler:
                 filler.fill(units, planned.videos, on_batch=on_batch)
         stopping.end()
+    return {clip.clip_id for clip in pending} - missing
 
 
 def _announce(
