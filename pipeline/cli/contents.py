@@ -247,6 +247,8 @@ def verify_command(
             dropped = drop_clips(cache, problems)
     lines = [f"{problem.feature_set} {problem.clip_id}: {problem.reason}".strip() for problem in problems]
     found = f"{counted(len(problems), 'problem')}, {counted(dropped, 'clip')} dropped"
+    if len(problems) > dropped and not repair:
+        found += "; --repair drops the damaged clips, and the next extraction makes them again"
     record = {"problems": [asdict(problem) for problem in problems], "dropped": dropped}
     print_result(json, record, "\n".join([*lines, found if problems else "no problems"]))
     return EXIT_FAILURES if len(problems) > dropped else EXIT_DONE

@@ -199,6 +199,7 @@ def test_repair_drops_exactly_the_damaged_clip_and_extraction_makes_it_anew(
     with shard.path.open("r+b") as file:
         file.seek(int(shard._index[slot][0]) + 5)
         file.write(b"\xff")
+    assert "--repair drops the damaged clips" in run("verify", copy).stdout
     done = run("verify", copy, "--repair", "--json")
     report = json.loads(done.stdout)
     assert [problem["clip_id"] for problem in report["problems"]] == [clip_ids[1]]
