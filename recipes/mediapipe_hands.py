@@ -61,6 +61,10 @@ def rows(result: Any, frame: int, size_px: tuple[int, int]) -> list[dict[str, An
 
 def main(model: str, videos: list[str]) -> None:
     """Label each video, with the frames that the project's own decoder gives."""
+    if not Path(model).is_file():
+        sys.exit(
+            f"{model!r} is no file: get hand_landmarker.task from the page of MediaPipe's hand landmarker"
+        )
     import mediapipe as mp
 
     options = mp.tasks.vision.HandLandmarkerOptions(

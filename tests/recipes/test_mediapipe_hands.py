@@ -74,3 +74,8 @@ def test_of_two_hands_of_a_side_the_surer_one_is_taken(recipe: dict[str, Any]) -
     assert [row["joint"] for row in table] == ["right" + joint for joint in recipe["JOINTS"]]
     np.testing.assert_allclose([table[0][axis] for axis in "xyz"], sure[0], atol=1e-6)
     assert {(row["frame"], row["confidence"]) for row in table} == {(5, 0.9)}
+
+
+def test_a_model_file_that_is_not_there_is_named(recipe: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"nothing.task' is no file: get hand_landmarker.task"):
+        recipe["main"](str(tmp_path / "nothing.task"), [])
