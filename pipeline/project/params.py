@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 
@@ -21,6 +21,7 @@ from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.data.plan import ClipSettings
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings, VllmSettings
 from thinkjepa.stages.settings import SettingsError, setting
+from thinkjepa.stages.train.model.config import Variant
 from thinkjepa.stages.train.settings import TrainSettings
 
 WORKSPACES = (".dvc", "tmp", "exps")
@@ -178,9 +179,14 @@ def _folders(content: Mapping[str, Any], path: Path) -> Folders:
 
 def _matrix(content: Mapping[str, Any], name: str, kind: type[Item], path: Path) -> tuple[Item, ...]:
     """One axis of the matrix of runs; empty where it is left out, as for a cache without training."""
-    items = content.get(name) or []
+    items = [] if content.get(name) is None else content[name]
     if not isinstance(items, list) or not all(type(item) is kind for item in items):
-        raise SettingsError(f"{path}: {name} holds {items!r}, expected a list of {kind.__name__}")
+        raise SettingsError(
+            f"{path}: {name} holds {items!r}, expected a list of {kind.__name__}: give a list, [...]"
+        )
+    variants = get_args(Variant)
+    if unknown := [item for item in items if name == "variants" and item not in variants]:
+        raise SettingsError(f"{path}: variants has no {unknown[0]!r}{meant(unknown[0], variants)}")
     return tuple(items)
 
 

@@ -207,6 +207,8 @@ def largest_file(folder: Path) -> int:
         ({"video": "x"}, "unknown key 'video'"),
         ({"clips": {"thinker_frame": 8}}, "clips: unknown setting 'thinker_frame'"),
         ({"models": {"max_new_tokens": "many"}}, "models: max_new_tokens 'many'"),
+        ({"variants": ["jeppa"]}, "variants has no 'jeppa' (did you mean 'jepa'?)"),
+        ({"seeds": 0}, "seeds holds 0, expected a list of int: give a list"),
         ({"train": {"seed": 1}}, "train.seed is set by the matrix: use the key seeds"),
         ({"videos": None}, "videos is missing"),
         ({"execution": {"max_failures": "lots"}}, "execution: max_failures 'lots'"),
