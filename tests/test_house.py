@@ -25,7 +25,7 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in CODE}
 SOURCE_FILES = 180
 SOURCE_LINES = 29_200
 FOLDER_MODULES = 14
-FILE_LINES = 402
+FILE_LINES = 400
 FUNCTION_LINES = 60
 MODULE_LINES = 40
 EQUAL_LINES = 12

@@ -104,17 +104,22 @@ def train(
                 return metrics
             resume = ResumeFile(out_dir / RESUME, plan.key, plan.record)
             if resume.holds_another:
-                apart = unfinished_differences(resume, plan)
-                if not owns_out_dir:
-                    raise StageError(
-                        f"{str(out_dir)!r} holds an unfinished run that differs in {apart}: repeat its "
-                        "settings to continue it, choose another --out, or remove the folder"
-                    )
-                report(
-                    f"{str(out_dir)!r} has an unfinished run of other settings or features: it begins anew; "
-                    f"it differs in {apart}"
-                )
+                begin_anew(resume, plan, out_dir, owned=owns_out_dir, report=report)
             return carry_out(plan, resume, out_dir, accelerator, progress, report)
+
+
+def begin_anew(resume: ResumeFile, plan: RunPlan, out_dir: Path, *, owned: bool, report: Report) -> None:
+    """Report that another unfinished run is dropped. Raises StageError unless the caller owns the folder."""
+    apart = unfinished_differences(resume, plan)
+    if not owned:
+        raise StageError(
+            f"{str(out_dir)!r} holds an unfinished run that differs in {apart}: repeat its "
+            "settings to continue it, choose another --out, or remove the folder"
+        )
+    report(
+        f"{str(out_dir)!r} has an unfinished run of other settings or features: it begins anew; "
+        f"it differs in {apart}"
+    )
 
 
 def recorded_threads(out_dir: Path) -> int:
