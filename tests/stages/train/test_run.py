@@ -49,7 +49,7 @@ class Recorder:
 
 
 def run(cache: Path, out: Path, settings: TrainSettings = TINY, **overrides: Any) -> dict[str, Any]:
-    recorder = overrides.pop("progress", Recorder())
+    recorder, owned = overrides.pop("progress", Recorder()), overrides.pop("owns_out_dir", False)
     return train(
         cache,
         out,
@@ -58,6 +58,7 @@ def run(cache: Path, out: Path, settings: TrainSettings = TINY, **overrides: Any
         encoder_set=None,
         split=SplitRule(),
         progress=recorder,
+        owns_out_dir=owned,
     )
 
 
@@ -188,8 +189,8 @@ def test_progress_counts_epochs_and_steps_from_one(latent_cache: BuildCache, tmp
 
 
 def test_the_first_of_several_windows_is_trained_on(latent_cache: BuildCache, tmp_path: Path) -> None:
-    one = run(latent_cache(name="one"), tmp_path / "one")
-    two = run(latent_cache(name="two", windows=2), tmp_path / "two")
+    one = run(latent_cache(name="one"), tmp_path / "run of one")
+    two = run(latent_cache(name="two", windows=2), tmp_path / "run of two")
     assert one == two
 
 
@@ -279,7 +280,8 @@ def test_other_settings_do_not_continue_an_interrupted_run(latent_cache: BuildCa
 
     with pytest.raises(InterruptionError):
         run(cache, tmp_path / "run", progress=interrupt)
-    assert run(cache, tmp_path / "run", seed=5) == run(cache, tmp_path / "fresh", seed=5)
+    anew = run(cache, tmp_path / "run", seed=5, owns_out_dir=True)
+    assert anew == run(cache, tmp_path / "fresh", seed=5)
 
 
 def test_clips_at_once_do_not_change_the_step(latent_cache: BuildCache, tmp_path: Path) -> None:

@@ -113,8 +113,8 @@ def test_hands_are_predicted_where_there_are_labels(latent_cache: BuildCache, tm
     labelled, plain = latent_cache(name="labelled", labelled=16), latent_cache(name="plain")
     run(labelled, tmp_path / "hands")
     run(labelled, tmp_path / "latents", task="latent")
-    run(plain, tmp_path / "plain")
-    tasks = [record_of(tmp_path / name)["settings"]["task"] for name in ("hands", "latents", "plain")]
+    run(plain, tmp_path / "unlabelled")
+    tasks = [record_of(tmp_path / name)["settings"]["task"] for name in ("hands", "latents", "unlabelled")]
     assert tasks == ["trajectory", "latent", "latent"]
     assert record_of(tmp_path / "hands")["reference_frames"] == ["camera"]
     assert record_of(tmp_path / "hands")["model"]["head"]["joints"] == [
@@ -122,7 +122,7 @@ def test_hands_are_predicted_where_there_are_labels(latent_cache: BuildCache, tm
         "rightThumbTip",
         "rightHand",
     ]
-    assert record_of(tmp_path / "plain")["model"]["head"] is None
+    assert record_of(tmp_path / "unlabelled")["model"]["head"] is None
     with pytest.raises(StageError, match=r"no clip has hand labels .* has no labels.*thinkjepa-data import"):
         run(plain, tmp_path / "none", task="trajectory")
 

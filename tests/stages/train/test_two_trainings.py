@@ -85,7 +85,8 @@ def test_the_second_training_is_refused_and_the_first_goes_on(
     if not launch:
         assert second.returncode == 2
         assert refusals[0].endswith("wait for it to end, or choose another --out")
-    assert run(cache, tmp_path / "run")["epochs"] == 2, "the killed process holds nothing any more"
+    anew = run(cache, tmp_path / "run", owns_out_dir=True)
+    assert anew["epochs"] == 2, "the killed process holds nothing any more"
 
 
 def test_whoever_waits_finds_the_run_finished(latent_cache: BuildCache, tmp_path: Path) -> None:
