@@ -93,13 +93,19 @@ def test_features_are_those_of_the_cpu_within_rounding(
         pooled = features.pop(("thinker", "pooled"))  # (clip, layer, stream, dim)
         for index, stream in enumerate(STREAMS):
             features["thinker", stream] = pooled[:, :, index]
-    for key, expected in reference.items():
-        difference = (ours[key] - expected).abs().flatten(1).amax(1) / expected.abs().max()
-        record_property(f"{' '.join(key)}, largest difference by the largest value", float(difference.max()))
-        if key != ("thinker", "generated"):
-            assert difference.max() < 2e-3, key
-        else:
-            record_property("clips with the same generated tokens", float((difference < 2e-3).float().mean()))
+    differences = {
+        key: (ours[key] - expected).abs().flatten(1).amax(1) / expected.abs().max()
+        for key, expected in reference.items()
+    }
+    same = differences["thinker", "generated"] < 2e-3
+    record_property("clips with the same generated tokens", f"{same.sum()} of {len(same)}")
+    assert same.float().mean() > 0.8
+    for key, difference in differences.items():
+        of_clips = (
+            difference[same] if key in (("thinker", "generated"), ("thinker", "tokens")) else difference
+        )
+        record_property(f"{' '.join(key)}, largest difference by the largest value", float(of_clips.max()))
+        assert of_clips.max() < 2e-3, key
 
 
 def test_the_default_precision_works_and_differs_by_no_more_than_bfloat16(
