@@ -45,7 +45,7 @@ from thinkjepa.stages.train.randomness import repeatable_kernels
 from thinkjepa.stages.train.settings import TrainSettings
 
 RESUME = "resume.safetensors"
-RUN_FILES = ("curve.csv", "curve.png", "split.json", "metrics.json")
+RUN_FILES = ("run.json", RESUME, "split.json", "metrics.json")
 
 
 def train(
@@ -131,13 +131,12 @@ def recorded_threads(out_dir: Path) -> int:
 
 def refuse_foreign_files(out_dir: Path) -> None:
     """Raises StageError for a folder that holds files and no run."""
-    if not out_dir.is_dir() or (out_dir / "run.json").exists() or (out_dir / RESUME).exists():
+    if not out_dir.is_dir() or any((out_dir / name).exists() for name in RUN_FILES):
         return
     for path in sorted(out_dir.rglob("*")):
         name = path.relative_to(out_dir)
-        if path.suffix.lower() in SUFFIXES or (
-            len(name.parts) == 1 and path.is_file() and path.name[0] != "." and path.name not in RUN_FILES
-        ):
+        is_visible_file = len(name.parts) == 1 and path.is_file() and path.name[0] != "."
+        if path.suffix.lower() in SUFFIXES or is_visible_file:
             raise StageError(
                 f"--out {str(out_dir)!r} holds other files and no run, e.g. {name.as_posix()!r}: "
                 "choose a new or empty folder"
