@@ -20,7 +20,7 @@ import pytest
 hypothesis.settings.register_profile("shared machine", deadline=None)
 hypothesis.settings.load_profile("shared machine")
 
-pytest_plugins = ("numbered_videos", "egodex_files", "extraction", "latent_cache")
+pytest_plugins = ("numbered_videos", "egodex_files", "extraction", "latent_cache", "small_sets")
 
 
 def pytest_configure(config: pytest.Config) -> None:

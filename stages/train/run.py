@@ -45,7 +45,7 @@ from thinkjepa.stages.train.randomness import repeatable_kernels
 from thinkjepa.stages.train.settings import TrainSettings
 
 RESUME = "resume.safetensors"
-RUN_FILES = ("run.json", RESUME, "split.json", "metrics.json")
+RUN_FILES = ("run.json", RESUME, "split.json", "metrics.json", "tensorboard")
 
 
 def train(

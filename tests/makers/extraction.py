@@ -37,12 +37,12 @@ RunCommand = Callable[..., Outcome]
 def run_command() -> RunCommand:
     """Run a command of the project to its end; behind lines of a shell, the installed one."""
 
-    def run(name: str, *arguments: object, shell_prefix: str = "") -> Outcome:
+    def run(name: str, *arguments: object, shell_prefix: str = "", timeout_s: float = 240) -> Outcome:
         if shell_prefix:
             line = ["bash", "-c", f'{shell_prefix}; exec "$0" "$@"', str(BIN / name), *map(str, arguments)]
-            done = subprocess.run(line, capture_output=True, text=True, timeout=240, check=False)
+            done = subprocess.run(line, capture_output=True, text=True, timeout=timeout_s, check=False)
         else:
-            done = commands.run_command(name, *arguments)
+            done = commands.run_command(name, *arguments, timeout_s=timeout_s)
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     return run
