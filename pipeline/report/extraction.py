@@ -164,9 +164,15 @@ def describe_report(
         lines.append(f"{clips} failed in an earlier run: {retry_by} tries them again")
     limit = report.allowed_failed_videos
     if report.stopped_early:
+        short = {item.video for item in report.failures if item.reason.startswith("too short")}
+        remedy = (
+            f"{len(short)} of them are too short for a clip: use fewer frames or a higher --dense-fps"
+            if len(short) == report.failed_videos
+            else "the same command with a higher number continues"
+        )
         lines.append(
-            f"stopped early: more than the {limit} that {accept_by} accepts; what was extracted is kept, the "
-            "same command with a higher number continues"
+            f"stopped early: more than the {limit} that {accept_by} accepts; what was extracted is kept, "
+            f"{remedy}"
         )
     elif report.too_many_failures:
         more = "" if limit is None else f"more than the {limit} allowed: "

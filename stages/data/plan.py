@@ -333,7 +333,10 @@ def _with_rate(settings: ClipSettings, opened: Sequence[PlannedVideo], progress:
     chosen = lasting or rates
     settled = replace(settings, dense_fps=min(rate.fps for rate in chosen.values()))
     short = [name for name in rates if rates[name].fps < settled.fps]
-    progress.note(_described_rates(chosen) + _described_short(short, rates, settings))
+    lost = [name for name in lasting if not has_clip(times_s[name], settled)]
+    slow = [name for name in chosen if chosen[name].fps == settled.fps]
+    lines = (_described_rates(chosen), _described_short(short, rates, settings))
+    progress.note("".join(lines) + _described_lost(lost, slow, settled))
     return settled
 
 
@@ -349,6 +352,18 @@ def _described_rates(rates: Mapping[str, FrameRate]) -> str:
         f"--dense-fps auto: {fps:g} frames a second, the rate of {slowest!r}{uneven}; {faster} of "
         f"{len(rates)} videos are faster, up to {fastest:g}, and give only some of their frames: a number "
         "sets another rate, frames of slower videos repeat then"
+    )
+
+
+def _described_lost(lost: Sequence[str], slow: Sequence[str], settings: ClipSettings) -> str:
+    """The cost of the slowest rate: videos that are long enough at their own. Empty where there are none."""
+    if not lost:
+        return ""
+    others = f" and {len(slow) - 1} more as slow" if len(slow) > 1 else ""
+    videos = "video is" if len(lost) == 1 else "videos are"
+    return (
+        f"; a clip takes {settings.clip_span_s:.1f} s then, for which {len(lost)} faster {videos} too short: "
+        f"leave {min(slow)!r}{others} out, set a rate, or ask for fewer --observed-frames and --future-frames"
     )
 
 

@@ -137,6 +137,10 @@ def test_the_summary_of_an_extraction_adds_up() -> None:
     assert text.startswith("1 video (1 failed), 1 clip, ")
     assert "0 failed, 1 left for the next run (" in text
     assert "1 video failed (1 at open): " in text
+    assert text.endswith("what was extracted is kept, the same command with a higher number continues")
+    short = [Failure("b.mp4", "plan", "too short: 1.00 s, a clip needs 6.30 s")]
+    advised = describe_report(replace(stopped, failures=short))
+    assert advised.endswith("1 of them are too short for a clip: use fewer frames or a higher --dense-fps")
 
 
 def test_a_rate_is_told_only_of_what_was_extracted() -> None:

@@ -90,6 +90,24 @@ def test_auto_takes_the_slowest_rate_and_says_whose_it_is(tmp_path: Path, make_v
     assert (folder.repeated_frames.frames, folder.repeated_frames.slowest_video) == (0, "")
 
 
+def test_what_the_slowest_rate_costs_is_said_with_the_videos_to_leave_out(
+    tmp_path: Path, make_video: MakeVideo
+) -> None:
+    """Sixteen frames take half a second at 30 a second, and one and a half at 10."""
+    for number, name in enumerate(("slow.mp4", "slower.mp4")):
+        make_video(tmp_path / name, num_frames=40 + number, fps=10)
+    make_video(tmp_path / "long.mp4", num_frames=150, fps=30)
+    for number in range(2):
+        make_video(tmp_path / f"{number}.mp4", num_frames=30 + number, fps=30)
+    folder, notes = planned(tmp_path, AUTO)
+    assert folder.fps == 10
+    assert (
+        "; a clip takes 1.5 s then, for which 2 faster videos are too short: leave 'slow.mp4' and 1 more as "
+        "slow out, set a rate, or ask for fewer --observed-frames and --future-frames"
+    ) in notes[0]
+    assert {failure.video for failure in folder.failures} == {"0.mp4", "1.mp4"}
+
+
 def test_a_slow_video_without_a_clip_at_its_rate_is_named_and_no_rate_without_clips_is_advised(
     tmp_path: Path, make_video: MakeVideo
 ) -> None:
