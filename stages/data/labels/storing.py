@@ -11,6 +11,7 @@ import numpy as np
 from thinkjepa.cache import Failure, FeatureCache, LabelTable, VideoLabels, WriteSession
 from thinkjepa.stages.data.decoding.client import DecodeError, VideoDecoder
 from thinkjepa.stages.data.labels.contract import LabelError
+from thinkjepa.stages.data.labels.findings import MAX_EXTENT_M, extent
 from thinkjepa.stages.data.labels.readers import LabelFolder
 from thinkjepa.stages.data.videos import SourceVideo, display_name, find_videos, identify
 from thinkjepa.stages.progress import Progress
@@ -57,6 +58,7 @@ def _changed(
     report: LabelReport,
     progress: Progress,
 ) -> Iterator[VideoLabels]:
+    far: list[str] = []  # videos whose joints lie too far apart
     for video in videos:
         stored = known.label_digest(video.digest)
         try:
@@ -65,7 +67,10 @@ def _changed(
                 report.unlabelled_videos += 1
                 continue
             if found.digest() != stored:
-                yield found.labels_of(video, num_frames(video))
+                read = found.labels_of(video, num_frames(video))
+                if extent(read) > MAX_EXTENT_M:
+                    far.append(video.name)
+                yield read
                 report.added += 1
             report.labelled_videos += 1
         except LabelError as error:
@@ -74,6 +79,12 @@ def _changed(
             progress.failed(failure)
             if stored:
                 yield _withdrawn(video)
+    if far:
+        others = f" and of {len(far) - 1} more" if len(far) > 1 else ""
+        progress.note(
+            f"warning: joints of {far[0]!r}{others} are more than {MAX_EXTENT_M:g} m apart: are positions in "
+            "metres? `thinkjepa-data check` tells more"
+        )
 
 
 def _withdrawn(video: SourceVideo) -> VideoLabels:

@@ -130,6 +130,25 @@ def test_a_table_of_the_folder_is_found_and_imported(tmp_path: Path, folder: Pat
     assert {labels.joint_names for labels in FeatureCache.open(cache_dir).labels} == {("rightHand",)}
 
 
+def test_labels_in_millimetres_are_noticed_when_they_are_stored(
+    tmp_path: Path, folder: Path, extracted: Path, write_egodex: Callable[..., Path]
+) -> None:
+    def in_millimetres(file: Any) -> None:
+        for name in file["transforms"]:
+            file[f"transforms/{name}"][:, :3, 3] *= 1000
+
+    videos, cache_dir = tmp_path / "videos", tmp_path / "cache"
+    shutil.copytree(folder, videos)
+    shutil.copytree(extracted, cache_dir)
+    write_egodex(videos / "0.hdf5", FRAMES, seed=0, change=in_millimetres)
+    done = run_command("thinkjepa-data", "import", "--videos", videos, "--cache-dir", cache_dir)
+    assert "joints of '0.mp4' are more than 3 m apart: are positions in metres?" in " ".join(
+        done.stderr.split()
+    )
+    again = run_command("thinkjepa-data", "import", "--videos", videos, "--cache-dir", cache_dir)
+    assert "metres?" not in again.stderr
+
+
 def test_folders_without_labels_and_without_videos_are_wrong_use(
     tmp_path: Path, make_video: Callable[..., Path], extracted: Path
 ) -> None:
