@@ -116,6 +116,8 @@ def show_command(
     json: JsonOption = False,
 ) -> None:
     """Draw one clip: its frames, its latents over them, the thinker's states by layer, and what it said."""
+    if out.suffix.lower() != ".png":
+        raise CacheError(f"--out {str(out)!r}: give a name that ends in .png")
     from thinkjepa.cache import FeatureCache
     from thinkjepa.cache.disk.files import replace_file
     from thinkjepa.pipeline.picture.clip import draw

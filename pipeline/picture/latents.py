@@ -229,8 +229,8 @@ def _panels_by_frame(prediction: Prediction, panels: LatentPanels) -> Iterator[T
         )
         errors: list[TitledPanel] = [("", None), ("", None)]
         if step.mse is not None:
-            errors[0] = (f"error {step.mse:.3f}", step.error)
-            errors[1] = (f"persistence {step.persistence_mse:.3f}", step.persistence_error)
+            errors[0] = (f"MSE {step.mse:.3f}", step.error)
+            errors[1] = (f"persistence, MSE {step.persistence_mse:.3f}", step.persistence_error)
         yield [
             (f"future {clock_text(seconds)}", shown),
             ("true latents", step.true),

@@ -141,6 +141,9 @@ def test_show_draws_a_clip(extracted: Path, videos: Path, tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["clip_id"] == clip_id
     assert (tmp_path / "clip.png").read_bytes().startswith(b"\x89PNG")
+    jpeg = run("show", extracted, clip_id, "-o", tmp_path / "clip.jpg")
+    assert (jpeg.returncode, jpeg.stderr.count("\n")) == (2, 1)
+    assert "give a name that ends in .png" in jpeg.stderr
     missing = run("show", extracted, "0123@4", "-o", tmp_path / "none.png")
     assert (missing.returncode, missing.stderr.count("\n")) == (2, 1)
     split_frame = clip_id.split("@")[1]
