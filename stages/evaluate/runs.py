@@ -61,14 +61,21 @@ class TrainedRun:
     def cache(self, cache_dir: Path | None) -> FeatureCache:
         """`cache_dir` or, where None, the cache that the run names.
 
-        Raises StageError where that is found neither from this folder nor from one above the run.
+        A cache above the run counts only where it holds the run's feature sets: another may have its name.
+        Raises StageError where the cache is found neither from this folder nor from one above the run.
         """
         if cache_dir is not None:
             return FeatureCache.open(cache_dir)
         named = Path(self.record["cache"])
-        for path in candidates(named, self.path):
+        here, *above = candidates(named, self.path)
+        if cache_json(here).is_file():
+            return FeatureCache.open(here)
+        wanted = {item["fingerprint"] for item in self.record["feature_sets"].values() if item}
+        for path in above:
             if cache_json(path).is_file():
-                return FeatureCache.open(path)
+                found = FeatureCache.open(path)
+                if wanted <= {item.fingerprint for item in found.feature_sets.values()}:
+                    return found
         raise StageError(
             f"run {str(self.path)!r} was trained from {str(named)!r}, which is not a feature cache, seen "
             "from this folder or from one above the run: name the cache with --cache-dir"

@@ -344,6 +344,8 @@ def test_a_run_finds_its_cache_and_its_models_from_any_folder(
     with pytest.raises(StageError, match=r"'models/encoder', seen from .* name its folder with --encoder"):
         found_model(made, project / "features")
     (project / "features").rename(tmp_path / "moved")
+    with WriteSession(tmp_path / "features"):
+        pass  # another cache of that name, above the run
     with pytest.raises(StageError, match=r"run 'runs/a' was trained from 'features'.*--cache-dir"):
         TrainedRun.open(Path("runs/a")).features(None)
 
