@@ -1,4 +1,4 @@
-"""How fast clips reach a batch: our reader against litdata, a mapped file, zarr-python and npz.
+"""Speed at which clips reach a batch: our reader against litdata, a mapped file, zarr-python and npz.
 
 Every subject copies the same clips, in random order, into the same preallocated batch tensor, in one
 process, with the files in the page cache, batch by batch in turn. A repetition opens the subjects anew and
@@ -83,7 +83,7 @@ class Stores:
 
 @dataclass(frozen=True, slots=True)
 class MappedClip:
-    """What litdata calls for each clip: a picklable function of the clip's number."""
+    """A picklable function of the clip's number, which litdata calls for each."""
 
     stores: Stores
 

@@ -1,4 +1,4 @@
-"""How long a consumer waits for the training's batches at the paper's sizes.
+"""Time that a consumer waits for the training's batches at the paper's sizes.
 
 The consumer takes 50 ms for a batch of 16 clips, as a fast GPU would, without using a core. Batches come as
 in training: copied from the mapped cache into buffers that are used again, by a thread that reads ahead.

@@ -1,4 +1,4 @@
-"""What extraction costs beyond the models' forwards, and what it saves against a plain loop.
+"""Cost of extraction beyond the models' forwards, and the saving against a plain loop.
 
 All subjects run the same models, float32, on the same clips, one thread for the models, each run in a process
 of its own:

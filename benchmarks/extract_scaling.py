@@ -1,4 +1,4 @@
-"""How much faster two workers extract than one, with one thread each: models of seconds a clip.
+"""Speedup of two extracting workers over one, with one thread each: models of seconds a clip.
 
 `limit_2` is what the machine itself gives: two processes against one, at the same matrix products, each in
 its own memory. Two cores that share caches, a memory bus or one physical core stay below 2.

@@ -1,4 +1,4 @@
-"""What the number of clips costs a training: the time to its first step, and memory.
+"""Cost of the number of clips to a training: the time to its first step, and memory.
 
 startup_s     from the call to the end of the first step, imports aside, on the large cache
 rss_growth    peak memory of some steps, mapped files aside, large cache divided by small one

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def describe_costs(costs: dict[str, Any]) -> str:
-    """What a run would take, in a few lines."""
+    """Needs of a run, in a few lines."""
     parts = ", ".join(f"{number / 1e6:.2f} M {part}" for part, number in costs["parameters"].items())
     return "\n".join(
         [
@@ -74,7 +74,7 @@ def describe_epoch(end: EpochEnds) -> str:
 
 
 def describe_metrics(out: Path, metrics: dict[str, Any], *, was_finished: bool = False) -> str:
-    """What a run came to, where it is, and what comes next. `was_finished`: nothing was left to train."""
+    """Results of a run, its folder, and the next step. `was_finished`: nothing was left to train."""
     clips = ", ".join(f"{metrics['num_clips'][side]} {side}" for side in SPLIT_NAMES)
     latent_error = metrics["validation_latent_error"]
     already = "already finished, nothing was trained: " if was_finished else ""

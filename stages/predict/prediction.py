@@ -291,13 +291,12 @@ def predict(
         clip = watched(source, split, run, features, decoder=decoder, device=device)
         hands = LabelledClip.find(run, clip, features.cache)
         no_hands = "" if hands else f"the run was trained without them; {HANDS_NEED_LABELS}"
-        last_pose = None
         try:
             last_pose = hands.last_pose() if hands else None
         except StageError as error:
             if need_hands:
                 raise StageError(f"{error}; the latents alone (-o FILE.png) need none") from error
-            hands, no_hands = None, str(error)
+            hands, no_hands, last_pose = None, str(error), None
         progress.note(f"loading {places.get('encoder') or features.encoder.source['model']} ...")
         encoder = load_encoder(
             features.encoder, features.cache.path, place=places.get("encoder"), device=device
