@@ -32,8 +32,8 @@ COPY_PER_PARAMETER_BYTES = 2
 """The copy of a weight that autocast to bf16 makes and keeps until the backward."""
 
 SAVED_IN_FP32_PER_TOKEN = 4
-"""Saved numbers per channel that stay in float32 under bf16 where guidance, whose gates are
-float32, or learned queries make the stream between the blocks float32 (measured with torch's profiler)."""
+"""Saved numbers per channel that stay in float32 under bf16, as the stream between the blocks is float32
+(measured with torch's profiler)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +89,8 @@ def memory_bytes(
     state = STATE_PER_PARAMETER_BYTES
     if settings.precision == "bf16":
         state += COPY_PER_PARAMETER_BYTES
-        activations //= 2
-        if shape.variant != "jepa":
-            activations += passes * (
-                2 * SAVED_IN_FP32_PER_TOKEN * shape.trunk.depth * sequence_tokens(shape) * shape.trunk.width
-            )
+        stream = SAVED_IN_FP32_PER_TOKEN * shape.trunk.depth * sequence_tokens(shape) * shape.trunk.width
+        activations = activations // 2 + 2 * passes * stream
     return state * num_parameters + settings.clips_per_forward * activations
 
 

@@ -151,16 +151,18 @@ def test_mixed_precision_trains(on_device: Path, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", GUIDANCE)
 def test_shut_gates_equal_the_unguided_predictor_to_the_last_bit(
-    kind: str, model_shape: Callable[..., ModelShape]
+    kind: str, precision: str, model_shape: Callable[..., ModelShape]
 ) -> None:
     device = choose_device(DEVICE)
     guidance = GuidanceShape(kind=kind)  # type: ignore[arg-type]
     guided = build_forecaster(replace(model_shape("thinkjepa"), guidance=guidance), seed=3).to(device)
     alone = build_forecaster(model_shape("jepa"), seed=3).to(device)
     observed, pooled, tokens = thinker_inputs(device)
-    assert torch.equal(guided(observed, 1000 * pooled, tokens), alone(observed, None))
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        assert torch.equal(guided(observed, 1000 * pooled, tokens), alone(observed, None))
 
 
 def thinker_inputs(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, Any]:

@@ -92,7 +92,11 @@ class Guidance(Protocol):
 
 
 class Trunk(nn.Module):
-    """`depth` blocks and a final norm."""
+    """`depth` blocks and a final norm.
+
+    The residual stream is float32, also under autocast, where linear layers give bfloat16. Gates and learned
+    queries are float32 and would raise the stream of guided variants alone.
+    """
 
     def __init__(self, shape: TrunkShape) -> None:
         super().__init__()
@@ -104,6 +108,7 @@ class Trunk(nn.Module):
         self, x: Tensor, rotation: Rotation, spans: tuple[Span, ...], *, guidance: Guidance | None = None
     ) -> Tensor:
         """Normed states of all tokens."""
+        x = x.float()
         for depth, block in enumerate(self.layer):
             assert isinstance(block, Block)
             if guidance is None:

@@ -64,7 +64,7 @@ class Predictor(nn.Module):
         grid = self.grid
         context_BNW = self.embed(observed.flatten(1, 2))
         num_masked = grid.future_steps * grid.tokens_per_step
-        masked_BNW = self.mask_token.expand(len(context_BNW), num_masked, -1).to(context_BNW.dtype)
+        masked_BNW = self.mask_token.expand(len(context_BNW), num_masked, -1)
         num_steps = grid.observed_steps + grid.future_steps
         positions = grid_positions(
             first_step=0,

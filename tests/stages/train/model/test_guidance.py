@@ -56,11 +56,18 @@ def changed_samples(before: torch.Tensor, after: torch.Tensor) -> list[bool]:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("guidance", SHAPES, ids=named)
 def test_shut_gates_equal_the_unguided_predictor_to_the_last_bit(
-    model_shape: BuildShape, guidance: GuidanceShape
+    model_shape: BuildShape, guidance: GuidanceShape, precision: str
 ) -> None:
     """With and without dropped guidance, at the future steps and at the observed ones."""
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        compare_shut_gates(model_shape, guidance)
+
+
+def compare_shut_gates(model_shape: BuildShape, guidance: GuidanceShape) -> None:
+    """Shut gates give the unguided predictor's latents, opened ones do not."""
     observed, pooled, tokens = known()
     alone: Forecaster = build_forecaster(model_shape("jepa"), seed=3)
     shut, opened = (build(model_shape, guidance, gate=gate) for gate in (None, 0.5))
