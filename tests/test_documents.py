@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from commands import BIN, forking_commands
 from documents import Block, blocks_of, check_call, command_lines, indented_calls, programs, run_block
 
 ROOT = Path(__file__).parents[1]
@@ -53,7 +53,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory, tiny_models: Path) -> dict[
         shutil.copytree(tiny_models / folder, stored / "snapshots" / REVISION)
         (stored / "refs").mkdir()
         (stored / "refs" / "main").write_text(REVISION)
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    path = f"{forking_commands(HF_HOME=str(hub))}:{BIN}:{os.environ['PATH']}"
     return {**os.environ, "PATH": path, "HF_HOME": str(hub), "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
 
 

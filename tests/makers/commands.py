@@ -45,8 +45,11 @@ def run_command(
 
 
 @cache
-def forking_commands() -> Path:
-    """A folder with an executable per command, for PATH where DVC or a shell starts commands."""
+def forking_commands(**environment: str) -> Path:
+    """A folder with an executable per command, for PATH where DVC or a shell starts commands.
+
+    `environment` is for what libraries read when they are imported: a process of its own has it.
+    """
     if not hasattr(os, "pidfd_open"):  # Linux only
         return BIN
     folder = Path(tempfile.mkdtemp(prefix="commands"))
@@ -61,7 +64,7 @@ def forking_commands() -> Path:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,
-        env={**os.environ, "JE_ARROW_MALLOC_CONF": "background_thread:false"},
+        env={**os.environ, **environment, "JE_ARROW_MALLOC_CONF": "background_thread:false"},
     )
 
     def end() -> None:

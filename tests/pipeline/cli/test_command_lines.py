@@ -218,7 +218,8 @@ def test_a_program_that_only_shows_help_imports_no_torch(module: str) -> None:
 
 
 def test_a_completion_script_is_shown_for_the_shell() -> None:
-    bash = ["bash", "-c", f"{program('thinkjepa-train')} --show-completion bash"]
+    stays = "exit $?"  # bash has to be the program's parent, which is asked for the name of the shell
+    bash = ["bash", "-c", f"{program('thinkjepa-train')} --show-completion bash; {stays}"]
     done = subprocess.run(bash, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "thinkjepa_train_completion" in done.stdout
