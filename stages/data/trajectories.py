@@ -169,6 +169,10 @@ class Supervision:
             future_frames=clip.future_frames,
         )
 
+    def observed_times_s(self, clip_id: str) -> Poses:
+        """Presentation times of a clip's observed frames `(observed frame,)`, seconds."""
+        return self._clips[clip_id].observed_times_s
+
     def labels_of(self, clip_id: str) -> VideoLabels:
         """All labels of a clip's video."""
         return self._of(self._clips[clip_id].video_digest)
@@ -177,11 +181,13 @@ class Supervision:
         return _find(self._table, video_digest)
 
     def _labelled(self, clips: ClipSelection) -> dict[str, _ClipFrames]:
-        columns = ("video", "video_digest", "observed_frames", "future_frames")
+        columns = ("video", "video_digest", "observed_frames", "observed_times_s", "future_frames")
         rows = zip(clips.clip_ids.to_pylist(), *(clips.values(name) for name in columns), strict=True)
         labelled: dict[str, _ClipFrames] = {}
-        for clip_id, video, digest, observed, future in rows:
-            frames = _ClipFrames(digest, np.array(observed, np.int32), np.array(future, np.int32))
+        for clip_id, video, digest, observed, times_s, future in rows:
+            frames = _ClipFrames(
+                digest, np.array(observed, np.int32), np.array(times_s), np.array(future, np.int32)
+            )
             if reason := self._problem(frames, video):
                 self.without[clip_id] = reason
             else:
@@ -209,6 +215,7 @@ class Supervision:
 class _ClipFrames:
     video_digest: str
     observed_frames: npt.NDArray[np.int32]
+    observed_times_s: npt.NDArray[np.float64]
     future_frames: npt.NDArray[np.int32]
 
 

@@ -20,6 +20,7 @@ from thinkjepa.stages.data.trajectories import Positions, Supervision
 from thinkjepa.stages.evaluate.metrics import MetricKind
 from thinkjepa.stages.train.data.batches import TokenBatch
 from thinkjepa.stages.train.data.features import Batch, Features
+from thinkjepa.stages.train.data.poses import ObservedPoses
 from thinkjepa.stages.train.fit.losses import persistence
 from thinkjepa.stages.train.model.forecast import ForecastModel
 
@@ -65,8 +66,8 @@ class SplitInputs:
     """The thinker's tokens, None where the model reads none."""
     shuffled_tokens: TokenBatch | None
     """Those of the other clips."""
-    last_pose_m: Tensor | None
-    """`(batch, joint, 3)`"""
+    poses: ObservedPoses | None
+    """Joints at the observed frames, None in a run on latents alone."""
     constant_velocity_m: Tensor | None
     """`(batch, future step, frame, joint, 3)`"""
 
@@ -98,7 +99,7 @@ def inputs_at_split(
         shuffled_pooled=features.pooled(others).to(device) if others else None,
         tokens=batch.tokens,
         shuffled_tokens=features.tokens(others).to(device) if others and features.token_kinds else None,
-        last_pose_m=batch.last_pose_m,
+        poses=batch.poses,
         constant_velocity_m=velocity_m,
     )
 
@@ -108,20 +109,20 @@ def predict_all(model: ForecastModel, inputs: SplitInputs, *, future_steps: int)
 
     A model whose window is shorter than `future_steps` is rolled out: its predictions become its context.
     """
-    last_pose_m = inputs.last_pose_m
-    own = model(inputs.observed, inputs.pooled, last_pose_m, inputs.tokens, num_steps=future_steps)
+    poses = inputs.poses
+    own = model(inputs.observed, inputs.pooled, poses, inputs.tokens, num_steps=future_steps)
     found = {"model": Predicted(own.latents, own.joints_m)}
     if inputs.shuffled_pooled is not None:
         shuffled = model(
             inputs.observed,
             inputs.shuffled_pooled,
-            last_pose_m,
+            poses,
             inputs.shuffled_tokens,
             num_steps=future_steps,
         )
         found["shuffled_guidance"] = Predicted(shuffled.latents, shuffled.joints_m)
     repeated = persistence(inputs.observed, future_steps=future_steps)
-    found["latent_persistence"] = Predicted(repeated, model.read_joints(repeated, last_pose_m))
+    found["latent_persistence"] = Predicted(repeated, model.read_joints(repeated, poses))
     if own.joints_m is not None:
         poses_m = _poses(model, inputs)
         found |= {name: Predicted(None, pose.expand_as(own.joints_m)) for name, pose in poses_m.items()}
@@ -131,10 +132,10 @@ def predict_all(model: ForecastModel, inputs: SplitInputs, *, future_steps: int)
 def _poses(model: ForecastModel, inputs: SplitInputs) -> dict[str, Tensor]:
     """Joints of methods without latents, of shapes that extend to `(batch, step, frame, joint, 3)`."""
     assert model.head is not None, "joints were predicted without a head"
-    assert inputs.last_pose_m is not None, "a head is trained on labels"
+    assert inputs.poses is not None, "a head is trained on labels"
     assert inputs.constant_velocity_m is not None, "a head is trained on labels"
     poses = {
-        "constant_pose": inputs.last_pose_m[:, None, None],
+        "constant_pose": inputs.poses.last_pose_m[:, None, None],
         "constant_velocity": inputs.constant_velocity_m,
     }
     if model.head.shape.anchor == "none":  # else its center is a mean displacement

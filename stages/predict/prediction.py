@@ -32,7 +32,7 @@ from thinkjepa.stages.evaluate.runs import TrainedRun
 from thinkjepa.stages.predict.frames import ChosenFrames, SplitChoice, Watched, repeat_warnings, watched
 from thinkjepa.stages.predict.models import load_encoder
 from thinkjepa.stages.progress import Progress
-from thinkjepa.stages.train.data.features import last_known_pose
+from thinkjepa.stages.train.data.poses import ObservedPoses, observed_poses
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,29 +163,29 @@ class LabelledClip:
         labels = _labels(cache, clip.source, num_frames=len(clip.info.times_s))
         return cls(run, run.shape.head.joints, labels, clip.frames)
 
-    def last_pose(self) -> Tensor:
-        """Where each joint was last seen, `(1, joint, 3)`; zeros where the model does not ask.
+    def poses(self) -> ObservedPoses:
+        """The joints at the observed frames, of a batch of one. None is known where the model does not ask.
 
         Raises StageError where it asks and the labels do not tell.
         """
+        observed = self.frames.observed
         assert self.run.shape.head is not None
         if self.run.shape.head.anchor != "last_pose":
-            return torch.zeros(1, len(self.joints), 3)
-        if self.labels is None or self.labels.num_frames <= self.frames.observed[-1]:
+            return ObservedPoses.unknown(1, num_frames=len(observed), num_joints=len(self.joints))
+        if self.labels is None or self.labels.num_frames <= observed[-1]:
             raise StageError(
                 "the run predicts displacements from the last observed pose (anchor last_pose), and the "
                 "run's cache has no labels of this video up to the split, nor is there a label file beside "
                 f"it: {WAYS_TO_HANDS}"
             )
-        observed = self.frames.observed
         seen = clip_trajectory(self.labels, self.joints, observed_frames=observed, future_frames=[[]])
-        pose, known = last_known_pose(seen)
-        if not known.any():
+        poses = observed_poses([seen], [self.frames.observed_times_s])
+        if not poses.known.any():
             raise StageError(
                 "none of the run's joints was seen before the split, which it starts from: choose another "
                 f"split, or {WAYS_TO_HANDS}"
             )
-        return torch.from_numpy(pose)[None]
+        return poses
 
     def predicted(self, joints_m: Tensor) -> PredictedHands:
         """The prediction of a batch of one, `(1, step, frame, joint, 3)`, next to what the labels tell."""
@@ -292,11 +292,11 @@ def predict(
         hands = LabelledClip.find(run, clip, features.cache)
         no_hands = "" if hands else f"the run was trained without them; {HANDS_NEED_LABELS}"
         try:
-            last_pose = hands.last_pose() if hands else None
+            poses = hands.poses() if hands else None
         except StageError as error:
             if need_hands:
                 raise StageError(f"{error}; the latents alone (-o FILE.png) need none") from error
-            hands, no_hands, last_pose = None, str(error), None
+            hands, no_hands, poses = None, str(error), None
         progress.note(f"loading {places.get('encoder') or features.encoder.source['model']} ...")
         encoder = load_encoder(
             features.encoder, features.cache.path, place=places.get("encoder"), device=device
@@ -305,7 +305,7 @@ def predict(
         model = run.model()
         model.head = model.head if hands else None
         with torch.no_grad():
-            forecast = model(seen.observed, seen.pooled, last_pose, seen.tokens)
+            forecast = model(seen.observed, seen.pooled, poses, seen.tokens)
         true = clip.future_latents(encoder, features)  # after the prediction: nothing of it gets there
     latents = PredictedLatents(
         grid=(features.grid.height, features.grid.width),

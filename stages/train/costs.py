@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from thinkjepa.cache import STREAMS
 from thinkjepa.stages.train.data.batches import TokenBatch
 from thinkjepa.stages.train.data.features import Features
+from thinkjepa.stages.train.data.poses import ObservedPoses
 from thinkjepa.stages.train.model.config import ModelShape
 from thinkjepa.stages.train.model.forecast import build_model
 from thinkjepa.stages.train.settings import TrainSettings
@@ -128,7 +129,7 @@ def forward_flops(
         build_model(shape, seed=0)(
             torch.empty(1, grid.observed_steps, grid.tokens_per_step, grid.dim),
             pooled,
-            torch.empty(1, len(head.joints), 3) if head else None,
+            ObservedPoses.unknown(1, num_frames=2, num_joints=len(head.joints)) if head else None,
             tokens if shape.token_kinds else None,
             with_context=with_context,
             num_steps=windows * grid.future_steps,

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from thinkjepa.cache import BatchBuffers, ClipSelection, FeatureCache, FeatureSet, Kind
-from thinkjepa.stages.data.trajectories import Positions, Supervision, Trajectory
+from thinkjepa.stages.data.trajectories import Supervision
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train.data.batches import TokenBatch, read_tokens
+from thinkjepa.stages.train.data.poses import ObservedPoses, TrajectoryBatch, observed_poses
 from thinkjepa.stages.train.model.config import WITHOUT_THINKER, LatentGrid, LatentTransform, ThinkerShape
 from thinkjepa.stages.train.settings import Task, TrainSettings
 
@@ -41,25 +42,6 @@ def transform_latents(latents: Tensor, grid: LatentGrid, transform: LatentTransf
 
 
 @dataclass(frozen=True, slots=True)
-class TrajectoryBatch:
-    """Joints of some clips, float32, metres, in the frame of reference of `stages.data.trajectories`."""
-
-    last_pose_m: Tensor
-    """`(batch, joint, 3)`: each joint's last known position in the observed window."""
-    last_known: Tensor
-    """`(batch, joint)`: 1 where there is one, else 0."""
-    future_m: Tensor
-    """`(batch, step, frame, joint, 3)`"""
-    future_confidence: Tensor
-    """`(batch, step, frame, joint)`"""
-
-    def to(self, device: torch.device) -> "TrajectoryBatch":
-        """The same joints on `device`."""
-        tensors = (self.last_pose_m, self.last_known, self.future_m, self.future_confidence)
-        return TrajectoryBatch(*(tensor.to(device) for tensor in tensors))
-
-
-@dataclass(frozen=True, slots=True)
 class Batch:
     """Features of some clips on one device. None stands for what the run does not read."""
 
@@ -73,9 +55,9 @@ class Batch:
     tokens: TokenBatch | None = None
 
     @property
-    def last_pose_m(self) -> Tensor | None:
-        """`(batch, joint, 3)`, metres; None in a run without trajectories."""
-        return self.trajectory.last_pose_m if self.trajectory else None
+    def poses(self) -> ObservedPoses | None:
+        """The observed poses; None in a run without trajectories."""
+        return self.trajectory.poses if self.trajectory else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,13 +130,12 @@ class Features:
         """Joints of `clip_ids`, in that order, cut into the encoder's latent steps."""
         assert self.supervision is not None, "asked for trajectories in a run without labels"
         found = [self.supervision.trajectory(clip_id) for clip_id in clip_ids]
-        poses, known = zip(*map(last_known_pose, found), strict=True)
+        times_s = [self.supervision.observed_times_s(clip_id) for clip_id in clip_ids]
         future_m = np.stack([item.future_m[: self.windows] for item in found])
         confidence = np.stack([item.future_confidence[: self.windows] for item in found])
         steps = (len(clip_ids), -1, self.tubelet, len(self.supervision.joints))
         return TrajectoryBatch(
-            last_pose_m=torch.from_numpy(np.stack(poses)).to(device),
-            last_known=torch.from_numpy(np.stack(known)).to(device),
+            poses=observed_poses(found, times_s).to(device),
             future_m=torch.from_numpy(future_m).reshape(*steps, 3).to(device),
             future_confidence=torch.from_numpy(confidence).reshape(steps).to(device),
         )
@@ -200,14 +181,6 @@ class Features:
             return None
         levels, _, dim = self.thinker.arrays["pooled"].shape
         return ThinkerShape(levels=levels, dim=dim)
-
-
-def last_known_pose(trajectory: Trajectory) -> tuple[Positions, Positions]:
-    """Each joint's last observed position of any confidence `(joint, 3)`; 1 or 0 for whether there is one."""
-    known_FJ = trajectory.observed_confidence > 0
-    last_J = len(known_FJ) - 1 - np.argmax(known_FJ[::-1], axis=0)
-    known_J: Positions = np.asarray(known_FJ.any(axis=0), dtype=np.float32)
-    return trajectory.observed_m[last_J, np.arange(len(last_J))] * known_J[:, np.newaxis], known_J
 
 
 def build_features(

@@ -119,7 +119,7 @@ def target_statistics(features: Features, train_ids: Sequence[str], *, anchor: A
         return joint_statistics((batch.future_m, batch.future_confidence) for batch in batches)
     return joint_statistics(
         (
-            batch.future_m - batch.last_pose_m[:, None, None],
+            batch.future_m - batch.poses.last_pose_m[:, None, None],
             batch.future_confidence * batch.last_known[:, None, None],
         )
         for batch in batches

@@ -94,7 +94,7 @@ class Trainer:
                 forecast = self.model(
                     clips.observed,
                     clips.pooled,
-                    clips.last_pose_m,
+                    clips.poses,
                     clips.tokens,
                     self._guided(part.clip_ids, step),
                     with_context=self.with_context,

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from thinkjepa.stages.train.data.batches import TokenBatch
+from thinkjepa.stages.train.data.poses import ObservedPoses
 from thinkjepa.stages.train.data.statistics import JointStatistics
 from thinkjepa.stages.train.model.config import HeadShape, LatentGrid, ModelShape
 from thinkjepa.stages.train.model.trunk import initialize
@@ -50,8 +51,8 @@ class TrajectoryHead(nn.Module):
         self.center.copy_(statistics.mean)
         self.scale.copy_(statistics.scale)
 
-    def forward(self, latents: Tensor, last_pose_m: Tensor) -> Tensor:
-        """Joints `(batch, step, frame, joint, 3)`, metres. Only anchor `last_pose` reads `last_pose_m`."""
+    def forward(self, latents: Tensor, poses: ObservedPoses) -> Tensor:
+        """Joints `(batch, step, frame, joint, 3)`, metres. Only anchor `last_pose` reads `poses`."""
         patches_BTPW = self.embed(self.norm(latents)) + self.patch_embedding
         queries_BTQW = self.queries.to(patches_BTPW.dtype).expand(*patches_BTPW.shape[:2], -1, -1)
         pooled_BTQW = F.scaled_dot_product_attention(
@@ -62,7 +63,7 @@ class TrajectoryHead(nn.Module):
         joints_BTKJ3 = relative.view(*relative.shape[:2], self.shape.frames_per_step, -1, 3)
         joints_m: Tensor = self.center + self.scale * joints_BTKJ3
         if self.shape.anchor == "last_pose":
-            joints_m = joints_m + last_pose_m[:, None, None]
+            joints_m = joints_m + poses.last_pose_m[:, None, None]
         return joints_m
 
 
@@ -89,32 +90,32 @@ class ForecastModel(nn.Module):
         self,
         observed: Tensor,
         pooled: Tensor | None,
-        last_pose_m: Tensor | None,
+        poses: ObservedPoses | None,
         tokens: TokenBatch | None = None,
         guided: Tensor | None = None,
         *,
         with_context: bool = False,
         num_steps: int | None = None,
     ) -> Forecast:
-        """`observed` `(batch, step, patch, dim)`, `pooled` `(batch, level, stream, dim)`, `last_pose_m`
-        `(batch, joint, 3)`: None where the model has no thinker or no head. `tokens` are read by a model
-        guided by cross-attention, and needed by it. Where `guided` `(batch,)` is 0, the sample's forecast is
+        """`observed` `(batch, step, patch, dim)`, `pooled` `(batch, level, stream, dim)` and `poses` are
+        None where the model has no thinker or no head. `tokens` are read by a model guided by
+        cross-attention, and needed by it. Where `guided` `(batch,)` is 0, the sample's forecast is
         that of the unguided predictor; None guides all. `with_context` asks for `Forecast.context`,
         `num_steps` for so many future steps, rolled out where they are more than a window.
         """
         if not with_context:
             latents: Tensor = self.forecaster(observed, pooled, tokens, guided, num_steps=num_steps)
-            return Forecast(latents, self.read_joints(latents, last_pose_m))
+            return Forecast(latents, self.read_joints(latents, poses))
         steps = self.forecaster.all_steps(observed, pooled, tokens, guided, num_steps=num_steps)
         context, latents = steps[:, : observed.shape[1]], steps[:, observed.shape[1] :]
-        return Forecast(latents, self.read_joints(latents, last_pose_m), context)
+        return Forecast(latents, self.read_joints(latents, poses), context)
 
-    def read_joints(self, latents: Tensor, last_pose_m: Tensor | None) -> Tensor | None:
+    def read_joints(self, latents: Tensor, poses: ObservedPoses | None) -> Tensor | None:
         """Joints from any future latents. None where the model has no head."""
         if self.head is None:
             return None
-        assert last_pose_m is not None, "models with a head are always given the last pose"
-        joints_m: Tensor = self.head(latents, last_pose_m)
+        assert poses is not None, "models with a head are always given observed poses"
+        joints_m: Tensor = self.head(latents, poses)
         return joints_m
 
 

@@ -86,7 +86,7 @@ def test_what_is_predicted_becomes_the_context_of_the_next_window(
     for batch, predicted in parts:
 
         def window(context: Tensor, batch: Any = batch) -> Tensor:
-            latents: Tensor = model(context, batch.pooled, batch.last_pose_m, batch.tokens).latents
+            latents: Tensor = model(context, batch.pooled, batch.poses, batch.tokens).latents
             return latents
 
         with torch.no_grad():
@@ -97,7 +97,7 @@ def test_what_is_predicted_becomes_the_context_of_the_next_window(
                 else:
                     steps.append(window(torch.cat(steps, dim=1)[:, -OBSERVED:]))
             rolled = torch.cat(steps, dim=1)[:, OBSERVED:]
-            joints_m = model.read_joints(rolled, batch.last_pose_m)
+            joints_m = model.read_joints(rolled, batch.poses)
         assert torch.equal(predicted["model"].latents, rolled)
         assert torch.equal(predicted["model"].joints_m, joints_m)
         assert not torch.equal(rolled[:, :WINDOW], rolled[:, WINDOW : 2 * WINDOW])

@@ -98,7 +98,7 @@ def test_a_cached_clip_is_predicted_as_from_the_cache(
     clip = next(clip for clip in features.clips if clip.video_digest == file_digest(videos[2]))
     batch = features.batch([clip.clip_id], torch.device("cpu"))
     with torch.no_grad():
-        joints_m = trained.model()(batch.observed, batch.pooled, batch.last_pose_m).joints_m
+        joints_m = trained.model()(batch.observed, batch.pooled, batch.poses).joints_m
     assert joints_m is not None
     outcome = predict(run, videos[2], tmp_path / "out.mp4", "--split-frame", clip.split_frame)
     assert outcome.status == 0, outcome.stderr

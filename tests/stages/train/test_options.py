@@ -65,7 +65,7 @@ def test_an_option_trains_and_is_read_back(
     batch = features.batch(trained.clip_ids("validation"), torch.device("cpu"))
     assert (batch.tokens is not None) == (options.get("guidance") == "cross")
     with torch.no_grad():
-        latents = model(batch.observed, batch.pooled, batch.last_pose_m, batch.tokens).latents
+        latents = model(batch.observed, batch.pooled, batch.poses, batch.tokens).latents
     error = float((latents - batch.future).square().mean())
     latent_error = metrics["validation_latent_error"]
     assert error == pytest.approx(latent_error, rel=1e-4)

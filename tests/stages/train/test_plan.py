@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from commands import run_command
+from poses import still_poses
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -22,7 +23,8 @@ from thinkjepa.stages.data.partition import SPLIT_NAMES, SplitRule
 from thinkjepa.stages.evaluate.runs import TrainedRun
 from thinkjepa.stages.train.costs import STEP_TO_FORWARD, forward_flops, memory_bytes
 from thinkjepa.stages.train.data.batches import TokenBatch
-from thinkjepa.stages.train.data.features import Batch, TrajectoryBatch
+from thinkjepa.stages.train.data.features import Batch
+from thinkjepa.stages.train.data.poses import TrajectoryBatch
 from thinkjepa.stages.train.fit.losses import per_sample_losses
 from thinkjepa.stages.train.fit.optimizer import make_optimizer
 from thinkjepa.stages.train.model.config import (
@@ -63,8 +65,7 @@ def batch_of(shape: ModelShape, size: int) -> Batch:
         future=torch.randn(size, grid.future_steps, grid.tokens_per_step, grid.dim),
         pooled=torch.randn(size, THINKER.levels, 2, THINKER.dim),
         trajectory=TrajectoryBatch(
-            last_pose_m=torch.zeros(size, joints, 3),
-            last_known=torch.ones(size, joints),
+            poses=still_poses(torch.zeros(size, joints, 3)),
             future_m=torch.zeros(*places, 3),
             future_confidence=torch.ones(places),
         ),
@@ -77,9 +78,7 @@ def step(model: ForecastModel, batch: Batch, settings: TrainSettings) -> None:
     precision = torch.autocast("cpu", dtype=torch.bfloat16, enabled=settings.precision == "bf16")
     with_context = settings.context_weight > 0 and settings.variant != "vlm"
     with precision:
-        forecast = model(
-            batch.observed, batch.pooled, batch.last_pose_m, batch.tokens, with_context=with_context
-        )
+        forecast = model(batch.observed, batch.pooled, batch.poses, batch.tokens, with_context=with_context)
     per_sample_losses(forecast, batch, settings)[:, 0].mean().backward()
 
 
@@ -95,7 +94,7 @@ def test_flops_are_those_that_torch_counts(variant: str, kind: str, context_weig
         model(
             batch.observed,
             batch.pooled,
-            batch.last_pose_m,
+            batch.poses,
             batch.tokens,
             with_context=context_weight > 0 and variant != "vlm",
         )
@@ -111,7 +110,7 @@ def test_flops_of_a_rollout_are_those_that_torch_counts(variant: str, kind: str)
     shape = shape_of(variant, kind)
     model, batch, steps = build_model(shape, seed=0), batch_of(shape, 1), 3 * shape.grid.future_steps
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(batch.observed, batch.pooled, batch.last_pose_m, batch.tokens, num_steps=steps)
+        model(batch.observed, batch.pooled, batch.poses, batch.tokens, num_steps=steps)
     planned = forward_flops(shape, TOKENS, windows=3)
     assert planned == pytest.approx(counter.get_total_flops(), rel=0.001)
 

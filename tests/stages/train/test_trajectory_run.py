@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 from thinkjepa.cache import FeatureCache, WriteSession
 from thinkjepa.stages.data.partition import SplitRule
-from thinkjepa.stages.data.trajectories import Supervision, Trajectory
+from thinkjepa.stages.data.trajectories import Supervision
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.train.data.features import Features, choose_features, last_known_pose
+from thinkjepa.stages.train.data.features import Features, choose_features
 from thinkjepa.stages.train.fit.loop import Trainer, train_epoch, validation_losses
 from thinkjepa.stages.train.fit.losses import DISTANCE_M
 from thinkjepa.stages.train.fit.optimizer import make_optimizer
@@ -222,21 +222,7 @@ def test_targets_are_the_labels_at_the_frames_of_each_step(latent_cache: BuildCa
             target.future_m[0, step, frame, 0].numpy(), labels.positions_m[number, hand] - origin, atol=1e-6
         )
     last = labels.positions_m[clip.observed_frames[-1], hand] - origin
-    np.testing.assert_allclose(target.last_pose_m[0, 0].numpy(), last, atol=1e-6)
-
-
-@pytest.fixture
-def trajectory() -> Trajectory:
-    """Three observed frames of two joints; the first is not seen in the last one, the second never."""
-    observed_m = np.arange(18, dtype=np.float32).reshape(3, 2, 3)
-    confidence = np.array([[1, 0], [0.5, 0], [0, 0]], dtype=np.float32)
-    return Trajectory(observed_m, confidence, np.zeros((1, 2, 2, 3)), np.ones((1, 2, 2)), None)
-
-
-def test_last_pose_is_where_a_joint_was_last_seen(trajectory: Trajectory) -> None:
-    position, known = last_known_pose(trajectory)
-    assert known.tolist() == [1, 0]
-    assert position.tolist() == [[6, 7, 8], [0, 0, 0]]
+    np.testing.assert_allclose(target.poses.last_pose_m[0, 0].numpy(), last, atol=1e-6)
 
 
 def test_nothing_a_prediction_needs_comes_from_the_future(latent_cache: BuildCache) -> None:
@@ -255,5 +241,6 @@ def test_nothing_a_prediction_needs_comes_from_the_future(latent_cache: BuildCac
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(supervision, "_of", lambda _: changed)
         after = features.trajectories([clip.clip_id], CPU)
-    assert torch.equal(seen.last_pose_m, after.last_pose_m)
+    assert torch.equal(seen.poses.positions_m, after.poses.positions_m)
+    assert torch.equal(seen.poses.known, after.poses.known)
     assert float((after.future_m - seen.future_m).abs().min()) > 1

@@ -11,15 +11,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from poses import still_poses
 
 from thinkjepa.cache import FeatureCache
 from thinkjepa.stages.train.data.features import (
     Batch,
     Features,
-    TrajectoryBatch,
     choose_features,
     transform_latents,
 )
+from thinkjepa.stages.train.data.poses import TrajectoryBatch
 from thinkjepa.stages.train.fit.loop import Trainer, train_step
 from thinkjepa.stages.train.fit.losses import latent_loss, per_sample_losses, trajectory_error
 from thinkjepa.stages.train.fit.optimizer import Step, make_optimizer
@@ -69,8 +70,7 @@ def forecast_and_clips(last_known: float = 1.0) -> tuple[Forecast, Batch]:
     moved_m = joints_m.clone()
     moved_m[..., 0] = 0.3
     trajectory = TrajectoryBatch(
-        last_pose_m=torch.zeros(1, 1, 3),
-        last_known=torch.full((1, 1), last_known),
+        poses=still_poses(torch.zeros(1, 1, 3), known=torch.full((1, 1), last_known)),
         future_m=joints_m,
         future_confidence=torch.full((1, 2, 2, 1), 0.5),
     )

@@ -9,9 +9,11 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
+from poses import still_poses
 
 from thinkjepa.stages.train.data.batches import TokenBatch
-from thinkjepa.stages.train.data.features import Batch, TrajectoryBatch
+from thinkjepa.stages.train.data.features import Batch
+from thinkjepa.stages.train.data.poses import TrajectoryBatch
 from thinkjepa.stages.train.fit.losses import per_sample_losses
 from thinkjepa.stages.train.fit.optimizer import make_optimizer
 from thinkjepa.stages.train.model.config import GuidanceShape, HeadShape, ModelShape
@@ -55,8 +57,7 @@ def clips(variant: str) -> Batch:
 
     states = drawn(3, 3, max(COUNTS), 10)
     trajectory = TrajectoryBatch(
-        last_pose_m=drawn(3, 2, 3),
-        last_known=torch.ones(3, 2),
+        poses=still_poses(drawn(3, 2, 3)),
         future_m=drawn(3, 2, 2, 2, 3).requires_grad_(),
         future_confidence=torch.ones(3, 2, 2, 2),
     )
@@ -86,7 +87,7 @@ def loss(
     forecast = model(
         batch.observed,
         batch.pooled,
-        batch.last_pose_m,
+        batch.poses,
         batch.tokens,
         with_context=settings.context_weight > 0 and variant != "vlm",
     )
@@ -149,7 +150,7 @@ def test_the_context_loss_sends_no_gradient_into_the_latents_it_compares_with(
     """The observed latents are both read and, in the dense loss, targets: the latter get no gradient."""
     model, batch = build(model_shape, "jepa", GuidanceShape(), gate=0.5), clips("jepa")
     apart = replace(batch, observed=batch.observed.detach().clone().requires_grad_())
-    forecast = model(batch.observed, None, batch.last_pose_m, with_context=True)
+    forecast = model(batch.observed, None, batch.poses, with_context=True)
     per_sample_losses(forecast, apart, replace(SETTINGS, variant="jepa"))[:, 0].mean().backward()
     assert apart.observed.grad is None
     assert batch.observed.grad is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from poses import still_poses
 from torch import Tensor
 
 from thinkjepa.stages.train.data.statistics import JointStatistics, joint_statistics
@@ -32,7 +33,11 @@ def random_latents(seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("anchor", ["none", "last_pose"])
 @pytest.mark.parametrize("step", range(GRID.future_steps))
 def test_joints_of_a_step_are_read_from_that_steps_latents_alone(step: int, anchor: Anchor) -> None:
-    head, latents, poses = make_head(anchor), random_latents(), torch.randn(CLIPS, len(JOINTS), 3)
+    head, latents, poses = (
+        make_head(anchor),
+        random_latents(),
+        still_poses(torch.randn(CLIPS, len(JOINTS), 3)),
+    )
     before = head(latents, poses)
     latents[:, step] = random_latents(1)[:, step]
     moved = (head(latents, poses) - before).abs().amax(dim=(0, 2, 3, 4))
@@ -41,7 +46,7 @@ def test_joints_of_a_step_are_read_from_that_steps_latents_alone(step: int, anch
 
 
 def test_joints_of_a_clip_are_read_from_that_clips_latents_alone() -> None:
-    head, latents, poses = make_head(), random_latents(), torch.zeros(CLIPS, len(JOINTS), 3)
+    head, latents, poses = make_head(), random_latents(), still_poses(torch.zeros(CLIPS, len(JOINTS), 3))
     before = head(latents, poses)
     latents[2] = random_latents(1)[2]
     changed = (head(latents, poses) - before).abs().amax(dim=(1, 2, 3, 4)) > 0
@@ -49,7 +54,7 @@ def test_joints_of_a_clip_are_read_from_that_clips_latents_alone() -> None:
 
 
 def test_where_in_the_picture_a_patch_lies_matters() -> None:
-    head, latents, poses = make_head(), random_latents(), torch.zeros(CLIPS, len(JOINTS), 3)
+    head, latents, poses = make_head(), random_latents(), still_poses(torch.zeros(CLIPS, len(JOINTS), 3))
     assert not torch.equal(head(latents, poses), head(latents.flip(2), poses))
 
 
@@ -79,7 +84,8 @@ def test_errors_weigh_joints_by_confidence() -> None:
 
 def test_last_pose_anchor_predicts_displacements() -> None:
     latents, pose = random_latents(), torch.randn(CLIPS, len(JOINTS), 3)
-    there, here = make_head("last_pose")(latents, pose), make_head("none")(latents, pose)
+    poses = still_poses(pose)
+    there, here = make_head("last_pose")(latents, poses), make_head("none")(latents, poses)
     torch.testing.assert_close(there - here, pose[:, None, None].expand_as(here))
 
 
@@ -102,5 +108,5 @@ def test_untrained_head_starts_near_the_mean_pose() -> None:
     head = make_head()
     center, scale = torch.randn(3, 3), torch.full((3, 1), 0.1)
     head.set_joint_statistics(JointStatistics(mean=center, scale=scale))
-    joints_m = head(random_latents(), torch.zeros(CLIPS, 3, 3))
+    joints_m = head(random_latents(), still_poses(torch.zeros(CLIPS, 3, 3)))
     assert (joints_m - center).norm(dim=-1).max() < 3 * 0.1
