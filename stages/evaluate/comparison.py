@@ -44,7 +44,7 @@ VALIDATION_DISTANCE, VALIDATION_LATENT, VALIDATION_LOSS = VALIDATION_METRICS
 OF_THE_LOSS = (
     "latent_loss",
     "latent_weight",
-    "context_weight",
+    "next_step_weight",
     "trajectory_weight",
     "trajectory_units",
     "normalise_targets",

@@ -59,12 +59,12 @@ class TrainingCosts:
 def training_costs(features: Features, shape: ModelShape, settings: TrainSettings) -> TrainingCosts:
     """Costs of training a model of `shape` on `features`. Nothing is trained, no feature is read."""
     parameters, num_tokens = count_parameters(shape), thinker_tokens(features)
-    with_context = settings.context_weight > 0 and shape.variant != "vlm"
+    with_next_steps = settings.next_step_weight > 0 and shape.variant != "vlm"
     return TrainingCosts(
         parameters=parameters,
         tokens_per_clip=sequence_tokens(shape),
         flops_per_clip=STEP_TO_FORWARD
-        * forward_flops(shape, num_tokens, with_context=with_context, windows=settings.rollout_windows),
+        * forward_flops(shape, num_tokens, with_next_steps=with_next_steps, windows=settings.rollout_windows),
         memory_bytes=memory_bytes(shape, settings, num_tokens, num_parameters=parameters["total"]),
         read_bytes_per_clip=read_bytes_per_clip(features, num_tokens),
     )
@@ -111,12 +111,12 @@ def forecaster_passes(shape: ModelShape, windows: int) -> int:
 
 
 def forward_flops(
-    shape: ModelShape, num_thinker_tokens: int, *, with_context: bool = False, windows: int = 1
+    shape: ModelShape, num_thinker_tokens: int, *, with_next_steps: bool = False, windows: int = 1
 ) -> int:
     """FLOPs (two a multiply-add) of the matrix products of one clip's forward over some windows.
 
-    `with_context` asks for latents at the observed steps, too. Torch counts them on the meta device, with
-    attention as plain products: it counts none in its fused kernels on a CPU.
+    `with_next_steps` asks for the step after each observed one, too. Torch counts them on the meta device,
+    with attention as plain products: it counts none in its fused kernels on a CPU.
     """
     grid, thinker, head = shape.grid, shape.thinker, shape.head
     counter = FlopCounterMode(display=False)
@@ -131,7 +131,7 @@ def forward_flops(
             pooled,
             ObservedPoses.unknown(1, num_frames=2, num_joints=len(head.joints)) if head else None,
             tokens if shape.token_kinds else None,
-            with_context=with_context,
+            with_next_steps=with_next_steps,
             num_steps=windows * grid.future_steps,
         )
     return int(counter.get_total_flops())

@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from thinkjepa.stages.data.joints import JOINTS_HELP
 from thinkjepa.stages.device import DEVICES, THREADS_HELP, check_device_name
+from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.settings import DEFAULT_OR_MORE, Settings, setting
 from thinkjepa.stages.train.model.config import (
     Anchor,
@@ -87,10 +88,10 @@ class LossSettings(Settings):
         rare=True,
         ge=1,
     )
-    context_weight: float = setting(
+    next_step_weight: float = setting(
         0.0,
-        "Weight of the same error at the observed steps, next to the future ones (dense loss, "
-        "V-JEPA 2.1); variant vlm, which reads none, has no part in it.",
+        "Weight of the same error of predicting, at each observed step, the step after it (ours). "
+        "Not with bidirectional attention, which sees that step; variant vlm reads none of them.",
         rare=True,
         ge=0,
     )
@@ -146,7 +147,7 @@ IDLE: Mapping[Variant, tuple[str, ...]] = MappingProxyType(
     {
         "thinkjepa": (),
         "jepa": (*ONLY_OF_GUIDANCE, "use_levels", "use_streams"),
-        "vlm": ("drop_guidance", "fusion_width", "init_from", "context_weight"),
+        "vlm": ("drop_guidance", "fusion_width", "init_from", "next_step_weight"),
     }
 )
 """Settings that do nothing in a variant."""
@@ -215,6 +216,11 @@ class TrainSettings(PredictorSettings, GuidanceSettings, LossSettings, Optimizer
         """Refuse what fits no model: heads that do not divide the width, token kinds that no stream has."""
         _ = self.trunk, self.guidance_shape.token_kinds
         check_device_name(self.device)
+        if self.next_step_weight and self.attention == "bidirectional" and self.variant != "vlm":
+            raise StageError(
+                f"--next-step-weight {self.next_step_weight:g} with --attention bidirectional, which sees "
+                "the step that is to be predicted: use --attention frame_causal, or leave the weight at 0"
+            )
 
     def in_effect(self) -> "TrainSettings":
         """The same run, idle settings of its variant at their defaults: equal runs then look equal."""

@@ -97,7 +97,7 @@ class Trainer:
                     clips.poses,
                     clips.tokens,
                     self._guided(part.clip_ids, step),
-                    with_context=self.with_context,
+                    with_next_steps=self.with_next_steps,
                     num_steps=clips.future.shape[1],
                 )
             weights = torch.tensor(part.weights, device=self.accelerator.device)
@@ -105,9 +105,9 @@ class Trainer:
             yield losses * weights.unsqueeze(1)
 
     @property
-    def with_context(self) -> bool:
-        """Whether the loss covers the observed steps, too. `vlm` has none of them."""
-        return self.settings.context_weight > 0 and self.settings.variant != "vlm"
+    def with_next_steps(self) -> bool:
+        """Whether the loss covers the step after each observed one. `vlm` reads no observed steps."""
+        return self.settings.next_step_weight > 0 and self.settings.variant != "vlm"
 
     @property
     def joint_unit_m(self) -> Tensor | None:

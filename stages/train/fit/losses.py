@@ -25,9 +25,10 @@ def per_sample_losses(
     The distance is 0 without a head. `unit_m` `(joint, 1)` is the joints' unit in the loss.
     """
     loss = latent_loss(forecast.latents, clips.future, settings.latent_loss)
-    if forecast.context is not None:
-        context = latent_loss(forecast.context, clips.observed, settings.latent_loss)
-        loss = loss + settings.context_weight * context
+    if forecast.next_steps is not None:
+        following = torch.cat((clips.observed[:, 1:], clips.future[:, :1]), dim=1)
+        next_step = latent_loss(forecast.next_steps, following, settings.latent_loss)
+        loss = loss + settings.next_step_weight * next_step
     loss = settings.latent_weight * loss
     mse = latent_mse(forecast.latents.detach(), clips.future.detach())
     if forecast.joints_m is None or clips.trajectory is None:

@@ -70,12 +70,13 @@ class TrajectoryHead(nn.Module):
 class Forecast(NamedTuple):
     """Latents `(batch, step, patch, dim)`; joints `(batch, step, frame, joint, 3)`, metres, or None.
 
-    `context` are the latents read off the observed steps' positions, where they were asked for.
+    `next_steps` are the latents of the step after each observed one `(batch, observed step, patch, dim)`,
+    predicted at the observed step's position, where they were asked for.
     """
 
     latents: Tensor
     joints_m: Tensor | None
-    context: Tensor | None = None
+    next_steps: Tensor | None = None
 
 
 class ForecastModel(nn.Module):
@@ -94,21 +95,21 @@ class ForecastModel(nn.Module):
         tokens: TokenBatch | None = None,
         guided: Tensor | None = None,
         *,
-        with_context: bool = False,
+        with_next_steps: bool = False,
         num_steps: int | None = None,
     ) -> Forecast:
         """`observed` `(batch, step, patch, dim)`, `pooled` `(batch, level, stream, dim)` and `poses` are
         None where the model has no thinker or no head. `tokens` are read by a model guided by
         cross-attention, and needed by it. Where `guided` `(batch,)` is 0, the sample's forecast is
-        that of the unguided predictor; None guides all. `with_context` asks for `Forecast.context`,
+        that of the unguided predictor; None guides all. `with_next_steps` asks for `Forecast.next_steps`,
         `num_steps` for so many future steps, rolled out where they are more than a window.
         """
-        if not with_context:
+        if not with_next_steps:
             latents: Tensor = self.forecaster(observed, pooled, tokens, guided, num_steps=num_steps)
             return Forecast(latents, self.read_joints(latents, poses))
         steps = self.forecaster.all_steps(observed, pooled, tokens, guided, num_steps=num_steps)
-        context, latents = steps[:, : observed.shape[1]], steps[:, observed.shape[1] :]
-        return Forecast(latents, self.read_joints(latents, poses), context)
+        next_steps, latents = steps[:, : observed.shape[1]], steps[:, observed.shape[1] :]
+        return Forecast(latents, self.read_joints(latents, poses), next_steps)
 
     def read_joints(self, latents: Tensor, poses: ObservedPoses | None) -> Tensor | None:
         """Joints from any future latents. None where the model has no head."""

@@ -55,7 +55,10 @@ class Predictor(nn.Module):
         return future
 
     def all_steps(self, observed: Tensor, *, guidance: Guidance | None = None) -> Tensor:
-        """Latents read off every position, the observed ones first: `(batch, step, patch, dim)`."""
+        """Latents read off every position: `(batch, step, patch, dim)`.
+
+        Observed positions come first and give the step after their own, future positions their own step.
+        """
         latents: Tensor = self.proj(self.hidden_states(observed, guidance=guidance))
         return latents
 
@@ -112,11 +115,11 @@ class Forecaster(nn.Module):
         *,
         num_steps: int | None = None,
     ) -> Tensor:
-        """The observed steps' latents, as read off their own positions, before the future ones."""
+        """The step after each observed one, read off the observed position, before the future steps."""
         thinker = _states(pooled, tokens, guided)
         steps = self.observed_and_future_steps(observed, thinker)
-        context, future = steps[:, : observed.shape[1]], steps[:, observed.shape[1] :]
-        return torch.cat((context, self.rolled_on(observed, future, thinker, num_steps)), dim=1)
+        next_steps, future = steps[:, : observed.shape[1]], steps[:, observed.shape[1] :]
+        return torch.cat((next_steps, self.rolled_on(observed, future, thinker, num_steps)), dim=1)
 
     def rolled_on(
         self, observed: Tensor, future: Tensor, thinker: ThinkerStates | None, num_steps: int | None
@@ -137,7 +140,7 @@ class Forecaster(nn.Module):
         """One window of future latents `(batch, step, patch, dim)`."""
 
     def observed_and_future_steps(self, observed: Tensor, thinker: ThinkerStates | None) -> Tensor:
-        """Latents of observed and future steps. Raises StageError for a variant without observed ones."""
+        """`Predictor.all_steps`. Raises StageError for a variant that reads no observed steps."""
         raise StageError("this variant has no positions of observed steps")
 
     def set_thinker_statistics(self, pooled: StateStatistics, tokens: StateStatistics | None) -> None:

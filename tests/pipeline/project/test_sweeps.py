@@ -134,15 +134,15 @@ def test_paths_of_an_experiment_are_those_of_its_project(
 
 
 def test_settings_that_a_variant_has_no_use_for_make_no_run_of_their_own(tmp_path: Path) -> None:
-    train = {**PARAMS["train"], "guidance": "cross", "use_streams": "prompt", "context_weight": 1.0}
+    train = {**PARAMS["train"], "guidance": "cross", "use_streams": "prompt", "next_step_weight": 1.0}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "train": train}))
     params = read_params(tmp_path / "params.yaml")
     guided, alone, only = (
         params.training(variant=variant, seed=0) for variant in ("thinkjepa", "jepa", "vlm")
     )
-    assert (guided.guidance, guided.use_streams, guided.context_weight) == ("cross", "prompt", 1.0)
-    assert (alone.guidance, alone.use_streams, alone.context_weight) == ("film", "both", 1.0)
-    assert (only.guidance, only.use_streams, only.context_weight) == ("cross", "prompt", 0.0)
+    assert (guided.guidance, guided.use_streams, guided.next_step_weight) == ("cross", "prompt", 1.0)
+    assert (alone.guidance, alone.use_streams, alone.next_step_weight) == ("film", "both", 1.0)
+    assert (only.guidance, only.use_streams, only.next_step_weight) == ("cross", "prompt", 0.0)
     train["guidance"] = "adaln"
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "train": train}))
     pooled = read_params(tmp_path / "params.yaml").training(variant="vlm", seed=0)

@@ -47,8 +47,8 @@ def run(cache: Path, out: Path, **overrides: Any) -> dict[str, Any]:
         {"guidance": "cross", "cross_tokens": "visual,generated"},
         {"guidance": "cross", "levels": "mixture", "use_streams": "prompt"},
         {"use_levels": "middle", "use_streams": "generated", "drop_guidance": 0.5},
-        {"variant": "vlm", "use_levels": "last", "context_weight": 1.0},
-        {"latent_loss": "l1", "normalise_targets": True, "context_weight": 0.5},
+        {"variant": "vlm", "use_levels": "last", "next_step_weight": 1.0},
+        {"latent_loss": "l1", "normalise_targets": True, "next_step_weight": 0.5},
         {"latent_loss": "smooth_l1", "schedule": "cosine", "warmup": 0.2, "clip_norm": 0.1},
     ],
     ids=str,
@@ -149,6 +149,38 @@ def test_presets_fill_what_is_not_given() -> None:
 def test_impossible_options_are_refused(field: str, value: object) -> None:
     with pytest.raises(StageError, match=str(value)):
         TrainSettings(**{field: value})  # type: ignore[arg-type]
+
+
+def test_next_steps_are_not_predicted_by_what_sees_them() -> None:
+    """Bidirectional attention would copy its target. `vlm` reads no observed steps and ignores the weight."""
+    with pytest.raises(StageError, match=r"--next-step-weight 0\.5 .* use --attention frame_causal"):
+        TrainSettings(next_step_weight=0.5, attention="bidirectional")
+    assert TrainSettings(variant="vlm", next_step_weight=0.5, attention="bidirectional").in_effect()
+
+
+@pytest.mark.parametrize("variant", ["thinkjepa", "jepa"])
+def test_a_later_step_changes_no_earlier_prediction_of_a_next_step(
+    latent_cache: BuildCache, tmp_path: Path, variant: str
+) -> None:
+    """Each observed step is perturbed in turn, in a trained model: the prediction of it keeps its bits."""
+    run(latent_cache(), tmp_path / "run", variant=variant, next_step_weight=1.0)
+    trained = TrainedRun.open(tmp_path / "run")
+    model = trained.model()
+    batch = trained.features(None).batch(trained.clip_ids("validation"), torch.device("cpu"))
+
+    @torch.no_grad()
+    def next_steps(observed: torch.Tensor) -> torch.Tensor:
+        found = model(observed, batch.pooled, None, with_next_steps=True).next_steps
+        assert found is not None
+        return found
+
+    before = next_steps(batch.observed)
+    for step in range(1, batch.observed.shape[1]):
+        altered = batch.observed.clone()
+        altered[:, step] += 100
+        after = next_steps(altered)
+        assert torch.equal(before[:, :step], after[:, :step])
+        assert not torch.equal(before[:, step], after[:, step])
 
 
 def test_cross_attention_without_stored_tokens_is_refused(latent_cache: BuildCache, tmp_path: Path) -> None:

@@ -76,18 +76,20 @@ def batch_of(shape: ModelShape, size: int) -> Batch:
 def step(model: ForecastModel, batch: Batch, settings: TrainSettings) -> None:
     """Forward and backward of the loop's own loss."""
     precision = torch.autocast("cpu", dtype=torch.bfloat16, enabled=settings.precision == "bf16")
-    with_context = settings.context_weight > 0 and settings.variant != "vlm"
+    with_next_steps = settings.next_step_weight > 0 and settings.variant != "vlm"
     with precision:
-        forecast = model(batch.observed, batch.pooled, batch.poses, batch.tokens, with_context=with_context)
+        forecast = model(
+            batch.observed, batch.pooled, batch.poses, batch.tokens, with_next_steps=with_next_steps
+        )
     per_sample_losses(forecast, batch, settings)[:, 0].mean().backward()
 
 
-@pytest.mark.parametrize("context_weight", [0.0, 1.0])
+@pytest.mark.parametrize("next_step_weight", [0.0, 1.0])
 @pytest.mark.parametrize(("variant", "kind"), CASES)
-def test_flops_are_those_that_torch_counts(variant: str, kind: str, context_weight: float) -> None:
+def test_flops_are_those_that_torch_counts(variant: str, kind: str, next_step_weight: float) -> None:
     """Forward and backward, head and all; the first products' inputs need no gradient, hence not quite 3."""
     shape = shape_of(variant, kind)
-    settings = TrainSettings(variant=variant, context_weight=context_weight)  # type: ignore[arg-type]
+    settings = TrainSettings(variant=variant, next_step_weight=next_step_weight)  # type: ignore[arg-type]
     model, batch = build_model(shape, seed=0), batch_of(shape, 1)
     # torch counts no FLOPs of its fused attention on CPU
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -96,9 +98,9 @@ def test_flops_are_those_that_torch_counts(variant: str, kind: str, context_weig
             batch.pooled,
             batch.poses,
             batch.tokens,
-            with_context=context_weight > 0 and variant != "vlm",
+            with_next_steps=next_step_weight > 0 and variant != "vlm",
         )
-    planned = forward_flops(shape, TOKENS, with_context=context_weight > 0 and variant != "vlm")
+    planned = forward_flops(shape, TOKENS, with_next_steps=next_step_weight > 0 and variant != "vlm")
     assert planned == pytest.approx(counter.get_total_flops(), rel=0.001)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         step(model, batch, settings)

@@ -64,8 +64,12 @@ def test_joints_count_in_metres_or_in_their_own_unit() -> None:
 
 
 def forecast_and_clips(last_known: float = 1.0) -> tuple[Forecast, Batch]:
-    """One clip: future latents off by 2, observed ones by 1, its one joint by 0.3 m along one axis."""
-    future, observed = torch.zeros(1, 2, 3, 4), torch.zeros(1, 5, 3, 4)
+    """One clip: future latents off by 2, those of each next step by 1, its one joint by 0.3 m along one axis.
+
+    The latents of step t are t.
+    """
+    steps = torch.arange(7.0)[None, :, None, None].expand(1, 7, 3, 4)
+    observed, future = steps[:, :5], steps[:, 5:]
     joints_m = torch.zeros(1, 2, 2, 1, 3)
     moved_m = joints_m.clone()
     moved_m[..., 0] = 0.3
@@ -74,7 +78,7 @@ def forecast_and_clips(last_known: float = 1.0) -> tuple[Forecast, Batch]:
         future_m=joints_m,
         future_confidence=torch.full((1, 2, 2, 1), 0.5),
     )
-    return Forecast(future + 2, moved_m, observed - 1), Batch(observed, future, None, trajectory)
+    return Forecast(future + 2, moved_m, steps[:, 1:6] - 1), Batch(observed, future, None, trajectory)
 
 
 @pytest.mark.parametrize(
@@ -82,9 +86,9 @@ def forecast_and_clips(last_known: float = 1.0) -> tuple[Forecast, Batch]:
     [
         ({}, 4 + 1 * 0.03),
         ({"latent_weight": 0.5, "trajectory_weight": 10.0}, 0.5 * 4 + 10 * 0.03),
-        ({"latent_weight": 0.5, "context_weight": 0.25}, 0.5 * (4 + 0.25 * 1) + 0.03),
-        ({"latent_loss": "l1", "context_weight": 2.0}, 2 + 2 * 1 + 0.03),
-        ({"latent_loss": "smooth_l1", "context_weight": 2.0}, 1.5 + 2 * 0.5 + 0.03),
+        ({"latent_weight": 0.5, "next_step_weight": 0.25}, 0.5 * (4 + 0.25 * 1) + 0.03),
+        ({"latent_loss": "l1", "next_step_weight": 2.0}, 2 + 2 * 1 + 0.03),
+        ({"latent_loss": "smooth_l1", "next_step_weight": 2.0}, 1.5 + 2 * 0.5 + 0.03),
         ({"latent_weight": 0.0}, 0.03),
         ({"trajectory_weight": 0.0}, 4.0),
     ],
@@ -92,8 +96,8 @@ def forecast_and_clips(last_known: float = 1.0) -> tuple[Forecast, Batch]:
 )
 def test_a_clips_loss_is_the_weighted_sum(settings: dict[str, Any], by_hand: float) -> None:
     forecast, clips = forecast_and_clips()
-    if "context_weight" not in settings:
-        forecast = forecast._replace(context=None)
+    if "next_step_weight" not in settings:
+        forecast = forecast._replace(next_steps=None)
     loss, latent, distance_m = per_sample_losses(forecast, clips, TrainSettings(**settings))[0].tolist()
     assert loss == pytest.approx(by_hand)
     assert latent == pytest.approx(4.0), "the latents' squared error, whatever the loss"

@@ -18,7 +18,7 @@ STEPS = 50
 FLAGS = "--depth 2 --width 24 --heads 2 --fusion-width 16 --head-width 16 --batch-size 7"
 CASES = {
     "film": "",
-    "hands": "--trajectory-units spread --clips-per-forward 2 --context-weight 0.5",
+    "hands": "--trajectory-units spread --clips-per-forward 2 --next-step-weight 0.5",
     "cross, dropped, rolled out": "--guidance cross --drop-guidance 0.3 --rollout-windows 2",
     "vlm": "--variant vlm --clip-norm 0.5",
 }

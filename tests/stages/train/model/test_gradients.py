@@ -27,7 +27,7 @@ BuildShape = Callable[..., ModelShape]
 KINDS = ("film", "adaln", "cross")
 COUNTS = (5, 2, 7)
 HEAD = HeadShape(joints=("rightHand", "leftHand"), frames_per_step=2, anchor="last_pose", width=16)
-SETTINGS = TrainSettings(anchor="last_pose", context_weight=0.5)
+SETTINGS = TrainSettings(anchor="last_pose", next_step_weight=0.5)
 UNSEEN_BY_SOFTMAX = ("key.bias",)
 """A bias of the keys shifts all of a query's scores alike."""
 
@@ -89,7 +89,7 @@ def loss(
         batch.pooled,
         batch.poses,
         batch.tokens,
-        with_context=settings.context_weight > 0 and variant != "vlm",
+        with_next_steps=settings.next_step_weight > 0 and variant != "vlm",
     )
     return per_sample_losses(forecast, batch, replace(settings, variant=variant))[:, 0].mean()  # type: ignore[arg-type]
 
@@ -144,13 +144,13 @@ def test_no_gradient_reaches_a_target(model_shape: BuildShape, variant: str, lat
     assert (batch.observed.grad is not None) == sees_latents, "the control: what is read would show one"
 
 
-def test_the_context_loss_sends_no_gradient_into_the_latents_it_compares_with(
+def test_the_next_step_loss_sends_no_gradient_into_the_latents_it_compares_with(
     model_shape: BuildShape,
 ) -> None:
-    """The observed latents are both read and, in the dense loss, targets: the latter get no gradient."""
+    """The observed latents are both read and, one step later, targets: the latter get no gradient."""
     model, batch = build(model_shape, "jepa", GuidanceShape(), gate=0.5), clips("jepa")
     apart = replace(batch, observed=batch.observed.detach().clone().requires_grad_())
-    forecast = model(batch.observed, None, batch.poses, with_context=True)
+    forecast = model(batch.observed, None, batch.poses, with_next_steps=True)
     per_sample_losses(forecast, apart, replace(SETTINGS, variant="jepa"))[:, 0].mean().backward()
     assert apart.observed.grad is None
     assert batch.observed.grad is not None
