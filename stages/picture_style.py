@@ -69,6 +69,8 @@ BASELINES: dict[str, dict[str, Any]] = {
     "latent_persistence": {"color": GREY, "linestyle": _DOTTED, "linewidth": 1.3},
     "constant_pose": {"color": GREY, "linestyle": _DASHED, "linewidth": 1.3},
     "constant_velocity": {"color": GREY, "linestyle": _DASH_DOT_DOT, "linewidth": 1.3},
+    "damped_velocity": {"color": GREY, "linestyle": (0, (1, 3)), "linewidth": 1.3},
+    "mean_displacement": {"color": GREY, "linestyle": (0, (9, 2, 3, 2)), "linewidth": 1.3},
     "mean_pose": {"color": GREY, "linestyle": _LONG, "linewidth": 1.3},
 }
 TRAINING: dict[str, Any] = {"color": BLUE, "linestyle": _SOLID, "linewidth": 1.4}

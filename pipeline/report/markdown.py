@@ -71,6 +71,10 @@ def conditions(comparison: Comparison) -> str:
     ]
     if left_out := comparison["num_clips_left_out"]:
         lines.append(f"- {count_of(left_out, 'clip')} not evaluated in all runs left out")
+    if lacking := comparison["training_clips_lacking"]:
+        lines.append(
+            f"- the cache lacks {count_of(lacking, 'training clip')}: what is learned from them is left out"
+        )
     if not comparison["latents_compared"]:
         lines.append(LATENTS_LEFT_OUT)
     for group in comparison["groups"]:

@@ -2,22 +2,18 @@
 
 `SplitInputs` holds what is available at the split frame, so that nothing of the future but the times to
 predict can enter a prediction.
-
-Shape letters: F observed frames, K future frames, J joints.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from thinkjepa.cache import ClipRow
-from thinkjepa.stages.data.trajectories import Positions, Supervision
+from thinkjepa.stages.evaluate.learned import LearnedMotion
 from thinkjepa.stages.evaluate.metrics import MetricKind
+from thinkjepa.stages.evaluate.motion import constant_velocity, damped_velocity, future_times_s
 from thinkjepa.stages.train.data.batches import TokenBatch
 from thinkjepa.stages.train.data.features import Batch, Features
 from thinkjepa.stages.train.data.poses import ObservedPoses
@@ -47,6 +43,8 @@ METHODS = {
     ),
     "constant_pose": Method(),
     "constant_velocity": Method(),
+    "damped_velocity": Method(),
+    "mean_displacement": Method(),
     "mean_pose": Method(),
 }
 """All methods by name, in the order of tables."""
@@ -68,8 +66,8 @@ class SplitInputs:
     """Those of the other clips."""
     poses: ObservedPoses | None
     """Joints at the observed frames, None in a run on latents alone."""
-    constant_velocity_m: Tensor | None
-    """`(batch, future step, frame, joint, 3)`"""
+    ahead_s: Tensor
+    """`(batch, future frame)`: the times to predict, seconds from the last observed frame, float64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +86,6 @@ def inputs_at_split(
     """Inputs of a batch; `partners` names the clip whose thinker states replace a clip's own."""
     device = batch.observed.device
     others = [partners[clip.clip_id] for clip in clips] if partners else []
-    velocity_m = None
-    if features.supervision is not None:
-        velocity_m = _constant_velocity_batch(
-            features.supervision, clips, windows=features.windows, tubelet=features.tubelet
-        ).to(device)
     return SplitInputs(
         observed=batch.observed,
         pooled=batch.pooled,
@@ -100,13 +93,16 @@ def inputs_at_split(
         tokens=batch.tokens,
         shuffled_tokens=features.tokens(others).to(device) if others and features.token_kinds else None,
         poses=batch.poses,
-        constant_velocity_m=velocity_m,
+        ahead_s=future_times_s(clips, windows=features.windows).to(device),
     )
 
 
-def predict_all(model: ForecastModel, inputs: SplitInputs, *, future_steps: int) -> dict[str, Predicted]:
+def predict_all(
+    model: ForecastModel, inputs: SplitInputs, learned: LearnedMotion | None, *, future_steps: int
+) -> dict[str, Predicted]:
     """Predictions by method, of all methods that this model and these clips allow.
 
+    Without `learned`, baselines that are learned from training clips are left out.
     A model whose window is shorter than `future_steps` is rolled out: its predictions become its context.
     """
     poses = inputs.poses
@@ -124,23 +120,33 @@ def predict_all(model: ForecastModel, inputs: SplitInputs, *, future_steps: int)
     repeated = persistence(inputs.observed, future_steps=future_steps)
     found["latent_persistence"] = Predicted(repeated, model.read_joints(repeated, poses))
     if own.joints_m is not None:
-        poses_m = _poses(model, inputs)
-        found |= {name: Predicted(None, pose.expand_as(own.joints_m)) for name, pose in poses_m.items()}
+        poses_m = _poses(inputs, learned, future_steps=future_steps)
+        found |= {
+            name: Predicted(None, pose.to(own.joints_m).expand_as(own.joints_m))
+            for name, pose in poses_m.items()
+        }
     return found
 
 
-def _poses(model: ForecastModel, inputs: SplitInputs) -> dict[str, Tensor]:
+def _poses(inputs: SplitInputs, learned: LearnedMotion | None, *, future_steps: int) -> dict[str, Tensor]:
     """Joints of methods without latents, of shapes that extend to `(batch, step, frame, joint, 3)`."""
-    assert model.head is not None, "joints were predicted without a head"
     assert inputs.poses is not None, "a head is trained on labels"
-    assert inputs.constant_velocity_m is not None, "a head is trained on labels"
+    last_m = inputs.poses.last_pose_m[:, None, None]
     poses = {
-        "constant_pose": inputs.poses.last_pose_m[:, None, None],
-        "constant_velocity": inputs.constant_velocity_m,
+        "constant_pose": last_m,
+        "constant_velocity": _by_step(constant_velocity(inputs.poses, inputs.ahead_s), future_steps),
     }
-    if model.head.shape.anchor == "none":  # else its center is a mean displacement
-        poses["mean_pose"] = model.head.center
+    if learned is not None:
+        damped_m = damped_velocity(inputs.poses, inputs.ahead_s, damping_s=learned.damping_s)
+        poses["damped_velocity"] = _by_step(damped_m, future_steps)
+        poses["mean_displacement"] = last_m + learned.displacement_m.to(last_m)
+        poses["mean_pose"] = learned.pose_m
     return poses
+
+
+def _by_step(positions_m: Tensor, num_steps: int) -> Tensor:
+    """`(batch, future frame, joint, 3)` as `(batch, step, frame, joint, 3)`."""
+    return positions_m.view(len(positions_m), num_steps, -1, *positions_m.shape[2:])
 
 
 def partners_of(clips: Sequence[ClipRow]) -> dict[str, str]:
@@ -156,53 +162,3 @@ def partners_of(clips: Sequence[ClipRow]) -> dict[str, str]:
     shift = min(most_clips, len(ordered) - 1)
     turned = ordered[shift:] + ordered[:shift]
     return {clip.clip_id: other.clip_id for clip, other in zip(ordered, turned, strict=True)}
-
-
-def _constant_velocity_batch(
-    supervision: Supervision, clips: Sequence[ClipRow], *, windows: int, tubelet: int
-) -> Tensor:
-    """Joints by constant velocity `(batch, step, frame, joint, 3)`, metres."""
-    positions = []
-    for clip in clips:
-        trajectory = supervision.trajectory(clip.clip_id)
-        moved = constant_velocity(
-            trajectory.observed_m,
-            trajectory.observed_confidence > 0,
-            observed_times_s=clip.observed_times_s,
-            future_times_s=[time for window in clip.future_times_s[:windows] for time in window],
-        )
-        positions.append(moved.reshape(-1, tubelet, *moved.shape[1:]))
-    return torch.from_numpy(np.stack(positions))
-
-
-def constant_velocity(
-    observed_m: Positions,
-    visible: npt.NDArray[np.bool_],
-    *,
-    observed_times_s: Sequence[float],
-    future_times_s: Sequence[float],
-) -> Positions:
-    """Positions `(future frame, joint, 3)`, metres, by each joint's velocity between its last two times.
-
-    `observed_m` is `(observed frame, joint, 3)`, `visible` `(observed frame, joint)`. Times are the frames'
-    real ones, so that uneven and repeated frames do no harm. A joint that is visible at one time only stays
-    there. The result for a joint that is never visible is meaningless and finite.
-    """
-    times_F = np.asarray(observed_times_s, dtype=np.float64)
-    joints_J = np.arange(visible.shape[1])
-    last_J = _last_frame(visible)
-    earlier_FJ = visible & (times_F[:, np.newaxis] < times_F[last_J])
-    before_J = np.where(earlier_FJ.any(axis=0), _last_frame(earlier_FJ), last_J)
-    elapsed_J = times_F[last_J] - times_F[before_J]
-    last_J3 = observed_m[last_J, joints_J].astype(np.float64)
-    moved_J3 = last_J3 - observed_m[before_J, joints_J]
-    velocity_J3 = moved_J3 / np.where(elapsed_J > 0, elapsed_J, 1.0)[:, np.newaxis]
-    ahead_KJ = np.asarray(future_times_s, dtype=np.float64)[:, np.newaxis] - times_F[last_J]
-    moved: Positions = (last_J3 + ahead_KJ[..., np.newaxis] * velocity_J3).astype(np.float32)
-    return moved
-
-
-def _last_frame(chosen_FJ: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
-    """The last chosen frame of each joint; the last frame of all where none is chosen."""
-    last: npt.NDArray[np.intp] = len(chosen_FJ) - 1 - np.argmax(chosen_FJ[::-1], axis=0)
-    return last

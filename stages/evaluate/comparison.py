@@ -93,6 +93,7 @@ def compare(runs: Sequence[EvaluatedRun], *, sort_by: str | None = None) -> dict
         "joints": first.record["joints"],
         "keypoints": first.record["keypoints"],
         "reference_frames": first.record["reference_frames"],
+        "training_clips_lacking": max(run.table.record.get("training_clips_lacking", 0) for run in shared),
         "latents_compared": one_latent_space(shared),
         "joint_frames": joint_frames(first),
         "interval": INTERVAL_METHOD,

@@ -21,6 +21,7 @@ from thinkjepa.stages.data.tracked_files import labels_digest
 from thinkjepa.stages.device import choose_device
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.baselines import METHODS, Predicted, inputs_at_split, partners_of, predict_all
+from thinkjepa.stages.evaluate.learned import learn_motion, num_lacking
 from thinkjepa.stages.evaluate.metrics import (
     DECIMALS,
     POSE_BASELINES,
@@ -56,6 +57,7 @@ DESCRIBING = (
     "joints",
     "keypoints",
     "reference_frames",
+    "training_clips_lacking",
 )
 """Entries of an evaluation's record that are repeated next to the figures; run.json has the rest."""
 
@@ -117,6 +119,7 @@ def describe(
         "joints": list(head.joints) if head else [],
         "keypoints": [name for name in KEYPOINTS if head and name in head.joints],
         "reference_frames": list(features.supervision.reference_frames) if features.supervision else [],
+        "training_clips_lacking": num_lacking(features, run.clip_ids("train")),
         "labels": labels_digest(features.cache, {clip.video_digest for clip in clips}) if head else "",
     }
 
@@ -145,11 +148,12 @@ def predictions(
 ) -> Iterator[tuple[Sequence[ClipRow], Batch, dict[str, Predicted]]]:
     """Yield (clips, batch with the ground truth, predictions by method), batch by batch."""
     partners = partners_of(clips) if run.shape.thinker is not None else {}
+    learned = learn_motion(features, run.clip_ids("train")) if features.supervision else None
     for start in range(0, len(clips), run.clips_per_forward):
         part = clips[start : start + run.clips_per_forward]
         batch = features.batch([clip.clip_id for clip in part], device)
         inputs = inputs_at_split(features, part, batch, partners=partners)
-        yield part, batch, predict_all(model, inputs, future_steps=batch.future.shape[1])
+        yield part, batch, predict_all(model, inputs, learned, future_steps=batch.future.shape[1])
 
 
 def score_columns(

@@ -51,8 +51,8 @@ ABSOLUTE = Unit("", "mean error (latent units)", "difference (latent units)")
 SQUARED = Unit(" (squared)", "mean squared error (latent units²)", "difference (latent units²)")
 COSINE = Unit("", "cosine (1: equal)", "difference of cosines")
 
-POSE_BASELINES = ("constant_pose", "constant_velocity", "mean_pose")
-"""Methods without training that predict joints."""
+POSE_BASELINES = ("constant_pose", "constant_velocity", "damped_velocity", "mean_displacement", "mean_pose")
+"""Methods without a trained network that predict joints."""
 
 
 @dataclass(frozen=True, slots=True)

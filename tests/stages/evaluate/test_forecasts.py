@@ -1,61 +1,95 @@
-"""Forecasts without training: constant velocity by hand, and whose thinker states a clip is given instead."""
+"""Forecasts without training: velocities by hand and by numpy, whose thinker states are given instead."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from thinkjepa.cache import ClipRow, FeatureCache
-from thinkjepa.stages.evaluate.baselines import constant_velocity, partners_of
+from thinkjepa.stages.evaluate.baselines import partners_of
+from thinkjepa.stages.evaluate.motion import constant_velocity, damped_velocity
+from thinkjepa.stages.train.data.poses import ObservedPoses
 
 
 def along_x(*metres: float) -> np.ndarray:
     """One joint on the x axis, `(frame, 1, 3)`."""
-    positions = np.zeros((len(metres), 1, 3), dtype=np.float32)
+    positions = np.zeros((len(metres), 1, 3))
     positions[:, 0, 0] = metres
     return positions
+
+
+def poses_of(observed: np.ndarray, seen: np.ndarray, times_s: Sequence[float]) -> ObservedPoses:
+    """The observed joints of one clip."""
+    return ObservedPoses(*(torch.tensor(np.array(item))[None].double() for item in (observed, seen, times_s)))
 
 
 def velocity_x(
     observed: np.ndarray, seen: list[bool], times_s: list[float], ahead_s: list[float]
 ) -> list[float]:
-    moved = constant_velocity(
-        observed, np.array(seen)[:, None], observed_times_s=times_s, future_times_s=ahead_s
-    )
-    return moved[:, 0, 0].tolist()
+    moved = constant_velocity(poses_of(observed, np.array(seen)[:, None], times_s), torch.tensor([ahead_s]))
+    return moved[0, :, 0, 0].tolist()
 
 
-def test_a_joint_goes_on_as_between_the_last_two_frames() -> None:
-    found = velocity_x(along_x(9.0, 1.0, 1.5), [True] * 3, [0.0, 0.1, 0.2], [0.3, 0.4])
-    assert found == pytest.approx([2.0, 2.5])
+def test_a_joint_goes_on_by_the_slope_of_the_whole_window() -> None:
+    """Deviations -1, 0 and 1 from the middle give a slope of (2.0 - 0.5) / 0.2 = 7.5 m/s."""
+    found = velocity_x(along_x(0.5, 1.0, 2.0), [True] * 3, [-0.2, -0.1, 0.0], [0.1, 0.2])
+    assert found == pytest.approx([2.75, 3.5])
 
 
 def test_real_times_decide_and_not_frame_numbers() -> None:
-    found = velocity_x(along_x(0.0, 1.0), [True] * 2, [0.0, 0.5], [0.6, 1.5])
+    found = velocity_x(along_x(0.0, 1.0), [True] * 2, [-0.5, 0.0], [0.1, 1.0])
     assert found == pytest.approx([1.2, 3.0])
 
 
 def test_frames_where_the_joint_was_not_seen_are_skipped() -> None:
     observed = along_x(1.0, 77.0, 2.0, 77.0)
-    found = velocity_x(observed, [True, False, True, False], [0.0, 0.1, 0.2, 0.3], [0.4])
+    found = velocity_x(observed, [True, False, True, False], [-0.3, -0.2, -0.1, 0.0], [0.1])
     assert found == pytest.approx([3.0])
 
 
-def test_a_frame_that_was_sampled_twice_is_one_frame() -> None:
+def test_a_frame_that_was_sampled_twice_does_no_harm() -> None:
     """At low frame rates a frame may stand for two sampling times: nothing moved in no time."""
-    found = velocity_x(along_x(1.0, 2.0, 2.0), [True] * 3, [0.0, 0.1, 0.1], [0.2])
+    found = velocity_x(along_x(1.0, 2.0, 2.0), [True] * 3, [-0.1, 0.0, 0.0], [0.1])
     assert found == pytest.approx([3.0])
+    assert velocity_x(along_x(1.0, 1.5), [True] * 2, [0.0, 0.0], [0.1]) == [1.5]
 
 
 def test_a_joint_that_was_seen_once_stays() -> None:
-    found = velocity_x(along_x(5.0, 1.0, 7.0), [False, True, False], [0.0, 0.1, 0.2], [0.3, 9.0])
+    found = velocity_x(along_x(5.0, 1.0, 7.0), [False, True, False], [-0.2, -0.1, 0.0], [0.1, 9.0])
     assert found == [1.0, 1.0]
+
+
+@given(st.integers(0, 1000))
+def test_velocities_are_those_of_numpy_polyfit_from_the_last_known_position(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    observed, seen = rng.normal(size=(6, 3, 3)), rng.random((6, 3)) > 0.4
+    seen[rng.permutation(6)[:2]] = True  # two times at least
+    times_s, ahead_s = np.sort(rng.uniform(-1, 0, 6)), np.array([0.1, 0.4])
+    poses, ahead = poses_of(observed, seen, times_s), torch.from_numpy(ahead_s)[None]
+    found, damped = constant_velocity(poses, ahead)[0], damped_velocity(poses, ahead, damping_s=0.3)[0]
+    for joint in range(3):
+        known = seen[:, joint]
+        slope = np.polyfit(times_s[known], observed[known, joint], 1)[0]
+        last_m, last_s = observed[known, joint][-1], times_s[known][-1]
+        elapsed_s = (ahead_s - last_s)[:, None]
+        np.testing.assert_allclose(found[:, joint], last_m + elapsed_s * slope, atol=1e-9)
+        distance = 0.3 * (1 - np.exp(-elapsed_s / 0.3)) * slope
+        np.testing.assert_allclose(damped[:, joint], last_m + distance, atol=1e-9)
+
+
+def test_a_velocity_that_is_hardly_damped_is_constant() -> None:
+    poses = poses_of(along_x(0.5, 1.0, 2.0), np.ones((3, 1)), [-0.2, -0.1, 0.0])
+    ahead_s = torch.tensor([[0.1, 2.0]])
+    torch.testing.assert_close(
+        damped_velocity(poses, ahead_s, damping_s=1e9), constant_velocity(poses, ahead_s)
+    )
 
 
 @pytest.fixture(scope="module")

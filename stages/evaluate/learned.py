@@ -1,0 +1,88 @@
+"""Baselines learned from a run's training clips: means over them, and how fast movements come to rest.
+
+They are what any trained model has to beat: they know the training clips and nothing of the clip at hand but
+its observed poses. They are learned anew from the cache at each evaluation, in float64, from all training
+clips or a fixed sample of them.
+
+Shape letters: B batch, T latent steps, K frames of a step, J joints.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from thinkjepa.stages.evaluate.metrics import counted_joint_frames
+from thinkjepa.stages.evaluate.motion import damped_velocity, future_times_s
+from thinkjepa.stages.train.data.batches import batches_in_order
+from thinkjepa.stages.train.data.features import Features
+from thinkjepa.stages.train.data.poses import TrajectoryBatch
+from thinkjepa.stages.train.randomness import epoch_order
+
+SAMPLE_CLIPS = 4096
+SAMPLE_BATCH = 64
+
+DAMPING_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
+"""Time constants of a damped velocity to choose from, each twice the one before."""
+
+
+@dataclass(frozen=True, slots=True)
+class LearnedMotion:
+    """Means over training clips of the joint-frames that count, float64, 0 where none does."""
+
+    pose_m: Tensor
+    """`(joint, 3)`, metres, over all future frames."""
+    displacement_m: Tensor
+    """`(step, frame, joint, 3)`, metres, from each joint's last observed position."""
+    damping_s: float
+    """The time constant of `DAMPING_S` with the smallest mean distance."""
+
+
+def learn_motion(features: Features, train_ids: Sequence[str]) -> LearnedMotion | None:
+    """Learn from the run's training clips. None where the cache lacks one of them."""
+    if num_lacking(features, train_ids):
+        return None
+    count = poses = displacements = distances = torch.zeros((), dtype=torch.float64)
+    for truth, ahead_s in _training_clips(features, train_ids):
+        counted_BTKJ = counted_joint_frames(truth.future_confidence, truth.last_known)
+        future_m, last_m = truth.future_m.double(), truth.poses.last_pose_m.double()
+        weight = counted_BTKJ.double()[..., None]
+        count = count + weight.sum(dim=0)
+        poses = poses + (weight * future_m).sum(dim=0)
+        displacements = displacements + (weight * (future_m - last_m[:, None, None])).sum(dim=0)
+        distances = distances + torch.stack(
+            [
+                _total_distance(
+                    damped_velocity(truth.poses, ahead_s, damping_s=damping_s), future_m, counted_BTKJ
+                )
+                for damping_s in DAMPING_S
+            ]
+        )
+    return LearnedMotion(
+        pose_m=poses.sum(dim=(0, 1)) / count.sum(dim=(0, 1)).clamp(min=1),
+        displacement_m=displacements / count.clamp(min=1),
+        damping_s=DAMPING_S[int(distances.argmin())],
+    )
+
+
+def num_lacking(features: Features, train_ids: Sequence[str]) -> int:
+    """Number of the run's training clips that the cache has no features or labels of."""
+    return len(set(train_ids)) - len(features.clips.only(train_ids))
+
+
+def _training_clips(features: Features, train_ids: Sequence[str]) -> Iterator[tuple[TrajectoryBatch, Tensor]]:
+    """Yield joints and future times `(batch, frame)` of the training clips, or of a fixed sample of them."""
+    order = epoch_order(len(train_ids), seed=0, epoch=0)[:SAMPLE_CLIPS]
+    sample = [train_ids[index] for index in sorted(order)]
+    for clip_ids in batches_in_order(sample, batch_size=SAMPLE_BATCH):
+        rows = {clip.clip_id: clip for clip in features.clips.only(clip_ids)}
+        clips = [rows[clip_id] for clip_id in clip_ids]
+        truth = features.trajectories(clip_ids, torch.device("cpu"))
+        yield truth, future_times_s(clips, windows=features.windows)
+
+
+def _total_distance(predicted_BKJ3: Tensor, future_BTKJ3: Tensor, counted_BTKJ: Tensor) -> Tensor:
+    """Sum of the distances that count."""
+    distance = torch.linalg.vector_norm(predicted_BKJ3.view_as(future_BTKJ3) - future_BTKJ3, dim=-1)
+    return torch.where(counted_BTKJ, distance, 0.0).sum()
