@@ -16,6 +16,7 @@ from thinkjepa.pipeline.report.markdown import (
     available,
     comparison_markdown,
     count_of,
+    data_warnings,
     markdown_table,
     rolled_metrics,
     rollout_markdown,
@@ -179,6 +180,7 @@ def comparison_page(comparison: Comparison, files: Sequence[str]) -> str:
         f"{count_of(comparison['num_videos'], 'video')}. "
         f"{'Best on validation clips first. ' if by_validation else ''}"
         f"Brackets: {100 * comparison['interval']['level']:g} % intervals over videos.",
+        *data_warnings(comparison),
         "",
         _table(comparison, models, metrics),
     ]

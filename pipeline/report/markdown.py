@@ -19,6 +19,7 @@ from thinkjepa.pipeline.report.verdict import (
     signed_text,
 )
 from thinkjepa.stages.evaluate.baselines import METHODS
+from thinkjepa.stages.evaluate.groups import TRAINED_ON
 from thinkjepa.stages.evaluate.metrics import METRICS, VALIDATION_METRICS, Metric, MetricKind, exhibited
 
 Comparison = Mapping[str, Any]
@@ -77,6 +78,7 @@ def conditions(comparison: Comparison) -> str:
         )
     if not comparison["latents_compared"]:
         lines.append(LATENTS_LEFT_OUT)
+    lines += [f"- **{line}**" for line in data_warnings(comparison)]
     for group in comparison["groups"]:
         seeds = ", ".join(map(str, group["seeds"]))
         lines.append(f"- {group['name']}: {count_of(len(group['seeds']), 'seed')} ({seeds})")
@@ -92,6 +94,23 @@ def conditions(comparison: Comparison) -> str:
     if frames:
         lines += _joint_conditions(comparison, frames)
     return "\n".join(lines)
+
+
+def data_warnings(comparison: Comparison) -> list[str]:
+    """A line for each kind of data that the groups were not trained on alike."""
+    return [
+        f"warning: these groups were trained on different {TRAINED_ON[item['data']]}, so that more than "
+        f"the models may differ: {', '.join(_counts(item['groups']))}"
+        for item in comparison["different_data"]
+    ]
+
+
+def _counts(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """`jepa 12 (3f2a91c0)`, the beginning of a digest telling equal counts apart."""
+    return [
+        f"{name} {own['count']} ({own['sha256'][:8]})" if own else f"{name} none"
+        for name, own in groups.items()
+    ]
 
 
 def _joint_conditions(comparison: Comparison, frames: Mapping[str, int]) -> Iterable[str]:
@@ -130,7 +149,7 @@ def ranking_section(comparison: Comparison) -> list[str]:
         [
             position,
             row["variant"],
-            *(row["settings"][name] for name in varied),
+            *("" if row["settings"][name] is None else row["settings"][name] for name in varied),
             row["num_seeds"],
             *(_validation_text(row, name) for name in validation),
             *_figure_texts(scores[row["name"]], shown),

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from thinkjepa.cache.disk.lock import WAIT, WriteLock
+from thinkjepa.cache.records import fingerprint
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.json_files import read_json, write_json
 from thinkjepa.stages.settings import Settings, setting
@@ -293,8 +294,22 @@ class PartitionedClips:
         sizes: dict[str, Any] = {name: asdict(size) for name, size in self.sizes.items()}
         return {"grouping": self.stored.grouping, **sizes, "warning": self.warning}
 
+    @property
+    def digests(self) -> dict[str, dict[str, Any]]:
+        """Count and digest of the clips of each split."""
+        return clip_digests(self.ids)
+
     def to_json(self) -> dict[str, Any]:
         return {**self.stored.to_json(), "clips": {name: list(ids) for name, ids in self.ids.items()}}
+
+
+def clip_digests(ids: Mapping[SplitName, Iterable[str]]) -> dict[str, dict[str, Any]]:
+    """Count and digest of the clips of each split, equal for equal clips in any order.
+
+    A clip's id names the content of its video and the split frame.
+    """
+    listed = {name: sorted(own) for name, own in ids.items()}
+    return {name: {"count": len(own), "sha256": fingerprint(own)} for name, own in listed.items()}
 
 
 PartitionOf = Callable[[Path, SplitRule, Collection[tuple[str, str]]], StoredPartition]

@@ -20,6 +20,7 @@ from thinkjepa.stages.evaluate.evaluation import joint_frames
 from thinkjepa.stages.evaluate.groups import (
     EvaluatedRun,
     RunGroup,
+    different_data,
     differing,
     group_runs,
     on_shared_clips,
@@ -106,6 +107,7 @@ def compare(runs: Sequence[EvaluatedRun], *, sort_by: str | None = None) -> dict
             }
             for group in groups
         ],
+        "different_data": different_data(groups),
         "varied": varied_settings(groups),
         "ranking": ranking,
         "entries": records,

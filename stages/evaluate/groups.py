@@ -1,7 +1,7 @@
 """Evaluated runs, grouped by everything but their seed, on the clips that all of them share."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Any, get_args
 
@@ -12,6 +12,7 @@ from thinkjepa.stages.evaluate.scores import Floats, Score
 from thinkjepa.stages.evaluate.table import ClipTable
 from thinkjepa.stages.json_files import json_bytes
 from thinkjepa.stages.train.model.config import Variant
+from thinkjepa.stages.train.settings import TrainSettings, idle_settings
 
 NOT_PART_OF_A_GROUP = (
     "variant",
@@ -21,8 +22,17 @@ NOT_PART_OF_A_GROUP = (
     "attention_kernel",
     "preset",
     "save_every_s",
+    "tracker",
 )
 """Settings of an execution, not of a result; the variant has a field of its own."""
+
+TRAINED_ON = {
+    "train": "training clips",
+    "validation": "validation clips",
+    "test": "test clips",
+    "labels": "hand labels",
+}
+"""Data of a training that make runs comparable, in words."""
 
 SAME_TIME_S = 1e-3
 
@@ -38,6 +48,8 @@ class EvaluatedRun:
     table: ClipTable
     validation: Mapping[str, float] = field(default_factory=dict)
     """Figures of the validation clips in `metrics.json`, by name."""
+    trained_on: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Count and digest of each of `TRAINED_ON`."""
 
     @property
     def variant(self) -> str:
@@ -49,12 +61,15 @@ class EvaluatedRun:
 
     @property
     def description(self) -> dict[str, Any]:
-        """All that runs of one group have in common, without the variant."""
+        """All that runs of one group have in common, without the variant.
+
+        Settings that do nothing in the run are left out. One that an older version did not have is None.
+        """
         record = self.table.record
-        settings = {
-            name: value for name, value in record["settings"].items() if name not in NOT_PART_OF_A_GROUP
-        }
-        sets = {kind: item and item["name"] for kind, item in record["feature_sets"].items()}
+        recorded = {item.name: record["settings"].get(item.name) for item in fields(TrainSettings)}
+        left_out = idle_settings(record["settings"]).union(NOT_PART_OF_A_GROUP)
+        settings = {name: value for name, value in recorded.items() if name not in left_out}
+        sets = {kind: item["name"] for kind, item in record["feature_sets"].items() if item}
         return {**settings, "joints": ",".join(record["joints"]), **sets}
 
 
@@ -82,7 +97,7 @@ class RunGroup:
 def group_runs(runs: Sequence[EvaluatedRun]) -> list[RunGroup]:
     """Groups in the order of variants, each named by its variant and the settings in which it differs.
 
-    Raises StageError where a group has a seed twice.
+    Raises StageError where a group has a seed twice, or runs that were trained on different data.
     """
     members: dict[bytes, list[EvaluatedRun]] = {}
     for run in runs:
@@ -90,6 +105,7 @@ def group_runs(runs: Sequence[EvaluatedRun]) -> list[RunGroup]:
     found = [tuple(sorted(group, key=lambda run: run.seed)) for group in members.values()]
     for group in found:
         _check_seeds(group)
+        _check_same_training(group)
     names = _names([group[0] for group in found])
     groups = [RunGroup(name, group) for name, group in zip(names, found, strict=True)]
     return sorted(groups, key=lambda group: (get_args(Variant).index(group.variant), group.name))
@@ -133,13 +149,16 @@ def one_latent_space(runs: Sequence[EvaluatedRun]) -> bool:
 def varied_settings(groups: Sequence[RunGroup]) -> dict[str, list[Any]]:
     """Settings in which groups differ, with their values, but for variant and seed.
 
-    A run that reads no thinker differs in its variant, so that None is no value of `thinker`.
+    A run that does not read a setting, or no thinker, differs in its variant: it has no value there.
     """
-    descriptions = [group.runs[0].description for group in groups]
+    return _varied([group.runs[0].description for group in groups])
+
+
+def _varied(descriptions: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The names, sorted, with several values in the descriptions that have them, with these values."""
     found = {}
     for name in differing(descriptions):
-        values = [item.get(name) for item in descriptions]
-        own = {json_bytes(value): value for value in values if value is not None or name != "thinker"}
+        own = {json_bytes(item[name]): item[name] for item in descriptions if name in item}
         if len(own) > 1:
             found[name] = list(own.values())
     return found
@@ -157,10 +176,37 @@ def _names(first_runs: Sequence[EvaluatedRun]) -> list[str]:
     names = []
     for run in first_runs:
         peers = [other.description for other in first_runs if other.variant == run.variant]
-        own = [name for name in differing(peers) if name in run.description]
+        own = [name for name in _varied(peers) if run.description.get(name) is not None]
         details = ", ".join(f"{name} {run.description[name]}" for name in own)
         names.append(f"{run.variant} ({details})" if details else run.variant)
     return names
+
+
+def different_data(groups: Sequence[RunGroup]) -> list[dict[str, Any]]:
+    """The data that not all groups were trained on alike, with each group's count and digest."""
+    found = []
+    for name in TRAINED_ON:
+        of_group = {group.name: dict(group.runs[0].trained_on.get(name, {})) for group in groups}
+        if len({json_bytes(value) for value in of_group.values()}) > 1:
+            found.append({"data": name, "groups": of_group})
+    return found
+
+
+def _check_same_training(runs: Sequence[EvaluatedRun]) -> None:
+    for one, other in pairwise(runs):
+        apart = [
+            f"{words} ({first['count']} and {second['count']})"
+            for name, words in TRAINED_ON.items()
+            if (first := one.trained_on.get(name)) != (second := other.trained_on.get(name))
+            and first is not None
+            and second is not None
+        ]
+        if apart:
+            raise StageError(
+                f"runs {one.name!r} and {other.name!r} have the same settings, but were trained on different "
+                f"{', '.join(apart)}, so they are no seeds of one another: train them on the same clips, or "
+                "leave one of them out"
+            )
 
 
 def _check_seeds(runs: Sequence[EvaluatedRun]) -> None:

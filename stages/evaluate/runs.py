@@ -7,7 +7,7 @@ from typing import Any
 
 from thinkjepa.cache import FeatureCache, FeatureSet
 from thinkjepa.cache.disk.layout import cache_json
-from thinkjepa.stages.data.partition import SPLIT_NAMES, SplitName
+from thinkjepa.stages.data.partition import SPLIT_NAMES, SplitName, clip_digests
 from thinkjepa.stages.data.tracked_files import labels_digest
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.groups import EvaluatedRun
@@ -102,6 +102,18 @@ class TrainedRun:
         """The clips of this split when the run was trained, sorted."""
         return tuple(read_json(self.path / "split.json")["clips"][side])
 
+    @property
+    def trained_on(self) -> dict[str, dict[str, Any]]:
+        """Count and digest of the run's clips by split name, and of their hand labels where it read any.
+
+        They are those of split.json, which runs of every version have.
+        """
+        found = clip_digests(read_json(self.path / "split.json")["clips"])
+        if not self.record["labels"]:
+            return found
+        num_clips = sum(int(clips["count"]) for clips in found.values())
+        return {**found, "labels": {"count": num_clips, "sha256": self.record["labels"]}}
+
     def side_of(self, video_id: str) -> SplitName | None:
         """The split that has clips of this video, None where the run has none."""
         prefix = f"{video_id}@"
@@ -146,7 +158,7 @@ def read_evaluations(run_dirs: Sequence[Path], side: str) -> list[EvaluatedRun]:
     if len(set(names)) < len(names):
         names = [str(path) for path in run_dirs]
     return [
-        EvaluatedRun(name, _current_table(path, side), _validation(path))
+        EvaluatedRun(name, _current_table(path, side), _validation(path), TrainedRun.open(path).trained_on)
         for name, path in zip(names, run_dirs, strict=True)
     ]
 

@@ -132,6 +132,7 @@ def plan_run(
         "init_from_digest": warm_start.digest if warm_start else "",
         "reference_frames": list(features.supervision.reference_frames) if features.supervision else [],
         "labels": used_labels(features),
+        "clips": clips.digests,
         "split_sha256": hashlib.sha256(json_bytes(clips.to_json())).hexdigest(),
         "processes": num_processes,
         "threads": torch.get_num_threads(),

@@ -1,6 +1,6 @@
 """One training run: from a cache to a folder with weights, metrics, curve, split and a record of it all.
 
-RUN/run.json       settings, feature sets, model shape, split digest, versions, weights file; no times
+RUN/run.json       settings, feature sets, model shape, digests of clips, versions, weights file; no times
 RUN/split.json     the split, with the clips of each side
 RUN/metrics.json   losses, best epoch, counts of clips
 RUN/curve.csv      losses by epoch, and curve.png

@@ -4,7 +4,7 @@ Groups are the panels of `--help`; `TrainSettings` has them all. A run records i
 """
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
@@ -152,8 +152,25 @@ IDLE: Mapping[Variant, tuple[str, ...]] = MappingProxyType(
 )
 """Settings that do nothing in a variant."""
 
+ONLY_OF_JOINTS = ("anchor", "head_width", "head_learning_rate", "trajectory_weight", "trajectory_units")
+"""Settings that do nothing in a run on latents alone."""
+
 ONLY_OF_CROSS = ("guidance", "levels", "cross_tokens", "gate_learning_rate")
 """Settings that do nothing in `vlm`, either, unless it reads tokens."""
+
+
+def idle_settings(settings: Mapping[str, Any]) -> frozenset[str]:
+    """Names of the settings that do nothing in a run of these settings, given by name.
+
+    The variant tells, the kind of guidance, and whether the run has joints.
+    """
+    variant, cross = settings["variant"], settings.get("guidance") == "cross"
+    idle = frozenset(IDLE[variant])
+    if variant == "vlm" and not cross:
+        idle |= frozenset(ONLY_OF_CROSS)
+    if variant == "thinkjepa":
+        idle |= {"fusion_width" if cross else "cross_tokens"}
+    return idle | frozenset(ONLY_OF_JOINTS) if settings.get("task") == "latent" else idle
 
 
 @dataclass(frozen=True)
@@ -225,10 +242,7 @@ class TrainSettings(PredictorSettings, GuidanceSettings, LossSettings, Optimizer
     def in_effect(self) -> "TrainSettings":
         """The same run, idle settings of its variant at their defaults: equal runs then look equal."""
         defaults: dict[str, Any] = {item.name: item.default for item in fields(self)}
-        idle = IDLE[self.variant]
-        if self.variant == "vlm" and self.guidance != "cross":
-            idle += ONLY_OF_CROSS
-        return replace(self, **{name: defaults[name] for name in idle})
+        return replace(self, **{name: defaults[name] for name in idle_settings(asdict(self))})
 
     @property
     def transform(self) -> LatentTransform:

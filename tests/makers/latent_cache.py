@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,8 @@ def latent_cache(tmp_path: Path) -> BuildCache:
 
     Each video's future is its last observed step moved up or down, and only one dim of the thinker's states
     says which. The first `labelled` videos have hand labels: joints on their way, a swaying camera. `later`
-    is added to all that lies behind the last split: latents, joints and cameras.
+    is added to all that lies behind the last split: latents, joints and cameras. `relabelled` labels have a
+    digest of their own, as corrected ones have.
     """
 
     def build(
@@ -66,6 +68,7 @@ def latent_cache(tmp_path: Path) -> BuildCache:
         labelled: int = 0,
         with_tokens: bool = False,
         later: float = 0.0,
+        relabelled: bool = False,
     ) -> Path:
         root = tmp_path / name
         encoder, thinker = _encoder_set(windows), _thinker_set(with_tokens=with_tokens)
@@ -77,7 +80,11 @@ def latent_cache(tmp_path: Path) -> BuildCache:
             ]
         with WriteSession(root) as session:
             session.add_clips(clips)
-            session.add_labels(_labels(video, windows, later) for video in range(labelled))
+            labels = (_labels(video, windows, later) for video in range(labelled))
+            session.add_labels(
+                replace(item, label_digest=f"corrected {item.label_digest}") if relabelled else item
+                for item in labels
+            )
             for feature_set, place in ((encoder, 0), (thinker, 1)):
                 with session.writer(session.resolve(feature_set)) as writer:
                     assert not writer.append([pair[place] for pair in features])
