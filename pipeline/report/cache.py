@@ -152,7 +152,8 @@ def cache_info(path: Path) -> dict[str, Any]:
         "bytes": sum(item["bytes"] for item in sets),
         "settings": setting_flags(remembered_settings(path)),
         "feature_sets": sets,
-        "failures": [asdict(failure) for failure in cache.failures],
+        "failures": [asdict(failure) for failure in cache.failures if failure.stage != "plan"],
+        "too_short": [asdict(failure) for failure in cache.failures if failure.stage == "plan"],
         "failures_recorded": _changed(failures_file(path)),
     }
 
@@ -235,10 +236,13 @@ def describe_info(info: dict[str, Any]) -> str:
         lines += ["", *_set_lines(item)]
     in_sets = {(item["clip_id"], item["stage"]) for part in info["feature_sets"] for item in part["failures"]}
     others = [item for item in info["failures"] if (item["clip_id"], item["stage"]) not in in_sets]
+    recorded = f"at the settings of the last run over each video, {info['failures_recorded']}:"
     if others:
-        recorded = f"at the settings of the last run over each video, {info['failures_recorded']}"
-        lines += ["", f"{counted(len(others), 'failure')} {recorded}:"]
+        lines += ["", f"{counted(len(others), 'failure')} {recorded}"]
         lines += [f"  {_failure_line(item)}" for item in others]
+    if short := info["too_short"]:
+        lines += ["", f"{counted(len(short), 'video')} too short for a clip {recorded}"]
+        lines += [f"  {item['video']!r} {item['reason']}" for item in short]
     return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from thinkjepa.pipeline.cli.console import counted, human_bytes, human_hours
 from thinkjepa.stages.data.joints import HANDS_NEED_LABELS
 from thinkjepa.stages.data.repeated_frames import describe_repeats
+from thinkjepa.stages.data.short_videos import REMEDY, describe_short
 from thinkjepa.stages.extract.figures import Estimate, FolderEstimate, ModelFigures
 from thinkjepa.stages.extract.run import ExtractReport
 
@@ -26,6 +27,8 @@ def describe_estimate(figures: FolderEstimate) -> str:
         lines.append(f"disk    {about}{human_bytes(figures.disk_bytes)}{_per_thousand(figures)}")
     if isinstance(figures, Estimate):
         lines += [_memory_line(figures), _time_line(figures)]
+    if short := describe_short(figures.too_short):
+        lines.append(short)
     lines += [f"warning: {text}" for text in _failure_warnings(figures) + figures.warnings]
     lines += [f"assumed: {text}" for text in figures.assumptions]
     return "\n".join(lines)
@@ -35,10 +38,8 @@ def _nothing_lines(figures: FolderEstimate) -> list[str]:
     """Why no clip can be cut, instead of a table of zeros."""
     lines = [_folder_line(figures), *(f"warning: {text}" for text in _failure_warnings(figures))]
     lines.append("nothing to extract: no video gives a clip")
-    if any(failure.stage == "plan" for failure in figures.failures):
-        lines.append(
-            "fewer --observed-frames and --future-frames, or a higher --dense-fps, cut shorter clips"
-        )
+    if figures.too_short:
+        lines += [describe_short(figures.too_short), REMEDY]
     return lines
 
 
@@ -139,10 +140,12 @@ def describe_report(
     """
     rate = f", {report.extracted / report.seconds:.2f} clips/s" if report.extracted and report.seconds else ""
     rates = "cut by index" if report.dense_fps is None else f"dense windows at {report.dense_fps:g} fps"
-    failed = f" ({report.failed_videos} failed)" if report.failed_videos else ""
+    left_out = {"failed": report.failed_videos, "too short": len(report.too_short)}
+    named = ", ".join(f"{number} {what}" for what, number in left_out.items() if number)
+    without = f" ({named})" if named else ""
     remain = f", {report.remaining_clips} left for the next run" if report.remaining_clips else ""
     lines = [
-        f"{counted(report.videos, 'video')}{failed}, {counted(report.clips, 'clip')}, {rates}: "
+        f"{counted(report.videos, 'video')}{without}, {counted(report.clips, 'clip')}, {rates}: "
         f"{report.extracted} extracted, {report.already_there} already there, "
         f"{report.failed_clips} failed{remain} ({report.seconds:.1f} s{rate})",
         f"thinker set {report.thinker_set}, encoder set {report.encoder_set} in {report.cache_dir}",
@@ -153,6 +156,8 @@ def describe_report(
         files = counted(len(report.repeats), "file")
         lines.append(f"same content as another file: {files}, not taken again")
     lines.append(_labels(report))
+    if short := describe_short(report.too_short):
+        lines.append(short)
     if report.failed_videos:
         failures = {(item.stage, item.video) for item in report.failures if item.stage != "labels"}
         stages = Counter(stage for stage, _ in failures)
@@ -164,15 +169,9 @@ def describe_report(
         lines.append(f"{clips} failed in an earlier run: {retry_by} tries them again")
     limit = report.allowed_failed_videos
     if report.stopped_early:
-        short = {item.video for item in report.failures if item.reason.startswith("too short")}
-        remedy = (
-            f"{len(short)} of them are too short for a clip: use fewer frames or a higher --dense-fps"
-            if len(short) == report.failed_videos
-            else "the same command with a higher number continues"
-        )
         lines.append(
-            f"stopped early: more than the {limit} that {accept_by} accepts; what was extracted is kept, "
-            f"{remedy}"
+            f"stopped early: more than the {limit} that {accept_by} accepts; what was extracted is kept, the "
+            "same command with a higher number continues"
         )
     elif report.too_many_failures:
         more = "" if limit is None else f"more than the {limit} allowed: "

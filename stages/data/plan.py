@@ -22,16 +22,15 @@ from thinkjepa.stages.data.sampling import (
     release_clip,
     window_splits,
 )
+from thinkjepa.stages.data.short_videos import ShortVideo
 from thinkjepa.stages.data.videos import SourceVideo, display_name, identify
-from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.progress import Progress
 from thinkjepa.stages.settings import Settings, setting
 
 EVEN = "an even number of frames, 2 or more"
 
-
-class PlanError(StageError):
-    """A video cannot give a clip with these settings."""
+RELEASE_NEEDS = 2
+"""Frames of a video that `--preset release` can split."""
 
 
 @pydantic_dataclass(frozen=True)
@@ -116,17 +115,18 @@ class ClipSettings(Settings):
         """Seconds that a video has to last for one clip."""
         return self.observed_span_s + 1 / self.fps + self.future_span_s
 
+    @property
+    def needed(self) -> str:
+        """The length that a video needs for one clip, in words."""
+        if self.preset == "release":
+            return f"{RELEASE_NEEDS} frames"
+        num_future = self.future_windows * self.future_frames
+        return f"{self.clip_span_s:.2f} s ({self.observed_frames} + {num_future} frames at {self.fps:g} fps)"
+
 
 def plan_clips(video: SourceVideo, info: VideoInfo, settings: ClipSettings) -> list[ClipRow]:
-    """The clips of one video in the order of their splits. Raises PlanError where it gives none."""
-    rows = [_row(video, info.times_s, frames, settings) for frames in _choose(info.times_s, settings)]
-    if not rows:
-        raise PlanError(
-            f"too short: {info.times_s[-1]:.2f} s, a clip needs {settings.clip_span_s:.2f} s "
-            f"({settings.observed_frames} + {settings.future_windows * settings.future_frames} frames at "
-            f"{settings.fps:g} fps); use fewer frames or a higher --dense-fps"
-        )
-    return rows
+    """The clips of one video in the order of their splits, none where it is too short for one."""
+    return [_row(video, info.times_s, frames, settings) for frames in _choose(info.times_s, settings)]
 
 
 def has_clip(times_s: Times, settings: ClipSettings) -> bool:
@@ -136,8 +136,8 @@ def has_clip(times_s: Times, settings: ClipSettings) -> bool:
 
 def _choose(times_s: Times, settings: ClipSettings) -> list[ClipFrames]:
     if settings.preset == "release":
-        if len(times_s) < 2:
-            raise PlanError(f"too short: {len(times_s)} frame, the release preset needs 2 or more")
+        if len(times_s) < RELEASE_NEEDS:
+            return []
         return [
             release_clip(
                 len(times_s), num_observed=settings.observed_frames, num_future=settings.future_frames
@@ -218,6 +218,8 @@ class PlannedFolder:
     videos: dict[str, PlannedVideo] = field(default_factory=dict)
     """Videos with clips, by content digest."""
     failures: list[Failure] = field(default_factory=list)
+    too_short: list[ShortVideo] = field(default_factory=list)
+    """Videos that open and have no room for a clip: no failures."""
     repeats: list[tuple[str, str]] = field(default_factory=list)
     """Videos with the content of an earlier one, which stands for both."""
     settings: ClipSettings = field(default_factory=ClipSettings)
@@ -271,7 +273,7 @@ def plan_folder(
         progress.advance(1)
     planned.settings = _with_rate(settings, list(opened.values()), progress)
     for found in opened.values():
-        _plan_video(found, planned, progress)
+        _plan_video(found, planned)
     return planned
 
 
@@ -303,14 +305,13 @@ def _opened(
         return None
 
 
-def _plan_video(video: PlannedVideo, planned: PlannedFolder, progress: Progress) -> None:
-    name, digest = video.source.name, video.source.digest
-    try:
-        clips = plan_clips(video.source, video.info, planned.settings)
-    except PlanError as error:
-        record([Failure(name, "plan", str(error), video_digest=digest)], planned.failures, progress)
-    else:
+def _plan_video(video: PlannedVideo, planned: PlannedFolder) -> None:
+    name, digest, settings = video.source.name, video.source.digest, planned.settings
+    if clips := plan_clips(video.source, video.info, settings):
         planned.videos[digest] = replace(video, clips=clips)
+    else:
+        duration_s = float(video.info.times_s[-1])
+        planned.too_short.append(ShortVideo(name, digest, duration_s, settings.needed))
 
 
 def _with_rate(settings: ClipSettings, opened: Sequence[PlannedVideo], progress: Progress) -> ClipSettings:

@@ -269,6 +269,7 @@ def _folder_figures(planned: PlannedFolder, execution: ExecutionSettings) -> dic
         "failed_videos": len({failure.video for failure in planned.failures}),
         "allowed_failed_videos": execution.failure_limit(num_videos=planned.num_videos),
         "failures": planned.failures,
+        "too_short": planned.too_short,
         "repeats": planned.repeats,
         "dense_fps": planned.fps,
         "repeated_frames": planned.repeated_frames,

@@ -14,6 +14,7 @@ from thinkjepa.cache import ArraySpec, ClipRow, Failure, FeatureSet, Kind, Write
 from thinkjepa.cache.shards.format import CRC_BYTES
 from thinkjepa.stages.data.plan import ClipSettings
 from thinkjepa.stages.data.repeated_frames import RepeatedFrames
+from thinkjepa.stages.data.short_videos import ShortVideo
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.settings import ModelSettings, parse_layers
 from thinkjepa.stages.extract.thinker.contract import TYPICAL_TOKENS, thinker_arrays
@@ -80,6 +81,8 @@ class FolderEstimate:
     allowed_failed_videos: int | None
     """None where no number was given."""
     failures: list[Failure]
+    too_short: list[ShortVideo]
+    """Videos that open and have no room for a clip. They are no failures."""
     repeats: list[tuple[str, str]]
     dense_fps: float | None
     """Rate of the dense windows. None where the preset cuts by index."""

@@ -20,8 +20,10 @@ from thinkjepa.stages.data.labels.readers import LabelFolder
 from thinkjepa.stages.data.labels.storing import LabelReport, store_labels
 from thinkjepa.stages.data.plan import ClipSettings, PlannedFolder, plan_folder
 from thinkjepa.stages.data.repeated_frames import RepeatedFrames, describe_repeats
+from thinkjepa.stages.data.short_videos import ShortVideo, describe_short, refusal
 from thinkjepa.stages.data.videos import find_videos
 from thinkjepa.stages.device import torch_threads
+from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.figures import require_space
 from thinkjepa.stages.extract.models.costs import PromptSizes
 from thinkjepa.stages.extract.models.pair import TRANSFORMERS, FrozenModels, Storing
@@ -68,6 +70,8 @@ class ExtractReport:
     """More videos failed than were to be accepted, so clips are left unprocessed."""
     seconds: float = 0.0
     failures: list[Failure] = field(default_factory=list)
+    too_short: list[ShortVideo] = field(default_factory=list)
+    """Videos that open and have no room for a clip. They are no failures."""
     repeats: list[tuple[str, str]] = field(default_factory=list)
     dense_fps: float | None = None
     """Rate of the dense windows. None where the preset cuts by index."""
@@ -179,7 +183,8 @@ def extract(
             for item in sets.values():
                 session.finish(item)
         done = _done(session, sets)
-        session.record_failures([*tally.failures, *labels.failures], videos=planned.names)
+        short = [video.record for video in planned.too_short]
+        session.record_failures([*tally.failures, *short, *labels.failures], videos=planned.names)
     return _report(
         cache_dir,
         planned,
@@ -220,6 +225,10 @@ def _plan(
 ) -> PlannedFolder:
     with VideoDecoder(timeout_s=execution.decode_timeout) as decoder:
         planned = plan_folder(files, videos, clips, decoder=decoder, progress=progress, failure_limit=limit)
+    if planned.too_short and not planned.clips:
+        raise StageError(refusal(planned.too_short, failed=len(planned.failures)))
+    if line := describe_short(planned.too_short):
+        progress.note(line)
     if warning := describe_repeats(planned.repeated_frames, fps=planned.fps):
         progress.note(f"warning: {warning}")
     return planned
@@ -259,6 +268,7 @@ def _report(
         stopped_early=tally.over_limit,
         seconds=seconds,
         failures=[*tally.failures, *labels.failures],
+        too_short=planned.too_short,
         repeats=planned.repeats,
         dense_fps=planned.fps,
         repeated_frames=planned.repeated_frames,

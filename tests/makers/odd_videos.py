@@ -36,6 +36,8 @@ class OddVideos:
     folder: Path
     good: dict[str, GoodVideo] = field(default_factory=dict)
     bad: dict[str, tuple[str, str]] = field(default_factory=dict)
+    too_short: dict[str, float] = field(default_factory=dict)
+    """Seconds of videos that are whole."""
 
 
 CODECS: Mapping[str, tuple[str, str, dict[str, str]]] = {
@@ -112,9 +114,9 @@ def _write_bad_files(odd: OddVideos, make_video: MakeVideo) -> None:
 def _write_bad_streams(odd: OddVideos, make_video: MakeVideo) -> None:
     folder = odd.folder
     make_video(folder / "one-frame.mp4", num_frames=1)
-    odd.bad["one-frame.mp4"] = ("plan", "too short: 0.00 s")
+    odd.too_short["one-frame.mp4"] = 0.0
     make_video(folder / "short.mp4", num_frames=10)
-    odd.bad["short.mp4"] = ("plan", "too short: 0.30 s")
+    odd.too_short["short.mp4"] = 0.3
     _write_sound(folder / "sound-only.mp4")
     odd.bad["sound-only.mp4"] = ("open", "no video stream")
     long = make_video(folder.parent / "promise.avi", num_frames=NUM_FRAMES, codec="mpeg4", size=(208, 128))

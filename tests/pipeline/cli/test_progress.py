@@ -15,6 +15,7 @@ from thinkjepa.pipeline.cli import progress as reporting
 from thinkjepa.pipeline.cli.progress import TerminalProgress, TrainingBar, rate_text
 from thinkjepa.pipeline.report.extraction import describe_report
 from thinkjepa.stages.data.partition import SplitName, SplitSize
+from thinkjepa.stages.data.short_videos import ShortVideo
 from thinkjepa.stages.extract.run import ExtractReport
 from thinkjepa.stages.train.events import EpochEnds, RunStarts
 from thinkjepa.stages.train.fit.state import EpochLosses
@@ -138,9 +139,10 @@ def test_the_summary_of_an_extraction_adds_up() -> None:
     assert "0 failed, 1 left for the next run (" in text
     assert "1 video failed (1 at open): " in text
     assert text.endswith("what was extracted is kept, the same command with a higher number continues")
-    short = [Failure("b.mp4", "plan", "too short: 1.00 s, a clip needs 6.30 s")]
-    advised = describe_report(replace(stopped, failures=short))
-    assert advised.endswith("1 of them are too short for a clip: use fewer frames or a higher --dense-fps")
+    short = [ShortVideo("d.mp4", "", duration_s=1.0, needed="6.30 s")]
+    text = describe_report(replace(one, videos=2, too_short=short, allowed_failed_videos=1))
+    assert text.startswith("2 videos (1 failed, 1 too short), 1 clip, ")
+    assert "1 video is too short for a clip, which needs 6.30 s: 'd.mp4' (1.00 s)" in text
 
 
 def test_a_rate_is_told_only_of_what_was_extracted() -> None:

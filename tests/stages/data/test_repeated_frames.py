@@ -105,7 +105,7 @@ def test_what_the_slowest_rate_costs_is_said_with_the_videos_to_leave_out(
         "; a clip takes 1.5 s then, for which 2 faster videos are too short: leave 'slow.mp4' and 1 more as "
         "slow out, set a rate, or ask for fewer --observed-frames and --future-frames"
     ) in notes[0]
-    assert {failure.video for failure in folder.failures} == {"0.mp4", "1.mp4"}
+    assert {video.video for video in folder.too_short} == {"0.mp4", "1.mp4"}
 
 
 def test_a_slow_video_without_a_clip_at_its_rate_is_named_and_no_rate_without_clips_is_advised(

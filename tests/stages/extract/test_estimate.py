@@ -14,10 +14,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from thinkjepa.cache import Failure, FeatureCache
+from thinkjepa.cache import FeatureCache
 from thinkjepa.cache.disk.layout import array_dir
 from thinkjepa.pipeline.report.extraction import describe_estimate
 from thinkjepa.stages.data.plan import ClipSettings
+from thinkjepa.stages.data.short_videos import ShortVideo
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.encoder.base import VideoEncoder, open_encoder
 from thinkjepa.stages.extract.estimate import estimate
@@ -221,8 +222,8 @@ def test_a_folder_without_a_usable_video_gives_zero_clips(tmp_path: Path, descri
     assert "'broken.mp4' fails [open]" in text
     assert text.endswith("nothing to extract: no video gives a clip")
     assert "parameters" not in text
-    short = Failure("short.mp4", "plan", "too short: 1.00 s")
-    text = describe_estimate(replace(figures, failures=[short]))
+    short = ShortVideo("short.mp4", "", duration_s=1.0, needed="1.50 s")
+    text = describe_estimate(replace(figures, too_short=[short]))
     assert "\nfewer --observed-frames and --future-frames, or a higher --dense-fps, " in text
 
 

@@ -63,7 +63,9 @@ def test_a_folder_of_odd_videos_is_extracted_and_every_bad_one_is_listed(
     outcome = run_extract(odd.folder, tmp_path / "cache", *FEW, "--decode-timeout", TIMEOUT_S)
     assert outcome.status == 3, outcome.stderr
     report = outcome.json
-    assert len(odd.good) + len(odd.bad) == report["videos"] >= 25
+    assert len(odd.good) + len(odd.bad) + len(odd.too_short) == report["videos"] >= 25
+    short = {item["video"]: round(item["duration_s"], 6) for item in report["too_short"]}
+    assert short == odd.too_short
     failures = {failure["video"]: failure for failure in report["failures"]}
     assert set(failures) == set(odd.bad)
     for name, (stage, reason) in odd.bad.items():
