@@ -102,8 +102,8 @@ def supervise(client: socket.socket) -> None:
 def run(command: list[str], folder: str, environment: dict[str, str], files: list[int]) -> None:
     """Take over the client's pipes, folder, environment and arguments, then call the entry point.
 
-    The process ends as Python does, but takes no module apart: that touches all memory shared with the server,
-    and would take three quarters of a short command's time.
+    The process ends as Python does, but takes no module apart: that would copy all memory shared with the
+    server, and take three quarters of a short command's time.
     """
     for number, file in enumerate(files):
         os.dup2(file, number)
