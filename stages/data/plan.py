@@ -32,6 +32,12 @@ EVEN = "an even number of frames, 2 or more"
 RELEASE_NEEDS = 2
 """Frames of a video that `--preset release` can split."""
 
+SPACED = "spaced"
+"""Rule of dense frames by which every future window starts one step of time after the frame before it."""
+
+UNSPACED = "window"
+"""Rule of feature sets of earlier versions, whose first future window starts at the split frame itself."""
+
 
 @pydantic_dataclass(frozen=True)
 class ClipSettings(Settings):
@@ -100,7 +106,7 @@ class ClipSettings(Settings):
         numbers = {"observed": self.observed_frames, "future": self.future_frames}
         if self.preset == "release":
             return _named({"rule": "release", **numbers})
-        return _named({"rule": "window", **numbers, "windows": self.future_windows, "fps": self.fps})
+        return _named({"rule": SPACED, **numbers, "windows": self.future_windows, "fps": self.fps})
 
     @property
     def observed_span_s(self) -> float:
@@ -112,7 +118,10 @@ class ClipSettings(Settings):
 
     @property
     def clip_span_s(self) -> float:
-        """Seconds that a video has to last for one clip."""
+        """Seconds that a video has to last for one clip.
+
+        Below the video's own rate each future window may take up to one more of its frames.
+        """
         return self.observed_span_s + 1 / self.fps + self.future_span_s
 
     @property
@@ -160,8 +169,10 @@ def _choose(times_s: Times, settings: ClipSettings) -> list[ClipFrames]:
 def _splits(times_s: Times, settings: ClipSettings) -> list[int]:
     return window_splits(
         times_s,
-        observed_span_s=settings.observed_span_s,
-        future_span_s=settings.future_span_s,
+        num_observed=settings.observed_frames,
+        num_future=settings.future_frames,
+        num_windows=settings.future_windows,
+        fps=settings.fps,
         stride_s=settings.stride_s,
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,6 +81,22 @@ def _rate(clip: ClipRow) -> float:
     frames = clip.future_frames[-1][-1] - clip.observed_frames[0]
     seconds = clip.future_times_s[-1][-1] - clip.observed_times_s[0]
     return round(frames / seconds, 2) if seconds > 0 else 0.0
+
+
+def unequal_starts(clips: ClipSelection) -> str:
+    """Why the first future window of some clips is of other moments than the later ones, else empty.
+
+    Feature sets of earlier versions are so where their dense rate is below a video's own.
+    """
+    observed, future = clips.values("observed_frames"), clips.values("future_frames")
+    for row, windows in enumerate(future):
+        starts = [after[0] - before[-1] for before, after in pairwise([observed[row], *windows])]
+        if max(starts) - min(starts) > 1:
+            return (
+                f"{clips[row].label}: its first future window starts {starts[0]} frame after the observed "
+                f"one, the others {max(starts)} frames after the one before"
+            )
+    return ""
 
 
 def describe_repeats(repeats: RepeatedFrames, *, fps: float | None) -> str:

@@ -5,6 +5,10 @@ time the last one, and never one at or past the split. Rounding to the nearest m
 at 27 fps or at a variable rate. A frame that is all but due counts as shown, and where every n-th frame has
 the wanted rate up to television's thousandth, it is taken: 29.97 frames a second asked at 30 repeat none.
 
+One rule of time holds for all future windows. Each starts at the first frame that is at least `1/fps` after
+the frame before the window, the last observed one or the last one of the window before, up to the same
+tolerance. The step across a border is then as long as one inside a window, up to one frame of the video.
+
 `times_s` is always the strictly increasing presentation time of every frame of the video, `(frame,)` in
 seconds. `split_frame` is the first frame of the future.
 """
@@ -34,7 +38,10 @@ SAME_RATE = 2e-3
 
 @dataclass(frozen=True, slots=True)
 class ClipFrames:
-    """Chosen frames: thinker `(n,)` and observed `(n,)` < split_frame <= future `(window, n)`."""
+    """Chosen frames: thinker `(n,)` and observed `(n,)` < split_frame <= future `(window, n)`.
+
+    Where the dense rate is below the video's, the first future frame is later than `split_frame`.
+    """
 
     split_frame: int
     thinker: Frames
@@ -46,9 +53,27 @@ def shown_at(times_s: Times, wanted_s: Times, *, first: int, stop: int) -> Frame
     """The frame shown at each wanted time, or due within the tolerance, clamped into `[first, stop)`."""
     shown = np.searchsorted(times_s, wanted_s, side="right") - 1
     coming = np.minimum(shown + 1, len(times_s) - 1)
-    tolerance_s = np.maximum(TOLERANCE_S, TOLERANCE_GAPS * (times_s[coming] - times_s[coming - 1]))
-    is_due = times_s[coming] - wanted_s <= tolerance_s
+    is_due = times_s[coming] - wanted_s <= _tolerance_s(times_s, coming)
     return np.clip(np.where(is_due, coming, shown), first, stop - 1).astype(np.int64)
+
+
+def next_dense_frame(times_s: Times, frame: int, *, fps: float) -> int:
+    """The first frame that is `1/fps` or more after `frame`, up to the tolerance.
+
+    `len(times_s)` where the video ends before it.
+    """
+    wanted_s = times_s[frame] + 1 / fps
+    first = int(np.searchsorted(times_s, wanted_s))
+    before = np.array([first - 1])
+    is_due = bool(wanted_s - times_s[before] <= _tolerance_s(times_s, before))
+    return first - 1 if is_due and first - 1 > frame else first
+
+
+def _tolerance_s(times_s: Times, frames: Frames) -> Times:
+    """How much earlier than its time each frame counts as shown, seconds."""
+    gaps_s = times_s[frames] - times_s[np.maximum(frames - 1, 0)]
+    tolerance_s: Times = np.maximum(TOLERANCE_S, TOLERANCE_GAPS * gaps_s)
+    return tolerance_s
 
 
 def history_frames(times_s: Times, split_frame: int, *, num_frames: int) -> Frames:
@@ -70,11 +95,31 @@ def observed_frames(times_s: Times, split_frame: int, *, num_frames: int, fps: f
 def future_frames(
     times_s: Times, split_frame: int, *, num_windows: int, num_frames: int, fps: float
 ) -> Frames:
-    """Windows `(window, num_frames)` at `fps` one after the other, the first starting at `split_frame`."""
-    steps = np.arange(num_windows * num_frames)
-    wanted_s = times_s[split_frame] + steps / fps
-    frames = shown_at(times_s, wanted_s, first=split_frame, stop=len(times_s))
-    return _even(times_s, frames, split_frame, steps, fps=fps).reshape(num_windows, num_frames)
+    """Windows `(window, num_frames)` at `fps`, each one step of time after the frame before it.
+
+    Frames past the video's end are its last one.
+    """
+    windows: list[Frames] = []
+    before = split_frame - 1
+    for _ in range(num_windows):
+        start = min(next_dense_frame(times_s, before, fps=fps), len(times_s) - 1)
+        windows.append(window_from(times_s, start, num_frames=num_frames, fps=fps))
+        before = int(windows[-1][-1])
+    return np.stack(windows)
+
+
+def window_from(times_s: Times, start: int, *, num_frames: int, fps: float) -> Frames:
+    """Frames `(num_frames,)` at `fps`, the first one being `start`."""
+    steps = np.arange(num_frames)
+    frames = shown_at(times_s, times_s[start] + steps / fps, first=start, stop=len(times_s))
+    return _even(times_s, frames, start, steps, fps=fps)
+
+
+def has_future(times_s: Times, split_frame: int, *, num_windows: int, num_frames: int, fps: float) -> bool:
+    """Whether the video lasts as long as the future windows of a split."""
+    windows = future_frames(times_s, split_frame, num_windows=num_windows, num_frames=num_frames, fps=fps)
+    end_s = times_s[windows[-1, 0]] + (num_frames - 1) / fps
+    return bool(end_s <= times_s[-1] + TOLERANCE_S)
 
 
 def _even(times_s: Times, frames: Frames, start: int, steps: Frames, *, fps: float) -> Frames:
@@ -97,19 +142,21 @@ def _even(times_s: Times, frames: Frames, start: int, steps: Frames, *, fps: flo
 
 
 def window_splits(
-    times_s: Times, *, observed_span_s: float, future_span_s: float, stride_s: float
+    times_s: Times, *, num_observed: int, num_future: int, num_windows: int, fps: float, stride_s: float
 ) -> list[int]:
-    """Split frames every `stride_s` whose observed and future windows both lie inside the video.
+    """Split frames every `stride_s` whose observed and future windows all lie inside the video.
 
-    Whether a split exists depends only on how long the video is, never on what it shows.
+    Whether a split exists depends only on when the video shows frames, never on what it shows.
     """
-    earliest_s = times_s[0] + observed_span_s
+    earliest_s = times_s[0] + (num_observed - 1) / fps
     first = int(np.searchsorted(times_s, earliest_s - TOLERANCE_S)) + 1
     splits: list[int] = []
     while first < len(times_s):
         wanted_s = times_s[first] + stride_s * len(splits)
         split = int(np.searchsorted(times_s, wanted_s - TOLERANCE_S))
-        if split >= len(times_s) or times_s[split] + future_span_s > times_s[-1] + TOLERANCE_S:
+        if split >= len(times_s):
+            break
+        if not has_future(times_s, split, num_windows=num_windows, num_frames=num_future, fps=fps):
             break
         if not splits or split > splits[-1]:
             splits.append(split)

@@ -18,15 +18,16 @@ from torch import Tensor
 
 from thinkjepa.cache import ClipRow, FeatureSet
 from thinkjepa.stages.data.decoding.client import DecodeError, VideoDecoder, VideoInfo
-from thinkjepa.stages.data.plan import PlannedVideo
+from thinkjepa.stages.data.plan import UNSPACED, PlannedVideo
 from thinkjepa.stages.data.sampling import (
     TOLERANCE_S,
     Times,
-    future_frames,
     history_frames,
     measured_rate,
+    next_dense_frame,
     observed_frames,
     release_clip,
+    window_from,
 )
 from thinkjepa.stages.data.videos import SourceVideo
 from thinkjepa.stages.errors import StageError
@@ -60,6 +61,7 @@ class ChosenFrames:
     """Frames of one video around one split, by index; `future` is empty where the video ends there."""
 
     split_frame: int
+    split_time_s: float
     thinker: tuple[int, ...]
     observed: tuple[int, ...]
     observed_times_s: tuple[float, ...]
@@ -72,7 +74,7 @@ class ChosenFrames:
     def to_json(self) -> dict[str, Any]:
         return {
             "split_frame": self.split_frame,
-            "split_time_s": round(self.future_times_s[0], 6),
+            "split_time_s": round(self.split_time_s, 6),
             "observed_frames": list(self.observed),
             "thinker_frames": list(self.thinker),
             "future_frames": list(self.future),
@@ -92,24 +94,25 @@ def choose_frames(
     if dense["rule"] == "release":
         return _release(times_s, split, num_observed=dense["observed"], num_future=dense["future"])
     fps, num_future = float(dense["fps"]), int(dense["future"])
-    chosen = _split_frame(times_s, split, future_span_s=(num_future - 1) / fps)
+    spaced = dense["rule"] != UNSPACED
+    chosen = _split_frame(times_s, split, future_span_s=(num_future - 1) / fps, fps=fps if spaced else None)
     observed = observed_frames(times_s, chosen, num_frames=int(dense["observed"]), fps=fps)
-    history = _history(times_s, chosen, thinker)
-    begins_s = float(times_s[chosen]) if chosen < len(times_s) else float(times_s[-1]) + 1 / fps
+    start = next_dense_frame(times_s, chosen - 1, fps=fps) if spaced else chosen
+    begins_s = float(times_s[start] if start < len(times_s) else times_s[chosen - 1] + 1 / fps)
+    ahead_s = begins_s + np.arange(num_future) / fps
     future: tuple[int, ...] = ()
-    if chosen < len(times_s):
-        window = future_frames(times_s, chosen, num_windows=1, num_frames=num_future, fps=fps)[0]
-        shown = begins_s + np.arange(num_future) / fps <= times_s[-1] + TOLERANCE_S
-        future = tuple(window[shown].tolist())
-    ahead = tuple((begins_s + np.arange(num_future) / fps).tolist())
-    known = tuple(times_s[list(future)].tolist())
+    if start < len(times_s):
+        window = window_from(times_s, start, num_frames=num_future, fps=fps)
+        future = tuple(window[ahead_s <= times_s[-1] + TOLERANCE_S].tolist())
+    known_s = tuple(times_s[list(future)].tolist())
     return ChosenFrames(
         split_frame=chosen,
-        thinker=history,
+        split_time_s=float(times_s[chosen]) if chosen < len(times_s) else begins_s,
+        thinker=_history(times_s, chosen, thinker),
         observed=tuple(observed.tolist()),
         observed_times_s=tuple(times_s[observed].tolist()),
         future=future,
-        future_times_s=(*known, *ahead[len(known) :]),
+        future_times_s=(*known_s, *ahead_s[len(known_s) :].tolist()),
         fps=fps,
     )
 
@@ -139,7 +142,11 @@ def _history(times_s: Times, split_frame: int, thinker: FeatureSet | None) -> tu
     return tuple(history_frames(times_s, split_frame, num_frames=number).tolist())
 
 
-def _split_frame(times_s: Times, split: SplitChoice, *, future_span_s: float) -> int:
+def _split_frame(times_s: Times, split: SplitChoice, *, future_span_s: float, fps: float | None) -> int:
+    """The split frame that is asked for, else the last one whose future the video still shows.
+
+    With `fps` the future starts one step of time after the last observed frame, without at the split.
+    """
     number = len(times_s)
     if split.frame is not None:
         chosen = split.frame
@@ -151,6 +158,9 @@ def _split_frame(times_s: Times, split: SplitChoice, *, future_span_s: float) ->
         chosen = int(np.searchsorted(times_s, split.time_s - TOLERANCE_S))
     else:
         chosen = int(np.searchsorted(times_s, times_s[-1] - future_span_s + TOLERANCE_S, side="right")) - 1
+        latest = chosen
+        while fps is not None and chosen > 1 and next_dense_frame(times_s, chosen - 1, fps=fps) > latest:
+            chosen -= 1
         chosen = chosen if chosen > 1 else number
     if not 1 < chosen <= number:
         raise StageError(
@@ -172,6 +182,7 @@ def _release(times_s: Times, split: SplitChoice, *, num_observed: int, num_futur
     future = clip.future[0]
     return ChosenFrames(
         split_frame=clip.split_frame,
+        split_time_s=float(times_s[clip.split_frame]),
         thinker=tuple(clip.thinker.tolist()),
         observed=tuple(clip.observed.tolist()),
         observed_times_s=tuple(times_s[clip.observed].tolist()),
@@ -251,7 +262,7 @@ class Watched:
             thinker_sampling="",
             dense_sampling="",
             split_frame=frames.split_frame,
-            split_time_s=frames.future_times_s[0],
+            split_time_s=frames.split_time_s,
             thinker_frames=frames.thinker,
             thinker_times_s=tuple(times_s[list(frames.thinker)].tolist()),
             observed_frames=frames.observed,

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from thinkjepa.cache import BatchBuffers, ClipSelection, FeatureCache, FeatureSet, Kind
+from thinkjepa.stages.data.plan import UNSPACED
+from thinkjepa.stages.data.repeated_frames import unequal_starts
 from thinkjepa.stages.data.trajectories import Supervision
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train.data.batches import TokenBatch, read_tokens
@@ -78,13 +80,22 @@ class Features:
     """Future windows that batches hold. More than one is rolled out."""
 
     def reaching(self, *, windows: int) -> "Features":
-        """The same features with so many future windows. Raises StageError where fewer are stored."""
+        """The same features with so many future windows.
+
+        Raises StageError where fewer are stored, or the later ones are of other moments than the first.
+        """
         stored = self.encoder.arrays["future"].shape[0]
         if windows > stored:
             steps = self.stored_grid.future_steps
             raise StageError(
                 f"{windows * steps} latent steps are {windows} future windows, {self.encoder.name} has "
                 f"{stored}: extract with --future-windows {windows}, or ask for up to {stored * steps} steps"
+            )
+        sampling = self.encoder.origin["sampling"]
+        if windows > 1 and sampling.get("rule") == UNSPACED and (reason := unequal_starts(self.clips)):
+            raise StageError(
+                f"{self.encoder.name} is of an earlier version, {reason}: what is learned of the first says "
+                "nothing of them; extract again, or ask for one window"
             )
         return replace(self, windows=windows)
 

@@ -31,6 +31,7 @@ def chosen(fps: float, *, observed: int = 4, future: int = 4) -> ChosenFrames:
     observed_s = [place / fps for place in range(observed)]
     return ChosenFrames(
         split_frame=observed,
+        split_time_s=observed / fps,
         thinker=(),
         observed=tuple(range(observed)),
         observed_times_s=tuple(observed_s),
