@@ -60,7 +60,9 @@ class OptimizerSettings(Settings):
     clip_norm: float = setting(
         0.0, "Gradients of a larger norm are scaled down to it; 0: never (ours).", rare=True, ge=0
     )
-    weight_decay: float = setting(1e-4, "AdamW's weight decay, on matrices only.", rare=True, ge=0)
+    weight_decay: float = setting(
+        1e-4, "AdamW's weight decay, on the matrices of linear layers only.", rare=True, ge=0
+    )
 
 
 LatentLoss = Literal["mse", "l1", "smooth_l1"]

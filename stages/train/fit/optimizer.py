@@ -50,12 +50,17 @@ def rate_factor(schedule: Schedule, *, part: str, step: int, total_steps: int, w
 
 
 def make_optimizer(model: ForecastModel, settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """AdamW: weight decay on matrices only, rates of their own for the head and the guidance gates."""
+    """AdamW: weight decay on linear layers' matrices only, rates of their own for the head and the gates.
+
+    Mask token, queries and position embeddings are parameters of the modules themselves. Their names do not
+    end in `.weight`, and they are not decayed although they are tables.
+    """
     rates = {"head": settings.head_learning_rate, "gates": settings.gate_learning_rate}
     groups: dict[tuple[str, float], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         part = "gates" if name.endswith(GATES) else name.split(".")[0]
-        decay = settings.weight_decay if parameter.ndim >= 2 and part != "gates" else 0.0
+        is_matrix = parameter.ndim >= 2 and name.endswith(".weight")
+        decay = settings.weight_decay if is_matrix else 0.0
         groups.setdefault((part, decay), []).append(parameter)
     return torch.optim.AdamW(
         {

@@ -1,13 +1,19 @@
-"""Learning rates over a run."""
+"""Learning rates over a run, and what decays."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
 from thinkjepa.stages.train.fit.optimizer import Step, make_optimizer, rate_factor, set_rates
-from thinkjepa.stages.train.model.forecast import ForecastModel
+from thinkjepa.stages.train.model.config import GuidanceShape, HeadShape, ModelShape
+from thinkjepa.stages.train.model.forecast import ForecastModel, build_model
 from thinkjepa.stages.train.settings import Schedule, TrainSettings
+
+BuildShape = Callable[..., ModelShape]
 
 
 def course(
@@ -44,3 +50,21 @@ def test_groups_follow_their_own_course() -> None:
     set_rates(optimizer, settings, Step(epoch=2, number=1, steps_per_epoch=7))
     rates = {group["part"]: group["lr"] for group in optimizer.param_groups}
     assert rates == {"forecaster": 1e-4, "head": pytest.approx(1e-4)}
+
+
+@pytest.mark.parametrize("variant", ["thinkjepa", "jepa", "vlm"])
+@pytest.mark.parametrize("kind", ["film", "cross"])
+def test_linear_layers_decay_and_nothing_else(model_shape: BuildShape, variant: str, kind: str) -> None:
+    """One step without a gradient but its zeros leaves all as it was, but for what decays."""
+    head = HeadShape(joints=("rightHand",), frames_per_step=2, anchor="none", width=16)
+    guidance = GuidanceShape(kind=kind, levels="mixture")  # type: ignore[arg-type]
+    model = build_model(replace(model_shape(variant), guidance=guidance, head=head), seed=0)
+    for parameter in model.parameters():
+        torch.nn.init.ones_(parameter)
+        parameter.grad = torch.zeros_like(parameter)
+    make_optimizer(model, TrainSettings(weight_decay=0.1)).step()
+    decayed = {name for name, parameter in model.named_parameters() if parameter.ne(1).all()}
+    untouched = {name for name, parameter in model.named_parameters() if parameter.eq(1).all()}
+    layers = {f"{name}.weight" for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
+    assert decayed == layers
+    assert untouched == dict(model.named_parameters()).keys() - layers
