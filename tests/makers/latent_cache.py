@@ -57,7 +57,8 @@ def latent_cache(tmp_path: Path) -> BuildCache:
     Each video's future is its last observed step moved up or down, and only one dim of the thinker's states
     says which. The first `labelled` videos have hand labels: joints on their way, a swaying camera. `later`
     is added to all that lies behind the last split: latents, joints and cameras. `relabelled` labels have a
-    digest of their own, as corrected ones have.
+    digest of their own, as corrected ones have. Hands of the first `out_of_view` videos are known in no frame
+    from the first split on.
     """
 
     def build(
@@ -69,6 +70,7 @@ def latent_cache(tmp_path: Path) -> BuildCache:
         with_tokens: bool = False,
         later: float = 0.0,
         relabelled: bool = False,
+        out_of_view: int = 0,
     ) -> Path:
         root = tmp_path / name
         encoder, thinker = _encoder_set(windows), _thinker_set(with_tokens=with_tokens)
@@ -80,7 +82,9 @@ def latent_cache(tmp_path: Path) -> BuildCache:
             ]
         with WriteSession(root) as session:
             session.add_clips(clips)
-            labels = (_labels(video, windows, later) for video in range(labelled))
+            labels = [_labels(video, windows, later) for video in range(labelled)]
+            for item in labels[:out_of_view]:
+                item.confidences[SPLITS[0] :] = 0.0
             session.add_labels(
                 replace(item, label_digest=f"corrected {item.label_digest}") if relabelled else item
                 for item in labels

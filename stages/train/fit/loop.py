@@ -30,9 +30,11 @@ from thinkjepa.stages.train.data.batches import (
 from thinkjepa.stages.train.data.features import Batch, Features
 from thinkjepa.stages.train.events import EpochEnds, Report, report_nothing
 from thinkjepa.stages.train.fit.losses import (
+    COLUMNS,
     DISTANCE_M,
     LATENT_MSE,
     LOSS,
+    WITH_DISTANCE,
     latent_mse,
     per_sample_losses,
     persistence,
@@ -83,7 +85,7 @@ class Trainer:
     def losses(
         self, batch: tuple[str, ...], stored: Iterator[Batch], step: Step | None = None
     ) -> Iterator[Tensor]:
-        """Weighted per-sample losses `(clip, 3)` of this process' clips, micro-batch by micro-batch.
+        """Weighted per-sample losses `(clip, 4)` of this process' clips, micro-batch by micro-batch.
 
         `stored` yields the features of the micro-batches. `step` is given in training, where guidance may be
         dropped.
@@ -223,7 +225,7 @@ def train_step(trainer: Trainer, batch: tuple[str, ...], stored: Iterator[Batch]
     Processes average their gradients, so each scales its sum of losses by processes / clips of the batch.
     """
     accelerator = trainer.accelerator
-    totals = torch.zeros(3, device=accelerator.device)
+    totals = torch.zeros(len(COLUMNS), device=accelerator.device)
     trainer.optimizer.zero_grad(set_to_none=True)
     for losses in trainer.losses(batch, stored, step):
         accelerator.backward(losses[:, LOSS].sum() * (accelerator.num_processes / len(batch)))
@@ -238,15 +240,20 @@ def train_step(trainer: Trainer, batch: tuple[str, ...], stored: Iterator[Batch]
 
 @torch.no_grad()
 def validation_losses(trainer: Trainer, clip_ids: Sequence[str]) -> Tensor:
-    """Mean losses `(3,)` of the model over all `clip_ids`, float64."""
+    """Mean losses of the model over all `clip_ids`, by the columns of `per_sample_losses`, float64.
+
+    The distance is the mean over the clips that have one, NaN where none has.
+    """
     trainer.model.eval()
-    totals = torch.zeros(3, dtype=torch.float64)
+    totals = torch.zeros(len(COLUMNS), dtype=torch.float64)
     batches = batches_in_order(clip_ids, batch_size=trainer.settings.batch_size)
     with closing(trainer.stored(batches)) as stored:
         for batch in batches:
             summed = torch.stack([losses.sum(dim=0) for losses in trainer.losses(batch, stored)]).sum(dim=0)
             totals += trainer.finite_means(summed, batch) * len(batch)
-    return totals / len(clip_ids)
+    means = totals / len(clip_ids)
+    means[DISTANCE_M] = totals[DISTANCE_M] / totals[WITH_DISTANCE]
+    return means
 
 
 def untrained_loss(
@@ -264,7 +271,7 @@ def untrained_loss(
 
 def epoch_losses(trainer: Trainer, epoch: int, train_loss: float, validation: Tensor) -> EpochLosses:
     """The learning curve's point after an epoch, from the validation clips' mean losses."""
-    with_joints = trainer.features.supervision is not None
+    with_joints = bool(validation[WITH_DISTANCE])
     return EpochLosses(
         epoch=epoch,
         train_loss=train_loss,

@@ -13,16 +13,18 @@ from thinkjepa.stages.train.data.features import Batch
 from thinkjepa.stages.train.model.forecast import Forecast
 from thinkjepa.stages.train.settings import LatentLoss, TrainSettings
 
-LOSS, LATENT_MSE, DISTANCE_M = range(3)
-"""Columns of per-sample losses."""
+COLUMNS = range(4)
+LOSS, LATENT_MSE, DISTANCE_M, WITH_DISTANCE = COLUMNS
+"""Columns of per-sample losses. `WITH_DISTANCE` is 1 for a clip whose distance is known, else 0."""
 
 
 def per_sample_losses(
     forecast: Forecast, clips: Batch, settings: TrainSettings, *, unit_m: Tensor | None = None
 ) -> Tensor:
-    """Each clip's loss, latent mean squared error, and joints' distance in metres: `(clip, 3)`.
+    """Each clip's loss, latent mean squared error, joints' distance (m), and whether it has one: `(clip, 4)`.
 
-    The distance is 0 without a head. `unit_m` `(joint, 1)` is the joints' unit in the loss.
+    Without a head, or a joint that counts, the last two are 0 and the loss has no joints' part. `unit_m`
+    `(joint, 1)` is the joints' unit in the loss.
     """
     loss = latent_loss(forecast.latents, clips.future, settings.latent_loss)
     if forecast.next_steps is not None:
@@ -32,14 +34,16 @@ def per_sample_losses(
     loss = settings.latent_weight * loss
     mse = latent_mse(forecast.latents.detach(), clips.future.detach())
     if forecast.joints_m is None or clips.trajectory is None:
-        return torch.stack((loss, mse, torch.zeros_like(mse)), dim=1)
+        without = torch.zeros_like(mse)
+        return torch.stack((loss, mse, without, without), dim=1)
     target = clips.trajectory
     confidence = target.future_confidence
     if settings.anchor == "last_pose":  # without a last pose, no displacement is known
         confidence = confidence * target.last_known[:, None, None]
     joints = trajectory_error(forecast.joints_m, target.future_m, confidence, unit_m=unit_m)
     distance_m = joint_distance(forecast.joints_m.detach(), target.future_m.detach(), confidence)
-    return torch.stack((loss + settings.trajectory_weight * joints, mse, distance_m), dim=1)
+    with_distance = (confidence > 0).flatten(1).any(dim=1).to(mse.dtype)
+    return torch.stack((loss + settings.trajectory_weight * joints, mse, distance_m, with_distance), dim=1)
 
 
 def latent_mse(predicted: Tensor, future: Tensor) -> Tensor:
@@ -78,7 +82,10 @@ def trajectory_error(
 
 
 def joint_distance(predicted_m: Tensor, future_m: Tensor, confidence: Tensor) -> Tensor:
-    """Mean distance of each clip's joints, metres, `(batch,)`, weighted as in `trajectory_error`."""
+    """Mean distance of each clip's joints, metres, `(batch,)`, weighted as in `trajectory_error`.
+
+    It is 0 of a clip of no confidence at all, which no mean over clips may count.
+    """
     return _weighted(torch.linalg.vector_norm(predicted_m - future_m, dim=-1), confidence)
 
 

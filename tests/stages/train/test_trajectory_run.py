@@ -19,7 +19,7 @@ from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.data.trajectories import Supervision
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train.data.features import Features, choose_features
-from thinkjepa.stages.train.fit.loop import Trainer, train_epoch, validation_losses
+from thinkjepa.stages.train.fit.loop import Trainer, epoch_losses, train_epoch, validation_losses
 from thinkjepa.stages.train.fit.losses import DISTANCE_M
 from thinkjepa.stages.train.fit.optimizer import make_optimizer
 from thinkjepa.stages.train.fit.processes import make_accelerator
@@ -107,6 +107,27 @@ def test_eight_clips_are_learned_by_heart_to_5_mm(
     )
     assert len(clips) == 8
     assert float(validation_losses(trainer, clips)[DISTANCE_M]) < 0.005 < 0.01 < before_m
+
+
+def test_clips_without_a_known_joint_are_in_no_mean_of_distances(latent_cache: BuildCache) -> None:
+    """Half of the clips have hands in view: a mean over all clips would be half of theirs."""
+    cache = latent_cache(num_videos=8, labelled=8, out_of_view=4)
+    features = choose_features(FeatureCache.open(cache), TINY)
+    plan = plan_run(cache, TINY, features, divide_clips(features, cache, SplitRule()), num_processes=1)
+    model = untrained_model(plan)
+    trainer = Trainer(model, make_optimizer(model, TINY), features, make_accelerator(TINY, cache), TINY)
+    known = [
+        clip_id
+        for clip_id in features.clips.clip_ids.to_pylist()
+        if features.supervision.trajectory(clip_id).future_confidence.any()  # type: ignore[union-attr]
+    ]
+    unknown = sorted(set(features.clips.clip_ids.to_pylist()) - set(known))
+    assert len(known) == len(unknown) == 8
+    of_known, of_all = (validation_losses(trainer, clips) for clips in (known, sorted(known + unknown)))
+    assert float(of_known[DISTANCE_M]) > 0.01
+    assert float(of_all[DISTANCE_M]) == pytest.approx(float(of_known[DISTANCE_M]), rel=1e-6)
+    without = epoch_losses(trainer, 1, 0.0, validation_losses(trainer, unknown))
+    assert without.validation_distance_m is None
 
 
 def test_hands_are_predicted_where_there_are_labels(latent_cache: BuildCache, tmp_path: Path) -> None:

@@ -98,10 +98,12 @@ def test_a_clips_loss_is_the_weighted_sum(settings: dict[str, Any], by_hand: flo
     forecast, clips = forecast_and_clips()
     if "next_step_weight" not in settings:
         forecast = forecast._replace(next_steps=None)
-    loss, latent, distance_m = per_sample_losses(forecast, clips, TrainSettings(**settings))[0].tolist()
+    columns = per_sample_losses(forecast, clips, TrainSettings(**settings))[0].tolist()
+    loss, latent, distance_m, with_distance = columns
     assert loss == pytest.approx(by_hand)
     assert latent == pytest.approx(4.0), "the latents' squared error, whatever the loss"
     assert distance_m == pytest.approx(0.3), "metres, whatever the weight"
+    assert with_distance == 1
 
 
 def test_a_joint_without_a_last_pose_has_no_part_in_the_loss_of_displacements() -> None:

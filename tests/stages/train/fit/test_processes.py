@@ -61,7 +61,7 @@ def trained(cache: Path, out: Path, flags: str, *, processes: int) -> tuple[list
 def test_two_processes_train_as_one_does(latent_cache: BuildCache, tmp_path: Path, flags: str) -> None:
     """A curve of three or four steps a point, to the 50th step and beyond, and the weights at its end."""
     labelled = 16 if "trajectory" in flags else 0
-    cache = latent_cache(windows=2, with_tokens=True, labelled=labelled)
+    cache = latent_cache(windows=2, with_tokens=True, labelled=labelled, out_of_view=labelled // 3)
     epochs = f"{flags} --epochs 17"
     one, first = trained(cache, tmp_path / "one", epochs, processes=1)
     two, second = trained(cache, tmp_path / "two", epochs, processes=2)
@@ -70,7 +70,8 @@ def test_two_processes_train_as_one_does(latent_cache: BuildCache, tmp_path: Pat
     assert 17 * -(-clips // 7) >= STEPS
     assert json.loads((second / "run.json").read_text())["processes"] == 2
     for ours, theirs in zip(one, two, strict=True):
-        for name in ("train_loss", "validation_loss"):
+        assert ("validation_distance_m" in ours) == bool(labelled)
+        for name in {"train_loss", "validation_loss", "validation_distance_m"} & ours.keys():
             assert theirs[name] == pytest.approx(ours[name], rel=1e-5), (ours["epoch"], name)
     assert one[-1]["train_loss"] < one[0]["train_loss"], "the control: something is learned"
     weights = [load_file(next(folder.rglob("*.safetensors"))) for folder in (first, second)]
