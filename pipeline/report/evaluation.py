@@ -34,6 +34,7 @@ from thinkjepa.pipeline.report.verdict import (
     is_main,
     model_verdicts,
     number_text,
+    readout_lines,
 )
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.comparison import compare
@@ -189,6 +190,7 @@ def comparison_page(comparison: Comparison, files: Sequence[str]) -> str:
     lines.append("")
     for name in VERDICT_METRICS.values():
         lines += baseline_verdicts(comparison, name)
+        lines += readout_lines(comparison, name, of=models[0]["name"])
     if metrics:
         lines += model_verdicts(comparison, metrics[0].name, of=models[0]["name"])
     return "\n".join([*lines, "", *files])

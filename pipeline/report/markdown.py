@@ -16,6 +16,7 @@ from thinkjepa.pipeline.report.verdict import (
     model_verdicts,
     number_text,
     outcome,
+    readout_lines,
     signed_text,
 )
 from thinkjepa.stages.evaluate.baselines import METHODS
@@ -50,6 +51,7 @@ def comparison_markdown(comparison: Comparison) -> str:
     parts = ["# Evaluation", conditions(comparison), *ranking_section(comparison)]
     for kind, title in KINDS.items():
         lines = baseline_verdicts(comparison, VERDICT_METRICS[kind])
+        lines += readout_lines(comparison, VERDICT_METRICS[kind])
         parts += _titled(title, entry_table(comparison, kind), lines)
     for kind, title in KINDS.items():
         lines = model_verdicts(comparison, VERDICT_METRICS[kind])

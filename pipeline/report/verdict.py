@@ -159,6 +159,30 @@ def model_verdicts(comparison: Mapping[str, Any], metric: str, *, of: str | None
     ]
 
 
+def readout_lines(comparison: Mapping[str, Any], metric: str, *, of: str | None = None) -> list[str]:
+    """A line for each model whose head also read the true future: the part of the error that is the head's.
+
+    All, or `of` one. No verdict: the head that sees the future is a limit, not a competitor.
+    """
+    scores = {
+        (entry["group"], entry["method"]): entry["metrics"][metric]["mean"]
+        for entry in comparison["entries"]
+        if metric in entry["metrics"]
+    }
+    unit = METRICS[metric].unit
+    lines = []
+    for group in (name for name, method in scores if method == "readout_ceiling" and of in (None, name)):
+        whole, head = (
+            f"{unit.scale * scores[group, method]:.{unit.decimals}f}{unit.suffix}"
+            for method in ("model", "readout_ceiling")
+        )
+        lines.append(
+            f"{METRICS[metric].heading()}: of {group}'s {whole} its head alone has {head}, on TRUE future "
+            "latents, which no prediction sees"
+        )
+    return lines
+
+
 def evidence_of(comparison: Mapping[str, Any], difference: Mapping[str, Any]) -> Evidence:
     """The evidence for a difference of a comparison."""
     seeds = [number for number in difference["num_seeds"] if number]

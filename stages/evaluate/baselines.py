@@ -1,4 +1,4 @@
-"""Predictions of all methods for a batch of clips: of the model, and of methods that it has to beat.
+"""Predictions of all methods for a batch of clips: of the model, and of methods to hold it against.
 
 `SplitInputs` holds what is available at the split frame, so that nothing of the future but the times to
 predict can enter a prediction.
@@ -31,6 +31,11 @@ class Method:
     """The name of such values in a comparison, from the name of a group of runs."""
     in_rollout: str = ""
     """The same in a rollout, from the name of a run."""
+    sees_future: bool = False
+    """Whether it is given the true future: a limit to hold errors against, and no prediction.
+
+    It has no part in rankings, differences and verdicts.
+    """
 
 
 METHODS = {
@@ -40,6 +45,12 @@ METHODS = {
     ),
     "latent_persistence": Method(
         ("trajectory",), "{} head on last latents", "{}, its head on the last latents"
+    ),
+    "readout_ceiling": Method(
+        ("trajectory", "latent"),
+        "{} head on TRUE future latents (sees the future)",
+        "{}, its head on the TRUE future latents (sees the future)",
+        sees_future=True,
     ),
     "constant_pose": Method(),
     "constant_velocity": Method(),
@@ -126,6 +137,16 @@ def predict_all(
             for name, pose in poses_m.items()
         }
     return found
+
+
+def readout_ceiling(model: ForecastModel, batch: Batch) -> dict[str, Predicted]:
+    """Joints that the run's head reads off the true future latents; empty without a head.
+
+    Kept apart from `predict_all`, whose inputs hold no future. The head was trained on predicted latents, so
+    that this is no strict bound.
+    """
+    joints_m = model.read_joints(batch.future, batch.poses)
+    return {} if joints_m is None else {"readout_ceiling": Predicted(None, joints_m)}
 
 
 def _poses(inputs: SplitInputs, learned: LearnedMotion | None, *, future_steps: int) -> dict[str, Tensor]:

@@ -138,8 +138,9 @@ def entries_of(groups: Sequence[RunGroup]) -> Iterator[Entry]:
 
 
 def pairs(entries: Sequence[Entry], *, first: str | None = None) -> Iterator[tuple[Entry, Entry]]:
-    """Yield the entries to subtract: every two models, and each model and the methods that it has to beat.
+    """Yield the entries to subtract: every two models, and each model and the methods to hold it against.
 
+    Methods that see the future are subtracted from nothing.
     Of more than MOST_GROUPS_BY_PAIRS models each is compared with the one that is called `first` only.
     """
     models = [entry for entry in entries if entry.method == "model"]
@@ -150,7 +151,8 @@ def pairs(entries: Sequence[Entry], *, first: str | None = None) -> Iterator[tup
     )
     for model in models:
         for entry in entries:
-            if entry.method != "model" and entry.group in (None, model.group):
+            comparable = entry.method != "model" and not METHODS[entry.method].sees_future
+            if comparable and entry.group in (None, model.group):
                 yield model, entry
 
 
@@ -178,6 +180,7 @@ def _entry_record(entry: Entry, bootstrap: VideoBootstrap) -> dict[str, Any]:
     return {
         "name": entry.name,
         "method": entry.method,
+        "sees_future": METHODS[entry.method].sees_future,
         "group": entry.group.name if entry.group else None,
         "num_seeds": entry.num_seeds,
         "metrics": bootstrap.figures(entry.of_whole_future()),

@@ -1,7 +1,7 @@
 """Evaluation of a trained run on one split of its clips, next to methods without training.
 
 RUN/eval-<split>.parquet   a row per clip: scores and predicted joints, see `table`
-RUN/eval-<split>.json      means over clips with 95 % intervals, and curves over the horizon
+RUN/eval-<split>.json      means over clips with 95 % intervals, curves over the horizon, errors by joint
 RUN/<split>.json           the few numbers of it that fit a line, see `headline`
 """
 
@@ -20,7 +20,14 @@ from thinkjepa.stages.data.partition import SplitName, as_split_name
 from thinkjepa.stages.data.tracked_files import labels_digest
 from thinkjepa.stages.device import choose_device
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.evaluate.baselines import METHODS, Predicted, inputs_at_split, partners_of, predict_all
+from thinkjepa.stages.evaluate.baselines import (
+    METHODS,
+    Predicted,
+    inputs_at_split,
+    partners_of,
+    predict_all,
+    readout_ceiling,
+)
 from thinkjepa.stages.evaluate.learned import learn_motion, num_lacking
 from thinkjepa.stages.evaluate.metrics import (
     DECIMALS,
@@ -33,6 +40,7 @@ from thinkjepa.stages.evaluate.metrics import (
     time_summary,
     trajectory_metrics,
 )
+from thinkjepa.stages.evaluate.over_clips import JointErrors
 from thinkjepa.stages.evaluate.runs import TrainedRun
 from thinkjepa.stages.evaluate.scores import INTERVAL_METHOD, VideoBootstrap, figures_by_kind
 from thinkjepa.stages.evaluate.table import (
@@ -83,8 +91,11 @@ def evaluate(
     model = run.model().to(target)
     progress = progress or NoProgress()
     progress.begin("evaluate", total=len(clips), unit="clips")
+    joint_errors = JointErrors()
     with ClipTableWriter(table_path(run_dir, side), describe(run, features, side, clips)) as table:
         for part, batch, predicted in predictions(run, model, features, clips, device=target):
+            if batch.trajectory is not None:
+                joint_errors.add(predicted, batch.trajectory)
             columns = score_columns(predicted, batch, keypoints=keypoint_indices(model))
             columns |= _joint_columns(predicted["model"], batch)
             table.append(
@@ -96,6 +107,7 @@ def evaluate(
             )
             progress.advance(len(part))
     result = summarize(ClipTable.read(table_path(run_dir, side)))
+    result["ade_m_by_joint"] = joint_errors.to_json(result["joints"])
     write_json(run_dir / f"eval-{side}.json", result)
     write_json(run_dir / f"{side}.json", headline(result))
     return result
@@ -146,14 +158,18 @@ def predictions(
     *,
     device: torch.device,
 ) -> Iterator[tuple[Sequence[ClipRow], Batch, dict[str, Predicted]]]:
-    """Yield (clips, batch with the ground truth, predictions by method), batch by batch."""
+    """Yield (clips, batch with the ground truth, predictions by method), batch by batch.
+
+    Methods that see the future are among them, marked in `METHODS`.
+    """
     partners = partners_of(clips) if run.shape.thinker is not None else {}
     learned = learn_motion(features, run.clip_ids("train")) if features.supervision else None
     for start in range(0, len(clips), run.clips_per_forward):
         part = clips[start : start + run.clips_per_forward]
         batch = features.batch([clip.clip_id for clip in part], device)
         inputs = inputs_at_split(features, part, batch, partners=partners)
-        yield part, batch, predict_all(model, inputs, learned, future_steps=batch.future.shape[1])
+        predicted = predict_all(model, inputs, learned, future_steps=batch.future.shape[1])
+        yield part, batch, predicted | readout_ceiling(model, batch)
 
 
 def score_columns(

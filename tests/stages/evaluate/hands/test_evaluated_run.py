@@ -21,6 +21,7 @@ TRAJECTORY_METHODS = (
     "model",
     "shuffled_guidance",
     "latent_persistence",
+    "readout_ceiling",
     "constant_pose",
     "constant_velocity",
     "damped_velocity",

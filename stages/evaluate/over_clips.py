@@ -1,0 +1,50 @@
+"""Figures of a whole set of clips that no single clip has, gathered batch by batch.
+
+Shape letters: B batch, T latent steps, K frames of a step, J joints.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thinkjepa.stages.evaluate.baselines import Predicted
+from thinkjepa.stages.evaluate.metrics import counted_joint_frames
+from thinkjepa.stages.train.data.poses import TrajectoryBatch
+
+
+class JointErrors:
+    """Mean distance of each joint at each latent step, for every method that predicts joints.
+
+    As everywhere, a clip weighs the same however many of its frames count: the mean is over clips, of each
+    clip's mean over the step's frames that count.
+    """
+
+    def __init__(self) -> None:
+        self._total_m: dict[str, Tensor] = {}
+        self._num_clips: Tensor | int = 0
+
+    def add(self, predicted: Mapping[str, Predicted], truth: TrajectoryBatch) -> None:
+        """Add the clips of a batch."""
+        counted_BTKJ = counted_joint_frames(truth.future_confidence, truth.last_known)
+        frames_BTJ = counted_BTKJ.sum(dim=2)
+        self._num_clips = self._num_clips + (frames_BTJ > 0).sum(dim=0)
+        for method, found in predicted.items():
+            if found.joints_m is None:
+                continue
+            error_BTKJ3 = found.joints_m.double() - truth.future_m.double()
+            distance = torch.where(counted_BTKJ, torch.linalg.vector_norm(error_BTKJ3, dim=-1), 0.0)
+            mean_BTJ = distance.sum(dim=2) / frames_BTJ.clamp(min=1)
+            self._total_m[method] = self._total_m.get(method, 0.0) + mean_BTJ.sum(dim=0)
+
+    def to_json(self, joints: Sequence[str]) -> dict[str, Any]:
+        """By method and joint, a mean (m) for each latent step, None where no clip has one."""
+        return {
+            method: {
+                joint: [None if math.isnan(mean) else mean for mean in column]  # 0 / 0
+                for joint, column in zip(joints, (total_TJ / self._num_clips).T.tolist(), strict=True)
+            }
+            for method, total_TJ in self._total_m.items()
+        }
