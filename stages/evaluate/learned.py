@@ -32,11 +32,11 @@ class LearnedMotion:
     """Means over training clips of the joint-frames that count, float64, 0 where none does."""
 
     pose_m: Tensor
-    """`(joint, 3)`, metres, over all future frames."""
+    """`(joint, 3)`, metres, over the frames of the first window."""
     displacement_m: Tensor
     """`(step, frame, joint, 3)`, metres, from each joint's last observed position."""
     damping_s: float
-    """The time constant of `DAMPING_S` with the smallest mean distance."""
+    """The time constant of `DAMPING_S` with the smallest mean distance in the first window."""
 
 
 def learn_motion(features: Features, train_ids: Sequence[str]) -> LearnedMotion | None:
@@ -44,6 +44,7 @@ def learn_motion(features: Features, train_ids: Sequence[str]) -> LearnedMotion 
     if num_lacking(features, train_ids):
         return None
     count = poses = displacements = distances = torch.zeros((), dtype=torch.float64)
+    window = slice(features.grid.future_steps)
     for truth, ahead_s in _training_clips(features, train_ids):
         counted_BTKJ = counted_joint_frames(truth.future_confidence, truth.last_known)
         future_m, last_m = truth.future_m.double(), truth.poses.last_pose_m.double()
@@ -51,16 +52,16 @@ def learn_motion(features: Features, train_ids: Sequence[str]) -> LearnedMotion 
         count = count + weight.sum(dim=0)
         poses = poses + (weight * future_m).sum(dim=0)
         displacements = displacements + (weight * (future_m - last_m[:, None, None])).sum(dim=0)
+        in_window = counted_BTKJ[:, window]
+        errors = [
+            damped_velocity(truth.poses, ahead_s, damping_s=damping_s).view_as(future_m) - future_m
+            for damping_s in DAMPING_S
+        ]
         distances = distances + torch.stack(
-            [
-                _total_distance(
-                    damped_velocity(truth.poses, ahead_s, damping_s=damping_s), future_m, counted_BTKJ
-                )
-                for damping_s in DAMPING_S
-            ]
+            [torch.linalg.vector_norm(error[:, window][in_window], dim=-1).sum() for error in errors]
         )
     return LearnedMotion(
-        pose_m=poses.sum(dim=(0, 1)) / count.sum(dim=(0, 1)).clamp(min=1),
+        pose_m=poses[window].sum(dim=(0, 1)) / count[window].sum(dim=(0, 1)).clamp(min=1),
         displacement_m=displacements / count.clamp(min=1),
         damping_s=DAMPING_S[int(distances.argmin())],
     )
@@ -80,9 +81,3 @@ def _training_clips(features: Features, train_ids: Sequence[str]) -> Iterator[tu
         clips = [rows[clip_id] for clip_id in clip_ids]
         truth = features.trajectories(clip_ids, torch.device("cpu"))
         yield truth, future_times_s(clips, windows=features.windows)
-
-
-def _total_distance(predicted_BKJ3: Tensor, future_BTKJ3: Tensor, counted_BTKJ: Tensor) -> Tensor:
-    """Sum of the distances that count."""
-    distance = torch.linalg.vector_norm(predicted_BKJ3.view_as(future_BTKJ3) - future_BTKJ3, dim=-1)
-    return torch.where(counted_BTKJ, distance, 0.0).sum()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,20 +69,27 @@ def latent_cache(tmp_path: Path) -> BuildCache:
         labelled: int = 0,
         with_tokens: bool = False,
         later: float = 0.0,
+        later_in: Collection[str] | None = None,
         relabelled: bool = False,
         out_of_view: int = 0,
     ) -> Path:
         root = tmp_path / name
         encoder, thinker = _encoder_set(windows), _thinker_set(with_tokens=with_tokens)
         clips = [_clip(video, split, windows) for video in range(num_videos) for split in SPLITS]
-        features = [_features(clip, number, windows, later) for number, clip in enumerate(clips)]
+        laters = {
+            clip.video_digest: later if later_in is None or clip.video_digest[:16] in later_in else 0.0
+            for clip in clips
+        }
+        features = [
+            _features(clip, number, windows, laters[clip.video_digest]) for number, clip in enumerate(clips)
+        ]
         if with_tokens:
             features = [
                 (latents, _with_tokens(states, number)) for number, (latents, states) in enumerate(features)
             ]
         with WriteSession(root) as session:
             session.add_clips(clips)
-            labels = [_labels(video, windows, later) for video in range(labelled)]
+            labels = [_labels(video, windows, laters) for video in range(labelled)]
             for item in labels[:out_of_view]:
                 item.confidences[SPLITS[0] :] = 0.0
             session.add_labels(
@@ -156,7 +163,7 @@ def _clip(video: int, split_frame: int, windows: int) -> ClipRow:
     )
 
 
-def _labels(video: int, windows: int, later: float) -> VideoLabels:
+def _labels(video: int, windows: int, laters: Mapping[str, float]) -> VideoLabels:
     clip, num_frames = _clip(video, SPLITS[0], windows), SPLITS[-1] + WINDOW_FRAMES * windows
     rng = np.random.default_rng(video)
     start_m, step_m = rng.normal(scale=((0.1,), (0.004,)), size=(2, len(JOINTS) * 3)).reshape(2, -1, 3)
@@ -165,8 +172,8 @@ def _labels(video: int, windows: int, later: float) -> VideoLabels:
     confidences[:, video % len(JOINTS)] = 1.0
     camera_poses = np.repeat(np.eye(4)[None], num_frames, axis=0)
     camera_poses[:, :3, 3] = rng.normal(scale=0.01, size=(num_frames, 3)).cumsum(axis=0)
-    positions_m[SPLITS[-1] :] += later
-    camera_poses[SPLITS[-1] :, :3, 3] -= later
+    positions_m[SPLITS[-1] :] += laters[clip.video_digest]
+    camera_poses[SPLITS[-1] :, :3, 3] -= laters[clip.video_digest]
     return VideoLabels(
         video_digest=clip.video_digest,
         video=clip.video,
