@@ -169,8 +169,8 @@ class TrainingBar(_Bars):
         elif isinstance(event, RunStarts):
             self._start, self._begun_s = event, time.monotonic()
             self._print(describe_start(event))
-            if event.split_warning:
-                self._print(event.split_warning, style="yellow")
+            for warning in filter(None, (event.labels_warning, event.split_warning)):
+                self._print(warning, style="yellow")
         else:
             self._print(describe_epoch(event))
             self._losses, self._steps_of_epoch = 0.0, 0

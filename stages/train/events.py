@@ -22,6 +22,8 @@ class RunStarts:
     """Whether any clip could have been trained on for hands."""
     unknown_joints: tuple[str, ...]
     """Labelled and left out, as no training clip knows them."""
+    labels_warning: str
+    """Warning of joints that are metres apart, as in millimetres. Empty without any."""
     device: str
     processes: int
     threads: int

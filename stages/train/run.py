@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 
 from thinkjepa.cache import FeatureCache
+from thinkjepa.stages.data.labels.findings import describe_far, far_apart
 from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.data.tracked_files import Selection, selected_clip_ids
 from thinkjepa.stages.data.videos import SUFFIXES
@@ -193,6 +194,7 @@ def start_of(plan: RunPlan, done: FitState, accelerator: Accelerator) -> RunStar
         num_joints=len(supervision.joints) if supervision else 0,
         has_labels=any_labels(plan.features.cache, plan.features.clips),
         unknown_joints=supervision.never_known if supervision else (),
+        labels_warning=describe_far(far_apart(supervision)) if supervision else "",
         device=device_name(accelerator.device),
         processes=accelerator.num_processes,
         threads=torch.get_num_threads(),

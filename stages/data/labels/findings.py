@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from thinkjepa.cache import VideoLabels
 from thinkjepa.stages.data.joints import HAND_SIDES, KEYPOINTS, PAPER_JOINTS, describe_joints
-from thinkjepa.stages.data.trajectories import project, to_camera
+from thinkjepa.stages.data.trajectories import Positions, Supervision, project, to_camera
 
 Severity = Literal["error", "warning"]
 
@@ -138,7 +138,7 @@ def _lengths(labelled: int, in_video: int) -> Iterator[Finding]:
 
 def _places(labels: VideoLabels, size_px: tuple[int, int]) -> Iterator[Finding]:
     """Where the joints are: units, frames of reference, and the camera."""
-    extent_m = extent(labels)
+    extent_m = extent(labels.positions_m, labels.confidences)
     if extent_m > MAX_EXTENT_M:
         message = f"joints of a frame lie {extent_m:.3g} m apart: are positions in metres?"
         yield _warning("extent", message)
@@ -228,13 +228,40 @@ def never_known(figures: Sequence[Figures]) -> tuple[str, ...]:
     return tuple(name for name in named if name not in known)
 
 
-def extent(labels: VideoLabels) -> float:
-    """The median over frames of how far apart joints lie (diagonal of their box), metres."""
-    known = labels.confidences > 0
+def far_apart(supervision: Supervision) -> list[str]:
+    """Videos whose joints lie farther apart than a person reaches, by a clip of each, sorted by name."""
+    clip_of_video = {clip_id.partition("@")[0]: clip_id for clip_id in sorted(supervision.clip_ids)}
+    found = []
+    for clip_id in clip_of_video.values():
+        clip = supervision.trajectory(clip_id)
+        joints = clip.future_m.shape[-2]
+        positions_m, confidences = clip.future_m.reshape(-1, joints, 3), clip.future_confidence
+        if extent(positions_m, confidences.reshape(-1, joints)) > MAX_EXTENT_M:
+            found.append(supervision.labels_of(clip_id).video)
+    return sorted(found)
+
+
+def describe_far(videos: Sequence[str]) -> str:
+    """The warning of joints that are metres apart. Empty without videos."""
+    if not videos:
+        return ""
+    others = f" and of {len(videos) - 1} more" if len(videos) > 1 else ""
+    return (
+        f"warning: joints of {videos[0]!r}{others} are more than {MAX_EXTENT_M:g} m apart: are positions in "
+        "metres? `thinkjepa-data check` tells more"
+    )
+
+
+def extent(positions_m: Positions, confidences: Positions) -> float:
+    """The median over frames of the distance between joints (diagonal of their box), metres.
+
+    Positions are `(F, J, 3)`, confidences `(F, J)`. 0 where no frame has two known joints.
+    """
+    known = confidences > 0
     frames = np.flatnonzero(known.sum(axis=1) > 1)
     if not len(frames):
         return 0.0
-    masked = np.where(known[frames][..., None], labels.positions_m[frames].astype(np.float64), np.nan)
+    masked = np.where(known[frames][..., None], positions_m[frames].astype(np.float64), np.nan)
     diagonals = np.linalg.norm(np.nanmax(masked, axis=1) - np.nanmin(masked, axis=1), axis=-1)
     return float(np.median(diagonals))
 

@@ -11,7 +11,7 @@ import numpy as np
 from thinkjepa.cache import Failure, FeatureCache, LabelTable, VideoLabels, WriteSession
 from thinkjepa.stages.data.decoding.client import DecodeError, VideoDecoder
 from thinkjepa.stages.data.labels.contract import LabelError
-from thinkjepa.stages.data.labels.findings import MAX_EXTENT_M, extent
+from thinkjepa.stages.data.labels.findings import MAX_EXTENT_M, describe_far, extent
 from thinkjepa.stages.data.labels.readers import LabelFolder
 from thinkjepa.stages.data.videos import SourceVideo, display_name, find_videos, identify
 from thinkjepa.stages.progress import Progress
@@ -68,7 +68,7 @@ def _changed(
                 continue
             if found.digest() != stored:
                 read = found.labels_of(video, num_frames(video))
-                if extent(read) > MAX_EXTENT_M:
+                if extent(read.positions_m, read.confidences) > MAX_EXTENT_M:
                     far.append(video.name)
                 yield read
                 report.added += 1
@@ -79,12 +79,8 @@ def _changed(
             progress.failed(failure)
             if stored:
                 yield _withdrawn(video)
-    if far:
-        others = f" and of {len(far) - 1} more" if len(far) > 1 else ""
-        progress.note(
-            f"warning: joints of {far[0]!r}{others} are more than {MAX_EXTENT_M:g} m apart: are positions in "
-            "metres? `thinkjepa-data check` tells more"
-        )
+    if warning := describe_far(far):
+        progress.note(warning)
 
 
 def _withdrawn(video: SourceVideo) -> VideoLabels:

@@ -78,6 +78,7 @@ START = RunStarts(
     memory_bytes=1_140_000_000,
     sizes=SIZES,
     grouping="folder",
+    labels_warning="",
     split_warning="warning: [far] off",
     epochs=10,
     epochs_done=0,
@@ -106,8 +107,9 @@ def test_a_training_begins_with_what_it_is_about() -> None:
 def test_that_hands_need_labels_is_said_where_there_are_none() -> None:
     console, written = in_a_log()
     with TrainingBar(console) as bar:
-        bar.report(replace(START, num_joints=0, has_labels=False))
+        bar.report(replace(START, num_joints=0, has_labels=False, labels_warning="warning: [metres]?"))
         bar.report(replace(START, unknown_joints=("leftHand",)))
+    assert "\nwarning: [metres]?\nwarning: [far] off\n" in written.getvalue()
     assert "without leftHand: confidence 0 in all training clips" in written.getvalue()
     hands = next(line for line in written.getvalue().splitlines() if line.startswith("hands "))
     report = ExtractReport("features", "thinker-1", "encoder-1", videos=3, clips=4)

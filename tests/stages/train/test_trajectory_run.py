@@ -14,11 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from thinkjepa.cache import FeatureCache, WriteSession
+from thinkjepa.cache import FeatureCache, LabelTable, WriteSession
 from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.data.trajectories import Supervision
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train.data.features import Features, choose_features
+from thinkjepa.stages.train.events import RunStarts, TrainEvent, report_nothing
 from thinkjepa.stages.train.fit.loop import Trainer, epoch_losses, train_epoch, validation_losses
 from thinkjepa.stages.train.fit.losses import DISTANCE_M
 from thinkjepa.stages.train.fit.optimizer import make_optimizer
@@ -43,7 +44,7 @@ def silent(*, epoch: int, step: int, total_steps: int, loss: float) -> None:
 
 
 def run(cache: Path, out: Path, settings: TrainSettings = TINY, **overrides: Any) -> dict[str, Any]:
-    progress = overrides.pop("progress", silent)
+    progress, report = overrides.pop("progress", silent), overrides.pop("report", report_nothing)
     return train(
         cache,
         out,
@@ -52,6 +53,7 @@ def run(cache: Path, out: Path, settings: TrainSettings = TINY, **overrides: Any
         encoder_set=None,
         split=SplitRule(),
         progress=progress,
+        report=report,
     )
 
 
@@ -265,3 +267,25 @@ def test_nothing_a_prediction_needs_comes_from_the_future(latent_cache: BuildCac
     assert torch.equal(seen.poses.positions_m, after.poses.positions_m)
     assert torch.equal(seen.poses.known, after.poses.known)
     assert float((after.future_m - seen.future_m).abs().min()) > 1
+
+
+def test_a_training_warns_of_labels_in_millimetres(latent_cache: BuildCache, tmp_path: Path) -> None:
+    cache, warnings = latent_cache(labelled=16), list[str]()
+
+    def warned(event: TrainEvent) -> None:
+        if isinstance(event, RunStarts):
+            warnings.append(event.labels_warning)
+
+    run(cache, tmp_path / "metres", report=warned, epochs=1)
+    first, second, *_ = LabelTable(cache)
+    with WriteSession(cache) as session:
+        for item in (first, second):
+            digest = f"{item.label_digest} in millimetres"
+            session.add_labels([replace(item, positions_m=1000 * item.positions_m, label_digest=digest)])
+    run(cache, tmp_path / "millimetres", report=warned, epochs=1)
+    names = sorted((first.video, second.video))
+    assert warnings == [
+        "",
+        f"warning: joints of {names[0]!r} and of 1 more are more than 3 m apart: are positions in metres? "
+        "`thinkjepa-data check` tells more",
+    ]
