@@ -17,6 +17,8 @@ from thinkjepa.cache.tables.parquet import CLIPS_SCHEMA, ParquetRows, Positions,
 
 Frames = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
+Times = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+
 KEY = ("clip_id", "thinker_sampling", "dense_sampling")
 """Key of a clip row: the clip, and the sampling of the frames of each model."""
 
@@ -104,11 +106,25 @@ class ClipSelection(Sequence[ClipRow]):
 
         All clips have the same number of frames: the selection has one sampling.
         """
+        frames: Frames = self._flat(column)
+        return frames
+
+    def times_s(self, column: str) -> Times:
+        """A column of frame times in seconds, as `frames`."""
+        times_s: Times = self._flat(column)
+        return times_s
+
+    def first_times_s(self, column: str) -> Times:
+        """The first of each clip's frame times in a column, `(clip,)`. Clips may differ in their number."""
+        chosen = self._rows.read_column(column).take(pa.array(self.positions))
+        first: Times = pc.list_element(chosen, 0).to_numpy()
+        return first
+
+    def _flat(self, column: str) -> Any:
         chosen = self._rows.read_column(column).take(pa.array(self.positions))
         while pa.types.is_list(chosen.type):
             chosen = chosen.flatten()
-        frames: Frames = chosen.to_numpy().reshape(len(self), -1 if len(self) else 0)
-        return frames
+        return chosen.to_numpy().reshape(len(self), -1 if len(self) else 0)
 
     @overload
     def __getitem__(self, index: int) -> ClipRow: ...

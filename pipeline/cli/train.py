@@ -16,6 +16,7 @@ from thinkjepa.pipeline.cli.help import examples
 from thinkjepa.pipeline.cli.options import set_names, with_settings
 from thinkjepa.pipeline.cli.progress import TrainingBar
 from thinkjepa.pipeline.report.training import describe_costs, describe_metrics, describe_split
+from thinkjepa.stages.data.history import describe_histories
 from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.train.settings import TrainSettings
 
@@ -105,9 +106,15 @@ def _print_plan(
         encoder_set=named.get("encoder"),
         split=split,
     )
-    record = {**costs.to_json(), "split": clips.sizes_to_json()}
+    history = describe_histories(clips.histories)
+    record = {
+        **costs.to_json(),
+        "split": clips.sizes_to_json(),
+        "histories": clips.histories.to_json(),
+    }
     table = describe_split(clips.sizes, grouping=clips.stored.grouping)
-    print_result(json, record, f"{describe_costs(record)}\n{table}")
+    lines = [describe_costs(record), table, *([f"history          {history}"] if history else [])]
+    print_result(json, record, "\n".join(lines))
     if clips.warning:
         errors.print(escape(clips.warning), style="yellow", soft_wrap=True)
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from thinkjepa.pipeline.cli.console import counted, human_bytes, human_hours
+from thinkjepa.stages.data.history import describe_histories
 from thinkjepa.stages.data.joints import HANDS_NEED_LABELS
 from thinkjepa.stages.data.repeated_frames import describe_repeats
 from thinkjepa.stages.data.short_videos import REMEDY, describe_short
@@ -20,6 +21,8 @@ def describe_estimate(figures: FolderEstimate) -> str:
     if not figures.clips:
         return "\n".join(_nothing_lines(figures))
     lines = [_folder_line(figures), _frames_line(figures)]
+    if line := describe_histories(figures.histories):
+        lines.append(f"history {line}")
     if isinstance(figures, Estimate):
         lines += ["", *_table(_model_rows(figures)), ""]
     if figures.disk_bytes is not None:

@@ -23,6 +23,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from thinkjepa.cache.disk.lock import WAIT, WriteLock
 from thinkjepa.cache.records import fingerprint
+from thinkjepa.stages.data.history import Histories, stored_histories
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.json_files import read_json, write_json
 from thinkjepa.stages.settings import Settings, setting
@@ -283,6 +284,8 @@ class PartitionedClips:
     stored: StoredPartition
     ids: Mapping[SplitName, tuple[str, ...]]
     sizes: Mapping[SplitName, SplitSize]
+    histories: Histories = field(default_factory=Histories)
+    """Of all clips: how many have no history beyond the observed window."""
 
     @property
     def warning(self) -> str:
@@ -332,6 +335,7 @@ def partition_clips(
         stored=stored,
         ids={name: tuple(clip_id for clip_id, own in named if own == name) for name in SPLIT_NAMES},
         sizes=split_sizes(zip(names, groups, digests, strict=True)),
+        histories=stored_histories(clips),
     )
 
 

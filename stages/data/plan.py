@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -12,13 +12,14 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from thinkjepa.cache import ClipRow, Failure, fingerprint
 from thinkjepa.stages.data.decoding.client import DecodeError, VideoDecoder, VideoInfo
+from thinkjepa.stages.data.history import Histories, planned_histories
+from thinkjepa.stages.data.rates import described_lost, described_rates, described_short, measured_rate
 from thinkjepa.stages.data.repeated_frames import RepeatedFrames, planned_repeats
 from thinkjepa.stages.data.sampling import (
+    SPACED,
     ClipFrames,
-    FrameRate,
     Times,
     dual_clip,
-    measured_rate,
     release_clip,
     window_splits,
 )
@@ -31,12 +32,6 @@ EVEN = "an even number of frames, 2 or more"
 
 RELEASE_NEEDS = 2
 """Frames of a video that `--preset release` can split."""
-
-SPACED = "spaced"
-"""Rule of dense frames by which every future window starts one step of time after the frame before it."""
-
-UNSPACED = "window"
-"""Rule of feature sets of earlier versions, whose first future window starts at the split frame itself."""
 
 
 @pydantic_dataclass(frozen=True)
@@ -80,10 +75,19 @@ class ClipSettings(Settings):
         "one's where they differ; above a video's own rate frames repeat.",
     )
     stride_s: float = setting(2.0, "Seconds between the splits of a long video.", gt=0, allow_inf_nan=False)
+    min_history_s: float = setting(
+        0.0,
+        "Seconds of video that a clip has before its split, at least; 0: the observed window is enough, and "
+        "at the first split of a video it is all that the thinker sees.",
+        ge=0,
+        allow_inf_nan=False,
+    )
 
     def __post_init__(self) -> None:
         if self.preset == "release" and self.future_windows != 1:
             raise ValueError("--preset release has one future window: leave --future-windows at 1")
+        if self.preset == "release" and self.min_history_s:
+            raise ValueError("--preset release splits at half of a video: leave --min-history-s at 0")
         if self.dense_fps != "auto" and not (np.isfinite(self.dense_fps) and self.dense_fps > 0):
             raise ValueError(f"--dense-fps {self.dense_fps}: give a number above 0, or auto")
 
@@ -122,7 +126,7 @@ class ClipSettings(Settings):
 
         Below the video's own rate each future window may take up to one more of its frames.
         """
-        return self.observed_span_s + 1 / self.fps + self.future_span_s
+        return max(self.observed_span_s, self.min_history_s) + 1 / self.fps + self.future_span_s
 
     @property
     def needed(self) -> str:
@@ -130,7 +134,11 @@ class ClipSettings(Settings):
         if self.preset == "release":
             return f"{RELEASE_NEEDS} frames"
         num_future = self.future_windows * self.future_frames
-        return f"{self.clip_span_s:.2f} s ({self.observed_frames} + {num_future} frames at {self.fps:g} fps)"
+        history = f", a history of {self.min_history_s:g} s" if self.min_history_s else ""
+        return (
+            f"{self.clip_span_s:.2f} s ({self.observed_frames} + {num_future} frames at {self.fps:g} fps"
+            f"{history})"
+        )
 
 
 def plan_clips(video: SourceVideo, info: VideoInfo, settings: ClipSettings) -> list[ClipRow]:
@@ -174,6 +182,7 @@ def _splits(times_s: Times, settings: ClipSettings) -> list[int]:
         num_windows=settings.future_windows,
         fps=settings.fps,
         stride_s=settings.stride_s,
+        min_history_s=settings.min_history_s,
     )
 
 
@@ -254,6 +263,10 @@ class PlannedFolder:
     @property
     def repeated_frames(self) -> RepeatedFrames:
         return planned_repeats(self.clips)
+
+    @property
+    def histories(self) -> Histories:
+        return planned_histories(self.clips)
 
 
 def plan_folder(
@@ -347,47 +360,9 @@ def _with_rate(settings: ClipSettings, opened: Sequence[PlannedVideo], progress:
     short = [name for name in rates if rates[name].fps < settled.fps]
     lost = [name for name in lasting if not has_clip(times_s[name], settled)]
     slow = [name for name in chosen if chosen[name].fps == settled.fps]
-    lines = (_described_rates(chosen), _described_short(short, rates, settings))
-    progress.note("".join(lines) + _described_lost(lost, slow, settled))
+    progress.note(
+        described_rates(chosen)
+        + described_short(short, rates, clip_span_s=lambda fps: replace(settings, dense_fps=fps).clip_span_s)
+        + described_lost(lost, slow, clip_span_s=settled.clip_span_s)
+    )
     return settled
-
-
-def _described_rates(rates: Mapping[str, FrameRate]) -> str:
-    """What `auto` has come to, and why."""
-    slowest = min(rates, key=lambda name: rates[name].fps)
-    fps, fastest = rates[slowest].fps, max(rate.fps for rate in rates.values())
-    faster = sum(rate.fps > fps for rate in rates.values())
-    uneven = "" if rates[slowest].is_steady else ", by the median gap of its uneven frames"
-    if not faster:
-        return f"--dense-fps auto: {fps:g} frames a second, the rate of the videos{uneven}"
-    return (
-        f"--dense-fps auto: {fps:g} frames a second, the rate of {slowest!r}{uneven}; {faster} of "
-        f"{len(rates)} videos are faster, up to {fastest:g}, and give only some of their frames: a number "
-        "sets another rate, frames of slower videos repeat then"
-    )
-
-
-def _described_lost(lost: Sequence[str], slow: Sequence[str], settings: ClipSettings) -> str:
-    """The cost of the slowest rate: videos that are long enough at their own. Empty where there are none."""
-    if not lost:
-        return ""
-    others = f" and {len(slow) - 1} more as slow" if len(slow) > 1 else ""
-    videos = "video is" if len(lost) == 1 else "videos are"
-    return (
-        f"; a clip takes {settings.clip_span_s:.1f} s then, for which {len(lost)} faster {videos} too short: "
-        f"leave {min(slow)!r}{others} out, set a rate, or ask for fewer --observed-frames and --future-frames"
-    )
-
-
-def _described_short(names: Sequence[str], rates: Mapping[str, FrameRate], settings: ClipSettings) -> str:
-    """Which slower videos `auto` leaves out of account; empty where there are none."""
-    if not names:
-        return ""
-    slowest = min(names, key=lambda name: rates[name].fps)
-    fps = rates[slowest].fps
-    others = f" and {len(names) - 1} more are" if len(names) > 1 else " is"
-    return (
-        f"; {slowest!r}{others} slower but too short for a clip at that rate: at {fps:g} it takes "
-        f"{replace(settings, dense_fps=fps).clip_span_s:.1f} s, with fewer --observed-frames and "
-        "--future-frames less"
-    )

@@ -35,6 +35,12 @@ TOLERANCE_GAPS = 0.1
 SAME_RATE = 2e-3
 """Relative. Rates so close are one: 29.97 and 30, 23.976 and 24."""
 
+SPACED = "spaced"
+"""Rule of dense frames by which every future window starts one step of time after the frame before it."""
+
+UNSPACED = "window"
+"""Rule of feature sets of earlier versions, whose first future window starts at the split frame itself."""
+
 
 @dataclass(frozen=True, slots=True)
 class ClipFrames:
@@ -142,13 +148,22 @@ def _even(times_s: Times, frames: Frames, start: int, steps: Frames, *, fps: flo
 
 
 def window_splits(
-    times_s: Times, *, num_observed: int, num_future: int, num_windows: int, fps: float, stride_s: float
+    times_s: Times,
+    *,
+    num_observed: int,
+    num_future: int,
+    num_windows: int,
+    fps: float,
+    stride_s: float,
+    min_history_s: float = 0.0,
 ) -> list[int]:
     """Split frames every `stride_s` whose observed and future windows all lie inside the video.
 
+    The first one is as early as the observed window and `min_history_s` of video before it allow.
+
     Whether a split exists depends only on when the video shows frames, never on what it shows.
     """
-    earliest_s = times_s[0] + (num_observed - 1) / fps
+    earliest_s = times_s[0] + max((num_observed - 1) / fps, min_history_s)
     first = int(np.searchsorted(times_s, earliest_s - TOLERANCE_S)) + 1
     splits: list[int] = []
     while first < len(times_s):
@@ -206,48 +221,3 @@ def seconds_ahead(
 def clock_text(seconds: float) -> str:
     """`+0.27 s`, `-1.30 s`, and `0.00 s` for the last observed frame."""
     return f"{seconds:+.2f} s" if abs(seconds) >= 0.005 else "0.00 s"
-
-
-NTSC_FPS = (14.985, 23.976, 29.97, 47.952, 59.94, 119.88, 239.76)
-"""Rates of television, a thousandth below a whole number: 30000/1001 is 29.97 here."""
-
-EXACT = 2e-4
-"""Relative. A fifth of what lies between 29.97 and 30, and far more than a container's clock is off."""
-
-ALIKE_S = 1.5e-3
-"""Gaps of whole milliseconds differ by one."""
-
-SIGNIFICANT_DIGITS = 3
-"""Of a rate that is not one of television's: two files of one camera agree."""
-
-
-@dataclass(frozen=True, slots=True)
-class FrameRate:
-    """Frames a second, rounded so that equal rates are equal numbers whatever the container's clock."""
-
-    fps: float
-    is_steady: bool
-    """Whether all gaps between frames are alike; else `fps` is that of the median gap."""
-
-
-def measured_rate(times_s: Times) -> FrameRate | None:
-    """The rate of a video with frames at these times; None of a single frame.
-
-    It is the mean of the gaps that are like the median one: whole milliseconds would make 33 ms of 30
-    frames a second, and a frame that was dropped here and there counts as none.
-    """
-    gaps_s = np.diff(times_s)
-    if not len(gaps_s):
-        return None
-    median_s = float(np.median(gaps_s))
-    alike = np.abs(gaps_s - median_s) <= max(ALIKE_S, TOLERANCE_GAPS * median_s)
-    regular_s = float(gaps_s[alike].sum())
-    return FrameRate(_rounded(alike.sum() / regular_s, off=TOLERANCE_S / regular_s), bool(alike.all()))
-
-
-def _rounded(fps: float, *, off: float) -> float:
-    """The likely rate, where `fps` may be off by a share `off`."""
-    plain = float(f"{fps:.{SIGNIFICANT_DIGITS}g}")
-    near = min(NTSC_FPS, key=lambda rate: abs(rate - fps))
-    is_ntsc = abs(near / fps - 1) <= max(EXACT, off) and abs(near - fps) < abs(plain - fps)
-    return near if is_ntsc else plain

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from thinkjepa.cache import ClipRow
+from thinkjepa.stages.data.history import history_s
 from thinkjepa.stages.data.joints import KEYPOINTS
 from thinkjepa.stages.data.partition import SplitName, as_split_name
 from thinkjepa.stages.data.tracked_files import labels_digest
@@ -223,6 +224,7 @@ def _clip_columns(clips: Sequence[ClipRow], features: Features) -> dict[str, pa.
             name: pa.array([getattr(clip, name) for clip in clips])
             for name in ("clip_id", "video", "video_digest", "split_frame", "split_time_s")
         },
+        "history_s": numbers(np.array([history_s(clip) for clip in clips])),
         "future_frames": lists(np.array([np.concatenate(clip.future_frames[:windows]) for clip in clips])),
         "future_times_s": lists(np.array([np.concatenate(clip.future_times_s[:windows]) for clip in clips])),
         "horizon_s": lists(np.array(horizons)),

@@ -3,6 +3,7 @@
 The schema's metadata say what was evaluated (settings, split, checkpoint, methods). Columns:
 
     clip_id, video, video_digest, split_frame, split_time_s
+    history_s               seconds from the thinker's first frame to the last observed one
     horizon_s               seconds from the last observed frame to the middle of each latent step
     last_frame_s            seconds from the last observed frame to the last future frame, where FDE is taken
     <method>_<metric>       one score a clip, null where it has none

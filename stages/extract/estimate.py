@@ -273,6 +273,7 @@ def _folder_figures(planned: PlannedFolder, execution: ExecutionSettings) -> dic
         "repeats": planned.repeats,
         "dense_fps": planned.fps,
         "repeated_frames": planned.repeated_frames,
+        "histories": planned.histories,
     }
 
 

@@ -12,6 +12,7 @@ import torch
 
 from thinkjepa.cache import ArraySpec, ClipRow, Failure, FeatureSet, Kind, WriteSession
 from thinkjepa.cache.shards.format import CRC_BYTES
+from thinkjepa.stages.data.history import Histories
 from thinkjepa.stages.data.plan import ClipSettings
 from thinkjepa.stages.data.repeated_frames import RepeatedFrames
 from thinkjepa.stages.data.short_videos import ShortVideo
@@ -87,6 +88,7 @@ class FolderEstimate:
     dense_fps: float | None
     """Rate of the dense windows. None where the preset cuts by index."""
     repeated_frames: RepeatedFrames
+    histories: Histories
     dtype: str
     disk_bytes: int | None
     """All features. Without the models by their published shapes, None where these are not known."""

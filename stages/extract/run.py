@@ -16,6 +16,7 @@ from typing import Any
 from thinkjepa.cache import ClipRow, Failure, FeatureSet, Kind, WriteSession
 from thinkjepa.cache.records import set_differences
 from thinkjepa.stages.data.decoding.client import VideoDecoder
+from thinkjepa.stages.data.history import Histories, describe_histories
 from thinkjepa.stages.data.labels.readers import LabelFolder
 from thinkjepa.stages.data.labels.storing import LabelReport, store_labels
 from thinkjepa.stages.data.plan import ClipSettings, PlannedFolder, plan_folder
@@ -76,6 +77,7 @@ class ExtractReport:
     dense_fps: float | None = None
     """Rate of the dense windows. None where the preset cuts by index."""
     repeated_frames: RepeatedFrames = field(default_factory=RepeatedFrames)
+    histories: Histories = field(default_factory=Histories)
     clip_ids: list[str] = field(default_factory=list)
     """Clips of this folder that have features in both sets."""
 
@@ -231,6 +233,8 @@ def _plan(
         progress.note(line)
     if warning := describe_repeats(planned.repeated_frames, fps=planned.fps):
         progress.note(f"warning: {warning}")
+    if line := describe_histories(planned.histories):
+        progress.note(line)
     return planned
 
 
@@ -272,6 +276,7 @@ def _report(
         repeats=planned.repeats,
         dense_fps=planned.fps,
         repeated_frames=planned.repeated_frames,
+        histories=planned.histories,
         clip_ids=ready,
     )
 

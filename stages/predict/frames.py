@@ -18,12 +18,13 @@ from torch import Tensor
 
 from thinkjepa.cache import ClipRow, FeatureSet
 from thinkjepa.stages.data.decoding.client import DecodeError, VideoDecoder, VideoInfo
-from thinkjepa.stages.data.plan import UNSPACED, PlannedVideo
+from thinkjepa.stages.data.plan import PlannedVideo
+from thinkjepa.stages.data.rates import measured_rate
 from thinkjepa.stages.data.sampling import (
     TOLERANCE_S,
+    UNSPACED,
     Times,
     history_frames,
-    measured_rate,
     next_dense_frame,
     observed_frames,
     release_clip,

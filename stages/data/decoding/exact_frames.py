@@ -17,7 +17,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from thinkjepa.stages.data.sampling import measured_rate
+from thinkjepa.stages.data.rates import measured_rate
 
 Image = npt.NDArray[np.uint8]
 

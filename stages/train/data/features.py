@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from thinkjepa.cache import BatchBuffers, ClipSelection, FeatureCache, FeatureSet, Kind
-from thinkjepa.stages.data.plan import UNSPACED
 from thinkjepa.stages.data.repeated_frames import unequal_starts
+from thinkjepa.stages.data.sampling import UNSPACED
 from thinkjepa.stages.data.trajectories import Supervision
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train.data.batches import TokenBatch, read_tokens

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thinkjepa.stages.data.sampling import measured_rate
+from thinkjepa.stages.data.rates import measured_rate
 
 NTSC = {Fraction(24000, 1001): 23.976, Fraction(30000, 1001): 29.97, Fraction(60000, 1001): 59.94}
 CLOCKS = (None, 90_000, 30_000, 15_360, 1000)

@@ -11,6 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from thinkjepa.stages.data.plan import ClipSettings
+from thinkjepa.stages.data.rates import measured_rate
 from thinkjepa.stages.data.sampling import (
     SAME_RATE,
     TOLERANCE_GAPS,
@@ -20,7 +21,6 @@ from thinkjepa.stages.data.sampling import (
     future_frames,
     has_future,
     history_frames,
-    measured_rate,
     observed_frames,
     release_clip,
     shown_at,

@@ -34,6 +34,9 @@ def test_repeats_are_told_before_and_after_an_extraction_and_of_its_cache(
     assert (repeated["slowest_video"], repeated["slowest_fps"]) == ("10.mp4", 10)
     assert 0 < repeated["clips"] < repeated["of_clips"] == done.json["clips"]  # 29.97 repeats none
     assert "repeat the frame before them" in done.stderr.split("extracting")[0]
+    without = done.json["histories"]
+    assert (without["clips"], without["of_clips"]) == (3, done.json["clips"])  # the first clip of each video
+    assert f"3 of {done.json['clips']} clips" in done.stderr.split("extracting")[0]
     info = run_command("thinkjepa-cache", "info", tmp_path / "cache")
     assert f"in {repeated['clips']} of {repeated['of_clips']} clips: '10.mp4' has 10 frames" in info.stdout
     said = run_command("thinkjepa-cache", "info", tmp_path / "cache", "--json").json["feature_sets"]

@@ -14,8 +14,8 @@ import torch
 from thinkjepa.cache import ClipRow, FeatureCache, FeatureSet, fingerprint
 from thinkjepa.stages.data import sampling
 from thinkjepa.stages.data.decoding.client import VideoDecoder
-from thinkjepa.stages.data.plan import UNSPACED, ClipSettings
-from thinkjepa.stages.data.sampling import Frames, Times
+from thinkjepa.stages.data.plan import ClipSettings
+from thinkjepa.stages.data.sampling import UNSPACED, Frames, Times
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.run import ExtractReport, extract
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
