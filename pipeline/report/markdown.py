@@ -53,6 +53,7 @@ def comparison_markdown(comparison: Comparison) -> str:
         lines = baseline_verdicts(comparison, VERDICT_METRICS[kind])
         lines += readout_lines(comparison, VERDICT_METRICS[kind])
         parts += _titled(title, entry_table(comparison, kind), lines)
+        parts += _titled(f"{title} in detail", detail_table(comparison, kind))
     for kind, title in KINDS.items():
         lines = model_verdicts(comparison, VERDICT_METRICS[kind])
         parts += _titled(f"Differences: {title.lower()}", difference_table(comparison, kind), lines)
@@ -188,6 +189,18 @@ def entry_table(comparison: Comparison, kind: MetricKind) -> str:
     return markdown_table(["method", "seeds", *_heads(shown, comparison)], rows, left=2)
 
 
+def detail_table(comparison: Comparison, kind: MetricKind) -> str:
+    """A row per model and baseline with the means of the metrics that are details; empty as `entry_table`."""
+    entries = [entry for entry in comparison["entries"] if is_main(entry)]
+    shown = available(_of_kind(kind, detail=True), [entry["metrics"] for entry in entries])
+    rows = [
+        [entry["name"], *(_mean_text(entry["metrics"].get(metric.name)) for metric in shown)]
+        for entry in entries
+        if available(shown, [entry["metrics"]])
+    ]
+    return markdown_table(["method", *_heads(shown, comparison)], rows)
+
+
 def difference_table(comparison: Comparison, kind: MetricKind) -> str:
     """A row per pair, with a star where a difference is more than chance; empty as `entry_table`."""
     differences = comparison["differences"]
@@ -235,8 +248,8 @@ def available(metrics: Iterable[Metric], found: Sequence[Mapping[str, Any]]) -> 
     return [metric for metric in metrics if any(metric.name in figures for figures in found)]
 
 
-def _of_kind(kind: MetricKind) -> list[Metric]:
-    return [metric for metric in METRICS.values() if metric.kind == kind]
+def _of_kind(kind: MetricKind, *, detail: bool = False) -> list[Metric]:
+    return [metric for metric in METRICS.values() if metric.kind == kind and metric.detail == detail]
 
 
 def _heads(metrics: Sequence[Metric], comparison: Comparison) -> list[str]:

@@ -97,7 +97,7 @@ def evaluate(
         for part, batch, predicted in predictions(run, model, features, clips, device=target):
             if batch.trajectory is not None:
                 joint_errors.add(predicted, batch.trajectory)
-            columns = score_columns(predicted, batch, keypoints=keypoint_indices(model))
+            columns = score_columns(predicted, batch, joints=joint_names(model))
             columns |= _joint_columns(predicted["model"], batch)
             table.append(
                 {
@@ -174,7 +174,7 @@ def predictions(
 
 
 def score_columns(
-    predicted: Mapping[str, Predicted], batch: Batch, *, keypoints: Sequence[int], steps: int | None = None
+    predicted: Mapping[str, Predicted], batch: Batch, *, joints: Sequence[str], steps: int | None = None
 ) -> dict[str, Tensor]:
     """Scores of the first `steps` latent steps, or of all, by the names that they have in the table.
 
@@ -189,16 +189,19 @@ def score_columns(
         if found.joints_m is not None and (truth := batch.trajectory) is not None:
             counted = counted_joint_frames(truth.future_confidence[:, :steps], truth.last_known)
             scores |= trajectory_metrics(
-                found.joints_m[:, :steps], truth.future_m[:, :steps], counted, keypoints=keypoints
+                found.joints_m[:, :steps],
+                truth.future_m[:, :steps],
+                counted,
+                last_pose_m=truth.poses.last_pose_m,
+                joints=joints,
             )
         columns |= {f"{method}_{name}": values for name, values in scores.items()}
     return columns
 
 
-def keypoint_indices(model: ForecastModel) -> list[int]:
-    """Indices of EgoDex's keypoints among the joints of the head."""
-    joints = model.head.shape.joints if model.head else ()
-    return [index for index, name in enumerate(joints) if name in KEYPOINTS]
+def joint_names(model: ForecastModel) -> tuple[str, ...]:
+    """The joints of the head, none without one."""
+    return model.head.shape.joints if model.head else ()
 
 
 def _joint_columns(predicted: Predicted, batch: Batch) -> dict[str, Tensor]:

@@ -20,8 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from thinkjepa.cache import ClipRow
+from thinkjepa.stages.data.joints import KEYPOINTS
 from thinkjepa.stages.data.sampling import seconds_ahead
 from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.evaluate.hands import hands_of, moving_joints, procrustes_aligned, wrist_relative
 
 MetricKind = Literal["trajectory", "latent"]
 Exhibit = Literal["page", "horizon", "distances", "rollout"]
@@ -64,7 +66,9 @@ class Metric:
     title: str
     unit: Unit
     exhibits: tuple[Exhibit, ...] = ()
-    """Where it is shown besides the tables of its kind, which show all metrics."""
+    """Where it is shown besides the tables of its kind."""
+    detail: bool = False
+    """Whether only the table of details shows it, without intervals."""
     by_step: bool = False
     """Whether it has a value at each latent step, too."""
     better_when_larger: bool = False
@@ -105,6 +109,9 @@ METRICS = {
         Metric("acc_5cm", "trajectory", "within 5 cm", SHARE, ("page", "distances"), better_when_larger=True),
         Metric("keypoint_m", "trajectory", "keypoints", METERS, ("distances",)),
         Metric("keypoint_best_m", "trajectory", "keypoints, best of seeds", METERS, best_of="keypoint_m"),
+        Metric("moving_m", "trajectory", "joints that move", METERS, detail=True),
+        Metric("wrist_relative_m", "trajectory", "relative to the wrist", METERS, detail=True),
+        Metric("procrustes_m", "trajectory", "Procrustes-aligned", METERS, detail=True),
         Metric("l1", "latent", "L1", ABSOLUTE, by_step=True),
         Metric("l2", "latent", "L2", SQUARED, EVERYWHERE, by_step=True, to_beat=("latent_persistence",)),
         Metric("smooth_l1", "latent", "smooth L1", ABSOLUTE, by_step=True),
@@ -199,24 +206,34 @@ def counted_joint_frames(future_confidence: Tensor, last_known: Tensor) -> Tenso
 
 
 def trajectory_metrics(
-    predicted_m: Tensor, future_m: Tensor, counted: Tensor, *, keypoints: Sequence[int]
+    predicted_m: Tensor,
+    future_m: Tensor,
+    counted: Tensor,
+    *,
+    last_pose_m: Tensor,
+    joints: Sequence[str],
 ) -> dict[str, Tensor]:
     """Metrics by name, `(clip,)` float64, and curves `<name>_by_step`, `(clip, step)`.
 
-    Positions are `(batch, step, frame, joint, 3)` in metres. ade_m: mean distance over counted joint-frames;
-    fde_m: over those of the last frame; acc_5cm: share of them within 5 cm (inclusive); keypoint_m: ade_m of
-    the joints at these indices. All joint-frames weigh the same, whatever their confidence. NaN where a clip
-    has none that counts.
+    Positions are `(batch, step, frame, joint, 3)` in metres, `last_pose_m` `(batch, joint, 3)`. ade_m: mean
+    distance over counted joint-frames; fde_m: over those of the last frame; acc_5cm: share of them within
+    5 cm (inclusive); keypoint_m: ade_m of EgoDex's keypoints among `joints`; moving_m: ade_m of joints that
+    move; wrist_relative_m and procrustes_m: as in `hands`. All joint-frames weigh the same, whatever their
+    confidence. NaN where a clip has none that counts.
     """
-    difference = predicted_m.double() - future_m.double()
-    distance_BTKJ = torch.linalg.vector_norm(difference, dim=-1)
+    predicted, future = predicted_m.double(), future_m.double()
+    distance_BTKJ = torch.linalg.vector_norm(predicted - future, dim=-1)
     accurate_BTKJ = (distance_BTKJ <= ACCURATE_M).double()
-    chosen = list(keypoints)
+    chosen = [index for index, name in enumerate(joints) if name in KEYPOINTS]
+    hands = hands_of(joints)
     return {
         "ade_m": _mean(distance_BTKJ, counted),
         "fde_m": _mean(distance_BTKJ[:, -1, -1], counted[:, -1, -1]),
         "acc_5cm": _mean(accurate_BTKJ, counted),
         "keypoint_m": _mean(distance_BTKJ[..., chosen], counted[..., chosen]),
+        "moving_m": _mean(distance_BTKJ, moving_joints(future, last_pose_m.double(), counted)),
+        "wrist_relative_m": _mean(*wrist_relative(predicted, future, counted, hands)),
+        "procrustes_m": _mean(*procrustes_aligned(predicted, future, counted, hands)),
         "ade_m_by_step": _mean(distance_BTKJ.flatten(0, 1), counted.flatten(0, 1)).view(counted.shape[:2]),
     }
 

@@ -22,7 +22,7 @@ from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.evaluation import (
     DESCRIBING,
     describe,
-    keypoint_indices,
+    joint_names,
     predictions,
     rows_of,
     score_columns,
@@ -106,7 +106,7 @@ def _scores(
     progress.begin("roll out", total=len(clips), unit="clips")
     for part, batch, predicted in predictions(run, model, features, clips, device=target):
         for steps in all_steps:
-            columns = score_columns(predicted, batch, keypoints=keypoint_indices(model), steps=steps)
+            columns = score_columns(predicted, batch, joints=joint_names(model), steps=steps)
             for method, metric in product(predicted, METRICS):
                 if (column := columns.get(f"{method}_{metric}")) is not None:
                     parts.setdefault(Score(method, metric, steps), []).append(column.cpu().numpy())

@@ -37,7 +37,7 @@ from thinkjepa.stages.evaluate.metrics import METRICS, MetricKind
 from thinkjepa.stages.evaluate.scores import Floats, Score, Scores
 from thinkjepa.stages.json_files import json_bytes
 
-EVALUATION_SCHEMA = "thinkjepa.eval.v3"
+EVALUATION_SCHEMA = "thinkjepa.eval.v4"
 RECORD_KEY = b"thinkjepa.eval"
 
 PREDICTIONS = ("predicted_joints_m", "camera_pose", "future_frames", "future_times_s")

@@ -19,8 +19,12 @@ PREDICTED_M[0, 1, 1, 1] = torch.tensor([0.0, 0.2, 0.0])  # 20 cm
 ALL = torch.ones(1, 2, 2, 2, dtype=torch.bool)
 
 
-def metrics_of(counted: torch.Tensor, keypoints: tuple[int, ...] = (0,)) -> dict[str, list[float]]:
-    found = trajectory_metrics(PREDICTED_M, FUTURE_M, counted, keypoints=keypoints)
+JOINTS = ("rightHand", "elbow")
+
+
+def metrics_of(counted: torch.Tensor) -> dict[str, list[float]]:
+    last_pose_m = torch.zeros(1, 2, 3)
+    found = trajectory_metrics(PREDICTED_M, FUTURE_M, counted, last_pose_m=last_pose_m, joints=JOINTS)
     return {name: values.flatten().tolist() for name, values in found.items()}
 
 
@@ -37,7 +41,8 @@ def test_just_within_five_centimetres_is_accurate_and_just_beyond_is_not() -> No
     predicted = torch.zeros(1, 1, 1, 2, 3)
     predicted[..., 0, 0], predicted[..., 1, 0] = 0.0499, 0.0501
     counted = torch.ones(1, 1, 1, 2, dtype=torch.bool)
-    found = trajectory_metrics(predicted, torch.zeros_like(predicted), counted, keypoints=())
+    future, last_pose_m = torch.zeros_like(predicted), torch.zeros(1, 2, 3)
+    found = trajectory_metrics(predicted, future, counted, last_pose_m=last_pose_m, joints=JOINTS)
     assert found["acc_5cm"].tolist() == [0.5]
 
 
@@ -76,9 +81,15 @@ def test_ade_is_that_of_moved_and_turned_joints(seed: int) -> None:
     rotation = torch.linalg.qr(torch.randn(3, 3, generator=generator).double()).Q
     shift = torch.randn(3, generator=generator).double()
     counted = torch.rand(2, 3, 2, 4, generator=generator) > 0.3
-    there = trajectory_metrics(predicted, future, counted, keypoints=(1, 2))
+    last_pose_m = torch.randn(2, 4, 3, generator=generator).double()
+    joints = ("rightHand", "rightThumbTip", "rightIndexFingerTip", "rightLittleFingerTip")
+    there = trajectory_metrics(predicted, future, counted, last_pose_m=last_pose_m, joints=joints)
     here = trajectory_metrics(
-        predicted @ rotation + shift, future @ rotation + shift, counted, keypoints=(1, 2)
+        predicted @ rotation + shift,
+        future @ rotation + shift,
+        counted,
+        last_pose_m=last_pose_m @ rotation + shift,
+        joints=joints,
     )
-    for name in ("ade_m", "fde_m", "keypoint_m"):
+    for name in there:
         torch.testing.assert_close(here[name], there[name], equal_nan=True)
