@@ -5,11 +5,10 @@ from __future__ import annotations
 import fcntl
 import json
 import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import run_command
 
 from thinkjepa.pipeline.report import doctor
 from thinkjepa.pipeline.report.doctor import Finding, describe_finding, examine, is_healthy
@@ -20,10 +19,8 @@ def broken(findings: list[Finding]) -> dict[str, Finding]:
 
 
 def test_the_command_finds_this_machine_healthy(tmp_path: Path) -> None:
-    command = [str(Path(sys.executable).parent / "thinkjepa-cache"), "doctor", "--json"]
-    done = subprocess.run(
-        [*command, "--cache-dir", str(tmp_path / "new" / "cache")], capture_output=True, text=True, check=True
-    )
+    done = run_command("thinkjepa-cache", "doctor", "--json", "--cache-dir", tmp_path / "new" / "cache")
+    assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["healthy"]
     names = {finding["name"] for finding in report["findings"]}

@@ -4,9 +4,9 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
+from commands import run_command
 
 from thinkjepa.pipeline.cli import sample as sample_app
 
@@ -39,11 +39,8 @@ def assert_one_line_error(result: Result, *words: str) -> None:
         assert word in result.stderr
 
 
-def test_installed_command_says_that_the_models_are_untrained(tmp_path):
-    command = Path(sys.executable).with_name("thinkjepa-sample")
-    result = subprocess.run(
-        [command, "models", tmp_path / "models"], capture_output=True, text=True, timeout=120
-    )
+def test_the_command_says_that_the_models_are_untrained(tmp_path):
+    result = run_command("thinkjepa-sample", "models", tmp_path / "models")
     assert result.returncode == 0, result.stderr
     assert "UNTRAINED" in result.stdout
     assert result.stderr == ""

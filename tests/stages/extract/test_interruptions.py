@@ -94,7 +94,7 @@ def test_ctrl_c_ends_a_run_whose_reader_hangs(
     presses: int,
 ) -> None:
     """The first waits for the batch in flight, which comes with the reader's time-out; a second does not."""
-    cache_dir, many_clips = tmp_path / "cache", ("--stride-s", "0.2")
+    cache_dir, many_clips = tmp_path / "cache", ("--stride-s", "0.4")
     patience = ("--decode-timeout", "8" if presses == 1 else "600")
     command = [*extract_command(videos, cache_dir), *many_clips, *patience]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from commands import BIN, forking_commands
 
 from thinkjepa.cache.disk.lock import WriteLock
 from thinkjepa.stages.data.partition import SplitRule
@@ -26,19 +27,20 @@ FLAGS = "--depth 1 --width 12 --heads 2 --fusion-width 8 --batch-size 4 --device
 TINY = TrainSettings(
     depth=1, width=12, heads=2, fusion_width=8, batch_size=4, device="cpu", tracker="none", epochs=2
 )
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+LAUNCH = "-m torch.distributed.run --standalone --nproc-per-node 2 --no-python"
+TORCHRUN = (sys.executable, *LAUNCH.split())
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 
-def command(cache: Path, out: Path, epochs: int, *launch: str) -> list[str]:
-    line = [sys.executable, *launch, str(Path(sys.executable).parent / "thinkjepa-train")]
-    return [*line, "--cache-dir", str(cache), "--out", str(out), "--epochs", str(epochs), *FLAGS.split()]
+def command(program: Path, cache: Path, out: Path, epochs: int) -> list[str]:
+    folders = ("--cache-dir", str(cache), "--out", str(out))
+    return [str(program), *folders, "--epochs", str(epochs), *FLAGS.split()]
 
 
 @contextmanager
 def being_trained(cache: Path, out: Path) -> Iterator[subprocess.Popen[bytes]]:
     """An endless training by the installed command, under way."""
-    line = command(cache, out, ENDLESS)
+    line = command(BIN / "thinkjepa-train", cache, out, ENDLESS)
     with subprocess.Popen(
         line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=ENVIRONMENT
     ) as process:
@@ -71,7 +73,7 @@ def test_the_second_training_is_refused_and_the_first_goes_on(
     cache, out = latent_cache(), tmp_path / "run"
     with being_trained(cache, out) as first:
         second = subprocess.run(
-            command(cache, out, 2, *launch),
+            [*launch, *command(forking_commands() / "thinkjepa-train", cache, out, 2)],
             capture_output=True,
             text=True,
             check=False,

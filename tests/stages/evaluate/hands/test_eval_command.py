@@ -12,6 +12,7 @@ from pathlib import Path
 
 import matplotlib.image
 import pytest
+from commands import run_command
 
 from thinkjepa.cache import FeatureCache, VideoLabels, WriteSession
 from thinkjepa.cache.disk.lock import WriteLock
@@ -37,8 +38,7 @@ def evaluate_command(monkeypatch: pytest.MonkeyPatch, capsys) -> Callable[..., R
 
 def test_one_run_gets_figures_table_and_picture(train_run: TrainRun) -> None:
     run = train_run()
-    command = Path(sys.executable).with_name("thinkjepa-eval")
-    done = subprocess.run([command, "--run", run], capture_output=True, text=True, timeout=120)
+    done = run_command("thinkjepa-eval", "--run", run)
     assert done.returncode == 0, done.stderr
     assert "error" not in done.stderr
     assert "Traceback" not in done.stderr

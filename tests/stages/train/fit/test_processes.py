@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import forking_commands
 from safetensors.torch import load_file
 
 BuildCache = Callable[..., Path]
@@ -27,11 +28,11 @@ EVERYDAY = ("hands", "cross, dropped, rolled out")
 
 
 def trained(cache: Path, out: Path, flags: str, *, processes: int) -> tuple[list[dict[str, float]], Path]:
-    """The curve of a run by the installed command, and its folder."""
-    command = [str(Path(sys.executable).parent / "thinkjepa-train")]
+    """The curve of a run by the command, and its folder."""
+    command = [str(forking_commands() / "thinkjepa-train")]
     if processes > 1:
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        command = [sys.executable, *launch, *command]
+        command = [sys.executable, *launch, "--no-python", *command]
     line = [
         *command,
         "--cache-dir",
