@@ -1,4 +1,4 @@
-"""How fast clips become durable: our writer against a raw sequential write of the same bytes.
+"""Rate at which clips become durable: our writer against a raw sequential write of the same bytes.
 
 Both write the thinker's ragged states and the encoder's arrays of the same clips at the paper's sizes. Ours
 checks shapes and finiteness, computes checksums, journals every batch, seals shards and publishes their

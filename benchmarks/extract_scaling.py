@@ -45,7 +45,7 @@ print(time.perf_counter() - began)
 
 
 class Times(NoProgress):
-    """When each clip was done."""
+    """Times at which clips were done."""
 
     def __init__(self) -> None:
         self.began = time.perf_counter()

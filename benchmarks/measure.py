@@ -1,4 +1,4 @@
-"""How the benchmarks measure: a folder that goes away, interleaved rounds, medians, the machine."""
+"""Measuring: a folder that goes away, interleaved rounds, medians, the machine."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def interleaved(subjects: Mapping[str, Callable[[], object]], *, rounds: int) ->
 
 
 def median_ratio(peer_s: Sequence[float], ours_s: Sequence[float]) -> float:
-    """How many times as fast as the peer: the median over rounds of its seconds divided by ours."""
+    """Speed relative to the peer: the median over rounds of its seconds divided by ours."""
     return statistics.median(peer / ours for peer, ours in zip(peer_s, ours_s, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Whether reading a large cache takes more memory than reading a small one: a random epoch over each.
+"""Memory of reading a large cache against a small one: a random epoch over each.
 
 rss_growth    peak resident memory of the process, mapped files aside, large cache divided by small one
 mapped_gb     mapped pages that the kernel kept for the large one: page cache, given back when asked for

@@ -1,8 +1,7 @@
-"""Where models run: one rule for extraction, training, evaluation and prediction.
+"""Devices and CPU threads, chosen by one rule for extraction, training, evaluation and prediction.
 
-CPU threads of torch: how many, and whether they wait for cores that others use.
-
-Results depend on their number to the last bit, so runs and feature sets record it.
+Results depend on the number of threads to the last bit, so runs and feature sets record it. A thread that
+waits for a core which others use is noticed and reported.
 """
 
 from __future__ import annotations
@@ -105,7 +104,7 @@ class BusyMachine:
         self._noted = False
 
     def note(self, *, threads: int) -> str:
-        """What to say of a busy machine, once. Empty otherwise, and where nothing counts."""
+        """Warning for a busy machine, once. Empty otherwise, and where nothing counts the waiting."""
         now_s = time.monotonic()
         if self._noted or self._waited_s is None or now_s - self._began_s < MEASURED_S:
             return ""
@@ -119,7 +118,7 @@ class BusyMachine:
 
 
 def busy_note(share: float, *, threads: int) -> str:
-    """What to say of a machine on which that share of the time was spent waiting for a core."""
+    """Warning for a machine on which that share of the time was spent waiting for a core."""
     remedy = "fewer threads may be faster: --threads 1" if threads > 1 else "other processes use its cores"
     return f"this machine is busy: {100 * share:.0f} % of the time went by in waiting for a core; {remedy}"
 

@@ -1,4 +1,4 @@
-"""How long work tells of itself: stages report, command lines show."""
+"""Progress reporting: stages emit events, the command lines render them."""
 
 from __future__ import annotations
 

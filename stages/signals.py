@@ -1,4 +1,4 @@
-"""Reasons to stop behind the batch in flight: Ctrl-C and SIGTERM, noted, and too many failures.
+"""Early ends of a run, after the batch in flight: Ctrl-C, SIGTERM, and too many failures.
 
 A second Ctrl-C ends at once.
 """
@@ -17,7 +17,7 @@ EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
 class Stopping:
-    """Whether the run was asked to stop, by a signal or because it has become hopeless."""
+    """Requests to end a run early: a signal, or more failures than are accepted."""
 
     def __init__(self) -> None:
         self.signal: int = 0

@@ -1,4 +1,4 @@
-"""What the documentation tells people to type works: blocks run in order, and others have right flags."""
+"""The documentation's commands work: blocks run in order, and others have right flags."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may import what, read from the source: pipeline → stages → cache, and heavy libraries in one place."""
+"""Allowed imports, read from the source: pipeline → stages → cache, and heavy libraries in one place."""
 
 import ast
 import itertools

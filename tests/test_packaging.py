@@ -142,7 +142,7 @@ def test_every_command_is_installed_and_points_at_a_module():
 
 @pytest.fixture(scope="module")
 def locked() -> dict[str, list[Requirement]]:
-    """What requirements.lock pins, by name: more than one line where systems need different versions."""
+    """Pins of requirements.lock, by name: more than one line where systems need different versions."""
     pinned: dict[str, list[Requirement]] = {}
     for line in (ROOT / "requirements.lock").read_text().splitlines():
         if line and not line.startswith(("#", " ")):

@@ -85,7 +85,7 @@ def ask_writers_to_stop(root: Path) -> None:
 
 
 def writers_should_stop(root: Path, token: str) -> bool:
-    """Whether the session with this token has ended, or has asked its writers to stop."""
+    """True if the session with this token has ended, or has asked its writers to stop."""
     record = _read(holder_file(root))
     return record.get("token") != token or "stopping" in record
 

@@ -60,7 +60,7 @@ def next_shard(root: Path, set_name: str) -> int:
 
 
 def is_visible(root: Path, set_name: str, shard: int) -> bool:
-    """Whether readers see a shard."""
+    """True if readers see the shard."""
     return shard in _visible_shards(root, set_name)
 
 
@@ -70,7 +70,7 @@ def _visible_shards(root: Path, set_name: str) -> set[int]:
 
 
 def is_unfinished(root: Path, set_name: str) -> bool:
-    """Whether a run is writing the set, or was interrupted."""
+    """True if a run is writing the set, or was interrupted."""
     begun = any(journal_dir(root, set_name).glob("[0-9]*.jsonl"))
     return begun or assigned_file(root, set_name).exists()
 

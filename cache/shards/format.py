@@ -51,7 +51,7 @@ def trailer(raw: Bytes) -> bytes:
 
 
 def is_intact(encoded: Bytes) -> bool:
-    """Whether stored bytes end with the crc32c of the rest."""
+    """True if stored bytes end with the crc32c of the rest."""
     return trailer(encoded[:-CRC_BYTES]) == encoded[-CRC_BYTES:].tobytes()
 
 

@@ -85,7 +85,7 @@ def _not_finite(values: torch.Tensor, spec: ArraySpec, feature_set: FeatureSet) 
 
 
 def _all_finite(bits: Bits, exponent: int) -> bool:
-    """Whether no value has all exponent bits set.
+    """True if no value has all exponent bits set.
 
     It compares the largest bit patterns of positive and of negative values, block by block: 11 GB/s, where
     masks of the whole array reach 0.7.
@@ -156,7 +156,7 @@ class OpenShard:
 
     @property
     def is_full(self) -> bool:
-        """Whether no further clip fits in the shard."""
+        """True if no further clip fits in the shard."""
         return self.used >= self.feature_set.rows_per_shard
 
     def append(self, batch: Sequence[ClipFeatures], failures: Sequence[Failure] = ()) -> list[Failure]:
@@ -244,7 +244,7 @@ class OpenShard:
         )
 
     def _is_new_failure(self, row: IndexRow) -> bool:
-        """Whether the index or the shard does not have this failure yet."""
+        """True if neither the index nor the shard has this failure yet."""
         known = (self._known_failures.get(row.clip_id), *self._rows)
         return all(old is None or _failure_of(old) != _failure_of(row) for old in known)
 

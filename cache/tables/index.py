@@ -175,7 +175,7 @@ class SetIndex(Mapping[str, IndexRow]):
         return np.array([-1 if position is None else position for position in found], dtype=np.int64)
 
     def holds(self, clip_ids: pa.Array) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Whether each of the clips has features."""
+        """One flag per clip: True if it has features."""
         return self._lookup.find_all(clip_ids) >= 0
 
     def values_of(self, clip_ids: Sequence[str], column: str) -> list[Any]:

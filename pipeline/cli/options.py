@@ -162,7 +162,7 @@ def _take_flags(kind: type[Any], values: dict[str, Any], context: typer.Context)
 
 
 def _is_given(context: typer.Context, name: str) -> bool:
-    """Whether the command line says something about an option."""
+    """True if the command line sets an option."""
     source = context.get_parameter_source(name)
     return source is not None and source.name != "DEFAULT"
 

@@ -197,13 +197,13 @@ def _start_repositories(project: NewProject) -> None:
 
 
 def _in_work_tree(folder: Path) -> bool:
-    """Whether git keeps the folder, or would: one that an outer repository ignores is none of it."""
+    """True if git keeps the folder, or would: one that an outer repository ignores is none of it."""
     inside = _git(folder, "rev-parse", "--is-inside-work-tree")
     return inside and not _git(folder, "check-ignore", "--quiet", ".")
 
 
 def _git(folder: Path, *arguments: str, check: bool = False) -> bool:
-    """Whether a git command succeeds in a folder. With `check`, raises ProjectError if it does not."""
+    """True if a git command succeeds in a folder. With `check`, raises ProjectError if it does not."""
     done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
     if check and done.returncode:
         raise ProjectError(f"git {' '.join(arguments)} failed in {str(folder)!r}: {done.stderr.strip()}")

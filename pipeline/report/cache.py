@@ -202,7 +202,7 @@ def _failed(cache: FeatureCache, feature_set: FeatureSet) -> list[dict[str, str]
 
 
 def _changed(*files: Path) -> str | None:
-    """When the newest of some files was written, UTC; None where there are none."""
+    """Time at which the newest of some files was written, UTC; None where there are none."""
     times = [path.stat().st_mtime for path in files if path.is_file()]
     return f"{datetime.fromtimestamp(max(times), UTC):%Y-%m-%d %H:%M} UTC" if times else None
 

@@ -220,5 +220,5 @@ def describe_finding(finding: Finding) -> str:
 
 
 def is_healthy(findings: Sequence[Finding]) -> bool:
-    """Whether nothing is broken; warnings are allowed."""
+    """True if nothing is broken; warnings are allowed."""
     return all(finding.state != "broken" for finding in findings)

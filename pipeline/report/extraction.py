@@ -38,7 +38,7 @@ def describe_estimate(figures: FolderEstimate) -> str:
 
 
 def _nothing_lines(figures: FolderEstimate) -> list[str]:
-    """Why no clip can be cut, instead of a table of zeros."""
+    """Reasons why no clip can be cut, instead of a table of zeros."""
     lines = [_folder_line(figures), *(f"warning: {text}" for text in _failure_warnings(figures))]
     lines.append("nothing to extract: no video gives a clip")
     if figures.too_short:

@@ -15,7 +15,7 @@ Figure = Mapping[str, float | None]
 
 
 def is_main(entry: Mapping[str, Any]) -> bool:
-    """Whether an entry is a model, or a baseline that needs none."""
+    """True if an entry is a model, or a baseline that needs none."""
     return entry["method"] == "model" or entry["group"] is None
 
 

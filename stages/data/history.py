@@ -1,4 +1,4 @@
-"""How long the video has been running before a clip's split: the large stride has something to add, or not.
+"""Length of a video's past at a clip's split: the large stride has something to add, or not.
 
 At the first split of a video the history is the observed window. The thinker's frames then span no more time
 than the encoder's, and guidance can tell nothing of what was before.
@@ -37,7 +37,7 @@ def earlier_s(clip: ClipRow) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Histories:
-    """How many clips have a history that reaches back no further than their observed window."""
+    """Count of clips whose history reaches back no further than their observed window."""
 
     clips: int = 0
     """Whose thinker frames begin less than a dense step before the observed window."""

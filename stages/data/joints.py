@@ -118,7 +118,7 @@ def choose_joints(wanted: str, labelled: Iterable[Sequence[str]]) -> tuple[str, 
 
 
 def is_joint_set(wanted: str) -> bool:
-    """Whether a choice of joints is a set, which keeps what is there, and not a list of names."""
+    """True if a choice of joints is a set, which keeps what is there, and not a list of names."""
     return wanted in ("auto", "all", *JOINT_SETS)
 
 

@@ -217,7 +217,7 @@ class StoredPartition:
         return {"rule": asdict(self.rule), "grouping": self.grouping, **names}
 
     def covers(self, videos: Collection[tuple[str, str]]) -> bool:
-        """Whether every video, a pair of path and content digest, has a split name."""
+        """True if every video, a pair of path and content digest, has a split name."""
         return all(digest in self.partition.videos for _, digest in videos)
 
 

@@ -36,7 +36,7 @@ RELEASE_NEEDS = 2
 
 @pydantic_dataclass(frozen=True)
 class ClipSettings(Settings):
-    """How clips are cut from videos and which frames the two frozen models see."""
+    """Settings of clips: their cut from videos, and the frames for the two frozen models."""
 
     PANEL: ClassVar[str] = "Clips"
 
@@ -99,14 +99,14 @@ class ClipSettings(Settings):
 
     @property
     def thinker_sampling(self) -> dict[str, Any]:
-        """What determines the thinker's frames, given the split; with its fingerprint."""
+        """Everything that determines the thinker's frames, given the split; with its fingerprint."""
         if self.preset == "release":
             return _named({"rule": "release", "frames": self.observed_frames})
         return _named({"rule": "history", "frames": self.thinker_frames})
 
     @property
     def dense_sampling(self) -> dict[str, Any]:
-        """What determines the encoder's frames, given the split; with its fingerprint."""
+        """Everything that determines the encoder's frames, given the split; with its fingerprint."""
         numbers = {"observed": self.observed_frames, "future": self.future_frames}
         if self.preset == "release":
             return _named({"rule": "release", **numbers})
@@ -147,7 +147,7 @@ def plan_clips(video: SourceVideo, info: VideoInfo, settings: ClipSettings) -> l
 
 
 def has_clip(times_s: Times, settings: ClipSettings) -> bool:
-    """Whether a video with frames at these times gives a clip."""
+    """True if a video with frames at these times gives a clip."""
     return bool(_splits(times_s, settings))
 
 

@@ -25,7 +25,7 @@ Windows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class RepeatedFrames:
-    """How many frames of some clips' dense windows repeat the frame before them."""
+    """Count of frames in some clips' dense windows that repeat the frame before them."""
 
     clips: int = 0
     """That have any."""
@@ -46,14 +46,14 @@ class RepeatedFrames:
 
 
 def planned_repeats(clips: Sequence[ClipRow]) -> RepeatedFrames:
-    """Of planned clips, all of the same settings."""
+    """Repeated frames of planned clips, all of the same settings."""
     observed = [clip.observed_frames for clip in clips]
     future = [sum(clip.future_frames, ()) for clip in clips]
     return _repeats(clips, np.array(observed, dtype=np.int64), np.array(future, dtype=np.int64))
 
 
 def stored_repeats(clips: ClipSelection) -> RepeatedFrames:
-    """Of clips in a cache, all of one way to choose dense frames."""
+    """Repeated frames of clips in a cache, all of one way to choose dense frames."""
     return _repeats(clips, clips.frames("observed_frames"), clips.frames("future_frames"))
 
 
@@ -84,7 +84,7 @@ def _rate(clip: ClipRow) -> float:
 
 
 def unequal_starts(clips: ClipSelection) -> str:
-    """Why the first future window of some clips is of other moments than the later ones, else empty.
+    """Reason why the first future window of some clips is of other moments than the later ones, else empty.
 
     Feature sets of earlier versions are so where their dense rate is below a video's own.
     """

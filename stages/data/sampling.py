@@ -1,4 +1,4 @@
-"""Which frames a clip consists of: pure functions of the frame times, and nothing past the split is observed.
+"""Frames of a clip: pure functions of the frame times, and nothing past the split is observed.
 
 Frames are chosen by presentation time with floor and clamp: of the frames shown at or before the wanted
 time the last one, and never one at or past the split. Rounding to the nearest may pick a future frame
@@ -76,7 +76,7 @@ def next_dense_frame(times_s: Times, frame: int, *, fps: float) -> int:
 
 
 def _tolerance_s(times_s: Times, frames: Frames) -> Times:
-    """How much earlier than its time each frame counts as shown, seconds."""
+    """Seconds by which each frame counts as shown before its time."""
     gaps_s = times_s[frames] - times_s[np.maximum(frames - 1, 0)]
     tolerance_s: Times = np.maximum(TOLERANCE_S, TOLERANCE_GAPS * gaps_s)
     return tolerance_s
@@ -122,7 +122,7 @@ def window_from(times_s: Times, start: int, *, num_frames: int, fps: float) -> F
 
 
 def has_future(times_s: Times, split_frame: int, *, num_windows: int, num_frames: int, fps: float) -> bool:
-    """Whether the video lasts as long as the future windows of a split."""
+    """True if the video lasts as long as the future windows of a split."""
     windows = future_frames(times_s, split_frame, num_windows=num_windows, num_frames=num_frames, fps=fps)
     end_s = times_s[windows[-1, 0]] + (num_frames - 1) / fps
     return bool(end_s <= times_s[-1] + TOLERANCE_S)

@@ -1,10 +1,8 @@
-"""What a folder of videos contains, as a small file: a change of a video, a name or labels changes it.
+"""Small files that DVC tracks in place of videos and features: a folder's manifest, and a selection of clips.
 
-Which clips and features a piece of work stands on: small enough to track, exact enough to rely on.
-
-A selection names the feature sets that are read and the digest of the chosen clips (ids and checksums). The
-list itself is in the cache, `CACHE/selections/<12 hex digits>.json`, so that tracking a selection never
-copies it.
+A manifest changes with a video, a name or a label file. A selection names the feature sets that are read and
+the digest of the chosen clips (ids and checksums). The list of clips is in the cache,
+`CACHE/selections/<12 hex digits>.json`, so that DVC never copies it.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ UNREADABLE = "unreadable"
 
 
 def folder_manifest(folder: Path, *, progress: Progress, memory: DigestMemory) -> dict[str, Any]:
-    """Relative name and content digest of every video, and of the label files next to them, if any.
+    """Relative name and content digest of every video, and of the label files of these videos, if any.
 
     Files that `memory` knows are not read. Raises StageError where there is no video.
     """
@@ -59,7 +57,7 @@ SELECTION_SCHEMA = "thinkjepa.selection.v1"
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Chosen sets and clips. Holds no times and no paths: the same features give the same selection."""
+    """Chosen sets and clips, without times and paths: the same features give the same selection."""
 
     schema: str
     thinker: str
@@ -112,13 +110,13 @@ def _selection(
 
 
 def write_selection(path: Path, selection: Selection) -> None:
-    """Without labels the file is what it was before there were any: nothing trains again for their sake."""
+    """Write a selection. A file without labels has no key for them, as before there were labels."""
     record = asdict(selection)
     write_json(path, {name: value for name, value in record.items() if name != "labels" or value})
 
 
 def read_selection(path: Path) -> Selection:
-    """Raises StageError where the file is no selection."""
+    """The selection in a file. Raises StageError where the file is none."""
     record = read_json(path)
     if record.get("schema") != SELECTION_SCHEMA:
         raise StageError(
@@ -138,7 +136,7 @@ def selected_clip_ids(cache_dir: Path, selection: Selection) -> list[str]:
 
 
 def labels_digest(cache: FeatureCache, video_digests: Collection[str]) -> str:
-    """Tells apart the hand labels of some videos; empty where none of them has any."""
+    """Digest of the hand labels of some videos; empty where none of them has any."""
     digests = {video: cache.labels.label_digest(video) for video in video_digests}
     labelled = sorted((video, digest) for video, digest in digests.items() if digest)
     return fingerprint(labelled) if labelled else ""

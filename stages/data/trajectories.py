@@ -202,7 +202,7 @@ class Supervision:
                 del self._clips[clip_id]
 
     def _problem(self, frames: _ClipFrames, video: str) -> str:
-        """Why a clip cannot be supervised, or an empty string."""
+        """Reason why a clip cannot be supervised, or an empty string."""
         if self._table.label_digest(frames.video_digest) is None:
             return f"video {video!r} has no labels"
         labels, last = self._of(frames.video_digest), int(frames.future_frames.max())

@@ -1,11 +1,9 @@
-"""The videos of a folder, identified by what they contain.
+"""Videos of a folder, identified by their content, and a memory of the digests of files.
 
-Digests of files that were read before, so that a folder is looked at without reading it again.
-
-As git's index does it: a file whose size, change times and inode are those of the last reading is taken to
-hold the same bytes. One that was touched shortly before it was read is not remembered, as a later write may
-fall into the same tick of the clock. What stays unseen is a write that leaves all of these as they were, for
-instance under a clock that was turned back.
+The memory works as git's index: a file whose size, change times and inode are those of the last reading is
+taken to hold the same bytes. A file that was changed shortly before it was read is not remembered, because a
+later write may fall into the same tick of the clock. A write that leaves size, times and inode as they were,
+for instance under a clock that was turned back, is not noticed.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ class SourceVideo:
     name: str
     digest: str
     signature: FileSignature
-    """The file's size, change time and place when it was read."""
+    """The file's size, modification time (ns) and inode when it was read."""
 
     @property
     def video_id(self) -> str:
@@ -45,10 +43,10 @@ class SourceVideo:
 
 
 def find_videos(folder: Path) -> list[Path]:
-    """Every video file under `folder`, recursively, sorted by its relative path. Links are not followed
-    out of the folder.
+    """Every video file under `folder`, recursively, sorted by its relative path.
 
-    Raises StageError where the folder (or one below it) cannot be read or holds no video.
+    Links that lead out of the folder are not followed. Raises StageError where the folder (or one below it)
+    cannot be read or holds no video.
     """
     try:
         kind = folder.stat().st_mode
@@ -71,7 +69,7 @@ def find_videos(folder: Path) -> list[Path]:
 
 
 def identify(path: Path, *, folder: Path) -> SourceVideo:
-    """Read a whole file to identify it. Raises OSError, also for a pipe, which would block for ever."""
+    """Identify a file by reading all of it. Raises OSError, also for a pipe, which would block for ever."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "neither a file nor a link to one")
     signature = file_signature(path)
@@ -79,7 +77,7 @@ def identify(path: Path, *, folder: Path) -> SourceVideo:
 
 
 def file_signature(path: Path) -> FileSignature:
-    """Tells whether a file is still the one that was identified; never what it contains. Raises OSError."""
+    """Size, modification time (ns) and inode, which tell a changed file. Raises OSError."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns, status.st_ino
 
@@ -98,7 +96,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def is_plain(path: Path) -> bool:
-    """A file, or what cannot be told (a broken link), which is reported; a pipe would block for ever."""
+    """True for a file, and for a broken link, which is reported later. A pipe would block for ever."""
     try:
         return stat.S_ISREG(path.stat().st_mode)
     except OSError:
@@ -106,7 +104,7 @@ def is_plain(path: Path) -> bool:
 
 
 def is_inside(path: Path, root: Path) -> bool:
-    """Whether a path is a file that really lies in the folder; a link is judged by where it points."""
+    """True if a path lies in the folder. A link is judged by its target."""
     return not path.is_symlink() or path.resolve().is_relative_to(root)
 
 
@@ -118,7 +116,7 @@ Seen = list[int | str]
 
 
 class DigestMemory:
-    """The digests in a file, which is rewritten by `save`. A damaged one is no memory, not an error."""
+    """Digests of files, kept in a file that `save` rewrites. A damaged file counts as an empty memory."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -139,7 +137,7 @@ class DigestMemory:
         return digest
 
     def save(self) -> None:
-        """Keep what was asked for in this run. Raises CacheError where it cannot be written."""
+        """Write the digests that this run asked for. Raises CacheError where that fails."""
         if self._now != self._before:
             replace_file(self._path, json.dumps(self._now, separators=(",", ":")).encode())
 

@@ -138,7 +138,7 @@ def on_shared_clips(runs: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
 
 
 def one_latent_space(runs: Sequence[EvaluatedRun]) -> bool:
-    """Whether latent distances of these runs are distances between the same things."""
+    """True if latent distances of these runs are distances between the same things."""
     spaces = [
         (record["feature_sets"]["encoder"], [record["settings"].get(name) for name in OF_THE_LATENTS])
         for record in (run.table.record for run in runs)

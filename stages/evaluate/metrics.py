@@ -95,7 +95,7 @@ class Metric:
         return "↑" if self.better_when_larger else "↓"
 
     def is_better(self, difference: float) -> bool:
-        """Whether a value that differs by this much from another one is better than it."""
+        """True if a value that differs by this much from another one is better than it."""
         return (difference > 0) == self.better_when_larger
 
 
@@ -197,7 +197,7 @@ ACCURATE_M = 0.05
 
 
 def counted_joint_frames(future_confidence: Tensor, last_known: Tensor) -> Tensor:
-    """Which joint-frames count, `(batch, step, frame, joint)` bool, for every method alike.
+    """Joint-frames that count, `(batch, step, frame, joint)` bool, for every method alike.
 
     Those that are labelled (confidence above 0), of joints that were seen in the observed window: no baseline
     can say anything of the others. `last_known` is `(batch, joint)`.

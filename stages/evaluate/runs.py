@@ -164,7 +164,7 @@ def read_evaluations(run_dirs: Sequence[Path], side: str) -> list[EvaluatedRun]:
 
 
 def is_evaluated(run_dir: Path, side: str, *, cache_dir: Path | None = None) -> bool:
-    """Whether the run has an evaluation of its present weights and split, and of the present labels."""
+    """True if the run has an evaluation of its present weights and split, and of the present labels."""
     try:
         table = _current_table(run_dir, side)
     except StageError:

@@ -83,7 +83,7 @@ class ExtractReport:
 
     @property
     def too_many_failures(self) -> bool:
-        """Whether more videos failed than are accepted."""
+        """True if more videos failed than are accepted."""
         return self.failed_videos > (self.allowed_failed_videos or 0)
 
     def to_json(self) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class Tally:
 
     @property
     def over_limit(self) -> bool:
-        """Whether more videos have failed than are accepted."""
+        """True if more videos have failed than are accepted."""
         return self.limit is not None and len({failure.video for failure in self.failures}) > self.limit
 
     def add(self, done: BatchDone) -> None:

@@ -74,7 +74,7 @@ class ModelSettings(Settings):
 
 @dataclass(frozen=True)
 class ExecutionSettings(Settings):
-    """How the work is done; of what is computed it changes no more than rounding (device, batch size)."""
+    """Settings of the work itself. They change no more than the rounding of results (device, batch size)."""
 
     PANEL: ClassVar[str] = "Execution"
 
@@ -151,7 +151,7 @@ class ExecutionSettings(Settings):
 
     @property
     def on_cluster(self) -> bool:
-        """Whether other processes do the work."""
+        """True if other processes do the work."""
         return self.workers > 1 or bool(self.scheduler)
 
     def failure_limit(self, *, num_videos: int) -> int | None:
@@ -164,8 +164,9 @@ class ExecutionSettings(Settings):
 
 
 def allowed_failures(text: str, *, num_videos: int) -> int:
-    """How many of `num_videos` may fail: `text` is a count, or a percentage, which is rounded up so that a
-    small folder too may have a broken video. Raises ValueError.
+    """Number of the `num_videos` that may fail. Raises ValueError.
+
+    `text` is a count, or a percentage. That is rounded up, so that small folders may have a broken video.
     """
     number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
     try:
@@ -211,7 +212,10 @@ PYTHON_VARIABLE = "THINKJEPA_VLLM_PYTHON"
 
 @dataclass(frozen=True)
 class VllmSettings(Settings):
-    """How the thinker runs. Backend and quantisation change the features, the rest rounding at most."""
+    """Settings of the thinker's backend.
+
+    Backend and quantization change the features, the rest changes rounding at most.
+    """
 
     PANEL: ClassVar[str] = "vLLM"
 

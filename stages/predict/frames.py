@@ -1,4 +1,4 @@
-"""Which frames of a new video a prediction sees, and which moments it is for.
+"""Frames of a new video that a prediction sees, and the moments that it is for.
 
 A new video before one split, through the frozen models: what a run's predictor is given, then what came.
 
@@ -47,7 +47,7 @@ LATE_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class SplitChoice:
-    """Where the future shall begin: a frame, a time in seconds, or neither for the latest sensible place."""
+    """Requested beginning of the future: a frame, a time in seconds, or neither for the latest sensible."""
 
     frame: int | None = None
     time_s: float | None = None
@@ -119,7 +119,7 @@ def choose_frames(
 
 
 def repeat_warnings(times_s: Times, frames: ChosenFrames) -> list[str]:
-    """Where the run sees a frame more than once, because of the video's rate or its beginning."""
+    """Warnings of frames that the run sees more than once, because of the video's rate or its beginning."""
     windows = (frames.observed, frames.future)
     repeated = sum(int((np.diff(window) == 0).sum()) for window in windows)
     if not repeated:
@@ -195,7 +195,7 @@ def _release(times_s: Times, split: SplitChoice, *, num_observed: int, num_futur
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a run's model is given of a video, a batch of one."""
+    """Inputs of a run's model from one video, a batch of one."""
 
     observed: Tensor
     pooled: Tensor | None

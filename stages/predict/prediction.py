@@ -238,7 +238,7 @@ def _rounded(positions_m: Positions) -> list[Any]:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a run predicts of one video's future."""
+    """A run's prediction of one video's future."""
 
     video: Path
     video_digest: str

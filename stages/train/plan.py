@@ -73,7 +73,7 @@ def run_differences(finished: Mapping[str, Any], other: Mapping[str, Any]) -> st
 
 
 def same_run(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two contents of `run.json` are of one run: a cache may have moved."""
+    """True if two contents of `run.json` are of one run: a cache may have moved."""
     return json_bytes({**one, **MOVABLE}) == json_bytes({**other, **MOVABLE})
 
 

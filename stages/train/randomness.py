@@ -23,7 +23,7 @@ def epoch_order(num_items: int, *, seed: int, epoch: int) -> list[int]:
 
 
 def is_dropped(clip_id: str, *, share: float, seed: int, epoch: int, step: int) -> bool:
-    """Whether a clip trains without guidance at this step: `share` of all, by these arguments alone."""
+    """True if a clip trains without guidance at this step: `share` of all, by these arguments alone."""
     return bool(torch.rand((), generator=named_generator(seed, "drop", epoch, step, clip_id)) < share)
 
 

@@ -94,7 +94,7 @@ def fill_alone(
     groups: Sequence[Sequence[ClipFeatures]],
     clips: Sequence[ClipRow],
 ) -> None:
-    """What one process writes."""
+    """The cache that one process writes."""
     with WriteSession(root) as session:
         session.add_clips(clips)
         found = session.resolve(feature_set)

@@ -1,4 +1,4 @@
-"""What is read equals what was written, through our reader and through zarr-python."""
+"""Features return as they were written, through our reader and through zarr-python."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ SMALL = ("--thinker-frames", "8", "--observed-frames", "8", "--future-frames", "
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended."""
+    """Status and output of a command that has ended."""
 
     status: int
     stdout: str

@@ -20,7 +20,7 @@ STEADY_TIMES_S = tuple(number / 30 for number in range(NUM_FRAMES))
 
 @dataclass(frozen=True, slots=True)
 class GoodVideo:
-    """What a good video holds: frame times, frames' numbers, size in px as shown, clockwise quarter turns
+    """Contents of a good video: frame times, frames' numbers, size in px as shown, clockwise quarter turns
     that were undone."""
 
     times_s: tuple[float, ...] = STEADY_TIMES_S

@@ -32,7 +32,7 @@ def hand(seed: int, place_m: tuple[float, float, float]) -> Any:
 
 
 def landmarks(hands: list[tuple[str, float, Any]]) -> Any:
-    """What MediaPipe would say of hands (side, score, joints in the camera's frame)."""
+    """MediaPipe's result for hands (side, score, joints in the camera's frame)."""
 
     def points(values: Any) -> list[Any]:
         return [SimpleNamespace(**dict(zip("xyz", map(float, value), strict=False))) for value in values]

@@ -20,7 +20,7 @@ SERVER = Path(__file__).with_name("extraction_server.py")
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a forked extraction ended. `status` is negative where a signal ended it."""
+    """Outcome of a forked extraction. `status` is negative where a signal ended it."""
 
     status: int
     seconds: float

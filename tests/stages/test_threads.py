@@ -21,7 +21,7 @@ CPU = min(os.sched_getaffinity(0))
 
 
 def answer(code: str, **environment: str) -> str:
-    """What a new Python prints, without the OpenMP settings of the tests."""
+    """Output of a new Python, without the OpenMP settings of the tests."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
     done = subprocess.run(
         [sys.executable, "-c", code], env=clean | environment, capture_output=True, text=True, check=True

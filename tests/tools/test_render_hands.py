@@ -1,4 +1,4 @@
-"""How episodes are planned and rendered; rendering itself only where mujoco and a GL library are."""
+"""Planning and rendering of episodes; rendering itself only where mujoco and a GL library are."""
 
 import importlib.util
 import os

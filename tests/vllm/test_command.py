@@ -129,7 +129,7 @@ def sets_by_backend(cache_dir: Path) -> dict[str, str]:
 
 
 def assert_past_is_the_same(cache_dir: Path, thinker_set: str) -> None:
-    """What was written of both videos up to SPLIT is the same to the last bit, and differs behind it."""
+    """Features of both videos are the same to the last bit up to SPLIT, and differ after it."""
     cache = FeatureCache.open(cache_dir)
     clips: dict[str, dict[int, ClipRow]] = {"a": {}, "b": {}}
     for clip in cache.select(thinker_set):

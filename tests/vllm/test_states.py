@@ -29,7 +29,7 @@ CHUNK_TOKENS = 64
 
 @pytest.fixture(scope="module")
 def clips(make_frames: Callable[..., TimedFrames]) -> list[TimedFrames]:
-    """Of three sizes, so that prompts of different lengths share a batch."""
+    """Clips of three sizes, so that prompts of different lengths share a batch."""
     sizes = [(96, 128), (64, 64), (128, 96), (96, 128)]
     return [
         make_frames(seed, height=height, width=width, step_s=0.37 + 10 * seed)
@@ -39,7 +39,7 @@ def clips(make_frames: Callable[..., TimedFrames]) -> list[TimedFrames]:
 
 @pytest.fixture(scope="module")
 def expected(make_thinker: Callable[..., VllmThinker], clips: list[TimedFrames]) -> list[HiddenStates]:
-    """What transformers gives, each clip by itself."""
+    """States by transformers, each clip by itself."""
     like = make_thinker()
     thinker = HookedThinker(like.folder, like.settings, dtype=like.dtype, device=like.device)
     thinker.load()

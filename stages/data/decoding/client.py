@@ -1,12 +1,10 @@
-"""Frames in memory that two processes see: a file without a name, mapped by both.
+"""Decoding of video frames by a child process, because a decoder may hang holding the interpreter's lock.
 
-Imports nothing of the project, like the decoder's process, which lives with it.
+The parent sends requests over a pipe (JSON, nothing is pickled) and kills the child when no answer comes in
+time. A child that aborts on a malformed file costs that file only. Frames are in memory that both processes
+map: sent through the pipe, each frame was copied twice and woke both processes dozens of times.
 
-Decoding in a process of its own, because a decoder may hang holding the interpreter's lock.
-
-The parent asks over a pipe (JSON; nothing is pickled) and kills the child when no answer comes in time. The
-child aborting on a malformed file costs that file only. Frames lie in memory that both processes see: sent
-through the pipe, each was copied twice, and woke the two up dozens of times.
+Imports nothing of the project that is slow to import, as the child imports this module too.
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ from thinkjepa.stages.errors import StageError
 
 
 class SharedFrames:
-    """Room for some frames of one shape at a time. It grows with what is asked for, and never shrinks."""
+    """Memory for frames of one shape at a time, mapped by two processes. It grows and never shrinks."""
 
     def __init__(self, file: int) -> None:
         self.file = file
@@ -43,7 +41,7 @@ class SharedFrames:
 
     @classmethod
     def create(cls) -> SharedFrames:
-        """In memory where the system has such files, else in the folder of temporary ones."""
+        """A file without a name: in memory where the system has such files, else in the temporary folder."""
         if hasattr(os, "memfd_create"):
             return cls(os.memfd_create("thinkjepa-frames"))
         file, path = tempfile.mkstemp(prefix="thinkjepa-frames-")
@@ -51,7 +49,7 @@ class SharedFrames:
         return cls(file)
 
     def room(self, count: int, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-        """Room `(count, *shape)` for frames uint8; both sides ask for the same, and share it.
+        """Room `(count, *shape)` for frames, uint8. Both processes ask for the same room, and share it.
 
         Raises OSError where there is no memory.
         """
@@ -62,7 +60,7 @@ class SharedFrames:
         return self._bytes[:needed].reshape(count, *shape)
 
     def close(self) -> None:
-        """Let go of the file; room that is still referred to stays."""
+        """Close the file. Room that is still referred to stays valid."""
         if self.file >= 0:
             os.close(self.file)
         self.file, self._bytes = -1, np.empty(0, dtype=np.uint8)
@@ -77,7 +75,7 @@ START_TIMEOUT_S = 120.0
 """For the child's own start (interpreter, numpy, libav): half a second on an idle machine."""
 
 KILLED = (signal.SIGKILL, signal.SIGBUS)
-"""What ends a process where memory runs out, of itself or of what it shares."""
+"""Signals that end a process where memory runs out, its own or the shared one."""
 
 EXIT_TIMEOUT_S = 10.0
 """From the end of the pipe to the end of the process that closed it."""

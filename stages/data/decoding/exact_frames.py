@@ -82,7 +82,7 @@ class ExactFrames:
 
     @property
     def times_s(self) -> npt.NDArray[np.float64]:
-        """When each frame is shown, `(frame,)` in seconds after the first one."""
+        """Presentation time of each frame, `(frame,)` in seconds after the first one."""
         ticks = np.array(self._index.shown, dtype=np.int64)
         times_s: npt.NDArray[np.float64] = (ticks - ticks[0]) * float(self._clock)
         return times_s
@@ -138,7 +138,7 @@ class ExactFrames:
         )
 
     def _is_ahead(self, tick: int, key: int) -> bool:
-        """Whether going on is right: the frame comes later, and no key frame in between saves much."""
+        """True if decoding on is right: the frame comes later, and no key frame in between saves much."""
         if self._position is None or tick <= self._position:
             return False
         shown = self._index.shown
@@ -187,9 +187,10 @@ class ExactFrames:
         return np.rot90(image, round(frame.rotation / QUARTER_TURN_DEG))
 
     def _times_of_decoding(self) -> str:
-        """Why frames do not come in the order of their times, and what mends it: times by their number.
+        """Message for frames that do not come in the order of their times.
 
-        Re-encoding alone drops and doubles frames by the old times.
+        The remedy is times by the number of a frame. Re-encoding alone drops and doubles frames by the old
+        times.
         """
         rate = measured_rate(self.times_s)
         fps = f"{rate.fps:g}" if rate else "FPS"

@@ -68,7 +68,7 @@ class FolderCheck:
 
     @property
     def videos_with_wrist(self) -> dict[str, int]:
-        """How many videos know each wrist."""
+        """Number of videos that know each wrist."""
         known = [item.figures.known_joints for item in self.usable if item.figures]
         return {wrist: sum(wrist in names for names in known) for wrist in WRISTS}
 

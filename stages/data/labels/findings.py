@@ -1,4 +1,4 @@
-"""What is suspicious in hand labels: pure functions from joints and frame times to findings.
+"""Suspicious properties of hand labels: pure functions from joints and frame times to findings.
 
 Shape letters: F frames, J joints.
 """
@@ -21,21 +21,21 @@ Severity = Literal["error", "warning"]
 WRISTS = tuple(f"{side}Hand" for side in HAND_SIDES)
 
 MAX_SPEED_M_S = 5.0
-"""Of a wrist: manipulating hands stay below 2 m/s, a lost and found track jumps at 10 and more."""
+"""Fastest credible wrist: manipulating hands stay below 2 m/s, lost and found tracks jump at 10 and more."""
 
 HELD_SHARE = 0.05
 HELD_RUN = 5
-"""More equal steps than this share, or equal frames in one piece: a tracker that repeats itself.
+"""Limits of equal steps (as a share) and of equal frames in a row: beyond them a tracker repeats itself.
 
 A hand at rest, stored in steps of 0.1 mm, holds four frames.
 """
 
 MAX_EXTENT_M = 3.0
-"""Of all joints of one frame: a person's reach. Millimetres taken for metres are a thousand times more."""
+"""Largest credible distance of a frame's joints: a person's reach. Millimetres taken for metres exceed it."""
 
 UNLIKELY_SHARE = 0.5
 BINS = 10
-"""Of the histogram of confidences, equally wide over 0 to 1."""
+"""Bins of the histogram of confidences, equally wide over 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What was counted in one label file. Steps go from one frame to the next."""
+    """Counts of one label file. A step goes from one frame to the next."""
 
     frames: int
     known_joints: tuple[str, ...]
@@ -68,7 +68,10 @@ class Figures:
 
 
 def measure(labels: VideoLabels, times_s: npt.NDArray[np.float64]) -> Figures:
-    """Count. `times_s` are the video's frame times `(frame,)`; frames beyond them are left out of speeds."""
+    """Count frames, joints, held samples and jumps.
+
+    `times_s` are the video's frame times `(frame,)`. Frames beyond them are left out of speeds.
+    """
     held = held_steps(labels)
     speeds_m_s = wrist_speeds(labels, times_s)
     fastest = int(speeds_m_s.argmax()) if speeds_m_s.any() else -1
@@ -115,7 +118,7 @@ def wrist_speeds(labels: VideoLabels, times_s: npt.NDArray[np.float64]) -> npt.N
 def find(
     labels: VideoLabels, figures: Figures, *, video_frames: int, size_px: tuple[int, int]
 ) -> Iterator[Finding]:
-    """Everything that is worth a look, most important first. `size_px` is the video's (width, height)."""
+    """Findings about one video, most important first. `size_px` is the video's (width, height)."""
     yield from _lengths(labels.num_frames, video_frames)
     yield from _places(labels, size_px)
     yield from _movement(figures)
@@ -137,7 +140,7 @@ def _lengths(labelled: int, in_video: int) -> Iterator[Finding]:
 
 
 def _places(labels: VideoLabels, size_px: tuple[int, int]) -> Iterator[Finding]:
-    """Where the joints are: units, frames of reference, and the camera."""
+    """Findings about positions: units, frames of reference, and the camera."""
     extent_m = extent(labels.positions_m, labels.confidences)
     if extent_m > MAX_EXTENT_M:
         message = f"joints of a frame lie {extent_m:.3g} m apart: are positions in metres?"
@@ -192,7 +195,7 @@ def _movement(figures: Figures) -> Iterator[Finding]:
 
 
 def find_in_folder(figures: Sequence[Figures]) -> Iterator[Finding]:
-    """What holds for the joints of all videos together, said once."""
+    """Findings about the joints of all videos together."""
     known = known_joints(figures)
     if not known:
         return

@@ -132,7 +132,7 @@ def find_labels(video: Path, root: Path) -> LabelSource | None:
 
 
 def is_readable_file(path: Path, root: Path) -> bool:
-    """Whether opening a path neither blocks nor leaves `root`, a resolved folder."""
+    """True if opening a path neither blocks nor leaves `root`, a resolved folder."""
     return is_inside(path, root) and path.exists() and is_plain(path)
 
 

@@ -89,7 +89,7 @@ class VideoEncoder(ABC):
 
     @property
     def framing(self) -> Framing:
-        """How frames are resized and cropped. `origin` has the digest of the files that say so."""
+        """Resizing and cropping of frames. `origin` has the digest of the files that define it."""
         self.load_processor()
         return processor_framing(self._processor)
 
@@ -233,7 +233,7 @@ class VideoEncoder(ABC):
 
     @abstractmethod
     def _crop_problem(self, crop: tuple[int, int]) -> str:
-        """Why the model does not take frames of this height and width, or ""."""
+        """Reason why the model does not take frames of this height and width, or ""."""
 
     @abstractmethod
     def _latents(self, pixels_BFCHW: Tensor) -> Tensor:
@@ -241,7 +241,7 @@ class VideoEncoder(ABC):
 
     @abstractmethod
     def _is_used(self, weight: str) -> bool:
-        """Whether latents depend on a weight, by its name."""
+        """True if latents depend on a weight, by its name."""
 
 
 def open_encoder(folder: ModelFolder, *, dtype: str, device: torch.device) -> VideoEncoder:

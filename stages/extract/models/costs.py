@@ -187,7 +187,7 @@ def prompt_size(thinker: Thinker, inputs: Any) -> PromptSize:
 
 
 def _merges(name: str) -> bool:
-    """Whether a module works on visual tokens, several patches each, rather than on patches."""
+    """True if a module works on visual tokens, several patches each, rather than on patches."""
     return any(word in name for word in ("merger", "projector"))
 
 
@@ -247,7 +247,7 @@ class PromptSizes:
         return size.prompt_tokens + self.new_tokens - 1
 
     def fits(self, size: PromptSize) -> bool:
-        """Whether the cache can hold a clip of this size."""
+        """True if the cache can hold a clip of this size."""
         return self.num_tokens(size) <= TOKEN_CAPACITY
 
     def problems(self, clips: Sequence[ClipRow]) -> list[str]:

@@ -92,7 +92,7 @@ class FrozenModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Storing:
-    """How new sets are stored: shards of `shard_mb`, a codec, and the part in 8 bits."""
+    """Storage of new sets: shards of `shard_mb`, a codec, and the part in 8 bits."""
 
     shard_mb: int
     codec: Codec = "none"

@@ -191,7 +191,7 @@ def weights_digest(model: ModelFolder) -> str:
 
 
 def is_identified(model: ModelFolder) -> bool:
-    """Whether the digest of a model's weights is known without reading them."""
+    """True if the digest of a model's weights is known without reading them."""
     return _remembered(model) is not None
 
 

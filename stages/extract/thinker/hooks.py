@@ -176,7 +176,7 @@ def _check_prompt(sequences: Tensor, prompt_ids: Tensor, *, num_states: int) -> 
 
 
 def is_mixture_of_experts(text_config: Any) -> bool:
-    """Whether a decoder routes tokens to experts, by the names that configurations give their number."""
+    """True if a decoder routes tokens to experts, by the names that configurations give their number."""
     names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
     return any((getattr(text_config, name, None) or 0) > 1 for name in names)
 

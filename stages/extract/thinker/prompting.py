@@ -18,7 +18,7 @@ rate, which would tell of the future, have no part in it."""
 
 
 class Prompting(ABC):
-    """How one family of models takes frames."""
+    """Chat input of one family of models."""
 
     as_video: bool
     """Whether frames are one video rather than images."""

@@ -139,7 +139,7 @@ def _forward(prepared: Prepared, model: FrozenModel, outcome: Outcome, rows: Row
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the host had no memory left, by the messages of torch and Python."""
+    """True if a device or the host had no memory left, by the messages of torch and Python."""
     message = str(error).lower()
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError) and any(words in message for words in ALLOCATOR_WORDS)

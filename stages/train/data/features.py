@@ -246,7 +246,7 @@ def _complete_clips(
 
 
 def any_labels(cache: FeatureCache, clips: ClipSelection) -> bool:
-    """Whether any clip's video has hand labels."""
+    """True if any clip's video has hand labels."""
     if not len(cache.labels):
         return False
     return any(cache.labels.label_digest(digest) for digest in set(clips.values("video_digest")))

@@ -108,7 +108,7 @@ class Trainer:
 
     @property
     def with_next_steps(self) -> bool:
-        """Whether the loss covers the step after each observed one. `vlm` reads no observed steps."""
+        """True if the loss covers the step after each observed one. `vlm` reads no observed steps."""
         return self.settings.next_step_weight > 0 and self.settings.variant != "vlm"
 
     @property

@@ -153,7 +153,7 @@ class ResumeFile:
 
     @property
     def holds_another(self) -> bool:
-        """Whether the file is of another key. Saving replaces it."""
+        """True if the file is of another key. Saving replaces it."""
         return self._header().get("key", self.key) != self.key
 
     def found_record(self) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def _rounded(numbers: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[np.flo
 
 
 def checksum(root: Path, item: Record, row: Record) -> str:
-    """What the index's `checksum` of a clip must be."""
+    """The index's `checksum` of a clip, recomputed."""
     return f"{crc32c(b''.join(_clip_bytes(root, item, row))):08x}"
 
 

@@ -72,7 +72,7 @@ def test_ls_lists_every_clip_with_its_sets(extracted: Path) -> None:
 def test_a_cache_without_features_is_described_and_is_in_order(
     arguments: tuple[object, ...], videos: Path, tmp_path: Path
 ) -> None:
-    """Of an extraction that a broken video stopped before any clip."""
+    """A broken video stopped the extraction before any clip."""
     shutil.copytree(videos, tmp_path / "videos")
     (tmp_path / "videos" / "z.mp4").write_text("no video")  # the others are planned before it
     flags = [tmp_path / "videos" if item == videos else item for item in arguments]

@@ -1,4 +1,4 @@
-"""Where a setting comes from: a flag, params.yaml, what a cache remembers, the default, in this order."""
+"""Sources of a setting: a flag, params.yaml, what a cache remembers, the default, in this order."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def run(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """What git would check out, with the changes of the working tree."""
+    """A checkout by git, with the changes of the working tree."""
     if not (ROOT / ".git").exists():
         pytest.skip("this is no git checkout: nothing says which files a clone has")
     folder = tmp_path / "clone"

@@ -243,7 +243,7 @@ def test_a_key_that_no_setting_has_is_refused_in_every_section(tmp_path: Path, s
 
 
 def test_the_projects_own_params_have_every_section() -> None:
-    """What is swept stands there; so that `-S section.key=..` needs no plus where the key does."""
+    """Settings that are swept are in it, so that `-S section.key=..` needs no plus."""
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
     guidance = {"guidance", "levels", "use_levels", "use_streams", "drop_guidance", "latent_loss"}
     assert {"videos", "cache_dir", "runs_dir", "variants", "seeds"} <= set(content)

@@ -36,7 +36,7 @@ def run(
 
 
 def init(folder: Path, *arguments: object, path: str | None = None) -> dict[str, Any]:
-    """What `thinkjepa-init --json` says, run in a folder."""
+    """The object that `thinkjepa-init --json` prints, run in a folder."""
     done = run(folder, "thinkjepa-init", *arguments, "--json", path=path)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)

@@ -93,7 +93,7 @@ def loaded_encoder(tiny_models: Path) -> VideoEncoder:
 
 
 def counted_flops(work: Callable[[], object], model: Any) -> int:
-    """What torch counts; in eager attention, as it does not know the CPU's fused kernel."""
+    """FLOPs by torch's counter, in eager attention, as it does not know the CPU's fused kernel."""
     model.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counter:
         work()

@@ -1,4 +1,4 @@
-"""What a run does about failures: it goes on, ends early where told to, and tries again when asked."""
+"""Runs with failures: they go on, end early where told to, and try again when asked."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BROKEN = ("b.mp4", "c.mp4", "e.mp4")
 
 
 class Counting(NoProgress):
-    """How many videos were planned, clips extracted and failures shown."""
+    """Counts planned videos, extracted clips and shown failures."""
 
     def __init__(self) -> None:
         self.task, self.advanced, self.shown = "", {"planning": 0, "extracting": 0}, list[Failure]()

@@ -1,4 +1,4 @@
-"""What is extracted of a clip depends on nothing but the clip: not on batches, order or neighbours."""
+"""Features of a clip depend on nothing but the clip: not on batches, order or neighbors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., P
 
 @pytest.fixture(scope="module")
 def features_of(tiny_models: Path) -> Callable[..., Features]:
-    """What an extraction stores, by clip and array."""
+    """Features of an extraction, by clip and array."""
 
     def run(folder: Path, cache_dir: Path, *, batch_size: int) -> Features:
         extract(

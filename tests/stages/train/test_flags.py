@@ -201,7 +201,7 @@ def test_every_setting_has_a_case() -> None:
 
 
 def test_every_other_flag_of_the_command_has_a_test() -> None:
-    """What is no setting: named in a test of this file or of those beside it."""
+    """A flag that is no setting is named in a test of this file or of those next to it."""
     own = set(inspect.signature(train_app.train_command).parameters) - set(CASES) - {"context"}
     assert own == {"cache_dir", "out", "feature_set", "selection", "plan", "json", "params"}
 

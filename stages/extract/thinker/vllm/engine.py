@@ -53,7 +53,7 @@ class Response:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How long vLLM generates, how long it may take for that, and how often it is asked again."""
+    """Limits of a generation by vLLM: new tokens, seconds, and retries."""
 
     max_new_tokens: int
     stop_ids: tuple[int, ...]

@@ -180,7 +180,7 @@ class VllmThinker(Thinker):
 def response_problem(
     response: Response, prompt_ids: Sequence[int], *, layers: int, width: int, dtype: str
 ) -> str:
-    """Why a response must not be stored, or "". Checks shape, dtype and tokens. The cache finds NaN."""
+    """Reason not to store a response, or "". Checks shape, dtype and tokens. The cache finds NaN."""
     states = response.hidden_SLD
     shape = (len(prompt_ids) + len(response.generated_ids) - 1, layers, width)
     if tuple(states.shape) != shape or states.dtype != getattr(torch, dtype):

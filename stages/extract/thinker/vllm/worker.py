@@ -171,7 +171,7 @@ def visual_data(frames: Any, metadata: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def is_written(path: str) -> bool:
-    """Whether the connector has released its lock next to the states: it has written them, or failed to."""
+    """True if the connector has released its lock next to the states: it has written them, or failed to."""
     try:
         lock = os.open(path + ".lock", os.O_RDONLY)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What is suspicious in labels, counted on joints whose faults are known."""
+"""Findings about hand labels, on joints whose faults are known."""
 
 from __future__ import annotations
 

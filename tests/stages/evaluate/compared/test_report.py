@@ -1,4 +1,4 @@
-"""What people read of a comparison: the Markdown, and pictures that hold what they should."""
+"""The report of a comparison: its Markdown, and pictures that hold what they should."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of a difference: as much as its interval, its videos and its seeds support."""
+"""Verdicts on a difference: as strong as its interval, its videos and its seeds support."""
 
 from __future__ import annotations
 

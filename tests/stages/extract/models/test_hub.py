@@ -1,4 +1,4 @@
-"""What stands in the way of a model, in one sentence: of a real server on loopback, and of none."""
+"""Models that cannot be had are reported in one sentence, with a real server on loopback and with none."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def hub() -> Iterator[str]:
 
 
 def asked(home: Path, endpoint: str, *names: str, offline: bool = False) -> dict[str, str]:
-    """What `find_model` says of models, in a process that has this hub."""
+    """Messages of `find_model` for models, from a process that has this hub."""
     own = {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": str(int(offline))}
     done = subprocess.run(
         [sys.executable, "-c", ASK, *names],
@@ -104,7 +104,7 @@ def test_no_network_and_offline_name_the_folder_that_lacks_the_model(tmp_path: P
 
 
 def test_a_download_that_never_ended_is_told(tmp_path: Path, tiny_models: Path) -> None:
-    """What `estimate` leaves: a snapshot without weights, which is all that there is without network."""
+    """`estimate` leaves a snapshot without weights, which is all that there is without network."""
     stored = tmp_path / "hub" / "models--a--model"
     (stored / "refs").mkdir(parents=True)
     (stored / "refs" / "v7").write_text("0" * 40)

@@ -1,4 +1,4 @@
-"""What the hooks keep of a generation."""
+"""States that the hooks keep of a generation."""
 
 from __future__ import annotations
 

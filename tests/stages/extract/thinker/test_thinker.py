@@ -53,7 +53,7 @@ def random_frames(seed: int, *, height: int = 96, width: int = 128, num_frames: 
 
 @torch.inference_mode()
 def states_by_own_loop(thinker: HookedThinker, frames: TimedFrames, output: HiddenStates) -> Tensor:
-    """What enters each decoder layer and what leaves the last, `(layer + 1, token, dim)`, in one pass
+    """Inputs of each decoder layer and output of the last, `(layer + 1, token, dim)`, in one pass
     without a key-value cache, DeepStack features added between the layers by hand."""
     model = thinker._model.model
     inputs = thinker.prompt(frames).inputs

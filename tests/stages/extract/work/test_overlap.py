@@ -70,7 +70,7 @@ class CountingDecoder(VideoDecoder):
 
 
 def needed_frames(planned: PlannedFolder) -> Counter[tuple[str, int]]:
-    """How many clips show each frame to the encoder."""
+    """Number of clips that show each frame to the encoder."""
     return Counter(
         (clip.video, index)
         for clip in planned.clips
@@ -149,7 +149,7 @@ def run(videos: Path, cache_dir: Path, settings: ModelSettings, **execution: Any
 
 
 class Notes(NoProgress):
-    """What was noted."""
+    """Keeps the notes of a run."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []

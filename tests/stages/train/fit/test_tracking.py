@@ -1,4 +1,4 @@
-"""What a tracker is told of a run, and what happens where it cannot be started."""
+"""Trackers get a run's settings and curves, and one that cannot be started is reported."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(cache: Path, out: Path, *, progress: Callable[..., None] = lambda **_: N
 
 
 def curves(out: Path) -> dict[str, dict[int, float]]:
-    """What TensorBoard shows of a run: by name, the value at each step."""
+    """Curves that TensorBoard shows of a run: by name, the value at each step."""
     events = EventAccumulator(str(out / "tensorboard"))
     events.Reload()
     return {

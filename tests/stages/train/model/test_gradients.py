@@ -1,4 +1,4 @@
-"""Where gradients go: to every parameter of every variant, behind shut gates in time, to no target."""
+"""Gradients reach every parameter of every variant, behind shut gates in time, and no target."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the thinker says reaches each depth, per sample, behind gates that start shut."""
+"""The thinker's states reach each depth, per sample, behind gates that start shut."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def test_agreement_where_the_past_is_context_and_the_future_is_masked(case: Case
 
 @torch.no_grad()
 def test_another_head_count_loads_and_computes_something_else() -> None:
-    """Why it is refused; and that the comparisons above would see it."""
+    """The reason to refuse it, and proof that the comparisons above would see it."""
     case = CASES[0]
     model = reference(case)
     latents, context, targets = random_masks(case.steps * case.side**2, seed=0)
