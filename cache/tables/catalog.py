@@ -68,6 +68,12 @@ def write_catalog(root: Path, feature_sets: Mapping[str, FeatureSet]) -> None:
     replace_listed(cache_json(root), (text + "\n").encode())
 
 
+def named_origin(kind: Kind, origin: Mapping[str, Any]) -> tuple[str, str]:
+    """Name and fingerprint of the feature set of an origin."""
+    digest = fingerprint({"kind": kind, **origin})
+    return f"{kind}-{digest[:SET_NAME_HEX]}", digest
+
+
 def describe_set(
     kind: Kind,
     *,
@@ -87,9 +93,9 @@ def describe_set(
     if fp8_arrays:
         origin = {**origin, "fp8": sorted(fp8_arrays)}
     arrays = tuple(replace(spec, codec=codec) for spec in _with_fp8(arrays, fp8_arrays))
-    digest = fingerprint({"kind": kind, **origin})
+    name, digest = named_origin(kind, origin)
     return FeatureSet(
-        name=f"{kind}-{digest[:SET_NAME_HEX]}",
+        name=name,
         kind=kind,
         fingerprint=digest,
         origin=json.loads(json.dumps(dict(origin))),

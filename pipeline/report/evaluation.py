@@ -17,6 +17,7 @@ from thinkjepa.pipeline.report.markdown import (
     comparison_markdown,
     count_of,
     data_warnings,
+    left_out_line,
     markdown_table,
     rolled_metrics,
     rollout_markdown,
@@ -159,6 +160,7 @@ def rollout_page(rolled: Rolled, name: Path) -> str:
         [
             f"{first['num_clips']} {first['split']} clips of {first['num_videos']} videos. {metric.label()} "
             f"{metric.arrow} up to each horizon, with the seconds from the last observed frame to its end.",
+            *([line] if (line := left_out_line(first)) else []),
             "",
             rollout_table(rolled, metric, controls=False),
             "",

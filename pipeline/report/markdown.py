@@ -279,6 +279,8 @@ def rollout_markdown(rolled: Rolled) -> str:
         "observed frame to the horizon's last frame",
         "- thinker states are those of the split, future camera poses are not used",
     ]
+    if line := left_out_line(first):
+        lines.append(f"- {line}")
     if first["num_videos"] < FEWEST_VIDEOS:
         lines.append(TOO_FEW_VIDEOS)
     if not _one_latent_space(rolled):
@@ -286,6 +288,16 @@ def rollout_markdown(rolled: Rolled) -> str:
     for metric in rolled_metrics(rolled):
         lines += ["", f"## {metric.label()} {metric.arrow}", "", rollout_table(rolled, metric)]
     return "\n".join(lines) + "\n"
+
+
+def left_out_line(rolled: Mapping[str, Any]) -> str:
+    """Clips of the split that a rollout has no future of; empty where it has all."""
+    if not (left_out := rolled["num_clips_left_out"]):
+        return ""
+    return (
+        f"{left_out} of {rolled['num_clips'] + left_out} {rolled['split']} clips left out: the cache has not "
+        "so many of their future windows, as where a video ends before the farthest horizon"
+    )
 
 
 def rollout_table(rolled: Rolled, metric: Metric, *, controls: bool = True) -> str:

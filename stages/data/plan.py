@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -206,6 +206,15 @@ def _row(video: SourceVideo, times_s: Times, frames: ClipFrames, settings: ClipS
 
 def _named(record: dict[str, Any]) -> dict[str, Any]:
     return {**record, "fingerprint": fingerprint(record)[:12]}
+
+
+def with_windows(sampling: Mapping[str, Any], windows: int) -> dict[str, Any]:
+    """A record of `dense_sampling` with another number of future windows.
+
+    Each window follows the one before it, so that the first of many are those of few, but for UNSPACED.
+    """
+    record = {name: value for name, value in sampling.items() if name != "fingerprint"}
+    return _named({**record, "windows": windows})
 
 
 UNKNOWN_FPS = 30.0

@@ -2,7 +2,9 @@
 
 RUN/rollout-<split>.json   per horizon, in latent steps: means over clips with 95 % intervals
 
-At each horizon all methods are measured over the steps up to it, against the windows that the cache holds.
+At each horizon all methods are measured over the steps up to it, against the windows that the cache holds. A
+feature set with more windows than the run learned from serves it. Clips whose video ends before the farthest
+horizon are in no such set: they are left out of all horizons, and counted.
 Nothing of the future enters a prediction: the thinker's states are those of the split, joints are predicted
 in the camera frame of the last observed frame, and no later camera pose is read for it.
 """
@@ -60,20 +62,23 @@ def evaluate_rollout(
     if not horizons or min(horizons) < 1:
         raise StageError("--rollout: give horizons in latent steps, 1 or more, such as 4,8,16,32")
     side, run, all_steps = as_split_name(split), TrainedRun.open(run_dir), sorted(set(horizons))
-    features = run.features(cache_dir)
-    window_steps = features.grid.future_steps
-    features = features.reaching(windows=-(-max(horizons) // window_steps))
-    clips = rows_of(run.clip_ids(side), features)
+    window_steps = run.shape.grid.future_steps
+    windows = -(-max(horizons) // window_steps)
+    features = run.features(cache_dir, windows=windows)
+    clip_ids = run.clip_ids(side)
+    held = features.clips.only(clip_ids).clip_ids.to_pylist() if windows > 1 else clip_ids
+    clips = rows_of(held or clip_ids, features)
     scores = _scores(run, features, clips, all_steps, device=device, progress=progress or NoProgress())
     record, bootstrap = describe(run, features, side, clips), VideoBootstrap([c.video_digest for c in clips])
     result = {
         **{name: record[name] for name in DESCRIBING},
         "schema": ROLLOUT_SCHEMA,
         "num_clips": len(clips),
+        "num_clips_left_out": len(clip_ids) - len(clips),
         "num_videos": bootstrap.num_videos,
         "observed_steps": features.grid.observed_steps,
         "window_steps": window_steps,
-        "latent_space": [features.encoder.name, asdict(features.transform)],
+        "latent_space": [run.record["feature_sets"]["encoder"]["name"], asdict(features.transform)],
         "future_camera_poses": "not used",
         "interval": INTERVAL_METHOD,
         "horizons": [

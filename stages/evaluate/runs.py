@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thinkjepa.cache import FeatureCache, FeatureSet
+from thinkjepa.cache import FeatureCache
 from thinkjepa.cache.disk.layout import cache_json
 from thinkjepa.stages.data.partition import SPLIT_NAMES, SplitName, clip_digests
 from thinkjepa.stages.data.tracked_files import labels_digest
@@ -14,6 +14,7 @@ from thinkjepa.stages.evaluate.groups import EvaluatedRun
 from thinkjepa.stages.evaluate.metrics import VALIDATION_METRICS
 from thinkjepa.stages.evaluate.table import ClipTable, table_path
 from thinkjepa.stages.json_files import read_json
+from thinkjepa.stages.train.data.feature_sets import find_serving, serves
 from thinkjepa.stages.train.data.features import Features, build_features
 from thinkjepa.stages.train.fit.state import Checkpoint, load_model, shape_from_json
 from thinkjepa.stages.train.model.config import ModelShape
@@ -61,7 +62,7 @@ class TrainedRun:
     def cache(self, cache_dir: Path | None) -> FeatureCache:
         """`cache_dir` or, where None, the cache that the run names.
 
-        A cache above the run counts only where it holds the run's feature sets: another may have its name.
+        A cache above the run counts only where it holds what the run reads: another may have its name.
         Raises StageError where the cache is found neither from this folder nor from one above the run.
         """
         if cache_dir is not None:
@@ -70,23 +71,27 @@ class TrainedRun:
         here, *above = candidates(named, self.path)
         if cache_json(here).is_file():
             return FeatureCache.open(here)
-        wanted = {item["fingerprint"] for item in self.record["feature_sets"].values() if item}
+        wanted = [item for item in self.record["feature_sets"].values() if item]
         for path in above:
             if cache_json(path).is_file():
                 found = FeatureCache.open(path)
-                if wanted <= {item.fingerprint for item in found.feature_sets.values()}:
+                held = found.feature_sets.values()
+                if all(any(serves(item, record) for item in held) for record in wanted):
                     return found
         raise StageError(
             f"run {str(self.path)!r} was trained from {str(named)!r}, which is not a feature cache, seen "
             "from this folder or from one above the run: name the cache with --cache-dir"
         )
 
-    def features(self, cache_dir: Path | None) -> Features:
-        """The feature sets of the run, in `cache_dir` or, where None, the cache that the run names."""
-        cache = self.cache(cache_dir)
-        sets = self.record["feature_sets"]
-        encoder = _same_set(cache, sets["encoder"])
-        thinker = None if sets["thinker"] is None else _same_set(cache, sets["thinker"])
+    def features(self, cache_dir: Path | None, *, windows: int = 1) -> Features:
+        """The features that the run reads, in `cache_dir` or, where None, the cache that the run names.
+
+        They come from the set that holds these with the fewest more, and so many future windows. Raises
+        StageError where no set does.
+        """
+        cache, sets = self.cache(cache_dir), self.record["feature_sets"]
+        encoder = find_serving(cache, "encoder", sets["encoder"], windows=windows)
+        thinker = find_serving(cache, "thinker", sets["thinker"]) if sets["thinker"] else None
         shape = self.shape
         return build_features(
             cache,
@@ -96,6 +101,8 @@ class TrainedRun:
             joints=",".join(shape.head.joints) if shape.head else "auto",
             transform=shape.view,
             token_kinds=shape.token_kinds,
+            layers=tuple(sets["thinker"].get("layers", ())) if thinker else (),
+            windows=windows,
         )
 
     def clip_ids(self, side: SplitName) -> tuple[str, ...]:
@@ -127,18 +134,6 @@ def candidates(recorded: Path, folder: Path) -> list[Path]:
     """Paths that a relative path may mean: from the current folder, from `folder`, from those above it."""
     folder = folder.resolve()
     return [recorded, *(above / recorded for above in (folder, *folder.parents))]
-
-
-def _same_set(cache: FeatureCache, wanted: Mapping[str, str]) -> FeatureSet:
-    """The set of the fingerprint that the run was trained on: features of another origin are refused."""
-    for item in cache.feature_sets.values():
-        if item.fingerprint == wanted["fingerprint"]:
-            return item
-    held = ", ".join(sorted(cache.feature_sets)) or "none"
-    raise StageError(
-        f"cache {str(cache.path)!r} lacks feature set {wanted['name']}, on which the run was trained; it "
-        f"holds {held}: name the run's own cache"
-    )
 
 
 def runs_under(folder: Path) -> list[Path]:

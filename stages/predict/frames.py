@@ -8,7 +8,7 @@ a call of its own, for comparison only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -237,8 +237,9 @@ class Watched:
         states = thinker.generate([thinker.prepare(self._clip, windows)])[0]
         warnings += version_differences(thinker.origin, self.thinker_set)
         progress.advance(1)
-        pooled = states.to_features(self._clip.clip_id).arrays["pooled"][None]
-        return Seen(observed, pooled, _tokens(states, features.token_kinds, self.thinker_set), warnings)
+        pooled = states.to_features(self._clip.clip_id).arrays["pooled"]
+        tokens = _tokens(states, features, self.thinker_set)
+        return Seen(observed, features.of_layers(pooled)[None], tokens, warnings)
 
     def future_latents(self, encoder: VideoEncoder, features: Features) -> Tensor | None:
         """The true future as the run's targets are, `(1, step, patch, dim)`; None past the video's end."""
@@ -296,9 +297,9 @@ def watched(
     return Watched(source, info, frames, thinker, decoder, device)
 
 
-def _tokens(states: HiddenStates, kinds: Sequence[int], made: FeatureSet) -> TokenBatch | None:
+def _tokens(states: HiddenStates, features: Features, made: FeatureSet) -> TokenBatch | None:
     """The tokens that guide by cross-attention, as a batch of one clip; None where none do."""
-    if not kinds:
+    if not (kinds := features.token_kinds):
         return None
-    hidden_LSD = as_stored(states.hidden_LSD, "tokens", made)
+    hidden_LSD = features.of_layers(as_stored(states.hidden_LSD, "tokens", made))
     return packed([of_kinds(hidden_LSD, states.token_kind_S, kinds)]).to(torch.device("cpu"))

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from thinkjepa.cache import FeatureCache, FeatureSet, differing, shown
+from thinkjepa.cache import FeatureCache, differing, shown
 from thinkjepa.stages.data.partition import (
     SPLIT_NAMES,
     PartitionedClips,
@@ -26,6 +26,7 @@ from thinkjepa.stages.data.tracked_files import labels_digest
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.json_files import json_bytes
 from thinkjepa.stages.train.costs import TrainingCosts, training_costs
+from thinkjepa.stages.train.data.feature_sets import set_record
 from thinkjepa.stages.train.data.features import Features, choose_features
 from thinkjepa.stages.train.init_from import WarmStart
 from thinkjepa.stages.train.model.config import HeadShape, ModelShape
@@ -125,8 +126,8 @@ def plan_run(
         "cache": str(cache_dir),
         "settings": {name: value for name, value in asdict(settings).items() if name != "threads"},
         "feature_sets": {
-            "encoder": _set_record(features.encoder),
-            "thinker": _set_record(features.thinker),
+            "encoder": set_record(features.encoder),
+            "thinker": set_record(features.thinker) if features.thinker else None,
         },
         "model": asdict(shape),
         "init_from_digest": warm_start.digest if warm_start else "",
@@ -189,7 +190,3 @@ def head_shape(features: Features, settings: TrainSettings) -> HeadShape | None:
         anchor=settings.anchor,
         width=settings.head_width,
     )
-
-
-def _set_record(item: FeatureSet | None) -> dict[str, str] | None:
-    return None if item is None else {"name": item.name, "fingerprint": item.fingerprint}

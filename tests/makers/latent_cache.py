@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +17,12 @@ from thinkjepa.cache import (
     ClipFeatures,
     ClipRow,
     FeatureSet,
+    Kind,
     VideoLabels,
     WriteSession,
     describe_set,
 )
+from thinkjepa.stages.data.plan import with_windows
 from thinkjepa.stages.train.model.config import LatentGrid, ModelShape, ThinkerShape, TrunkShape, Variant
 
 GRID = LatentGrid(observed_steps=3, future_steps=2, height=2, width=3, dim=8)
@@ -58,7 +61,8 @@ def latent_cache(tmp_path: Path) -> BuildCache:
     says which. The first `labelled` videos have hand labels: joints on their way, a swaying camera. `later`
     is added to all that lies behind the last split: latents, joints and cameras. `relabelled` labels have a
     digest of their own, as corrected ones have. Hands of the first `out_of_view` videos are known in no frame
-    from the first split on.
+    from the first split on. A second call of the same `name` adds sets to that cache. Only sets of `kinds`
+    are written.
     """
 
     def build(
@@ -72,6 +76,7 @@ def latent_cache(tmp_path: Path) -> BuildCache:
         later_in: Collection[str] | None = None,
         relabelled: bool = False,
         out_of_view: int = 0,
+        kinds: Collection[Kind] = ("encoder", "thinker"),
     ) -> Path:
         root = tmp_path / name
         encoder, thinker = _encoder_set(windows), _thinker_set(with_tokens=with_tokens)
@@ -97,11 +102,16 @@ def latent_cache(tmp_path: Path) -> BuildCache:
                 for item in labels
             )
             for feature_set, place in ((encoder, 0), (thinker, 1)):
-                with session.writer(session.resolve(feature_set)) as writer:
-                    assert not writer.append([pair[place] for pair in features])
+                if feature_set.kind in kinds:
+                    with session.writer(session.resolve(feature_set)) as writer:
+                        assert not writer.append([pair[place] for pair in features])
         return root
 
     return build
+
+
+def _dense_sampling(windows: int) -> dict[str, Any]:
+    return with_windows({"rule": "spaced", "future": WINDOW_FRAMES, "fps": FPS}, windows)
 
 
 def _encoder_set(windows: int) -> FeatureSet:
@@ -110,7 +120,7 @@ def _encoder_set(windows: int) -> FeatureSet:
     future = (windows, GRID.future_steps, patches, GRID.dim)
     return describe_set(
         "encoder",
-        origin={"grid": [GRID.height, GRID.width], "tubelet": TUBELET, "sampling": {"fingerprint": "dense"}},
+        origin={"grid": [GRID.height, GRID.width], "tubelet": TUBELET, "sampling": _dense_sampling(windows)},
         source={"model": "tiny"},
         arrays=(
             ArraySpec("observed", ("time", "patch", "dim"), observed, observed, "float16"),
@@ -151,7 +161,7 @@ def _clip(video: int, split_frame: int, windows: int) -> ClipRow:
         video=f"task{video % 8}/{video}.mp4",
         video_digest=digest,
         thinker_sampling="sparse",
-        dense_sampling="dense",
+        dense_sampling=_dense_sampling(windows)["fingerprint"],
         split_frame=split_frame,
         split_time_s=split_frame / FPS,
         thinker_frames=(0, split_frame - 1),

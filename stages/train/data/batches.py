@@ -84,16 +84,24 @@ class ThinkerStates:
 
 
 def read_tokens(
-    cache: FeatureCache, set_name: str, clip_ids: Sequence[str], *, kinds: Sequence[int]
+    cache: FeatureCache,
+    set_name: str,
+    clip_ids: Sequence[str],
+    *,
+    kinds: Sequence[int],
+    layers: Sequence[int] | None = None,
 ) -> TokenBatch:
-    """The tokens of these kinds (values of `token_kind`), in the clips' and the tokens' order, on the CPU."""
+    """The tokens of these kinds (values of `token_kind`), in the clips' and the tokens' order, on the CPU.
+
+    `layers` are those to read, None for all.
+    """
     buffers = BatchBuffers(pinned=False)
 
     def chosen(clip_id: str) -> Tensor:
         """Clip by clip, as the tokens of other kinds would take several times the batch's memory."""
         (count,) = cache.index(set_name).count_tokens([clip_id]).tolist()
         states_LSD, kind_S = (
-            cache.read(set_name, array, [clip_id], tokens=count, out=buffers)[0]
+            cache.read(set_name, array, [clip_id], layers=layers, tokens=count, out=buffers)[0]
             for array in ("tokens", "token_kind")
         )
         return of_kinds(states_LSD, kind_S, kinds)

@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from thinkjepa.cache import BatchBuffers, ClipSelection, FeatureCache, FeatureSet, Kind
+from thinkjepa.cache import BatchBuffers, ClipSelection, FeatureCache, FeatureSet
 from thinkjepa.stages.data.repeated_frames import unequal_starts
 from thinkjepa.stages.data.sampling import UNSPACED
 from thinkjepa.stages.data.trajectories import Supervision
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train.data.batches import TokenBatch, read_tokens
+from thinkjepa.stages.train.data.feature_sets import choose_set, smallest
 from thinkjepa.stages.train.data.poses import ObservedPoses, TrajectoryBatch, observed_poses
 from thinkjepa.stages.train.model.config import WITHOUT_THINKER, LatentGrid, LatentTransform, ThinkerShape
 from thinkjepa.stages.train.settings import Task, TrainSettings
@@ -78,23 +79,19 @@ class Features:
     """Kinds of thinker tokens that batches hold next to the pooled states."""
     windows: int = 1
     """Future windows that batches hold. More than one is rolled out."""
+    layers: tuple[int, ...] = ()
+    """Thinker layers that are read, of a set that holds more; empty: all."""
 
     def reaching(self, *, windows: int) -> "Features":
         """The same features with so many future windows.
 
         Raises StageError where fewer are stored, or the later ones are of other moments than the first.
         """
-        stored = self.encoder.arrays["future"].shape[0]
-        if windows > stored:
-            steps = self.stored_grid.future_steps
-            raise StageError(
-                f"{windows * steps} latent steps are {windows} future windows, {self.encoder.name} has "
-                f"{stored}: extract with --future-windows {windows}, or ask for up to {stored * steps} steps"
-            )
-        sampling = self.encoder.origin["sampling"]
+        encoder = smallest([self.encoder], windows=windows)
+        sampling = encoder.origin["sampling"]
         if windows > 1 and sampling.get("rule") == UNSPACED and (reason := unequal_starts(self.clips)):
             raise StageError(
-                f"{self.encoder.name} is of an earlier version, {reason}: what is learned of the first says "
+                f"{encoder.name} is of an earlier version, {reason}: what is learned of the first says "
                 "nothing of them; extract again, or ask for one window"
             )
         return replace(self, windows=windows)
@@ -159,12 +156,20 @@ class Features:
     def pooled(self, clip_ids: Sequence[str]) -> Tensor:
         """Pooled thinker states `(clip, level, stream, dim)`, float32, on the CPU."""
         assert self.thinker is not None, "asked for a thinker's states in a run without one"
-        return self.cache.read(self.thinker.name, "pooled", clip_ids).float()
+        return self.cache.read(self.thinker.name, "pooled", clip_ids, layers=self.layers or None).float()
 
     def tokens(self, clip_ids: Sequence[str]) -> TokenBatch:
         """Thinker tokens of the kinds that are read, on the CPU, as stored."""
         assert self.thinker is not None, "asked for a thinker's states in a run without one"
-        return read_tokens(self.cache, self.thinker.name, clip_ids, kinds=self.token_kinds)
+        return read_tokens(
+            self.cache, self.thinker.name, clip_ids, kinds=self.token_kinds, layers=self.layers or None
+        )
+
+    def of_layers(self, states_LND: Tensor) -> Tensor:
+        """The levels that are read, of states `(level, ...)` of all layers that the set has."""
+        if self.thinker is None or not self.layers:
+            return states_LND
+        return states_LND[[self.thinker.layers.index(layer) for layer in self.layers]]
 
     @property
     def grid(self) -> LatentGrid:
@@ -191,7 +196,7 @@ class Features:
         if self.thinker is None:
             return None
         levels, _, dim = self.thinker.arrays["pooled"].shape
-        return ThinkerShape(levels=levels, dim=dim)
+        return ThinkerShape(levels=len(self.layers) or levels, dim=dim)
 
 
 def build_features(
@@ -204,6 +209,7 @@ def build_features(
     transform: LatentTransform | None = None,
     token_kinds: tuple[int, ...] = (),
     windows: int = 1,
+    layers: tuple[int, ...] = (),
     only: Collection[str] | None = None,
 ) -> Features:
     """The features of these sets, limited to the clips `only`, in batches that hold what is asked for.
@@ -229,6 +235,7 @@ def build_features(
         supervision=supervision,
         transform=transform or LatentTransform(),
         token_kinds=token_kinds,
+        layers=layers,
     )
     return features.reaching(windows=windows)
 
@@ -266,11 +273,11 @@ def choose_features(
     where a thinker set is named or only one exists: all variants of one cache then train on the same clips.
     The set itself is no part of its features, so that another prompt with the same clips gives the same run.
     """
-    encoder, thinker = _choose(cache, "encoder", encoder_set), None
+    encoder, thinker = choose_set(cache, "encoder", encoder_set, windows=settings.rollout_windows), None
     reads_thinker = settings.variant not in WITHOUT_THINKER
     num_thinkers = sum(item.kind == "thinker" for item in cache.feature_sets.values())
     if reads_thinker or thinker_set is not None or num_thinkers == 1:
-        thinker = _choose(cache, "thinker", thinker_set)
+        thinker = choose_set(cache, "thinker", thinker_set)
     if only is None and thinker and not reads_thinker:
         only = _complete_clips(cache, [encoder, thinker], only=None).clip_ids.to_pylist()
     return build_features(
@@ -284,11 +291,3 @@ def choose_features(
         windows=settings.rollout_windows,
         only=only,
     )
-
-
-def _choose(cache: FeatureCache, kind: Kind, selector: str | None) -> FeatureSet:
-    """The set that `selector` names. Raises StageError where it names none, even if there is only one set."""
-    chosen = cache.choose_set(kind, () if selector is None else (selector,))
-    if selector and not (chosen.name.startswith(selector) or chosen.fingerprint.startswith(selector)):
-        raise StageError(f"no {kind} set is named {selector!r} in {str(cache.path)!r}; it has {chosen.name}")
-    return chosen

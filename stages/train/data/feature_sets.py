@@ -1,0 +1,100 @@
+"""Feature sets found by what a run reads of them, whatever else they hold.
+
+A run reads some future windows and some thinker layers. A set of the same origin that has more of them holds
+the same features, so it serves the run as well as its own set does. What the run reads is named as the
+extraction of one window and of these layers alone would name its set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from thinkjepa.cache import FeatureCache, FeatureSet, Kind
+from thinkjepa.cache.tables.catalog import named_origin
+from thinkjepa.stages.data.plan import with_windows
+from thinkjepa.stages.data.sampling import UNSPACED
+from thinkjepa.stages.errors import StageError
+
+
+def num_windows(encoder: FeatureSet) -> int:
+    """Future windows that an encoder's set holds."""
+    return encoder.arrays["future"].shape[0]
+
+
+def set_record(item: FeatureSet) -> dict[str, Any]:
+    """What a run reads of a set, for run.json: its name with one window, its fingerprint, its layers."""
+    name, digest = named_origin(item.kind, _narrowed(item, windows=1))
+    record: dict[str, Any] = {"name": name, "fingerprint": digest}
+    return {**record, "layers": list(item.layers)} if item.kind == "thinker" else record
+
+
+def serves(item: FeatureSet, wanted: Mapping[str, Any]) -> bool:
+    """Whether a set holds all that a record of `set_record`, or one of an earlier version, names."""
+    layers = wanted.get("layers", item.layers)
+    if not set(layers) <= set(item.layers):
+        return False
+    narrowed = {named_origin(item.kind, origin)[1] for origin in _all_narrowed(item, layers)}
+    return wanted["fingerprint"] in narrowed
+
+
+def find_serving(
+    cache: FeatureCache, kind: Kind, wanted: Mapping[str, Any], *, windows: int = 1
+) -> FeatureSet:
+    """The set that holds what a run read, and `windows` future windows, with the fewest more.
+
+    Raises StageError where there is none.
+    """
+    held = [item for item in cache.feature_sets.values() if item.kind == kind and serves(item, wanted)]
+    if not held:
+        names = ", ".join(sorted(cache.feature_sets)) or "none"
+        raise StageError(
+            f"cache {str(cache.path)!r} lacks feature set {wanted['name']}, on which the run was trained, or "
+            f"one with more of the same features; it holds {names}: name the run's own cache"
+        )
+    return smallest(held, windows=windows) if kind == "encoder" else min(held, key=lambda item: item.name)
+
+
+def choose_set(cache: FeatureCache, kind: Kind, selector: str | None, *, windows: int = 1) -> FeatureSet:
+    """The set that `selector` names, or the only one of the cache.
+
+    Sets that differ in their windows alone are one: that with as many as are read. Raises StageError for a
+    selector that names no set, even if there is only one.
+    """
+    encoders = [item for item in cache.feature_sets.values() if item.kind == kind == "encoder"]
+    if selector is None and len({set_record(item)["fingerprint"] for item in encoders}) == 1:
+        return smallest(encoders, windows=windows)
+    chosen = cache.choose_set(kind, () if selector is None else (selector,))
+    if selector and not (chosen.name.startswith(selector) or chosen.fingerprint.startswith(selector)):
+        raise StageError(f"no {kind} set is named {selector!r} in {str(cache.path)!r}; it has {chosen.name}")
+    return chosen
+
+
+def smallest(encoders: Sequence[FeatureSet], *, windows: int) -> FeatureSet:
+    """The set with the fewest windows that are enough. Raises StageError where none has enough."""
+    in_order = sorted(encoders, key=num_windows)
+    if enough := [item for item in in_order if num_windows(item) >= windows]:
+        return enough[0]
+    most, steps = in_order[-1], in_order[-1].arrays["future"].shape[1]
+    raise StageError(
+        f"{windows * steps} latent steps are {windows} future windows, {most.name} has {num_windows(most)}: "
+        f"extract into this cache with --future-windows {windows}, or ask for up to "
+        f"{num_windows(most) * steps} steps"
+    )
+
+
+def _all_narrowed(item: FeatureSet, layers: Sequence[int]) -> Iterator[Mapping[str, Any]]:
+    """The set's own origin, and those of smaller requests that it holds."""
+    yield item.origin
+    if item.kind == "thinker":
+        yield {**item.origin, "layers": list(layers)}
+    else:
+        yield from (_narrowed(item, windows=number) for number in range(1, num_windows(item)))
+
+
+def _narrowed(item: FeatureSet, *, windows: int) -> Mapping[str, Any]:
+    """The origin with only the first windows; as it is where these need not be those of fewer windows."""
+    sampling = item.origin.get("sampling", {})
+    if item.kind == "thinker" or num_windows(item) <= windows or sampling.get("rule") == UNSPACED:
+        return item.origin
+    return {**item.origin, "sampling": with_windows(sampling, windows)}
