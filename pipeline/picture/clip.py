@@ -35,7 +35,7 @@ from thinkjepa.pipeline.picture.page import (
     shortened,
     wrapped,
 )
-from thinkjepa.stages.data.framing import Framing, seen_box
+from thinkjepa.stages.data.framing import Box, Framing, seen_box
 from thinkjepa.stages.data.sampling import clock_text, seconds_ahead
 from thinkjepa.stages.picture_style import FUTURE, GREY, OBSERVED, ORANGE, picture_style
 
@@ -170,9 +170,7 @@ def _thinker_strip(content: ClipContent, thinker: ThinkerContent, cell: Cell) ->
         page.small_print(MARGIN_IN, top + HEADING_IN, shortened(origin, most=SMALL_PRINT_CHARACTERS))
         if content.thumbnails:
             lefts = _strip_lefts(cell, len(thinker.frames))
-            _frames(
-                page, content, cell, lefts, top + strip_top, frames=thinker.frames, times_s=thinker.times_s
-            )
+            _frames(page, content, cell, lefts, top + strip_top, shown=thinker, framing=thinker.view)
 
     return Section(strip_top + (cell.height + TIMES_IN if content.thumbnails else 0), draw_strip)
 
@@ -250,9 +248,8 @@ def _window(
     _heading(page, lefts[0], top, lefts[-1] + cell.width - lefts[0], text=name, color=color)
     page.small_print(lefts[0], top + HEADING_IN, _window_times(content, window))
     frames_top = top + rows.frames_top
-    _frames(page, content, cell, lefts, frames_top, frames=window.frames, times_s=window.times_s)
-    if content.encoder and content.encoder.framing and content.thumbnails:
-        _boxes(page, content, cell, lefts, frames_top, framing=content.encoder.framing)
+    framing = content.encoder.framing if content.encoder else None
+    _frames(page, content, cell, lefts, frames_top, shown=window, framing=framing)
     size = (cell.frame_width, rows.latents_height)
     for left, pixels in zip(lefts, window.colors, strict=True):
         page.image(pixels, left + cell.inset, top + rows.latents_top, *size, interpolation="nearest")
@@ -297,28 +294,27 @@ def _frames(
     lefts: Sequence[float],
     top: float,
     *,
-    frames: Sequence[int],
-    times_s: Sequence[float],
+    shown: ThinkerContent | WindowContent,
+    framing: Framing | None,
 ) -> None:
-    """A strip of frames, where there are any, with their times below."""
-    for left, frame, time_s in zip(lefts, frames, times_s, strict=True):
-        if frame in content.thumbnails:
-            page.image(content.thumbnails[frame], left + cell.inset, top, cell.frame_width, cell.height)
+    """A strip of frames, where there are any, with their times below and the outline of what a model sees."""
+    for left, frame, time_s in zip(lefts, shown.frames, shown.times_s, strict=True):
+        if (pixels := content.thumbnails.get(frame)) is not None:
+            page.image(pixels, left + cell.inset, top, cell.frame_width, cell.height)
+            if framing:
+                height_px, width_px = pixels.shape[:2]
+                seen = seen_box(framing, width_px=width_px, height_px=height_px)
+                _outline(page, left + cell.inset, top, seen.scaled(cell.height / height_px))
         caption = _clock(content, time_s)
         page.text(left + cell.width / 2, top + cell.height + 0.03, caption, size=SMALL_PT, ha="center")
 
 
-def _boxes(
-    page: Page, content: ClipContent, cell: Cell, lefts: Sequence[float], top: float, *, framing: Framing
-) -> None:
-    """The outline of what the encoder sees, over each frame of a strip."""
-    height_px, width_px = next(iter(content.thumbnails.values())).shape[:2]
-    seen = seen_box(framing, width_px=width_px, height_px=height_px).scaled(cell.height / height_px)
-    for left in lefts:
-        xs = [left + cell.inset + seen.left + x for x in (0, seen.width, seen.width, 0, 0)]
-        tops = [top + seen.top + y for y in (0, 0, seen.height, seen.height, 0)]
-        for color, width in (("black", 1.5), ("white", 0.7)):
-            page.line(xs, tops, color=color, linewidth=width)
+def _outline(page: Page, left: float, top: float, seen: Box) -> None:
+    """A white line with black edges around a part of the frame that begins at `left` and `top`."""
+    xs = [left + seen.left + x for x in (0, seen.width, seen.width, 0, 0)]
+    tops = [top + seen.top + y for y in (0, 0, seen.height, seen.height, 0)]
+    for color, width in (("black", 1.5), ("white", 0.7)):
+        page.line(xs, tops, color=color, linewidth=width)
 
 
 def _charts(thinker: ThinkerContent) -> Section:

@@ -63,6 +63,8 @@ class ThinkerContent:
     num_frames: int
     frames: tuple[int, ...]
     times_s: tuple[float, ...]
+    view: Framing | None
+    """Framing of the encoder whose part of a frame it sees, None for all of it."""
     layers: tuple[int, ...]
     norms: Mapping[str, tuple[float | None, ...]]
     token_counts: Mapping[str, int]
@@ -75,6 +77,7 @@ class ThinkerContent:
             "prompt": self.prompt,
             "num_frames": self.num_frames,
             "shown": {"frames": list(self.frames), "times_s": list(self.times_s)},
+            "view": self.view,
             "layers": list(self.layers),
             "pooled_norms": {stream: list(values) for stream, values in self.norms.items()},
             "token_counts": dict(self.token_counts),
@@ -241,6 +244,7 @@ def _thinker_content(cache: FeatureCache, feature_set: FeatureSet, clip: ClipRow
         num_frames=len(clip.thinker_frames),
         frames=tuple(clip.thinker_frames[index] for index in shown),
         times_s=tuple(clip.thinker_times_s[index] for index in shown),
+        view=feature_set.origin.get("preprocessing", {}).get("view"),
         layers=feature_set.layers,
         norms={stream: _norms(pooled[:, index]) for index, stream in enumerate(STREAMS)},
         token_counts={kind: int((kinds == number).sum()) for number, kind in enumerate(TOKEN_KINDS, start=1)},

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from thinkjepa.stages.data.decoding.client import FrameStack, VideoDecoder
-from thinkjepa.stages.data.framing import seen_box
+from thinkjepa.stages.data.framing import grid_box, seen_box
 from thinkjepa.stages.data.sampling import seconds_ahead
 from thinkjepa.stages.predict.prediction import PredictedLatents, Prediction, step_frame, step_time_s
 
@@ -122,9 +122,11 @@ class LatentPanels:
                 index: np.asarray(Image.fromarray(decoder.frames(prediction.video, [index])[0]).resize(size))
                 for index in shown
             }
-        seen = seen_box(prediction.latents.framing, width_px=info.width_px, height_px=info.height_px)
-        self.box = seen.scaled(size[0] / info.width_px)
+        framing, scale = prediction.latents.framing, size[0] / info.width_px
+        frame_size = {"width_px": info.width_px, "height_px": info.height_px}
+        self.box = seen_box(framing, **frame_size).scaled(scale)
         """The part of a panel that the encoder uses."""
+        self._grid_box = grid_box(framing, **frame_size).scaled(scale)
 
     @property
     def num_observed(self) -> int:
@@ -201,14 +203,18 @@ class LatentPanels:
         return self._over(image, mpl.colormaps[ERROR_MAP](shares)[:, :3].astype(np.float32), VEIL)
 
     def _over(self, image: FrameStack | None, colors_P3: npt.NDArray[np.float32], opacity: float) -> Panel:
-        """Patches in the box of a dimmed gray frame, or of a dark panel where there is none."""
+        """Patches over a dimmed gray frame, or over a dark panel where there is none.
+
+        Patches of a letterbox's padding are outside the frame and not shown.
+        """
         under = np.zeros_like(next(iter(self._images.values()))) if image is None else _dimmed(image)
-        left, top, right, bottom = self.box.whole_px()
+        left, top, right, bottom = self._grid_box.whole_px()
         patches = Image.fromarray((255 * colors_P3.reshape(*self._latents.grid, 3)).round().astype(np.uint8))
         inside = np.asarray(patches.resize((right - left, bottom - top), Image.Resampling.NEAREST))
         panel = under.copy()
-        below = panel[top:bottom, left:right].astype(np.float64)
-        panel[top:bottom, left:right] = (opacity * inside + (1 - opacity) * below).round()
+        below = panel[max(0, top) : bottom, max(0, left) : right]
+        inside = inside[max(0, -top) :, max(0, -left) :][: below.shape[0], : below.shape[1]]
+        below[:] = (opacity * inside + (1 - opacity) * below.astype(np.float64)).round()
         return panel
 
 

@@ -25,6 +25,7 @@ from thinkjepa.cache.shards.assignment import is_unfinished
 from thinkjepa.pipeline.cli.console import counted, human_bytes
 from thinkjepa.pipeline.project.remembering import setting_flags
 from thinkjepa.pipeline.report.names import clips_of, find_clip_id
+from thinkjepa.stages.data.framing import describe_framing, set_framing
 from thinkjepa.stages.data.repeated_frames import describe_repeats, stored_repeats
 from thinkjepa.stages.extract.remembered import remembered_settings
 
@@ -273,6 +274,8 @@ def _set_lines(item: dict[str, Any]) -> list[str]:
     if item["kind"] == "thinker":
         layers = " ".join(str(layer) for layer in origin["layers"])
         lines.append(f"  prompt {origin['prompt']!r}, {origin['max_new_tokens']} new tokens, layers {layers}")
+    if view := _view(item):
+        lines.append(f"  sees {view}")
     sampling = {name: value for name, value in origin["sampling"].items() if name != "fingerprint"}
     lines.append("  frames " + ", ".join(f"{name} {value}" for name, value in sampling.items()))
     for name, array in item["arrays"].items():
@@ -291,6 +294,15 @@ def _set_lines(item: dict[str, Any]) -> list[str]:
     if item["unfinished_shard"]:
         lines.append("  an interrupted run left a shard open: run the same extraction again to finish it")
     return lines
+
+
+def _view(item: dict[str, Any]) -> str:
+    """The part of a frame that the model of a set sees, in words. Empty where the set did not record it."""
+    if item["kind"] == "encoder":
+        framing = set_framing(item["source"])
+        return describe_framing(framing) if framing else ""
+    framing = item["origin"].get("preprocessing", {}).get("view")
+    return f"{describe_framing(framing)}, as the encoder" if framing else "whole frames"
 
 
 def plan(path: Path, *, feature_set: str, clip_ids: Sequence[str], video: str) -> Removal:

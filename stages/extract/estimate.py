@@ -37,7 +37,7 @@ from thinkjepa.stages.extract.models.costs import (
     PromptSizes,
     ThinkerCosts,
     encoder_costs,
-    shrunk_size,
+    given_size,
     thinker_costs,
 )
 from thinkjepa.stages.extract.models.pair import FrozenModel, FrozenModels
@@ -163,8 +163,7 @@ class DescribedModels:
         longest = max(prompts.sizes.values(), key=lambda size: size.prompt_tokens, default=None)
         num_tokens = prompts.num_tokens(longest) if longest else 0
         frame_sizes = {
-            shrunk_size(video.info.size_px, thinker.settings.thinker_size)
-            for video in planned.videos.values()
+            given_size(size, thinker) for size in {video.info.size_px for video in planned.videos.values()}
         }
         frame_bytes = 3 * max((width * height for width, height in frame_sizes), default=0)
         num_frames = max((len(clip.thinker_frames) for clip in planned.clips), default=0)

@@ -101,6 +101,8 @@ def _settings_of(thinker: FeatureSet, encoder: FeatureSet) -> Sections:
         "max_new_tokens": origin.get("max_new_tokens"),
         "thinker_size": preprocessing.get("short_side_px"),
         "frames_as": preprocessing.get("frames_as"),
+        "thinker_view": "encoder" if preprocessing.get("view") else None,
+        "encoder_fit": encoder.origin.get("preprocessing", {}).get("fit"),
         "dtype": origin.get("dtype"),
         "fp8": FP8_SETS["fp8" in origin, "fp8" in encoder.origin],
     }

@@ -14,6 +14,8 @@ from thinkjepa.stages.device import DEVICES, check_device_name
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.settings import DEFAULT_OR_MORE, Settings, setting
 
+EncoderFit = Literal["crop", "letterbox"]
+
 GPU_BATCH = 8
 
 PAPER_LEVELS = 8
@@ -57,6 +59,18 @@ class ModelSettings(Settings):
         "Video encoder, V-JEPA 2 or DINOv2 (latents of single frames): a hub name or a local folder.",
     )
     encoder_revision: str = setting("main", "Branch, tag or commit of the encoder on the hub.", rare=True)
+    encoder_fit: EncoderFit = setting(
+        "crop",
+        "What the encoder sees of a frame: crop, the middle square as its processor cuts it (of 16:9 about "
+        "half), or letterbox, the whole frame scaled into the square and padded with the processor's mean.",
+        rare=True,
+    )
+    thinker_view: Literal["full", "encoder"] = setting(
+        "full",
+        "What the thinker sees of a frame: full, all of it, or encoder, the part that the encoder sees: a "
+        "control for how much of a gain is the wider picture.",
+        rare=True,
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto", "Precision of the models and of the stored features; auto: bfloat16 on a GPU, float32 on CPU."
     )

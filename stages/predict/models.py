@@ -34,7 +34,12 @@ def load_encoder(made: FeatureSet, cache: Path, *, place: str | None, device: st
     quiet_transformers()
     name = place or found_model(made, cache)
     folder = find_model(name, revision=str(made.source["revision"]), role="encoder")
-    encoder = open_encoder(folder, dtype=str(made.origin["dtype"]), device=choose_device(device))
+    encoder = open_encoder(
+        folder,
+        dtype=str(made.origin["dtype"]),
+        device=choose_device(device),
+        fit=made.origin["preprocessing"].get("fit", "crop"),
+    )
     check_origin(encoder.origin, made, flag="--encoder")
     encoder.load()
     return encoder
@@ -55,7 +60,13 @@ def load_thinker(made: FeatureSet, cache: Path, *, place: str | None, device: st
         dtype=origin["dtype"],
     )
     folder = find_model(settings.thinker, revision=settings.revision, role="thinker")
-    thinker = HookedThinker(folder, settings, dtype=str(origin["dtype"]), device=choose_device(device))
+    thinker = HookedThinker(
+        folder,
+        settings,
+        dtype=str(origin["dtype"]),
+        device=choose_device(device),
+        view=origin["preprocessing"].get("view"),
+    )
     check_origin(thinker.origin, made, flag="--thinker")
     thinker.load()
     return thinker

@@ -17,12 +17,14 @@ from importlib import import_module
 from typing import Any, ClassVar
 
 import torch
+from PIL.Image import Resampling
 from torch import Tensor, nn
+from torchvision.transforms.v2 import InterpolationMode
 from transformers import AutoConfig
 
 from thinkjepa.cache import ArraySpec, ClipFeatures, ClipRow, Kind
 from thinkjepa.stages.data.decoding.client import FrameStack
-from thinkjepa.stages.data.framing import Framing, processor_framing
+from thinkjepa.stages.data.framing import Framing, letterbox_framing, processor_framing
 from thinkjepa.stages.data.plan import ClipSettings
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract import encoder as folder_of_families
@@ -33,6 +35,8 @@ from thinkjepa.stages.extract.models.weights import (
     preprocessing_digest,
     weights_digest,
 )
+from thinkjepa.stages.extract.settings import EncoderFit
+from thinkjepa.stages.extract.views import letterboxed
 
 ATTENTION = "sdpa"
 
@@ -60,8 +64,17 @@ class VideoEncoder(ABC):
     def __init_subclass__(cls) -> None:
         VideoEncoder.families[cls.model_type] = cls
 
-    def __init__(self, folder: ModelFolder, config: Any, *, dtype: str, device: torch.device) -> None:
+    def __init__(
+        self,
+        folder: ModelFolder,
+        config: Any,
+        *,
+        dtype: str,
+        device: torch.device,
+        fit: EncoderFit = "crop",
+    ) -> None:
         self.folder = folder
+        self.fit = fit
         self.config = config
         self.dtype = dtype
         self.device = device
@@ -75,7 +88,10 @@ class VideoEncoder(ABC):
             "backend": "transformers",
             "weights": weights_digest(self.folder),
             "dtype": self.dtype,
-            "preprocessing": {"files": preprocessing_digest(self.folder)},
+            "preprocessing": {
+                "files": preprocessing_digest(self.folder),
+                **({"fit": self.fit, "padding": list(self.padding)} if self.fit != "crop" else {}),
+            },
             "attention": ATTENTION,
             "versions": library_versions(),
             "tubelet": self.tubelet,
@@ -89,9 +105,17 @@ class VideoEncoder(ABC):
 
     @property
     def framing(self) -> Framing:
-        """Resizing and cropping of frames. `origin` has the digest of the files that define it."""
+        """Resizing and cropping or padding of frames. `origin` has the digest of the files that define it."""
+        if self.fit == "letterbox":
+            return letterbox_framing(*self.frame_px)
         self.load_processor()
         return processor_framing(self._processor)
+
+    @property
+    def padding(self) -> tuple[int, ...]:
+        """Red, green and blue of a letterbox's free part: the processor's mean, about 0 once scaled."""
+        self.load_processor()
+        return tuple(round(255 * mean) for mean in self._processor.image_mean)
 
     def sampling(self, clips: ClipSettings) -> dict[str, Any]:
         """The rule that chooses the frames."""
@@ -166,12 +190,15 @@ class VideoEncoder(ABC):
             )
         self._model.eval().to(self.device)
 
-    @abstractmethod
     def preprocess(self, frames: FrameStack) -> Tensor:
-        """Frames resized and cropped, each by itself: `(F, 3, height, width)` uint8.
+        """Frames resized and cropped or padded, each by itself: `(F, 3, height, width)` uint8.
 
         `encode` scales the values: as float32 they would wait, and travel, four times as large.
         """
+        if self.fit == "crop":
+            return self._cropped(frames)
+        resample = InterpolationMode[Resampling(self._processor.resample).name]
+        return letterboxed(frames, self.frame_px, fill=self.padding, resample=resample)
 
     def prepare(self, clip: ClipRow, windows: Sequence[Tensor]) -> Sequence[Tensor]:
         """The preprocessed windows of a clip, as they are."""
@@ -228,6 +255,10 @@ class VideoEncoder(ABC):
         return latents[: len(windows)].cpu()
 
     @abstractmethod
+    def _cropped(self, frames: FrameStack) -> Tensor:
+        """Frames as the model's processor resizes and crops them, `(F, 3, height, width)` uint8."""
+
+    @abstractmethod
     def _open_processor(self) -> Any:
         """The processor of transformers in the model's folder."""
 
@@ -244,7 +275,9 @@ class VideoEncoder(ABC):
         """True if latents depend on a weight, by its name."""
 
 
-def open_encoder(folder: ModelFolder, *, dtype: str, device: torch.device) -> VideoEncoder:
+def open_encoder(
+    folder: ModelFolder, *, dtype: str, device: torch.device, fit: EncoderFit = "crop"
+) -> VideoEncoder:
     """The encoder in a folder, described, not loaded. Raises StageError for one of no known family."""
     with explained_load_errors(folder, "encoder"):
         config = AutoConfig.from_pretrained(folder.path, trust_remote_code=False)
@@ -254,4 +287,4 @@ def open_encoder(folder: ModelFolder, *, dtype: str, device: torch.device) -> Vi
     if config.model_type not in families:
         known = ", ".join(sorted(families))
         raise StageError(f"--encoder {folder.name!r} is a {config.model_type!r}; encoders are {known}")
-    return families[config.model_type](folder, config, dtype=dtype, device=device)
+    return families[config.model_type](folder, config, dtype=dtype, device=device, fit=fit)

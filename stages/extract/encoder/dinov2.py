@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, Dinov2Model, Dinov2WithRegistersModel
@@ -13,6 +12,8 @@ from transformers import AutoImageProcessor, Dinov2Model, Dinov2WithRegistersMod
 from thinkjepa.stages.data.decoding.client import FrameStack
 from thinkjepa.stages.extract.encoder.base import VideoEncoder
 from thinkjepa.stages.extract.models.weights import ModelFolder
+from thinkjepa.stages.extract.settings import EncoderFit
+from thinkjepa.stages.extract.views import as_video
 
 
 class Dinov2Encoder(VideoEncoder):
@@ -25,8 +26,16 @@ class Dinov2Encoder(VideoEncoder):
     model_class = Dinov2Model
     tubelet = 1
 
-    def __init__(self, folder: ModelFolder, config: Any, *, dtype: str, device: torch.device) -> None:
-        super().__init__(folder, config, dtype=dtype, device=device)
+    def __init__(
+        self,
+        folder: ModelFolder,
+        config: Any,
+        *,
+        dtype: str,
+        device: torch.device,
+        fit: EncoderFit = "crop",
+    ) -> None:
+        super().__init__(folder, config, dtype=dtype, device=device, fit=fit)
         self.width = int(config.hidden_size)
         self.load_processor()
         crop = self._processor.crop_size
@@ -34,9 +43,9 @@ class Dinov2Encoder(VideoEncoder):
         self.grid = (crop["height"] // config.patch_size, crop["width"] // config.patch_size)
         self.num_other_tokens = 1 + int(getattr(config, "num_register_tokens", 0))
 
-    def preprocess(self, frames: FrameStack) -> Tensor:
+    def _cropped(self, frames: FrameStack) -> Tensor:
         """As promised, by the image processor."""
-        images = list(torch.from_numpy(np.require(frames, requirements="W")).permute(0, 3, 1, 2))
+        images = list(as_video(frames))
         pixels: Tensor = self._processor(
             images=images, return_tensors="pt", do_rescale=False, do_normalize=False
         )["pixel_values"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoVideoProcessor, VJEPA2Model
@@ -13,6 +12,8 @@ from transformers import AutoVideoProcessor, VJEPA2Model
 from thinkjepa.stages.data.decoding.client import FrameStack
 from thinkjepa.stages.extract.encoder.base import VideoEncoder
 from thinkjepa.stages.extract.models.weights import ModelFolder
+from thinkjepa.stages.extract.settings import EncoderFit
+from thinkjepa.stages.extract.views import as_video
 
 
 class VJepa2Encoder(VideoEncoder):
@@ -21,18 +22,29 @@ class VJepa2Encoder(VideoEncoder):
     model_type = "vjepa2"
     model_class = VJEPA2Model
 
-    def __init__(self, folder: ModelFolder, config: Any, *, dtype: str, device: torch.device) -> None:
-        super().__init__(folder, config, dtype=dtype, device=device)
+    def __init__(
+        self,
+        folder: ModelFolder,
+        config: Any,
+        *,
+        dtype: str,
+        device: torch.device,
+        fit: EncoderFit = "crop",
+    ) -> None:
+        super().__init__(folder, config, dtype=dtype, device=device, fit=fit)
         self.tubelet, self.width = int(config.tubelet_size), int(config.hidden_size)
         side = int(config.crop_size)
         self.frame_px, self.grid = (side, side), (side // config.patch_size, side // config.patch_size)
         self.longest_window = int(config.frames_per_clip)
 
-    def preprocess(self, frames: FrameStack) -> Tensor:
+    def _cropped(self, frames: FrameStack) -> Tensor:
         """As promised, by the video processor."""
-        video = torch.from_numpy(np.require(frames, requirements="W")).permute(0, 3, 1, 2)
         pixels: Tensor = self._processor(
-            videos=[video], return_tensors="pt", do_sample_frames=False, do_rescale=False, do_normalize=False
+            videos=[as_video(frames)],
+            return_tensors="pt",
+            do_sample_frames=False,
+            do_rescale=False,
+            do_normalize=False,
         )["pixel_values_videos"][0]
         return pixels
 

@@ -28,7 +28,7 @@ from thinkjepa.cache import ClipRow
 from thinkjepa.stages.data.plan import PlannedVideo
 from thinkjepa.stages.extract.encoder.base import VideoEncoder
 from thinkjepa.stages.extract.models.weights import explained_load_errors
-from thinkjepa.stages.extract.thinker.base import Thinker, shrink
+from thinkjepa.stages.extract.thinker.base import Thinker
 from thinkjepa.stages.extract.thinker.contract import TOKEN_CAPACITY, TimedFrames
 from thinkjepa.stages.extract.thinker.hooks import find_decoder_layers
 
@@ -227,7 +227,7 @@ class PromptSizes:
         by_shrunk: dict[FrameSize, PromptSize | str] = {}
         found: dict[FrameSize, PromptSize | str] = {}
         for size, group in groups.items():
-            shrunk = shrunk_size(size, thinker.settings.thinker_size)
+            shrunk = given_size(size, thinker)
             if shrunk not in by_shrunk:
                 by_shrunk[shrunk] = _processed(shrunk, group, thinker)
             found[size] = by_shrunk[shrunk]
@@ -268,11 +268,11 @@ class PromptSizes:
         return self.videos[clip.video_digest].info.size_px
 
 
-def shrunk_size(size: FrameSize, short_side_px: int) -> FrameSize:
-    """The size that frames have after scaling down."""
+def given_size(size: FrameSize, thinker: Thinker) -> FrameSize:
+    """The size that a thinker's processor is given frames in."""
     width, height = size
-    shrunk = shrink(np.zeros((1, height, width, 3), dtype=np.uint8), short_side_px=short_side_px)
-    return int(shrunk.shape[-1]), int(shrunk.shape[-2])
+    given = thinker.preprocess(np.zeros((1, height, width, 3), dtype=np.uint8))
+    return int(given.shape[-1]), int(given.shape[-2])
 
 
 def _processed(size: FrameSize, group: Sequence[ClipRow], thinker: Thinker) -> PromptSize | str:

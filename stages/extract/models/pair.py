@@ -12,6 +12,7 @@ from torch import Tensor
 
 from thinkjepa.cache import ArraySpec, ClipFeatures, ClipRow, Codec, FeatureSet, Kind, describe_set
 from thinkjepa.stages.data.decoding.client import FrameStack
+from thinkjepa.stages.data.framing import Framing
 from thinkjepa.stages.data.plan import ClipSettings
 from thinkjepa.stages.device import choose_device
 from thinkjepa.stages.extract.encoder.base import VideoEncoder, open_encoder
@@ -148,9 +149,13 @@ class FrozenModels:
         encoder = find_model(
             settings.encoder, revision=settings.encoder_revision, role="encoder", need_weights=need_weights
         )
+        video_encoder = open_encoder(encoder, dtype=dtype, device=chosen, fit=settings.encoder_fit)
+        view = video_encoder.framing if settings.thinker_view == "encoder" else None
         return cls(
-            _open_thinker(thinker, settings, vllm, dtype=dtype, device=chosen, batch_size=batch_size),
-            open_encoder(encoder, dtype=dtype, device=chosen),
+            _open_thinker(
+                thinker, settings, vllm, dtype=dtype, device=chosen, batch_size=batch_size, view=view
+            ),
+            video_encoder,
         )
 
     def __enter__(self) -> FrozenModels:
@@ -202,7 +207,9 @@ def _open_thinker(
     dtype: str,
     device: torch.device,
     batch_size: int,
+    view: Framing | None,
 ) -> Thinker:
     if vllm.backend == "transformers":
-        return HookedThinker(folder, settings, dtype=dtype, device=device)
-    return VllmThinker(folder, settings, vllm, dtype=dtype, device=device, batch_size=batch_size or GPU_BATCH)
+        return HookedThinker(folder, settings, dtype=dtype, device=device, view=view)
+    rows = batch_size or GPU_BATCH
+    return VllmThinker(folder, settings, vllm, dtype=dtype, device=device, batch_size=rows, view=view)

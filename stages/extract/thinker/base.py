@@ -9,15 +9,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as image_ops
 from transformers import AutoConfig, AutoProcessor
 
 from thinkjepa.cache import ArraySpec, ClipFeatures, ClipRow, Kind
 from thinkjepa.stages.data.decoding.client import FrameStack
+from thinkjepa.stages.data.framing import Framing
 from thinkjepa.stages.data.plan import ClipSettings
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.models.runtime import library_versions, run_source
@@ -36,6 +34,7 @@ from thinkjepa.stages.extract.thinker.contract import (
     token_kinds,
 )
 from thinkjepa.stages.extract.thinker.prompting import CLOCK_FPS, Prompting, choose_prompting
+from thinkjepa.stages.extract.views import shrink, viewed
 
 
 class Thinker(ABC):
@@ -45,10 +44,18 @@ class Thinker(ABC):
     backend: ClassVar[str]
 
     def __init__(
-        self, folder: ModelFolder, settings: ModelSettings, *, dtype: str, device: torch.device
+        self,
+        folder: ModelFolder,
+        settings: ModelSettings,
+        *,
+        dtype: str,
+        device: torch.device,
+        view: Framing | None = None,
     ) -> None:
+        """`view` is the framing of the encoder whose part of the frames it is given, None for all of them."""
         self.folder = folder
         self.settings = settings
+        self.view = view
         self.dtype = dtype
         self.device = device
         with explained_load_errors(folder, "thinker"):
@@ -82,6 +89,7 @@ class Thinker(ABC):
                 "cap_pixels_per_frame": True,
                 "clock_fps": CLOCK_FPS,
                 **({"frames_as": "images"} if self.settings.frames_as == "images" else {}),
+                **({"view": self.view} if self.view else {}),
             },
             "versions": library_versions(),
         }
@@ -128,8 +136,8 @@ class Thinker(ABC):
         """Release everything that would outlive this process."""
 
     def preprocess(self, frames: FrameStack) -> Tensor:
-        """Frames `(frame, 3, height, width)` uint8, scaled down to `--thinker-size`."""
-        return shrink(frames, short_side_px=self.settings.thinker_size)
+        """Frames `(frame, 3, height, width)` uint8, cut to the view and scaled down to `--thinker-size`."""
+        return shrink(viewed(frames, self.view), short_side_px=self.settings.thinker_size)
 
     def prompt(self, source: TimedFrames) -> Prompt:
         """The model's inputs for the frames as they are chosen, never sampled again."""
@@ -172,17 +180,6 @@ class Thinker(ABC):
             prompt_token_count=len(prompt_ids),
             text=self._processor.tokenizer.decode(generated_ids, skip_special_tokens=True),
         )
-
-
-def shrink(frames: FrameStack, *, short_side_px: int) -> Tensor:
-    """Frames `(frame, 3, height, width)` uint8, scaled down to a short side, never up."""
-    video = torch.from_numpy(np.require(frames, requirements="W")).permute(0, 3, 1, 2)
-    if min(video.shape[-2:]) <= short_side_px:
-        return video.contiguous()
-    smaller: Tensor = image_ops.resize(
-        video, [short_side_px], interpolation=InterpolationMode.BICUBIC, antialias=True
-    )
-    return smaller.contiguous()
 
 
 def until_stop(generated_ids: Sequence[int], stop_ids: frozenset[int]) -> list[int]:

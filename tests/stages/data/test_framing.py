@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from transformers import BitImageProcessor, VJEPA2VideoProcessor
 
-from thinkjepa.stages.data.framing import VJEPA2_FRAMING, Box, Framing, processor_framing, seen_box
+from thinkjepa.stages.data.framing import (
+    VJEPA2_FRAMING,
+    Box,
+    Framing,
+    describe_framing,
+    grid_box,
+    inside_view,
+    letterbox_framing,
+    processor_framing,
+    seen_box,
+)
 
 
 def processors() -> dict[str, object]:
@@ -61,3 +71,45 @@ def test_the_released_vjepa2_has_the_framing_that_is_assumed_of_it() -> None:
 def test_a_processor_that_neither_resizes_nor_crops_leaves_the_frame() -> None:
     whole: Framing = {"resize": None, "crop": None}
     assert seen_box(whole, width_px=320, height_px=180) == Box(0, 0, 320, 180)
+
+
+@pytest.mark.parametrize("size", [(1920, 1080), (1080, 1920), (333, 91)])
+def test_a_letterboxed_frame_is_seen_whole_and_its_patches_cover_more(size: tuple[int, int]) -> None:
+    width, height = size
+    framing = letterbox_framing(256, 256)
+    assert seen_box(framing, width_px=width, height_px=height) == Box(0, 0, width, height)
+    grid = grid_box(framing, width_px=width, height_px=height)
+    assert grid.width == pytest.approx(grid.height) == pytest.approx(max(size))
+    assert grid.left == pytest.approx((width - max(size)) / 2)
+    assert grid.top == pytest.approx((height - max(size)) / 2)
+    cropped = {"framing": VJEPA2_FRAMING, "width_px": width, "height_px": height}
+    assert grid_box(**cropped) == seen_box(**cropped)
+
+
+def test_points_are_inside_the_view_or_not() -> None:
+    box = seen_box(VJEPA2_FRAMING, width_px=1920, height_px=1080)
+    right, bottom = box.left + box.width, box.top + box.height
+    points = np.array(
+        [
+            [(960, 540), (box.left + 0.1, box.top + 0.1), (right - 0.1, bottom - 0.1)],
+            [(box.left - 0.1, 540), (right + 0.1, 540), (960, bottom + 0.1)],
+            [(np.nan, np.nan), (-5, 540), (960, 2000)],
+        ]
+    )
+    inside = inside_view(points, VJEPA2_FRAMING, width_px=1920, height_px=1080)
+    assert inside.tolist() == [[True] * 3, [False] * 3, [False] * 3]
+    whole = inside_view(points, letterbox_framing(256, 256), width_px=1920, height_px=1080)
+    assert whole.tolist() == [[True] * 3, [True] * 3, [False] * 3]
+
+
+def test_whole_pixels_inside_a_box() -> None:
+    assert Box(1.2, 2.0, 3.5, 4.0).inner_px() == (2, 2, 4, 6)
+    assert Box(0.3, 0.3, 0.2, 0.2).inner_px() == (1, 1, 2, 2)  # one at least
+
+
+def test_framings_in_words() -> None:
+    short = "a short side of 292 px"
+    assert describe_framing(VJEPA2_FRAMING) == f"the middle 256 x 256 px of frames resized to {short}"
+    assert describe_framing(letterbox_framing(256, 256)) == "whole frames, padded to 256 x 256 px"
+    assert describe_framing({"resize": None, "crop": None}) == "whole frames"
+    assert describe_framing({"resize": {"height": 8, "width": 8}, "crop": None}) == "whole frames stretched"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from thinkjepa.cache import file_digest
 from thinkjepa.pipeline.picture.latent_panels import PANEL_SHORT_SIDE_PX, LatentColors, LatentPanels
 from thinkjepa.pipeline.picture.latents import BACKGROUND
 from thinkjepa.pipeline.picture.playback import TIMELINE_PX, held_frames
-from thinkjepa.stages.data.framing import VJEPA2_FRAMING
+from thinkjepa.stages.data.framing import VJEPA2_FRAMING, letterbox_framing
 from thinkjepa.stages.evaluate.metrics import latent_metrics
 from thinkjepa.stages.evaluate.runs import TrainedRun
 from thinkjepa.stages.predict.frames import SplitChoice
@@ -183,6 +184,27 @@ def test_predicted_latents_are_painted_by_the_components_of_the_true_ones() -> N
     np.testing.assert_array_equal(colors.paint(true[1:3]), colors.paint(true)[1:3])
     far = colors.paint(true + 1000 * colors.axes[:, 0].float())
     np.testing.assert_array_equal(far[..., 0], 1.0)
+
+
+def test_latents_of_a_letterbox_are_drawn_over_the_whole_frame(run: Path, videos: list[Path]) -> None:
+    """The grid is a square, of which the frame is a strip: patches of the padding are not shown."""
+    plain = predicted(run, videos[0])
+    latents = replace(plain.latents, framing=letterbox_framing(64, 64))
+    panels = LatentPanels(replace(plain, latents=latents), decode_timeout_s=60)
+    step = panels.steps()[0]
+    height, width = step.predicted.shape[:2]
+    assert panels.box.whole_px() == (0, 0, width, height)
+    rows, columns = latents.grid
+    colors = (255 * panels.colors.paint(latents.predicted[0])).round().reshape(rows, columns, 3)
+    side, above = width / columns, (width - height) / 2
+    shown = 0
+    for row in range(rows):
+        y = round((row + 0.5) * side - above)
+        if 2 <= y < height - 2:
+            found = step.predicted[y, [round((column + 0.5) * side) for column in range(columns)]]
+            np.testing.assert_array_equal(found, colors[row])
+            shown += 1
+    assert shown == rows // 2  # of a frame of 16:9 on four rows
 
 
 def test_latents_are_drawn_where_the_encoder_looked(run: Path, videos: list[Path]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from thinkjepa.stages.data.framing import Framing
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.models.weights import ModelFolder, weights_digest
 from thinkjepa.stages.extract.settings import ModelSettings, VllmSettings
@@ -45,8 +46,9 @@ class VllmThinker(Thinker):
         dtype: str,
         device: torch.device,
         batch_size: int,
+        view: Framing | None = None,
     ) -> None:
-        super().__init__(folder, settings, dtype=dtype, device=device)
+        super().__init__(folder, settings, dtype=dtype, device=device, view=view)
         self.vllm = vllm
         self.batch_size = batch_size
         check_model_type(self.config.model_type, frames_as=settings.frames_as)
