@@ -1,5 +1,6 @@
 """Small JSON files that are whole or not there, and whose bytes only depend on their content."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,11 @@ def json_bytes(value: object) -> bytes:
     """JSON with sorted keys: equal values give equal bytes. Raises ValueError on NaN and infinity."""
     text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
     return f"{text}\n".encode()
+
+
+def json_digest(value: object) -> str:
+    """sha256 (64 hex digits) of the JSON of `value`."""
+    return hashlib.sha256(json_bytes(value)).hexdigest()
 
 
 def write_json(path: Path, value: object) -> None:

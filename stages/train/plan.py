@@ -1,6 +1,5 @@
 """All that determines a training run, decided before the first step: features, clips by side, model shape."""
 
-import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from thinkjepa.stages.data.partition import (
 )
 from thinkjepa.stages.data.tracked_files import labels_digest
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.json_files import json_bytes
+from thinkjepa.stages.json_files import json_bytes, json_digest
 from thinkjepa.stages.train.costs import TrainingCosts, training_costs
 from thinkjepa.stages.train.data.feature_sets import set_record
 from thinkjepa.stages.train.data.features import Features, choose_features
@@ -54,7 +53,7 @@ class RunPlan:
     @property
     def key(self) -> str:
         """Equal for runs that give equal results."""
-        return hashlib.sha256(json_bytes({**self.record, "cache": None})).hexdigest()
+        return json_digest({**self.record, "cache": None})
 
 
 def run_differences(finished: Mapping[str, Any], other: Mapping[str, Any]) -> str:
@@ -134,7 +133,7 @@ def plan_run(
         "reference_frames": list(features.supervision.reference_frames) if features.supervision else [],
         "labels": used_labels(features),
         "clips": clips.digests,
-        "split_sha256": hashlib.sha256(json_bytes(clips.to_json())).hexdigest(),
+        "split_sha256": json_digest(clips.to_json()),
         "processes": num_processes,
         "threads": torch.get_num_threads(),
         "versions": library_versions(),
