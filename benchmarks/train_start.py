@@ -24,7 +24,6 @@ from paper_features import SHARD_BYTES, encoder_set
 from sparse_cache import write_sparse
 
 from thinkjepa.cache import ArraySpec, FeatureSet, describe_set
-from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.train.run import train
 from thinkjepa.stages.train.settings import TrainSettings
 
@@ -101,15 +100,7 @@ def first_steps(cache: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as out:
         memory, began = Memory(), time.perf_counter()
         with contextlib.suppress(EnoughError):
-            train(
-                cache,
-                Path(out) / "run",
-                SETTINGS,
-                thinker_set=None,
-                encoder_set=None,
-                split=SplitRule(),
-                progress=progress,
-            )
+            train(cache, Path(out) / "run", SETTINGS, progress=progress)
         return {**memory.stop(), "startup_s": done[0] - began}
 
 

@@ -49,15 +49,19 @@ RESUME = "resume.safetensors"
 RUN_FILES = ("run.json", RESUME, "split.json", "metrics.json", "tensorboard")
 
 
+def ignore_steps(*, epoch: int, step: int, total_steps: int, loss: float) -> None:
+    """Report no progress, as on all processes but the main one."""
+
+
 def train(
     cache_dir: Path,
     out_dir: Path,
     settings: TrainSettings,
     *,
-    thinker_set: str | None,
-    encoder_set: str | None,
-    split: SplitRule,
-    progress: TrainProgress,
+    thinker_set: str | None = None,
+    encoder_set: str | None = None,
+    split: SplitRule | None = None,
+    progress: TrainProgress = ignore_steps,
     selection: Selection | None = None,
     warm_start: WarmStart | None = None,
     on_wait: Callable[[str], None] | None = None,
@@ -66,13 +70,13 @@ def train(
 ) -> dict[str, Any]:
     """Train one model on a cache, write the run to `out_dir` and return its metrics.
 
-    `thinker_set` and `encoder_set` name feature sets (or the beginning of their names); None takes the only
-    one there is. A `selection` names those that are read and limits the run to its clips; without one, all
-    clips count. A run that was interrupted continues. `warm_start` is the checkpoint that settings.init_from
-    names. One process at a time writes a folder: another is refused, or waits after a call of `on_wait`. Of
-    several processes the main one reports. An unfinished run of other settings is refused, as is a folder of
-    other files, unless the caller `owns_out_dir`: then it is trained anew. Raises StageError or CacheError
-    for all that a user can correct.
+    `thinker_set` and `encoder_set` name feature sets (or the beginning of their names). None takes the only
+    one there is. A `selection` names those that are read and limits the run to its clips. Without one, all
+    clips count. Without `split` the default rule divides them. A run that was interrupted continues.
+    `warm_start` is the checkpoint that settings.init_from names. One process at a time writes a folder:
+    another is refused, or waits after a call of `on_wait`. Of several processes the main one reports. An
+    unfinished run of other settings is refused, as is a folder of other files, unless the caller
+    `owns_out_dir`: then it is trained anew. Raises StageError or CacheError for all that a user can correct.
     """
     accelerator = make_accelerator(settings, out_dir)
     if not accelerator.is_main_process:
@@ -97,7 +101,7 @@ def train(
             device=settings.device.partition(":")[0],  # a run is the same on any GPU
         )
         with accelerator.main_process_first():  # one process makes the split, the others read it
-            clips = divide_clips(features, cache_dir, split)
+            clips = divide_clips(features, cache_dir, split or SplitRule())
         processes = accelerator.num_processes
         plan = plan_run(cache_dir, settings, features, clips, num_processes=processes, warm_start=warm_start)
         with only_writer(accelerator, out_dir, on_wait=on_wait):
@@ -208,10 +212,6 @@ def start_of(plan: RunPlan, done: FitState, accelerator: Accelerator) -> RunStar
         steps_done=done.partial.steps_done,
         steps_per_epoch=-(-len(train_ids) // batch_size),
     )
-
-
-def ignore_steps(*, epoch: int, step: int, total_steps: int, loss: float) -> None:
-    """Report no progress, as on all processes but the main one."""
 
 
 def finished_metrics(out_dir: Path, plan: RunPlan) -> dict[str, Any] | None:

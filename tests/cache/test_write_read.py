@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -28,6 +27,7 @@ from thinkjepa.cache.disk.layout import shard_file
 
 Build = Callable[..., FeatureSet]
 Make = Callable[..., ClipFeatures]
+TreeDigest = Callable[[Path], dict[str, str]]
 
 
 def write(root: Path, feature_set: FeatureSet, batches: list[list[ClipFeatures]]) -> None:
@@ -38,11 +38,6 @@ def write(root: Path, feature_set: FeatureSet, batches: list[list[ClipFeatures]]
 
 def bits(tensor: torch.Tensor) -> bytes:
     return tensor.contiguous().view(torch.uint8).numpy().tobytes()
-
-
-def tree_digest(root: Path) -> dict[str, str]:
-    files = sorted(path for path in root.rglob("*") if path.is_file() and path.name != ".lock")
-    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -108,7 +103,7 @@ def test_reading_into_a_given_tensor_fills_it(
 
 @pytest.mark.parametrize("stop_after", [0, 1, 2, 3])
 def test_interrupted_run_continues_to_the_same_bytes(
-    tmp_path: Path, thinker_set: Build, make_features: Make, stop_after: int
+    tmp_path: Path, thinker_set: Build, make_features: Make, tree_digest: TreeDigest, stop_after: int
 ) -> None:
     feature_set = thinker_set(rows=3)
     features = [make_features(feature_set, f"v@{i}", num_tokens=20 + i) for i in range(8)]
@@ -129,7 +124,7 @@ def test_interrupted_run_continues_to_the_same_bytes(
 
 
 def test_torn_bytes_behind_the_last_commit_are_cut_off(
-    tmp_path: Path, thinker_set: Build, make_features: Make
+    tmp_path: Path, thinker_set: Build, make_features: Make, tree_digest: TreeDigest
 ) -> None:
     feature_set = thinker_set(rows=8)
     features = [make_features(feature_set, f"v@{i}") for i in range(4)]

@@ -13,7 +13,6 @@ import time
 import traceback
 from pathlib import Path
 
-from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.train.run import train
 from thinkjepa.stages.train.settings import TrainSettings
 
@@ -42,18 +41,12 @@ def _forked(cache: Path, out: Path, settings: TrainSettings) -> int:
         return child
     status = 1
     try:
-        train(
-            cache, out, settings, thinker_set=None, encoder_set=None, split=SplitRule(), progress=_say_nothing
-        )
+        train(cache, out, settings)
         status = 0
     except BaseException:
         traceback.print_exc()
     finally:
         os._exit(status)
-
-
-def _say_nothing(**_: object) -> None:
-    pass
 
 
 def _ended(child: int) -> int:

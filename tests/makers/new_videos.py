@@ -21,18 +21,7 @@ TINY = TrainSettings(
 
 
 def train_run(cache: Path, out: Path, **settings: Any) -> Path:
-    def silent(*, epoch: int, step: int, total_steps: int, loss: float) -> None:
-        pass
-
-    train(
-        cache,
-        out,
-        replace(TINY, **settings),
-        thinker_set=None,
-        encoder_set=None,
-        split=SplitRule(group_by="video"),
-        progress=silent,
-    )
+    train(cache, out, replace(TINY, **settings), split=SplitRule(group_by="video"))
     return out
 
 

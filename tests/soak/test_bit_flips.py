@@ -169,12 +169,4 @@ def clip_of_a_training(root: Path) -> str:
 def run_training(cache: Path, out: Path) -> None:
     """One epoch of a tiny model that reads all three arrays."""
     settings = TrainSettings(variant="thinkjepa", task="latent", epochs=1, depth=1, width=24, heads=1)
-    train(
-        cache,
-        out,
-        settings,
-        thinker_set=None,
-        encoder_set=None,
-        split=SplitRule(),
-        progress=lambda **step: None,
-    )
+    train(cache, out, settings)

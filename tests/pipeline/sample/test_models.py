@@ -1,8 +1,6 @@
 """The tiny models load as real ones do, look at their frames, and are the same for the same seed."""
 
-import hashlib
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -152,10 +150,10 @@ def test_encoder_loads_and_tells_frames_apart(tiny_models):
     assert relative_distance(steps[:, :-1], steps[:, 1:]) > 0.05
 
 
-def test_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
+def test_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path, tree_digest):
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         write_tiny_models(tmp_path / name, seed=seed)
-    first, again, other = (digests(tmp_path / name) for name in "abc")
+    first, again, other = (tree_digest(tmp_path / name) for name in "abc")
     assert first == again
     changed = {path for path in first if first[path] != other[path]}
     assert changed == {
@@ -178,8 +176,3 @@ def test_folders_hold_safetensors_only_and_say_untrained(tiny_models):
 
 def relative_distance(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).norm() / one.norm())
-
-
-def digests(folder: Path) -> dict[str, str]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

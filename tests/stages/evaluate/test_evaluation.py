@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from thinkjepa.cache import FeatureCache
-from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.evaluation import evaluate
 from thinkjepa.stages.train.run import train
@@ -21,24 +20,12 @@ from thinkjepa.stages.train.settings import TrainSettings
 BuildCache = Callable[..., Path]
 
 
-def silent(*, epoch: int, step: int, total_steps: int, loss: float) -> None:
-    """A progress callback that says nothing."""
-
-
 @pytest.fixture
 def trained(latent_cache: BuildCache, tmp_path: Path) -> Path:
     settings = TrainSettings(
         epochs=3, batch_size=4, depth=2, width=24, heads=2, fusion_width=16, learning_rate=3e-3, device="cpu"
     )
-    train(
-        latent_cache(),
-        tmp_path / "run",
-        settings,
-        thinker_set=None,
-        encoder_set=None,
-        split=SplitRule(),
-        progress=silent,
-    )
+    train(latent_cache(), tmp_path / "run", settings)
     return tmp_path / "run"
 
 

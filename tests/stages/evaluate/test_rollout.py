@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from thinkjepa.pipeline.cli import eval as eval_app
-from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.baselines import METHODS
 from thinkjepa.stages.evaluate.evaluation import evaluate, predictions, rows_of
@@ -54,15 +53,7 @@ def train_run(tmp_path: Path) -> Callable[..., Path]:
                 **changes,
             }
         )
-        train(
-            cache,
-            tmp_path / name,
-            settings,
-            thinker_set=None,
-            encoder_set=None,
-            split=SplitRule(),
-            progress=lambda **_: None,
-        )
+        train(cache, tmp_path / name, settings)
         return tmp_path / name
 
     return run

@@ -40,15 +40,7 @@ def evaluated(tmp_path: Path) -> Callable[..., Path]:
     """A function that trains a run on a cache, evaluates it and returns its folder."""
 
     def build(cache: Path, name: str, **changes: Any) -> Path:
-        train(
-            cache,
-            tmp_path / name,
-            replace(TINY, **changes),
-            thinker_set=None,
-            encoder_set=None,
-            split=SplitRule(group_by="video"),
-            progress=lambda **_: None,
-        )
+        train(cache, tmp_path / name, replace(TINY, **changes), split=SplitRule(group_by="video"))
         evaluate(tmp_path / name, cache_dir=cache)
         return tmp_path / name
 

@@ -14,7 +14,6 @@ import torch
 from transformers import VJEPA2Config, VJEPA2Model
 
 from thinkjepa.pipeline.project.run_store import find_warm_start
-from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train.init_from import WarmStart, start_from
 from thinkjepa.stages.train.model.config import ModelShape
@@ -49,16 +48,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(cache: Path, out: Path, settings: TrainSettings) -> dict[str, Any]:
-    return train(
-        cache,
-        out,
-        settings,
-        thinker_set=None,
-        encoder_set=None,
-        split=SplitRule(),
-        progress=lambda **_: None,
-        warm_start=find_warm_start(settings),
-    )
+    return train(cache, out, settings, warm_start=find_warm_start(settings))
 
 
 @pytest.mark.parametrize("variant", ["thinkjepa", "jepa"])

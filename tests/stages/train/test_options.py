@@ -13,7 +13,6 @@ import torch
 
 from thinkjepa.cache import FeatureCache
 from thinkjepa.pipeline.cli.options import parse_settings
-from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.runs import TrainedRun
 from thinkjepa.stages.train.data.features import choose_features, transform_latents, transformed_grid
@@ -29,15 +28,7 @@ TINY = TrainSettings(
 
 
 def run(cache: Path, out: Path, **overrides: Any) -> dict[str, Any]:
-    return train(
-        cache,
-        out,
-        replace(TINY, **overrides),
-        thinker_set=None,
-        encoder_set=None,
-        split=SplitRule(),
-        progress=lambda **_: None,
-    )
+    return train(cache, out, replace(TINY, **overrides))
 
 
 @pytest.mark.parametrize(

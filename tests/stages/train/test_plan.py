@@ -157,15 +157,7 @@ def test_bytes_and_parameters_are_those_of_a_run(
     cache = latent_cache(with_tokens=True, labelled=16, windows=3)
     settings = replace(TINY, variant=variant, guidance=kind, rollout_windows=2)  # type: ignore[arg-type]
     costs, _ = plan_costs(cache, settings, thinker_set=None, encoder_set=None, split=SplitRule())
-    train(
-        cache,
-        tmp_path / "run",
-        settings,
-        thinker_set=None,
-        encoder_set=None,
-        split=SplitRule(),
-        progress=lambda **_: None,
-    )
+    train(cache, tmp_path / "run", settings)
     trained = TrainedRun.open(tmp_path / "run")
     assert costs.parameters["total"] == sum(p.numel() for p in trained.model().parameters())
 

@@ -50,16 +50,7 @@ class Recorder:
 
 def run(cache: Path, out: Path, settings: TrainSettings = TINY, **overrides: Any) -> dict[str, Any]:
     recorder, owned = overrides.pop("progress", Recorder()), overrides.pop("owns_out_dir", False)
-    return train(
-        cache,
-        out,
-        replace(settings, **overrides),
-        thinker_set=None,
-        encoder_set=None,
-        split=SplitRule(),
-        progress=recorder,
-        owns_out_dir=owned,
-    )
+    return train(cache, out, replace(settings, **overrides), progress=recorder, owns_out_dir=owned)
 
 
 def test_guidance_learns_what_the_observed_latents_do_not_say(
@@ -218,15 +209,7 @@ def test_persistence_repeats_the_last_observed_step(latent_cache: BuildCache) ->
 
 def test_unknown_set_is_refused_with_the_choices(latent_cache: BuildCache, tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="'nonsense' names no feature set"):
-        train(
-            latent_cache(),
-            tmp_path / "run",
-            TINY,
-            thinker_set=None,
-            encoder_set="nonsense",
-            split=SplitRule(),
-            progress=Recorder(),
-        )
+        train(latent_cache(), tmp_path / "run", TINY, encoder_set="nonsense", progress=Recorder())
 
 
 @pytest.mark.parametrize(

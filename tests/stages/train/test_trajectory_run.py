@@ -28,7 +28,7 @@ from thinkjepa.stages.train.fit.state import FitState
 from thinkjepa.stages.train.model.config import HeadShape
 from thinkjepa.stages.train.model.forecast import build_model
 from thinkjepa.stages.train.plan import divide_clips, plan_run
-from thinkjepa.stages.train.run import train, untrained_model
+from thinkjepa.stages.train.run import ignore_steps, train, untrained_model
 from thinkjepa.stages.train.settings import TrainSettings
 
 BuildCache = Callable[..., Path]
@@ -39,22 +39,9 @@ TINY = TrainSettings(
 CPU = torch.device("cpu")
 
 
-def silent(*, epoch: int, step: int, total_steps: int, loss: float) -> None:
-    """Progress that nobody looks at."""
-
-
 def run(cache: Path, out: Path, settings: TrainSettings = TINY, **overrides: Any) -> dict[str, Any]:
-    progress, report = overrides.pop("progress", silent), overrides.pop("report", report_nothing)
-    return train(
-        cache,
-        out,
-        replace(settings, **overrides),
-        thinker_set=None,
-        encoder_set=None,
-        split=SplitRule(),
-        progress=progress,
-        report=report,
-    )
+    progress, report = overrides.pop("progress", ignore_steps), overrides.pop("report", report_nothing)
+    return train(cache, out, replace(settings, **overrides), progress=progress, report=report)
 
 
 def run_features(cache: Path, **overrides: Any) -> Features:
@@ -103,7 +90,7 @@ def test_eight_clips_are_learned_by_heart_to_5_mm(
         trainer,
         [clips] * steps,
         FitState(),
-        progress=silent,
+        progress=ignore_steps,
         save=lambda state: None,
         stop=threading.Event(),
     )

@@ -16,7 +16,6 @@ import pytest
 from commands import BIN, forking_commands
 
 from thinkjepa.cache.disk.lock import WriteLock
-from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train.run import train
 from thinkjepa.stages.train.settings import TrainSettings
@@ -54,16 +53,7 @@ def being_trained(cache: Path, out: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def run(cache: Path, out: Path, settings: TrainSettings = TINY, **options: object) -> dict[str, object]:
-    return train(
-        cache,
-        out,
-        settings,
-        thinker_set=None,
-        encoder_set=None,
-        split=SplitRule(),
-        progress=lambda **_: None,
-        **options,  # type: ignore[arg-type]
-    )
+    return train(cache, out, settings, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("launch", [(), TORCHRUN], ids=["one process", "torchrun"])

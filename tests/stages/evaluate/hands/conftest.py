@@ -95,10 +95,7 @@ def train_run(labelled_cache: Path, tmp_path: Path) -> TrainRun:
             labelled_cache,
             tmp_path / name,
             replace(SMALL, **changes),
-            thinker_set=None,
-            encoder_set=None,
             split=split or SplitRule(group_by="video", test_fraction=0.4),
-            progress=lambda **_: None,
         )
         return tmp_path / name
 

@@ -19,7 +19,6 @@ import pytest
 import torch
 from commands import BIN, run_command
 
-from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train.events import Report, RunStarts, TrainEvent, report_nothing
 from thinkjepa.stages.train.run import train
@@ -54,17 +53,7 @@ def run(
     owns_out_dir: bool = False,
     **changed: Any,
 ) -> None:
-    train(
-        cache,
-        out,
-        replace(TINY, **changed),
-        thinker_set=None,
-        encoder_set=None,
-        split=SplitRule(),
-        progress=progress,
-        report=report,
-        owns_out_dir=owns_out_dir,
-    )
+    train(cache, out, replace(TINY, **changed), progress=progress, report=report, owns_out_dir=owns_out_dir)
 
 
 def files_of(run_dir: Path) -> dict[str, bytes]:

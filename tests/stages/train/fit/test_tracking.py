@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train.fit import tracking
 from thinkjepa.stages.train.run import train
@@ -28,15 +27,7 @@ class StopError(Exception):
 
 
 def run(cache: Path, out: Path, *, progress: Callable[..., None] = lambda **_: None, **changed: Any) -> None:
-    train(
-        cache,
-        out,
-        replace(TINY, **changed),
-        thinker_set=None,
-        encoder_set=None,
-        split=SplitRule(),
-        progress=progress,
-    )
+    train(cache, out, replace(TINY, **changed), progress=progress)
 
 
 def curves(out: Path) -> dict[str, dict[int, float]]:

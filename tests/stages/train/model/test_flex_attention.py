@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import flex_attention
 
-from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train.model import flex_attention as flex
 from thinkjepa.stages.train.model.attention import Span, attend, bidirectional_spans, frame_causal_spans
@@ -121,15 +120,7 @@ def test_every_variant_forecasts_the_same_on_both_kernels(model_shape: BuildShap
 
 def test_training_with_it_on_a_cpu_is_refused_in_a_line(latent_cache: BuildCache, tmp_path: Path) -> None:
     with pytest.raises(StageError, match="--attention-kernel flex trains on a GPU only"):
-        train(
-            latent_cache(),
-            tmp_path / "run",
-            TrainSettings(attention_kernel="flex", device="cpu"),
-            thinker_set=None,
-            encoder_set=None,
-            split=SplitRule(),
-            progress=lambda **_: None,
-        )
+        train(latent_cache(), tmp_path / "run", TrainSettings(attention_kernel="flex", device="cpu"))
     assert not (tmp_path / "run").exists()
 
 
