@@ -56,6 +56,11 @@ def describe_start(start: RunStarts) -> str:
         describe_split(start.sizes, grouping=start.grouping),
         f"training         {counted(start.epochs, 'epoch')} of {counted(start.steps_per_epoch, 'step')}",
     ]
+    if any(start.without_tokens.values()):
+        counts = ", ".join(f"{number} {side}" for side, number in start.without_tokens.items())
+        lines.append(
+            f"without tokens   {counts} clips have none of --cross-tokens: forecast without a thinker"
+        )
     if start.epochs_done or start.steps_done:
         lines.append(f"continues        after epoch {start.epochs_done}, step {start.steps_done} of the next")
     return "\n".join(lines)

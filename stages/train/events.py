@@ -34,6 +34,8 @@ class RunStarts:
     grouping: str
     split_warning: str
     """Warning of split sizes far from those asked for. Empty without any."""
+    without_tokens: Mapping[SplitName, int]
+    """Clips of each split without a token that cross-attention reads. Empty where it reads none."""
     epochs: int
     epochs_done: int
     steps_done: int

@@ -3,14 +3,14 @@
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from thinkjepa.cache import FeatureCache, differing, shown
+from thinkjepa.cache import TOKEN_KINDS, FeatureCache, differing, shown
 from thinkjepa.stages.data.partition import (
     SPLIT_NAMES,
     PartitionedClips,
@@ -28,7 +28,7 @@ from thinkjepa.stages.train.costs import TrainingCosts, training_costs
 from thinkjepa.stages.train.data.feature_sets import set_record
 from thinkjepa.stages.train.data.features import Features, choose_features
 from thinkjepa.stages.train.init_from import WarmStart
-from thinkjepa.stages.train.model.config import HeadShape, ModelShape
+from thinkjepa.stages.train.model.config import TOKEN_PARTS, HeadShape, ModelShape
 from thinkjepa.stages.train.settings import TrainSettings
 
 RUN_SCHEMA = "thinkjepa.run.v1"
@@ -49,6 +49,8 @@ class RunPlan:
     shape: ModelShape
     record: Mapping[str, Any]
     warm_start: WarmStart | None = None
+    without_tokens: Mapping[SplitName, int] = field(default_factory=dict)
+    """Clips of each split that have no token of the kinds that are read one by one. Empty where none are."""
 
     @property
     def key(self) -> str:
@@ -138,7 +140,32 @@ def plan_run(
         "threads": torch.get_num_threads(),
         "versions": library_versions(),
     }
-    return RunPlan(settings, features, clips, shape, record, warm_start)
+    without_tokens = clips_without_tokens(features, clips, settings)
+    return RunPlan(settings, features, clips, shape, record, warm_start, without_tokens)
+
+
+def clips_without_tokens(
+    features: Features, clips: PartitionedClips, settings: TrainSettings
+) -> dict[SplitName, int]:
+    """Clips of each split without a token of the kinds that are read. Empty where no kinds are read.
+
+    Raises StageError where that is all training clips: nothing could be learned of tokens.
+    """
+    if not features.token_kinds or features.thinker is None:
+        return {}
+    counts = {name: features.count_tokens(ids, features.token_kinds) for name, ids in clips.ids.items()}
+    if not counts["train"].any():
+        held = [
+            kind
+            for number, kind in enumerate(TOKEN_KINDS, start=1)
+            if features.count_tokens(clips.ids["train"], [number]).any()
+        ]
+        names = [name for name, kinds in TOKEN_PARTS.items() if set(kinds) & set(held)]
+        raise StageError(
+            f"no training clip has a token of --cross-tokens {settings.cross_tokens} (--use-streams "
+            f"{settings.use_streams}) in {features.thinker.name}: choose of {', '.join(names)}"
+        )
+    return {name: int((count == 0).sum()) for name, count in counts.items()}
 
 
 def model_shape(features: Features, settings: TrainSettings) -> ModelShape:
@@ -168,6 +195,7 @@ def plan_costs(
     features = choose_features(cache, settings, thinker_set=thinker_set, encoder_set=encoder_set)
     clips = divide_clips(features, cache_dir, split, partition_of=planned_partition)
     features = features.knowing(clips.ids["train"])
+    clips_without_tokens(features, clips, settings)
     shape = model_shape(features, settings)
     return training_costs(features, shape, settings), clips
 

@@ -207,6 +207,7 @@ def start_of(plan: RunPlan, done: FitState, accelerator: Accelerator) -> RunStar
         sizes=plan.clips.sizes,
         grouping=plan.clips.stored.grouping,
         split_warning=plan.clips.warning,
+        without_tokens=plan.without_tokens,
         epochs=plan.settings.epochs,
         epochs_done=len(done.curve),
         steps_done=done.partial.steps_done,
@@ -279,6 +280,7 @@ def run_metrics(plan: RunPlan, state: FitState) -> dict[str, Any]:
         "last_validation_loss": last.validation_loss,
         "persistence_validation_loss": persistence,
         "num_clips": {side: len(ids) for side, ids in plan.clips.ids.items()},
+        **({"without_tokens": dict(plan.without_tokens)} if plan.without_tokens else {}),
         **_joint_metrics(plan, state),
     }
 

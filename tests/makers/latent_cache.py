@@ -62,7 +62,7 @@ def latent_cache(tmp_path: Path) -> BuildCache:
     is added to all that lies behind the last split: latents, joints and cameras. `relabelled` labels have a
     digest of their own, as corrected ones have. Hands of the first `out_of_view` videos are known in no frame
     from the first split on. A second call of the same `name` adds sets to that cache. Only sets of `kinds`
-    are written.
+    are written. All that a `thinking` model generates is reasoning.
     """
 
     def build(
@@ -72,6 +72,7 @@ def latent_cache(tmp_path: Path) -> BuildCache:
         windows: int = 1,
         labelled: int = 0,
         with_tokens: bool = False,
+        thinking: bool = False,
         later: float = 0.0,
         later_in: Collection[str] | None = None,
         relabelled: bool = False,
@@ -90,7 +91,8 @@ def latent_cache(tmp_path: Path) -> BuildCache:
         ]
         if with_tokens:
             features = [
-                (latents, _with_tokens(states, number)) for number, (latents, states) in enumerate(features)
+                (latents, _with_tokens(states, number, thinking=thinking))
+                for number, (latents, states) in enumerate(features)
             ]
         with WriteSession(root) as session:
             session.add_clips(clips)
@@ -214,12 +216,17 @@ def _features(clip: ClipRow, number: int, windows: int, later: float) -> tuple[C
     return ClipFeatures(clip.clip_id, latents), ClipFeatures(clip.clip_id, {"pooled": pooled})
 
 
-def _with_tokens(pooled: ClipFeatures, number: int) -> ClipFeatures:
-    """Three to nine tokens that say the direction in dim 0; the last is generated, where anything was."""
+def _with_tokens(pooled: ClipFeatures, number: int, *, thinking: bool) -> ClipFeatures:
+    """Three to nine tokens that say the direction in dim 0; the last is generated, where anything was.
+
+    Of a `thinking` model it is reasoning.
+    """
     generator = torch.Generator().manual_seed(1000 + number)
     count = 3 + number % 7
     tokens = torch.randn(THINKER.levels, count, THINKER.dim, generator=generator)
     tokens[..., 0] = pooled.arrays["pooled"][0, 0, 0]
-    kinds = torch.tensor([1, 2, *[2] * (count - 3), 3 if number % 5 else 1], dtype=torch.uint8)
+    kinds = torch.tensor(
+        [1, 2, *[2] * (count - 3), (4 if thinking else 3) if number % 5 else 1], dtype=torch.uint8
+    )
     arrays = {**pooled.arrays, "tokens": tokens.half(), "token_kind": kinds}
     return ClipFeatures(pooled.clip_id, arrays, token_count=count, prompt_token_count=count - 1)

@@ -62,7 +62,7 @@ class TokenBatch:
     """Chosen tokens of some clips, packed to the front of the token axis, zeros after them."""
 
     states: Tensor
-    """`(batch, level, token, dim)`, as long as the clip that has most."""
+    """`(batch, level, token, dim)`, as long as the clip that has most, and at least one token long."""
     counts: tuple[int, ...]
     """Tokens of each clip, maybe 0."""
 
@@ -118,7 +118,7 @@ def of_kinds(states_LSD: Tensor, kind_S: Tensor, kinds: Sequence[int]) -> Tensor
 def packed(clips: Iterable[Tensor]) -> TokenBatch:
     """A batch of clips' tokens `(level, token, dim)`."""
     chosen = list(clips)
-    longest = max(states.shape[1] for states in chosen)
+    longest = max(1, *(states.shape[1] for states in chosen))
     levels, _, dim = chosen[0].shape
     packed_BLSD = torch.zeros(len(chosen), levels, longest, dim, dtype=chosen[0].dtype)
     for index, states_LSD in enumerate(chosen):

@@ -18,11 +18,14 @@ from thinkjepa.stages.data.repeated_frames import unequal_starts
 from thinkjepa.stages.data.sampling import UNSPACED
 from thinkjepa.stages.data.trajectories import Supervision
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.train.data.batches import TokenBatch, read_tokens
+from thinkjepa.stages.train.data.batches import TokenBatch, batches_in_order, read_tokens
 from thinkjepa.stages.train.data.feature_sets import choose_set, smallest
 from thinkjepa.stages.train.data.poses import ObservedPoses, TrajectoryBatch, observed_poses
 from thinkjepa.stages.train.model.config import WITHOUT_THINKER, LatentGrid, LatentTransform, ThinkerShape
 from thinkjepa.stages.train.settings import Task, TrainSettings
+
+KINDS_BATCH = 1024
+"""Clips whose tokens' kinds are read at once: four megabytes."""
 
 
 def transformed_grid(grid: LatentGrid, transform: LatentTransform) -> LatentGrid:
@@ -164,6 +167,16 @@ class Features:
         return read_tokens(
             self.cache, self.thinker.name, clip_ids, kinds=self.token_kinds, layers=self.layers or None
         )
+
+    def count_tokens(self, clip_ids: Sequence[str], kinds: Sequence[int]) -> Tensor:
+        """Tokens of these kinds of each clip, `(clip,)`."""
+        assert self.thinker is not None, "asked for a thinker's states in a run without one"
+        wanted = torch.tensor(list(kinds), dtype=torch.uint8)
+        counts = [
+            torch.isin(self.cache.read(self.thinker.name, "token_kind", batch), wanted).sum(dim=1)
+            for batch in batches_in_order(clip_ids, batch_size=KINDS_BATCH)
+        ]
+        return torch.cat(counts) if counts else torch.zeros(0, dtype=torch.int64)
 
     def of_layers(self, states_LND: Tensor) -> Tensor:
         """The levels that are read, of states `(level, ...)` of all layers that the set has."""

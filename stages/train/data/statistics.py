@@ -104,12 +104,22 @@ def thinker_statistics(
     features: Features, train_ids: Sequence[str]
 ) -> tuple[StateStatistics, StateStatistics | None]:
     """Statistics of the training clips' pooled states and of their tokens, None where none are read."""
-    batches = _sample(train_ids)
-    pooled = pooled_statistics(features.pooled(batch) for batch in batches)
+    pooled = pooled_statistics(features.pooled(batch) for batch in _sample(train_ids))
     if not features.token_kinds:
         return pooled, None
-    clip_ids = [clip_id for batch in batches for clip_id in batch][:TOKEN_CLIPS]
-    return pooled, token_statistics(features.tokens([clip_id]).states[0] for clip_id in clip_ids)
+    return pooled, token_statistics(
+        features.tokens([clip_id]).states[0] for clip_id in token_sample(features, train_ids)
+    )
+
+
+def token_sample(features: Features, train_ids: Sequence[str]) -> list[str]:
+    """The clips that token statistics are of, drawn from all that have tokens, the same in every process.
+
+    Neighbours would be clips of two or three videos: ids begin with the video's.
+    """
+    has_tokens = features.count_tokens(train_ids, features.token_kinds) > 0
+    drawn = [index for index in epoch_order(len(train_ids), seed=0, epoch=0) if has_tokens[index]]
+    return [train_ids[index] for index in sorted(drawn[:TOKEN_CLIPS])]
 
 
 def target_statistics(features: Features, train_ids: Sequence[str], *, anchor: Anchor) -> JointStatistics:

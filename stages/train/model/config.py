@@ -10,7 +10,9 @@ Shape letters, as tensors' names end in them all over `stages.train`:
     U blocks of queries and V blocks of keys, of the compiled attention kernel
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import ClassVar, Literal
 
 from pydantic.dataclasses import dataclass as pydantic_dataclass
@@ -37,6 +39,22 @@ LevelChoice = Literal["all", "last", "middle"]
 StreamChoice = Literal["both", "prompt", "generated"]
 
 PROMPT_KINDS, GENERATED_KINDS = ("text", "visual"), ("generated", "reasoning")
+
+TOKEN_PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "all": TOKEN_KINDS,
+        "prompt": PROMPT_KINDS,
+        "text": ("text",),
+        "visual": ("visual",),
+        "generated": GENERATED_KINDS,
+        "reasoning": ("reasoning",),
+        "answer": ("generated",),
+    }
+)
+"""Kinds of the cache by the names of `--cross-tokens`.
+
+Generated are all that the thinker generated, as in `--use-streams`: its reasoning, and its answer, which
+few tokens of a thinking model do not reach."""
 
 SMALLEST_HEAD_DIM = 6  # a pair of dims for each of the three axes
 
@@ -93,12 +111,11 @@ class GuidanceShape:
     @property
     def token_kinds(self) -> tuple[int, ...]:
         """Values of the cache's `token_kind` that cross-attention reads. Raises StageError for none."""
-        parts = {"all": TOKEN_KINDS, "prompt": PROMPT_KINDS, **{kind: (kind,) for kind in TOKEN_KINDS}}
         names = [name.strip() for name in self.cross_tokens.split(",")]
-        if unknown := [name for name in names if name not in parts]:
-            raise StageError(f"cross_tokens has {unknown[0]!r}, it may have {', '.join(parts)}")
-        streams = {"both": TOKEN_KINDS, "prompt": PROMPT_KINDS, "generated": GENERATED_KINDS}
-        kinds = {kind for name in names for kind in parts[name]} & set(streams[self.use_streams])
+        if unknown := [name for name in names if name not in TOKEN_PARTS]:
+            raise StageError(f"cross_tokens has {unknown[0]!r}, it may have {', '.join(TOKEN_PARTS)}")
+        stream = TOKEN_PARTS["all" if self.use_streams == "both" else self.use_streams]
+        kinds = {kind for name in names for kind in TOKEN_PARTS[name]} & set(stream)
         if not kinds:
             raise StageError(
                 f"cross_tokens {self.cross_tokens!r} has no token of the {self.use_streams} stream, to which "
@@ -233,7 +250,7 @@ class GuidanceSettings(Settings):
     cross_tokens: str = setting(
         "all",
         "Tokens that --guidance cross reads: all, or some of prompt (text and visual), text, "
-        "visual, generated, reasoning, with commas between.",
+        "visual, generated (reasoning and answer), reasoning, answer, with commas between.",
         rare=True,
     )
     drop_guidance: float = setting(

@@ -235,15 +235,19 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, states: Tensor, counts: tuple[int, ...]) -> Tensor:
-        """Read the first `counts` of `states` for `x` `(batch, token, width)`. Zeros for count 0."""
+        """Read the first `counts` of `states` for `x` `(batch, token, width)`. Zeros for count 0.
+
+        A sample without tokens reads a place of `states` in vain. All weights then have a gradient of zero,
+        which processes that share a step exchange, and not none.
+        """
         query = self._split_heads(self.query(self.norm(x)))
         key, value = self._split_heads(self.key(states)), self._split_heads(self.value(states))
         read = [
             F.scaled_dot_product_attention(
-                query[index, None], key[index, None, :, :count], value[index, None, :, :count]
+                query[index, None],
+                key[index, None, :, : max(1, count)],
+                value[index, None, :, : max(1, count)],
             )
-            if count
-            else torch.zeros_like(query[index, None])
             for index, count in enumerate(counts)
         ]
         output: Tensor = self.proj(torch.cat(read).transpose(1, 2).flatten(2))
