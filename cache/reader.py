@@ -96,8 +96,14 @@ class FeatureCache:
         return find_set(self.feature_sets, selector)
 
     def choose_set(self, kind: Kind, selectors: Sequence[str] = ()) -> FeatureSet:
-        """The one set of `kind` named by a selector (name or its beginning), or the only one there is."""
-        return choose_set(self.feature_sets, kind, tuple(selectors))
+        """The one set of `kind` named by a selector (name or its beginning), or the only filled one."""
+        filled = [item.name for item in self.filled_sets(kind)]
+        return choose_set(self.feature_sets, kind, tuple(selectors), filled=filled)
+
+    def filled_sets(self, kind: Kind) -> list[FeatureSet]:
+        """Sets of a kind with features of any clip: an extraction that failed may leave one without."""
+        of_kind = [item for item in self.feature_sets.values() if item.kind == kind]
+        return [item for item in of_kind if len(self.index(item.name).clip_ids)]
 
     def select(self, *set_names: str) -> ClipSelection:
         """Clips that have features in every named set, sorted by clip_id.

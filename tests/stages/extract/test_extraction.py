@@ -18,7 +18,8 @@ from thinkjepa.stages.data.decoding.client import VideoDecoder
 from thinkjepa.stages.data.plan import ClipSettings
 from thinkjepa.stages.extract.encoder.base import open_encoder
 from thinkjepa.stages.extract.models.weights import find_model
-from thinkjepa.stages.extract.run import ExtractReport, extract
+from thinkjepa.stages.extract.report import ExtractReport
+from thinkjepa.stages.extract.run import extract
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
 from thinkjepa.stages.extract.thinker.contract import TimedFrames
 from thinkjepa.stages.extract.thinker.hooks import HookedThinker

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,10 +18,14 @@ from thinkjepa.stages.data.decoding.client import DecodeError
 from thinkjepa.stages.data.plan import ClipSettings
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.models.pair import FrozenModel
-from thinkjepa.stages.extract.run import ExtractReport, extract
+from thinkjepa.stages.extract.remembered import remembered_settings
+from thinkjepa.stages.extract.report import ExtractReport
+from thinkjepa.stages.extract.run import extract
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
 from thinkjepa.stages.extract.work.frames import ClipDecoding
 from thinkjepa.stages.progress import NoProgress
+from thinkjepa.stages.train.data.features import choose_features
+from thinkjepa.stages.train.settings import TrainSettings
 
 CLIPS = ClipSettings(thinker_frames=4, observed_frames=4, future_frames=4, dense_fps=10, stride_s=0.5)
 Run = Callable[..., ExtractReport]
@@ -57,13 +63,16 @@ def run(videos: Path, tmp_path: Path, tiny_models: Path) -> Run:
     models = ModelSettings(
         thinker=str(tiny_models / "thinker"), encoder=str(tiny_models / "encoder"), dtype="float32"
     )
+    model_names = {field.name for field in fields(ModelSettings)}
 
-    def run(folder: Path = videos, progress: Any = None, **execution: Any) -> ExtractReport:
+    def run(folder: Path = videos, progress: Any = None, **changes: Any) -> ExtractReport:
+        of_models = {name: changes.pop(name) for name in model_names & changes.keys()}
+        execution = changes
         return extract(
             folder,
             tmp_path / "cache",
             clips=CLIPS,
-            models=models,
+            models=replace(models, **of_models),
             execution=ExecutionSettings(**execution),
             progress=progress or NoProgress(),
         )
@@ -188,7 +197,7 @@ def test_what_the_thinker_will_refuse_is_told_before_the_models_are_loaded(
             order.append(text)
 
     report = run(tmp_path / "wide", Noting())
-    planning, warning, loading, extracting = order
+    planning, *of_the_plan, warning, loading, extracting = order[order.index("planning") :]
     assert (planning, extracting) == ("planning", "extracting")
     assert warning.startswith(f"warning: {report.clips} clips of 3232x16 px will fail")
     assert "aspect ratio" in warning
@@ -197,7 +206,7 @@ def test_what_the_thinker_will_refuse_is_told_before_the_models_are_loaded(
     assert [failure.stage for failure in report.failures] == ["thinker"] * report.clips
     order.clear()
     assert run(tmp_path / "wide", Noting()).failed_before == report.clips
-    assert order == ["planning"]  # nothing is left to do, so nothing is loaded
+    assert order == ["planning", *of_the_plan]  # nothing is left to do, so nothing is loaded
     info = cache_info(tmp_path / "cache")
     failed = {
         item["kind"]: [failure["stage"] for failure in item["failures"]] for item in info["feature_sets"]
@@ -207,3 +216,31 @@ def test_what_the_thinker_will_refuse_is_told_before_the_models_are_loaded(
     assert f"{report.clips} clips failed in this set:" in text
     assert text.count("'wide.mp4'") == report.clips  # each once, at the set that lacks it
     assert " failures at the settings" not in text
+
+
+def test_a_failed_extraction_is_no_default_of_what_follows(
+    run: Run, broken: set[str], tiny_models: Path, tmp_path: Path
+) -> None:
+    """Neither settings nor sets without a clip are taken where nothing is named."""
+    cache = tmp_path / "cache"
+    unloadable = shutil.copytree(tiny_models / "thinker", tmp_path / "unloadable")
+    config = json.loads((unloadable / "config.json").read_text())
+    config["text_config"]["intermediate_size"] += 8
+    (unloadable / "config.json").write_text(json.dumps(config))
+    with pytest.raises(StageError, match="cannot be loaded"):
+        run(thinker=str(unloadable), prompt="Which hand?")
+    assert remembered_settings(cache) == {}
+    broken |= {f"{name}.mp4" for name in "abcdefg"}
+    assert run().extracted == 0
+    assert remembered_settings(cache) == {}
+    broken.clear()
+    done = run(retry_failed=True)
+    assert done.extracted == done.clips
+    assert remembered_settings(cache)["models"]["prompt"] == "Describe this video."
+    opened = FeatureCache.open(cache)
+    assert len(opened.feature_sets) > 2
+    assert opened.choose_set("thinker").name == done.thinker_set
+    assert choose_features(opened, TrainSettings()).thinker is opened.feature_sets[done.thinker_set]
+    assert ": no features yet, so no default" in describe_info(cache_info(cache))
+    (cache / "extraction.json").unlink()
+    assert remembered_settings(cache)["models"]["prompt"] == "Describe this video."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -79,9 +80,13 @@ def test_ctrl_c_says_how_to_go_on_and_loses_nothing(
     assert run.returncode == 130
     assert "run the same command again to continue" in stderr
     assert "failed" not in stderr
+    told = re.search(r"stopped: (\d+) of (\d+) clips are in '(.+)'; the same command continues", stderr)
+    assert told is not None, stderr
     again = run_extract(videos, cache_dir)
     assert again.status == 0
     assert again.json["already_there"] > 0  # what the first run kept in shards that it did not finish
+    kept = (again.json["already_there"], again.json["clips"], str(cache_dir))
+    assert (int(told[1]), int(told[2]), told[3]) == kept
     assert tree_digest(cache_dir) == tree_digest(extracted)
 
 

@@ -17,7 +17,8 @@ from thinkjepa.stages.data.decoding.client import VideoDecoder
 from thinkjepa.stages.data.plan import ClipSettings
 from thinkjepa.stages.data.sampling import UNSPACED, Frames, Times
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.extract.run import ExtractReport, extract
+from thinkjepa.stages.extract.report import ExtractReport
+from thinkjepa.stages.extract.run import extract
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
 from thinkjepa.stages.predict.frames import SplitChoice, choose_frames
 from thinkjepa.stages.progress import NoProgress

@@ -17,7 +17,8 @@ from thinkjepa.stages.data.plan import ClipSettings, PlannedFolder, plan_folder
 from thinkjepa.stages.data.videos import find_videos
 from thinkjepa.stages.extract.encoder.base import VideoEncoder
 from thinkjepa.stages.extract.models.pair import FrozenModels
-from thinkjepa.stages.extract.run import ExtractReport, extract
+from thinkjepa.stages.extract.report import ExtractReport
+from thinkjepa.stages.extract.run import extract
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
 from thinkjepa.stages.extract.thinker.hooks import HookedThinker
 from thinkjepa.stages.extract.work import frames as clip_frames
