@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from thinkjepa.stages.train.events import EpochEnds, RunStarts
 
 
+SELECTED_BY = {"joints": "distance of joints", "latents": "latent error", "loss": "loss"}
+"""Words for the figure that chooses the best epoch, for each value of `--select-by`."""
+
+
 def describe_costs(costs: dict[str, Any]) -> str:
     """Needs of a run, in a few lines."""
     parts = ", ".join(f"{number / 1e6:.2f} M {part}" for part, number in costs["parameters"].items())
@@ -54,7 +58,8 @@ def describe_start(start: RunStarts) -> str:
         *hands,
         f"device           {start.device}, {processes}{counted(start.threads, 'thread')}, about {memory}",
         describe_split(start.sizes, grouping=start.grouping),
-        f"training         {counted(start.epochs, 'epoch')} of {counted(start.steps_per_epoch, 'step')}",
+        f"training         {counted(start.epochs, 'epoch')} of {counted(start.steps_per_epoch, 'step')}, the "
+        f"best by the validation clips' {SELECTED_BY[start.select_by]} is kept",
     ]
     if any(start.without_tokens.values()):
         counts = ", ".join(f"{number} {side}" for side, number in start.without_tokens.items())
@@ -75,6 +80,8 @@ def describe_epoch(end: EpochEnds) -> str:
     ]
     if losses.validation_distance_m is not None:
         parts.append(f"joints {1000 * losses.validation_distance_m:.1f} mm")
+    if losses.latent_gradient is not None and losses.joint_gradient is not None:
+        parts.append(f"gradients {losses.latent_gradient:.2g} latents {losses.joint_gradient:.2g} joints")
     return ", ".join(parts)
 
 
@@ -84,7 +91,8 @@ def describe_metrics(out: Path, metrics: dict[str, Any], *, was_finished: bool =
     latent_error = metrics["validation_latent_error"]
     already = "already finished, nothing was trained: " if was_finished else ""
     lines = [
-        f"{out}: {already}best epoch {metrics['best_epoch']} of {metrics['epochs']} (clips: {clips})",
+        f"{out}: {already}best epoch {metrics['best_epoch']} of {metrics['epochs']} by "
+        f"{SELECTED_BY[metrics.get('select_by', 'loss')]} (clips: {clips})",
         f"  validation latent MSE {latent_error:.5f}, "
         f"latent persistence {metrics['persistence_validation_loss']:.5f}",
     ]

@@ -37,6 +37,8 @@ class RunStarts:
     without_tokens: Mapping[SplitName, int]
     """Clips of each split without a token that cross-attention reads. Empty where it reads none."""
     epochs: int
+    select_by: str
+    """Figure of the validation clips by which the best epoch is kept."""
     epochs_done: int
     steps_done: int
     steps_per_epoch: int
@@ -44,7 +46,7 @@ class RunStarts:
 
 @dataclass(frozen=True, slots=True)
 class EpochEnds:
-    """An epoch is trained and validated. `best`: of lowest validation loss so far."""
+    """An epoch is trained and validated. `best`: by `--select-by`, of all so far."""
 
     losses: EpochLosses
     epochs: int

@@ -29,11 +29,11 @@ from thinkjepa.stages.train.data.feature_sets import set_record
 from thinkjepa.stages.train.data.features import Features, choose_features
 from thinkjepa.stages.train.init_from import WarmStart
 from thinkjepa.stages.train.model.config import TOKEN_PARTS, HeadShape, ModelShape
-from thinkjepa.stages.train.settings import TrainSettings
+from thinkjepa.stages.train.settings import SelectBy, TrainSettings
 
 RUN_SCHEMA = "thinkjepa.run.v1"
 LIBRARIES = ("thinkjepa", "torch", "accelerate", "safetensors", "numpy", "zarr")
-MOVABLE: Mapping[str, Any] = {"cache": None, "checkpoint": None}
+MOVABLE: Mapping[str, Any] = {"cache": None, "checkpoint": None, "selection": None}
 """Fields of `run.json` in which records of one run may differ, emptied: a cache may have moved."""
 MOST_CAUSES = 6
 """Differences that a refusal names, as one changed preset changes a dozen settings."""
@@ -198,6 +198,23 @@ def plan_costs(
     clips_without_tokens(features, clips, settings)
     shape = model_shape(features, settings)
     return training_costs(features, shape, settings), clips
+
+
+def selecting_figure(settings: TrainSettings, features: Features, validation_ids: Sequence[str]) -> SelectBy:
+    """The figure by which the best epoch is chosen. Raises StageError for joints that are not known."""
+    if settings.select_by not in ("auto", "joints"):
+        return settings.select_by
+    has_joints = features.supervision is not None and any(
+        features.trajectories([clip_id], torch.device("cpu")).counted.any() for clip_id in validation_ids
+    )
+    if settings.select_by == "auto":
+        return "joints" if has_joints and settings.trajectory_weight else "latents"
+    if not has_joints:
+        raise StageError(
+            "--select-by joints: no validation clip has a labelled joint that is seen before the split; use "
+            "--select-by latents, or label validation videos"
+        )
+    return "joints"
 
 
 def used_labels(features: Features) -> str:

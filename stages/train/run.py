@@ -41,6 +41,7 @@ from thinkjepa.stages.train.plan import (
     plan_run,
     run_differences,
     same_run,
+    selecting_figure,
 )
 from thinkjepa.stages.train.randomness import repeatable_kernels
 from thinkjepa.stages.train.settings import TrainSettings
@@ -102,7 +103,8 @@ def train(
         )
         with accelerator.main_process_first():  # one process makes the split, the others read it
             clips = divide_clips(features, cache_dir, split or SplitRule())
-        processes = accelerator.num_processes
+        chosen = selecting_figure(settings, features, clips.ids["validation"])
+        settings, processes = replace(settings, select_by=chosen), accelerator.num_processes
         plan = plan_run(cache_dir, settings, features, clips, num_processes=processes, warm_start=warm_start)
         with only_writer(accelerator, out_dir, on_wait=on_wait):
             if (metrics := finished_metrics(out_dir, plan)) is not None:
@@ -209,6 +211,7 @@ def start_of(plan: RunPlan, done: FitState, accelerator: Accelerator) -> RunStar
         split_warning=plan.clips.warning,
         without_tokens=plan.without_tokens,
         epochs=plan.settings.epochs,
+        select_by=plan.settings.select_by,
         epochs_done=len(done.curve),
         steps_done=done.partial.steps_done,
         steps_per_epoch=-(-len(train_ids) // batch_size),
@@ -275,6 +278,7 @@ def run_metrics(plan: RunPlan, state: FitState) -> dict[str, Any]:
         "validation_loss": best.validation_loss,
         "validation_latent_error": best.validation_latent_error,
         "best_epoch": best.epoch,
+        "select_by": state.select_by,
         "epochs": last.epoch,
         "last_train_loss": last.train_loss,
         "last_validation_loss": last.validation_loss,
@@ -301,7 +305,8 @@ def _joint_metrics(plan: RunPlan, state: FitState) -> dict[str, Any]:
 def write_run(out_dir: Path, plan: RunPlan, state: FitState, metrics: Mapping[str, Any]) -> None:
     """Write all files of a run; `run.json` last, so that the other files are never older than it."""
     checkpoint = save_weights(out_dir, state.best_weights)
-    write_curve(out_dir, state.curve, persistence_loss=metrics["persistence_validation_loss"])
+    write_curve(out_dir, state, persistence_loss=metrics["persistence_validation_loss"])
     write_json(out_dir / "split.json", plan.clips.to_json())
     write_json(out_dir / "metrics.json", metrics)
-    write_json(out_dir / "run.json", {**plan.record, "checkpoint": asdict(checkpoint)})
+    best = {"by": state.select_by, "value": state.selected(state.best), "epoch": state.best.epoch}
+    write_json(out_dir / "run.json", {**plan.record, "selection": best, "checkpoint": asdict(checkpoint)})

@@ -111,6 +111,8 @@ class LossSettings(Settings):
 
 Task = Literal["auto", "latent", "trajectory"]
 
+SelectBy = Literal["auto", "joints", "latents", "loss"]
+
 Precision = Literal["fp32", "bf16"]
 
 Preset = Literal["default", "paper", "release"]
@@ -202,6 +204,12 @@ class TrainSettings(PredictorSettings, GuidanceSettings, LossSettings, Optimizer
         "auto",
         "What is predicted: latent (the future window's), trajectory (hand joints too, read off "
         "them), or auto (trajectory where clips have labels).",
+    )
+    select_by: SelectBy = setting(
+        "auto",
+        "Figure of the validation clips by which the kept epoch is the best: joints (mean distance, "
+        "metres), latents (mean squared error), loss (the weighted sum that is trained), or auto "
+        "(joints where they are trained, else latents).",
     )
     joints: str = setting("auto", JOINTS_HELP, rare=True)
     anchor: Anchor = setting(

@@ -111,6 +111,11 @@ class TrajectoryBatch:
         """`(batch, joint)`: 1 where a joint is known at any observed frame, else 0."""
         return self.poses.last_known
 
+    @property
+    def counted(self) -> Tensor:
+        """Labelled joint-frames of joints that were seen before, `(batch, step, frame, joint)` bool."""
+        return (self.future_confidence > 0) & (self.last_known > 0)[:, None, None]
+
     def to(self, device: torch.device) -> "TrajectoryBatch":
         """The same joints on `device`."""
         return TrajectoryBatch(

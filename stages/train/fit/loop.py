@@ -32,7 +32,9 @@ from thinkjepa.stages.train.events import EpochEnds, Report, report_nothing
 from thinkjepa.stages.train.fit.losses import (
     COLUMNS,
     DISTANCE_M,
+    JOINT_PART,
     LATENT_MSE,
+    LATENT_PART,
     LOSS,
     WITH_DISTANCE,
     latent_mse,
@@ -85,7 +87,7 @@ class Trainer:
     def losses(
         self, batch: tuple[str, ...], stored: Iterator[Batch], step: Step | None = None
     ) -> Iterator[Tensor]:
-        """Weighted per-sample losses `(clip, 4)` of this process' clips, micro-batch by micro-batch.
+        """Weighted per-sample losses `(clip, column)` of this process' clips, micro-batch by micro-batch.
 
         `stored` yields the features of the micro-batches. `step` is given in training, where guidance may be
         dropped.
@@ -158,7 +160,8 @@ def fit(
     """
     optimizer = make_optimizer(model, settings)
     wrapped, wrapped_optimizer = accelerator.prepare(model, optimizer)
-    state = resume.load(model, optimizer)  # after prepare, which moved the parameters to their device
+    found = resume.load(model, optimizer)  # after prepare, which moved the parameters to their device
+    state = replace(found, select_by=settings.select_by)
     trainer = Trainer(wrapped, wrapped_optimizer, features, accelerator, settings)
 
     def save(state: FitState) -> None:
@@ -177,8 +180,9 @@ def fit(
             batches = training_batches(
                 train_ids, batch_size=settings.batch_size, seed=settings.seed, epoch=epoch
             )
-            train_loss = train_epoch(trainer, batches, state, progress=after_step, save=save, stop=stop)
-            losses = epoch_losses(trainer, epoch, train_loss, validation_losses(trainer, validation_ids))
+            done = train_epoch(trainer, batches, state, progress=after_step, save=save, stop=stop)
+            validation = validation_losses(trainer, validation_ids)
+            losses = epoch_losses(epoch, done, validation, num_clips=len(train_ids))
             log_epoch(accelerator, step=epoch * len(batches), losses=losses)
             state = state.after(losses, model)
             save(state)
@@ -196,38 +200,43 @@ def train_epoch(
     progress: TrainProgress,
     save: Callable[[FitState], None],
     stop: threading.Event,
-) -> float:
-    """Train the rest of the epoch after `state`. Returns the mean of its clips' losses, each at its own step.
+) -> PartialEpoch:
+    """Train the rest of the epoch after `state`. Returns what it came to, each clip's loss at its own step.
 
     Saves every `save_every_s`, and before SystemExit where `stop` is set.
     """
     trainer.model.train()
-    epoch, (steps_done, total) = len(state.curve) + 1, state.partial
-    saved_s = time.monotonic()
-    with closing(trainer.stored(batches[steps_done:])) as stored:
-        for number, batch in enumerate(batches[steps_done:], start=steps_done + 1):
+    epoch, done = len(state.curve) + 1, state.partial
+    saved_s, left = time.monotonic(), batches[done.steps_done :]
+    with closing(trainer.stored(left)) as stored:
+        for number, batch in enumerate(left, start=done.steps_done + 1):
             step = Step(epoch, number, steps_per_epoch=len(batches))
-            loss = train_step(trainer, batch, stored, step)
-            total += loss * len(batch)
+            loss, gradients = train_step(trainer, batch, stored, step)
+            total = done.total_loss + loss * len(batch)
+            done = PartialEpoch(number, total, *(gradients or done[2:]))
             log_step(trainer.accelerator, trainer.optimizer, step=step.done + 1, loss=loss)
             progress(epoch=epoch, step=number, total_steps=len(batches), loss=loss)
             if stop.is_set() or time.monotonic() - saved_s >= trainer.settings.save_every_s:
-                save(replace(state, partial=PartialEpoch(number, total)))
+                save(replace(state, partial=done))
                 saved_s = time.monotonic()
             if stop.is_set():
                 raise SystemExit(EXIT_TERMINATED)
-    return total / sum(len(batch) for batch in batches)
+    return done
 
 
-def train_step(trainer: Trainer, batch: tuple[str, ...], stored: Iterator[Batch], step: Step) -> float:
-    """One optimizer step on a global batch. Returns the batch's mean loss.
+def train_step(
+    trainer: Trainer, batch: tuple[str, ...], stored: Iterator[Batch], step: Step
+) -> tuple[float, tuple[float, float | None] | None]:
+    """One optimizer step on a global batch. Returns its mean loss and, at an epoch's first step, gradients.
 
     Processes average their gradients, so each scales its sum of losses by processes / clips of the batch.
     """
     accelerator = trainer.accelerator
-    totals = torch.zeros(len(COLUMNS), device=accelerator.device)
+    totals, gradients = torch.zeros(len(COLUMNS), device=accelerator.device), None
     trainer.optimizer.zero_grad(set_to_none=True)
     for losses in trainer.losses(batch, stored, step):
+        if step.number == 1 and gradients is None:
+            gradients = gradient_norms(trainer, losses)
         accelerator.backward(losses[:, LOSS].sum() * (accelerator.num_processes / len(batch)))
         totals += losses.detach().sum(dim=0)
     loss = float(trainer.finite_means(totals, batch)[LOSS])
@@ -235,7 +244,24 @@ def train_step(trainer: Trainer, batch: tuple[str, ...], stored: Iterator[Batch]
         accelerator.clip_grad_norm_(trainer.model.parameters(), trainer.settings.clip_norm)
     set_rates(trainer.optimizer, trainer.settings, step)
     trainer.optimizer.step()
-    return loss
+    return loss, gradients
+
+
+def gradient_norms(trainer: Trainer, losses: Tensor) -> tuple[float, float | None]:
+    """Norms of the gradients of the latents' and the joints' part of these clips' mean loss.
+
+    They are taken over the forecaster's parameters, which both parts train. The joints' is None without a
+    head. `losses` can be propagated back once more.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    parameters = [parameter for parameter in model.forecaster.parameters() if parameter.requires_grad]
+
+    def norm(column: int) -> float:
+        part = losses[:, column].mean()
+        found = torch.autograd.grad(part, parameters, retain_graph=True, allow_unused=True)
+        return float(torch.nn.utils.get_total_norm([gradient for gradient in found if gradient is not None]))
+
+    return norm(LATENT_PART), None if model.head is None else norm(JOINT_PART)
 
 
 @torch.no_grad()
@@ -269,15 +295,16 @@ def untrained_loss(
     return float(validation_losses(Trainer(model, idle, features, accelerator, settings), clip_ids)[LOSS])
 
 
-def epoch_losses(trainer: Trainer, epoch: int, train_loss: float, validation: Tensor) -> EpochLosses:
-    """The learning curve's point after an epoch, from the validation clips' mean losses."""
-    with_joints = bool(validation[WITH_DISTANCE])
+def epoch_losses(epoch: int, done: PartialEpoch, validation: Tensor, *, num_clips: int) -> EpochLosses:
+    """The learning curve's point after an epoch on `num_clips`, from the validation clips' mean losses."""
     return EpochLosses(
         epoch=epoch,
-        train_loss=train_loss,
+        train_loss=done.total_loss / num_clips,
         validation_loss=float(validation[LOSS]),
         validation_latent_error=float(validation[LATENT_MSE]),
-        validation_distance_m=float(validation[DISTANCE_M]) if with_joints else None,
+        validation_distance_m=float(validation[DISTANCE_M]) if validation[WITH_DISTANCE] else None,
+        latent_gradient=done.latent_gradient,
+        joint_gradient=done.joint_gradient,
     )
 
 

@@ -13,18 +13,22 @@ from thinkjepa.stages.train.data.features import Batch
 from thinkjepa.stages.train.model.forecast import Forecast
 from thinkjepa.stages.train.settings import LatentLoss, TrainSettings
 
-COLUMNS = range(4)
-LOSS, LATENT_MSE, DISTANCE_M, WITH_DISTANCE = COLUMNS
-"""Columns of per-sample losses. `WITH_DISTANCE` is 1 for a clip whose distance is known, else 0."""
+COLUMNS = range(6)
+LOSS, LATENT_MSE, DISTANCE_M, WITH_DISTANCE, LATENT_PART, JOINT_PART = COLUMNS
+"""Columns of per-sample losses. `WITH_DISTANCE` is 1 for a clip whose distance is known, else 0.
+
+The weighted parts of latents and joints make up the loss.
+"""
 
 
 def per_sample_losses(
     forecast: Forecast, clips: Batch, settings: TrainSettings, *, unit_m: Tensor | None = None
 ) -> Tensor:
-    """Each clip's loss, latent mean squared error, joints' distance (m), and whether it has one: `(clip, 4)`.
+    """Each clip's loss, the errors that are reported, and the parts of the loss: `(clip, column)`.
 
-    Without a head, or a joint that counts, the last two are 0 and the loss has no joints' part. `unit_m`
-    `(joint, 1)` is the joints' unit in the loss.
+    The joints' distance is the evaluation's ADE in metres: the mean over labelled joint-frames of joints that
+    were seen in the observed window. Without one, or without a head, it is 0 and so is `WITH_DISTANCE`.
+    `unit_m` `(joint, 1)` is the joints' unit in the loss.
     """
     loss = latent_loss(forecast.latents, clips.future, settings.latent_loss)
     if forecast.next_steps is not None:
@@ -34,16 +38,18 @@ def per_sample_losses(
     loss = settings.latent_weight * loss
     mse = latent_mse(forecast.latents.detach(), clips.future.detach())
     if forecast.joints_m is None or clips.trajectory is None:
-        without = torch.zeros_like(mse)
-        return torch.stack((loss, mse, without, without), dim=1)
+        none = torch.zeros_like(mse)
+        return torch.stack((loss, mse, none, none, loss, none), dim=1)
     target = clips.trajectory
     confidence = target.future_confidence
     if settings.anchor == "last_pose":  # without a last pose, no displacement is known
         confidence = confidence * target.last_known[:, None, None]
     joints = trajectory_error(forecast.joints_m, target.future_m, confidence, unit_m=unit_m)
-    distance_m = joint_distance(forecast.joints_m.detach(), target.future_m.detach(), confidence)
-    with_distance = (confidence > 0).flatten(1).any(dim=1).to(mse.dtype)
-    return torch.stack((loss + settings.trajectory_weight * joints, mse, distance_m, with_distance), dim=1)
+    joints = settings.trajectory_weight * joints
+    counted = target.counted.float()
+    distance_m = joint_distance(forecast.joints_m.detach(), target.future_m.detach(), counted)
+    with_distance = counted.flatten(1).amax(dim=1)
+    return torch.stack((loss + joints, mse, distance_m, with_distance, loss, joints), dim=1)
 
 
 def latent_mse(predicted: Tensor, future: Tensor) -> Tensor:

@@ -32,6 +32,8 @@ class EpochLosses:
 
     The loss is the weighted sum that is minimized. The other columns are the latents' mean
     squared error and, where trajectories are predicted, the joints' mean distance in metres.
+    Gradients are norms, over the forecaster's parameters, of the gradient of each part of the loss
+    on the first clips of the epoch.
     """
 
     epoch: int
@@ -39,13 +41,28 @@ class EpochLosses:
     validation_loss: float
     validation_latent_error: float
     validation_distance_m: float | None = None
+    latent_gradient: float | None = None
+    joint_gradient: float | None = None
+
+
+SELECTED: Mapping[str, str] = {
+    "joints": "validation_distance_m",
+    "latents": "validation_latent_error",
+    "loss": "validation_loss",
+}
+"""The figure of an epoch by which each value of `--select-by` chooses. Lower is better."""
 
 
 class PartialEpoch(NamedTuple):
-    """Progress within the epoch after the curve: steps done, and the sum of their clips' losses."""
+    """Progress within the epoch after the curve: steps done, the sum of their clips' losses, gradients.
+
+    Gradients are those of `EpochLosses`, None before the first step and where no joints are trained.
+    """
 
     steps_done: int = 0
     total_loss: float = 0.0
+    latent_gradient: float | None = None
+    joint_gradient: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +72,24 @@ class FitState:
     curve: tuple[EpochLosses, ...] = ()
     best_weights: Mapping[str, Tensor] = field(default_factory=dict)
     partial: PartialEpoch = field(default_factory=PartialEpoch)
+    select_by: str = "loss"
+    """A key of `SELECTED`."""
 
     @property
     def best(self) -> EpochLosses:
-        """The epoch of lowest validation loss, the first of equals."""
-        return min(self.curve, key=lambda losses: losses.validation_loss)
+        """The epoch that is best on validation, the first of equals."""
+        return min(self.curve, key=self.selected)
+
+    def selected(self, losses: EpochLosses) -> float:
+        """The figure of an epoch by which the best one is chosen."""
+        return float(getattr(losses, SELECTED[self.select_by]))
 
     def after(self, losses: EpochLosses, model: nn.Module) -> "FitState":
         """The state after one more epoch, which left `model` as it is."""
-        if self.curve and losses.validation_loss >= self.best.validation_loss:
-            return FitState((*self.curve, losses), self.best_weights)
-        weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-        return FitState((*self.curve, losses), weights)
+        weights = self.best_weights
+        if not self.curve or self.selected(losses) < self.selected(self.best):
+            weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+        return FitState((*self.curve, losses), weights, select_by=self.select_by)
 
 
 DIGEST_HEX = 12

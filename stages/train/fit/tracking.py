@@ -94,6 +94,13 @@ def log_epoch(accelerator: Accelerator, *, step: int, losses: EpochLosses) -> No
 
 LEGEND_IN = 0.4
 
+LOWEST = {
+    "joints": "validation distance of joints",
+    "latents": "validation latent error",
+    "loss": "validation loss",
+}
+"""The figure of the best epoch, in words, for each value of `--select-by`."""
+
 LOG_FROM = 4.0
 """Ratio of the largest to the smallest value from which a logarithmic axis shows more than a linear one."""
 
@@ -101,13 +108,13 @@ DOTS_UP_TO = 30
 """Epochs up to which each is a dot, too: a line through one of them alone would be invisible."""
 
 
-def write_curve(run_dir: Path, curve: Sequence[EpochLosses], *, persistence_loss: float) -> None:
-    """Write `curve.csv` (a column for each of EpochLosses) and `curve.png`.
+def write_curve(run_dir: Path, state: FitState, *, persistence_loss: float) -> None:
+    """Write `curve.csv` (a column for each of EpochLosses) and `curve.png`, the best epoch marked.
 
     `persistence_loss` is latent persistence's error, drawn with the validation latent error.
     """
-    replace_file(run_dir / "curve.csv", _table(curve).encode())
-    replace_file(run_dir / "curve.png", _picture(curve, persistence_loss))
+    replace_file(run_dir / "curve.csv", _table(state.curve).encode())
+    replace_file(run_dir / "curve.png", _picture(state, persistence_loss))
 
 
 def _table(curve: Sequence[EpochLosses]) -> str:
@@ -118,8 +125,9 @@ def _table(curve: Sequence[EpochLosses]) -> str:
     return text.getvalue()
 
 
-def _picture(curve: Sequence[EpochLosses], persistence_loss: float) -> bytes:
+def _picture(state: FitState, persistence_loss: float) -> bytes:
     """A panel of the loss, of the latents' error where that is not the loss, and of the joints' distance."""
+    curve = state.curve
     training = [point.train_loss for point in curve]
     losses = [point.validation_loss for point in curve]
     latents = [point.validation_latent_error for point in curve]
@@ -130,13 +138,13 @@ def _picture(curve: Sequence[EpochLosses], persistence_loss: float) -> bytes:
     with picture_style():
         figure = new_figure(PANEL_IN[0] * max(panels, 1.4), PANEL_IN[1] + LEGEND_IN)
         loss, *others = figure.subplots(1, panels, squeeze=False).flat
-        _draw(loss, curve, losses, more=(training,))
+        _draw(loss, state, losses, more=(training,))
         loss.set_ylabel("loss (weighted sum of errors)" if apart else "latent mean squared error (loss)")
         if apart:
-            _draw(others[0], curve, latents, more=())
+            _draw(others[0], state, latents, more=())
             others[0].set_ylabel("latent mean squared error")
         if with_joints:
-            _draw(others[-1], curve, joints_mm, more=())
+            _draw(others[-1], state, joints_mm, more=())
             others[-1].set_ylabel("mean distance of joints (mm)")
         with_persistence = others[0] if apart else loss
         with_persistence.axhline(
@@ -148,16 +156,16 @@ def _picture(curve: Sequence[EpochLosses], persistence_loss: float) -> bytes:
 
 
 def _draw(
-    axes: Axes, curve: Sequence[EpochLosses], validation: Sequence[float], *, more: Sequence[Sequence[float]]
+    axes: Axes, state: FitState, validation: Sequence[float], *, more: Sequence[Sequence[float]]
 ) -> None:
     """Validation values by epoch with the best epoch marked, and the values in training that `more` has."""
-    best = FitState(tuple(curve)).best
+    curve, best = state.curve, state.best
     epochs = [point.epoch for point in curve]
     dots: dict[str, Any] = {"marker": "o", "markersize": 2.5} if len(curve) <= DOTS_UP_TO else {}
     for values in more:
         axes.plot(epochs, values, label="training", **{**TRAINING, **dots})
     axes.plot(epochs, validation, label="validation", **{**VALIDATION, **dots})
-    label = f"best epoch, {best.epoch} (lowest validation loss)"
+    label = f"best epoch, {best.epoch} (lowest {LOWEST[state.select_by]})"
     axes.plot(best.epoch, validation[epochs.index(best.epoch)], label=label, clip_on=False, **BEST)
     axes.set_xlabel("epoch")
     margin = min(0.5, 0.05 * (epochs[-1] - epochs[0])) or 0.5

@@ -81,6 +81,7 @@ START = RunStarts(
     labels_warning="",
     split_warning="warning: [far] off",
     epochs=10,
+    select_by="joints",
     epochs_done=0,
     steps_done=0,
     steps_per_epoch=2,
@@ -98,7 +99,7 @@ def test_a_training_begins_with_what_it_is_about() -> None:
         "  train             12    50 %       6       2",
         "  validation         6    25 %       3       1",
         "  test               6    25 %       3       1",
-        "training         10 epochs of 2 steps",
+        "training         10 epochs of 2 steps, the best by the validation clips' distance of joints is kept",
         "continues        after epoch 3, step 1 of the next",
         "warning: [far] off",
     ]
@@ -160,9 +161,12 @@ def test_an_epoch_is_a_line_of_mean_losses() -> None:
     with TrainingBar(console) as bar:
         bar.report(EpochEnds(EpochLosses(7, 0.5, 0.25, 0.25, 0.0613), epochs=10, best=True))
         bar.report(EpochEnds(EpochLosses(8, 0.5, 0.75, 0.75), epochs=10, best=False))
+        bar.report(EpochEnds(EpochLosses(9, 0.5, 0.75, 0.75, 0.05, 0.1234, 2e-4), epochs=10, best=False))
     assert written.getvalue().splitlines() == [
         "epoch  7/10: loss 0.50000 training, 0.25000 validation (best so far), joints 61.3 mm",
         "epoch  8/10: loss 0.50000 training, 0.75000 validation",
+        "epoch  9/10: loss 0.50000 training, 0.75000 validation, joints 50.0 mm, "
+        "gradients 0.12 latents 0.0002 joints",
     ]
 
 

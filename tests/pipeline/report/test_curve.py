@@ -12,7 +12,7 @@ from PIL import Image
 
 from thinkjepa.stages.picture_style import DPI
 from thinkjepa.stages.train.fit import tracking as curves
-from thinkjepa.stages.train.fit.state import EpochLosses
+from thinkjepa.stages.train.fit.state import EpochLosses, FitState
 from thinkjepa.stages.train.fit.tracking import write_curve
 
 LATENTS = [EpochLosses(1, 0.9, 0.8, 0.8), EpochLosses(2, 0.5, 0.4, 0.4), EpochLosses(3, 0.2, 0.6, 0.6)]
@@ -20,13 +20,17 @@ HANDS = [EpochLosses(1, 0.9, 0.8, 0.7, 0.1), EpochLosses(2, 0.5, 0.4, 0.3, 0.2)]
 
 
 def drawn(
-    folder: Path, curve: Sequence[EpochLosses], monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    curve: Sequence[EpochLosses],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    select_by: str = "loss",
 ) -> tuple[Figure, tuple[int, int]]:
     """The figure, and width and height of its file in pixels."""
     figures: list[Figure] = []
     new_figure = curves.new_figure
     monkeypatch.setattr(curves, "new_figure", lambda *size: figures.append(new_figure(*size)) or figures[-1])
-    write_curve(folder, curve, persistence_loss=0.45)
+    write_curve(folder, FitState(tuple(curve), select_by=select_by), persistence_loss=0.45)
     return figures[0], Image.open(io.BytesIO((folder / "curve.png").read_bytes())).size
 
 
@@ -41,6 +45,16 @@ def test_the_best_epoch_is_marked_in_every_panel(tmp_path: Path, monkeypatch: py
         "latent mean squared error",
         "mean distance of joints (mm)",
     ]
+
+
+def test_the_marked_epoch_is_the_best_by_the_figure_that_chose_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The joints are nearest after the first epoch, where loss and latents are not at their lowest."""
+    figure, _ = drawn(tmp_path, HANDS, monkeypatch, select_by="joints")
+    (star,) = (line for line in figure.axes[-1].lines if str(line.get_label()).startswith("best"))
+    assert star.get_xydata().tolist() == [[1.0, 100.0]]  # type: ignore[union-attr]
+    assert star.get_label() == "best epoch, 1 (lowest validation distance of joints)"
 
 
 def test_latents_that_are_the_loss_need_no_panel_of_their_own(

@@ -58,6 +58,7 @@ CASES: dict[str, tuple[object, ...]] = {
     "preset": ("paper", "release"),
     "variant": ("jepa", "vlm"),
     "task": ("latent", "trajectory"),
+    "select_by": ("joints", "latents", "loss"),
     "joints": ("keypoints", "all", "rightHand,rightThumbTip"),
     "anchor": ("last_pose",),
     "head_width": (32,),
@@ -114,7 +115,11 @@ BESIDE: dict[str, dict[str, object]] = {
 CHANGES_NO_NUMBER = ("attention_kernel", "clips_per_forward", "device", "save_every_s", "threads", "tracker")
 """Settings that say how, not what: the same validation loss, up to the order of sums."""
 
-AS_THE_DEFAULT = (("task", "trajectory"), ("joints", "all"))
+AS_THE_DEFAULT = (
+    ("task", "trajectory"),
+    ("joints", "all"),
+    *(("select_by", figure) for figure in ("joints", "latents", "loss")),  # of one epoch
+)
 """Values that the default comes to on clips with labels."""
 
 Train = Callable[..., dict[str, Any]]

@@ -98,9 +98,11 @@ def test_a_clips_loss_is_the_weighted_sum(settings: dict[str, Any], by_hand: flo
     forecast, clips = forecast_and_clips()
     if "next_step_weight" not in settings:
         forecast = forecast._replace(next_steps=None)
-    columns = per_sample_losses(forecast, clips, TrainSettings(**settings))[0].tolist()
-    loss, latent, distance_m, with_distance = columns
+    losses = per_sample_losses(forecast, clips, TrainSettings(**settings))[0].tolist()
+    loss, latent, distance_m, with_distance, latent_part, joint_part = losses
     assert loss == pytest.approx(by_hand)
+    assert loss == pytest.approx(latent_part + joint_part)
+    assert joint_part == pytest.approx(settings.get("trajectory_weight", 1.0) * 0.03)
     assert latent == pytest.approx(4.0), "the latents' squared error, whatever the loss"
     assert distance_m == pytest.approx(0.3), "metres, whatever the weight"
     assert with_distance == 1
@@ -138,7 +140,7 @@ def test_a_steps_gradient_is_that_of_the_mean_over_the_global_batch(
     expected.backward()
 
     trainer = Trainer(model, make_optimizer(model, settings), features, Accelerator(cpu=True), settings)
-    loss = train_step(trainer, batch, trainer.stored([batch]), Step(1, 1, steps_per_epoch=1))
+    loss, _ = train_step(trainer, batch, trainer.stored([batch]), Step(1, 1, steps_per_epoch=1))
     assert loss == pytest.approx(expected.item(), rel=1e-6)
     for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-7, rtol=1e-4)
