@@ -27,9 +27,9 @@ ORANGE, SKY, BLACK, GREY = "#e69f00", "#56b4e9", "#000000", "#666666"
 """Okabe and Ito's palette, told apart with the common kinds of color blindness."""
 
 OBSERVED, FUTURE = BLUE, VERMILION
-"""The two sides of a split."""
+"""Colors of the two parts of a clip."""
 TRUE, PREDICTED = BLUE, ORANGE
-"""What came, and what a run said of it."""
+"""Colors of the true future and of a prediction."""
 
 SECONDS_AHEAD = "seconds after the last observed frame"
 """The clock of every picture and table that shows a future."""
@@ -115,14 +115,14 @@ def new_figure(width_in: float, height_in: float) -> Figure:
     return figure
 
 
-def variant_look(variant: str, *, place: int = 0) -> dict[str, Any]:
-    """Line and marker of a variant, as keywords of `Axes.plot`; `place` counts settings of that variant.
+def variant_look(variant: str, *, nth: int = 0) -> dict[str, Any]:
+    """Line and marker of a variant, as keywords of `Axes.plot`; `nth` counts settings of that variant from 0.
 
     Markers are hollow, so that one shows inside another where values are equal.
     """
     look = {**VARIANTS[variant], "markerfacecolor": "none"}
-    if place:
-        marker = _MORE_OF_A_VARIANT[(place - 1) % len(_MORE_OF_A_VARIANT)]
+    if nth:
+        marker = _MORE_OF_A_VARIANT[(nth - 1) % len(_MORE_OF_A_VARIANT)]
         look |= {"marker": marker, "markersize": 5.0, "linewidth": 1.2}
     return look
 

@@ -21,11 +21,11 @@ class Stopping:
 
     def __init__(self) -> None:
         self.signal: int = 0
-        self.given_up = False
+        self.over_limit = False
 
     @property
     def asked(self) -> bool:
-        return self.signal != 0 or self.given_up
+        return self.signal != 0 or self.over_limit
 
     def end(self) -> None:
         """End the run as the signal would have: with KeyboardInterrupt, or SystemExit for SIGTERM."""

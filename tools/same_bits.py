@@ -133,8 +133,8 @@ def compute(checkout: Checkout) -> None:
         "thinkjepa-eval", "--runs", "rolled", "--rollout", "4,8", "--out", "rollout", "--device", "cpu"
     )
     video = sorted((checkout.work / "videos").rglob("*.mp4"))[0].relative_to(checkout.work)
-    place = ("--video", str(video), "-o", "prediction.mp4", "--device", "cpu")
-    checkout.run("thinkjepa-predict", "--run", "runs/film", *place)
+    files = ("--video", str(video), "-o", "prediction.mp4", "--device", "cpu")
+    checkout.run("thinkjepa-predict", "--run", "runs/film", *files)
 
 
 def extract(checkout: Checkout, cache: str, *flags: str) -> None:
@@ -198,22 +198,22 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def difference(before: Any, after: Any, place: str = "") -> str:
-    """The first place where two values differ."""
+def difference(before: Any, after: Any, path: str = "") -> str:
+    """The first path at which two values differ."""
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         for key in [*before, *(key for key in after if key not in before)]:
             if key not in before or key not in after:
-                return f"{place}.{key} is only in {'the commit' if key in before else 'the working tree'}"
-            if found := difference(before[key], after[key], f"{place}.{key}"):
+                return f"{path}.{key} is only in {'the commit' if key in before else 'the working tree'}"
+            if found := difference(before[key], after[key], f"{path}.{key}"):
                 return found
         return ""
     if isinstance(before, Sequence) and isinstance(after, Sequence) and not isinstance(before, str):
         if len(before) != len(after):
-            return f"{place} has {len(before)} and {len(after)} items"
+            return f"{path} has {len(before)} and {len(after)} items"
         pairs = enumerate(zip(before, after, strict=True))
-        return next((found for index, pair in pairs if (found := difference(*pair, f"{place}[{index}]"))), "")
+        return next((found for index, pair in pairs if (found := difference(*pair, f"{path}[{index}]"))), "")
     same = before == after or (before != before and after != after)  # NaN
-    return "" if same else f"{place} was {str(before)[:80]}, is {str(after)[:80]}"
+    return "" if same else f"{path} was {str(before)[:80]}, is {str(after)[:80]}"
 
 
 def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

@@ -106,10 +106,10 @@ def parse_settings(kind: type[Settings], values: Mapping[str, Any], *, where: st
 
     Raises SettingsError naming `where`, the setting, and what it allows.
     """
-    place = f"{where}: " if where else ""
+    prefix = f"{where}: " if where else ""
     known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
     if unknown := sorted(set(values) - known):
-        raise SettingsError(f"{place}unknown setting {unknown[0]!r}{meant(unknown[0], sorted(known))}")
+        raise SettingsError(f"{prefix}unknown setting {unknown[0]!r}{meant(unknown[0], sorted(known))}")
     hints = typing.get_type_hints(kind)
     presets: Mapping[Any, Mapping[str, Any]] = getattr(kind, "PRESETS", {})
     plain = {
@@ -119,7 +119,7 @@ def parse_settings(kind: type[Settings], values: Mapping[str, Any], *, where: st
     try:
         return kind(**plain)
     except ThinkJepaError as error:
-        raise SettingsError(place + _as_keys(str(error), known) if where else str(error)) from error
+        raise SettingsError(prefix + _as_keys(str(error), known) if where else str(error)) from error
 
 
 def meant(name: str, known: typing.Collection[str]) -> str:

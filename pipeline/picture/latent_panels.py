@@ -48,8 +48,8 @@ class LatentColors:
         width = latents_TPD.shape[-1]
         flat = latents_TPD.reshape(-1, width).double()
         mean = flat.mean(dim=0)
-        centerd = flat - mean
-        variances, axes = torch.linalg.eigh(centerd.T @ centerd / len(centerd))  # ascending
+        centered = flat - mean
+        variances, axes = torch.linalg.eigh(centered.T @ centered / len(centered))  # ascending
         variances, axes = variances.flip(0).clamp(min=0), axes.flip(1)
         total = float(variances.sum())
         shares = [float(share) / total if total > 0 else 0.0 for share in variances[:NUM_COLORS]]
@@ -60,7 +60,7 @@ class LatentColors:
                 axis = axes[:, index]
                 chosen[:, index] = axis * axis[axis.abs().argmax()].sign()
         clipped = [CLIPPED_PERCENT, 100 - CLIPPED_PERCENT]
-        low, high = np.percentile((centerd @ chosen).numpy(), clipped, axis=0)
+        low, high = np.percentile((centered @ chosen).numpy(), clipped, axis=0)
         return cls(mean, chosen, low, high, tuple(shares))
 
     def paint(self, latents_TPD: Tensor) -> Colors:

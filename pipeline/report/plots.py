@@ -106,11 +106,11 @@ def rollout_picture(rolled: Rolled) -> bytes:
 def _rollout_looks(rolled: Rolled) -> dict[str, dict[str, Any]]:
     """The look of each line, the same in all panels; controls with a run's weights are not drawn."""
     looks = {name.replace("_", " "): dict(look) for name, look in BASELINES.items()}
-    places: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for name, result in rolled.items():
         variant = result["variant"]
-        looks[rolled_name(name, result)] = variant_look(variant, place=places[variant])
-        places[variant] += 1
+        looks[rolled_name(name, result)] = variant_look(variant, nth=counts[variant])
+        counts[variant] += 1
     return looks
 
 
@@ -187,9 +187,9 @@ def _dot_picture(
         for axes, metric in zip(panels, metrics, strict=False):
             if note:
                 axes.axvline(0, color=BLACK, linewidth=0.8)
-            for place, (_, found, looks) in enumerate(rows):
+            for position, (_, found, looks) in enumerate(rows):
                 if metric.name in found:
-                    _draw_dot(axes, place, found[metric.name], looks[metric.name])
+                    _draw_dot(axes, position, found[metric.name], looks[metric.name])
             axes.set_title(f"{metric.heading(last_frame_s=last_frame_s)} {metric.arrow}")
             axes.margins(x=0.08)
             axes.xaxis.set_major_locator(MaxNLocator(4))
@@ -213,25 +213,25 @@ def _in_powers(axes: Axes, label: str) -> str:
     return label.replace("(", f"({unit} ") if "(" in label else f"{label} ({unit})"
 
 
-def _draw_dot(axes: Axes, place: int, figure: Record, look: Look) -> None:
+def _draw_dot(axes: Axes, position: int, figure: Record, look: Look) -> None:
     if figure["low"] is not None:
-        axes.plot([figure["low"], figure["high"]], [place, place], color=look["color"], linewidth=1.6)
+        axes.plot([figure["low"], figure["high"]], [position, position], color=look["color"], linewidth=1.6)
     marker = {"marker": "o", "markerfacecolor": "white", **look, "linestyle": "none", "markersize": DOT_SIZE}
     if marker["markerfacecolor"] == "none":
         marker["markerfacecolor"] = "white"  # the interval's line ends at the marker
-    axes.plot([figure["mean"]], [place], **marker)
+    axes.plot([figure["mean"]], [position], **marker)
 
 
 def entry_looks(comparison: Comparison) -> dict[str, dict[str, Any]]:
     """The look of each entry: a model has its variant's, a control its model's, the rest are baselines."""
     variants = {group["name"]: group["variant"] for group in comparison["groups"]}
-    places: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     looks: dict[str, dict[str, Any]] = {}
     for entry in comparison["entries"]:
         variant = variants.get(entry["group"])
         if entry["method"] == "model":
-            looks[entry["name"]] = variant_look(str(variant), place=places[str(variant)])
-            places[str(variant)] += 1
+            looks[entry["name"]] = variant_look(str(variant), nth=counts[str(variant)])
+            counts[str(variant)] += 1
         elif variant is not None:
             looks[entry["name"]] = control_look(variant)
         else:

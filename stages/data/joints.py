@@ -66,7 +66,7 @@ HANDS_NEED_LABELS = (
 
 @dataclass(frozen=True, slots=True)
 class Bone:
-    """A line between two joints, by their places in a list of names. `part` is the finger, or `Arm`."""
+    """A line between two joints, by their positions in a list of names. `part` is the finger, or `Arm`."""
 
     start: int
     end: int
@@ -78,11 +78,11 @@ def hand_bones(joints: Sequence[str]) -> list[Bone]:
 
     A joint that is missing is skipped: its neighbours are connected.
     """
-    places = {name: place for place, name in enumerate(joints)}
+    positions = {name: position for position, name in enumerate(joints)}
     bones: list[Bone] = []
     for side in HAND_SIDES:
         for part, chain in _chains(side).items():
-            held = [places[name] for name in chain if name in places]
+            held = [positions[name] for name in chain if name in positions]
             bones += [Bone(start, end, part) for start, end in pairwise(held)]
     return bones
 

@@ -287,7 +287,7 @@ def _extract_pending(
             tally.add(done)
             if done.stored:
                 session.remember(record)
-            stopping.given_up = tally.over_limit
+            stopping.over_limit = tally.over_limit
             return not stopping.asked
 
         try:

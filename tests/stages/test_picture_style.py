@@ -43,7 +43,7 @@ def test_looks_differ_in_more_than_color() -> None:
     for group in (VARIANTS, BASELINES):
         for one, other in combinations(group.values(), 2):
             assert one["linestyle"] != other["linestyle"]
-    settings = [variant_look("jepa", place=place)["marker"] for place in range(8)]
+    settings = [variant_look("jepa", nth=nth)["marker"] for nth in range(8)]
     assert len(set(settings)) == 8
 
 

@@ -139,7 +139,7 @@ class VideoDecoder:
         return VideoInfo(times_s, width_px=header["width"], height_px=header["height"])
 
     def frames(self, path: Path, indices: Sequence[int]) -> FrameStack:
-        """Frames `(len(indices), height, width, 3)` by index; `path` is opened if it is not at hand."""
+        """Frames `(len(indices), height, width, 3)` by index; `path` is opened unless it is open."""
         rising = sorted(set(indices))
         stacks = self.stream(path, rising, at_once=1)
         frames = {index: stack[0].copy() for index, stack in zip(rising, stacks, strict=True)}
@@ -159,11 +159,11 @@ class VideoDecoder:
         self._send({"frames": [int(index) for index in indices], "at_once": at_once, "room": len(room)})
         self._unread = len(indices)
         for start in range(0, len(indices), at_once):
-            place, count = start % len(room), min(at_once, self._unread)
+            first, count = start % len(room), min(at_once, self._unread)
             for _ in range(count):
                 self._header()
                 self._unread -= 1
-            yield room[place : place + count]
+            yield room[first : first + count]
             if self._unread > at_once:
                 self._send({"free": at_once})
 

@@ -1,7 +1,7 @@
 """Frames of one video by index, each proven by the presentation time that the decoder itself gives it.
 
 Counting decoded frames is not enough: a container may promise frames that do not decode, start in the
-middle of a group of pictures, or hide frames behind an edit list, and a reader that counts then answers
+middle of a group of pictures, or hide frames by an edit list, and a reader that counts then answers
 with the wrong pictures and no error. Imports nothing of the project that is slow to import, like the process
 it lives in.
 """
@@ -28,7 +28,7 @@ VP8_SHOWN_BIT = 0x10
 """In the first byte of a VP8 frame (RFC 6386, 9.1). Later codecs pack hidden frames into shown ones."""
 
 START = -1
-"""Stands for the start of the file where the place of a key frame is asked."""
+"""Number of a key frame that stands for the start of the file."""
 
 WORTH_A_SEEK = 16
 """Frames that a seek must save: it empties the decoder's pipeline, which holds about one frame a core."""
@@ -124,12 +124,12 @@ class ExactFrames:
             image = self._advance(tick)
             if image is not None:
                 return image
-        for place in (key, key - 1, START):
-            self._seek(place)
+        for number in (key, key - 1, START):
+            self._seek(number)
             image = self._advance(tick)
             if image is not None:
                 return image
-            if place < key and self._landing is not None and self._landing <= tick:
+            if number < key and self._landing is not None and self._landing <= tick:
                 break
         frame = f"frame {bisect.bisect_left(self._index.shown, tick)} of {len(self._index.shown)}"
         raise ValueError(
@@ -145,14 +145,14 @@ class ExactFrames:
         skipped = bisect.bisect_left(shown, key) - bisect.bisect_right(shown, self._position)
         return skipped < WORTH_A_SEEK
 
-    def _seek(self, place: int) -> None:
-        """Go to a key frame by its place, or to the start, also where the container cannot seek."""
-        if place >= 0:
+    def _seek(self, number: int) -> None:
+        """Go to a key frame by its number, or to the start, also where the container cannot seek."""
+        if number >= 0:
             try:
-                self._container.seek(self._index.keys[place], stream=self._stream)
+                self._container.seek(self._index.keys[number], stream=self._stream)
             except av.FFmpegError:
-                place = START
-        if place < 0:
+                number = START
+        if number < 0:
             self._container.close()
             self._open()
         self._restart_decoding()

@@ -103,7 +103,7 @@ def wrist_speeds(labels: VideoLabels, times_s: npt.NDArray[np.float64]) -> npt.N
 
     In the labels' own frame: where that is a moving camera's, its movement is in it.
     """
-    named = [place for place, name in enumerate(labels.joint_names) if name in WRISTS]
+    named = [index for index, name in enumerate(labels.joint_names) if name in WRISTS]
     joints = named or list(range(len(labels.joint_names)))
     frames = min(labels.num_frames, len(times_s))
     if frames < 2 or not joints:
@@ -169,7 +169,7 @@ def _places(labels: VideoLabels, size_px: tuple[int, int]) -> Iterator[Finding]:
 def _outside(
     seen: npt.NDArray[np.float32], known: npt.NDArray[np.bool_], labels: VideoLabels, size_px: tuple[int, int]
 ) -> float:
-    """Share of known samples that fall beside the frame; of the hands' joints where there are any."""
+    """Share of known samples that fall outside the frame; of the hands' joints where there are any."""
     hands = [name in PAPER_JOINTS for name in labels.joint_names]
     chosen = known & np.array(hands if any(hands) else [True] * len(hands))
     if not chosen.any() or labels.intrinsics is None:

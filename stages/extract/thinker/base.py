@@ -162,7 +162,7 @@ class Thinker(ABC):
         return self.generate([self.prompt(source) for source in sources], batch_size=batch_size)
 
     def _as_hidden_states(self, hidden_LSD: Tensor, ids: Sequence[int], prompt_length: int) -> HiddenStates:
-        """States of a prompt and its generation, cut behind the first stop token."""
+        """States of a prompt and its generation, cut after the first stop token."""
         prompt_ids = ids[:prompt_length]
         generated_ids = until_stop(ids[prompt_length:], self._stop_ids)
         num_states = len(prompt_ids) + len(generated_ids) - 1
