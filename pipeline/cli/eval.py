@@ -83,7 +83,8 @@ def eval_command(
     numbers that fit a line) into the run. Several: evaluates those that are not evaluated yet and writes
     comparison.json, comparison.md, horizon.png, distances.png and differences.png to --out: a row per
     setting, the best on validation clips first, seeds aggregated, differences paired by clip. --rollout
-    writes rollout-SPLIT.json, .md and .png. Brackets are 95 % intervals, from drawing videos 2,000 times.
+    writes rollout-SPLIT.json, .md and .png. Brackets are 95 % intervals, for other groups of videos and other
+    seeds.
     """
     chosen = chosen_runs(run or [], runs)
     with loading():

@@ -35,10 +35,12 @@ from thinkjepa.pipeline.report.verdict import (
     is_main,
     model_verdicts,
     number_text,
+    question_verdicts,
     readout_lines,
 )
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.comparison import compare
+from thinkjepa.stages.evaluate.entries import MOST_GROUPS_BY_PAIRS
 from thinkjepa.stages.evaluate.evaluation import evaluate
 from thinkjepa.stages.evaluate.groups import EvaluatedRun
 from thinkjepa.stages.evaluate.metrics import Metric, exhibited
@@ -182,7 +184,7 @@ def comparison_page(comparison: Comparison, files: Sequence[str]) -> str:
         f"{count_of(comparison['num_clips'], comparison['split'] + ' clip')} of "
         f"{count_of(comparison['num_videos'], 'video')}. "
         f"{'Best on validation clips first. ' if by_validation else ''}"
-        f"Brackets: {100 * comparison['interval']['level']:g} % intervals over videos.",
+        f"Brackets: {100 * comparison['interval']['level']:g} % intervals for other groups and seeds.",
         *data_warnings(comparison),
         "",
         _table(comparison, models, metrics),
@@ -190,12 +192,15 @@ def comparison_page(comparison: Comparison, files: Sequence[str]) -> str:
     if (left_out := len(models) - MOST_MODELS) > 0:
         lines.append(f"{count_of(left_out, 'more setting')} in the file below")
     lines.append("")
+    verdicts: list[str] = []
     for name in VERDICT_METRICS.values():
-        lines += baseline_verdicts(comparison, name)
-        lines += readout_lines(comparison, name, of=models[0]["name"])
-    if metrics:
-        lines += model_verdicts(comparison, metrics[0].name, of=models[0]["name"])
-    return "\n".join([*lines, "", *files])
+        verdicts += question_verdicts(comparison, name)
+    for name in VERDICT_METRICS.values():
+        verdicts += baseline_verdicts(comparison, name)
+        verdicts += readout_lines(comparison, name, of=models[0]["name"])
+    if metrics and len(models) <= MOST_GROUPS_BY_PAIRS:
+        verdicts += model_verdicts(comparison, metrics[0].name, of=models[0]["name"])
+    return "\n".join([*lines, *dict.fromkeys(verdicts), "", *files])
 
 
 def _table(comparison: Comparison, models: Sequence[Mapping[str, Any]], metrics: Sequence[Metric]) -> str:

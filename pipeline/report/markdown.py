@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from thinkjepa.pipeline.report.verdict import (
+    FEWEST_GROUPS,
     FEWEST_SEEDS,
-    FEWEST_VIDEOS,
     Figure,
     baseline_verdicts,
     evidence_of,
@@ -21,16 +21,13 @@ from thinkjepa.pipeline.report.verdict import (
 )
 from thinkjepa.stages.evaluate.baselines import METHODS
 from thinkjepa.stages.evaluate.groups import TRAINED_ON
-from thinkjepa.stages.evaluate.metrics import METRICS, VALIDATION_METRICS, Metric, MetricKind, exhibited
+from thinkjepa.stages.evaluate.metrics import METRICS, VALIDATION_METRICS, Metric, exhibited
 
 Comparison = Mapping[str, Any]
 """The content of comparison.json."""
 
 Rolled = Mapping[str, Mapping[str, Any]]
 """Results of `evaluate_rollout` by the names of their runs."""
-
-KINDS: dict[MetricKind, str] = {"trajectory": "Hand trajectories", "latent": "Future latents"}
-"""Titles of the tables of each kind of metric."""
 
 VERDICT_METRICS = {metric.kind: metric.name for metric in METRICS.values() if metric.to_beat}
 """The metric that verdicts are about, by kind."""
@@ -40,8 +37,12 @@ FRAMES_OF_REFERENCE = {
     "world": "the labels' world, where no camera is known",
 }
 
-TOO_FEW_VIDEOS = (
-    f"- **fewer than {FEWEST_VIDEOS} videos: intervals are too narrow, nothing follows from them**"
+TOO_FEW_GROUPS = f"- **fewer than {FEWEST_GROUPS} groups: no difference is called one**"
+SHUFFLED_NOTE = (
+    "Shuffled guidance: the same model reads the states of another clip. A difference shows that the model "
+    "uses the states that it was trained on. It does not show that the thinker understands anything: an "
+    "untrained thinker's states tell a clip's appearance, and losing them costs, too. Controls that are "
+    "*trained* on other states tell the two apart."
 )
 LATENTS_LEFT_OUT = "- latent distances left out: the runs' latents are not in one space"
 
@@ -49,29 +50,25 @@ LATENTS_LEFT_OUT = "- latent distances left out: the runs' latents are not in on
 def comparison_markdown(comparison: Comparison) -> str:
     """The whole report of a comparison."""
     parts = ["# Evaluation", conditions(comparison), *ranking_section(comparison)]
-    for kind, title in KINDS.items():
-        lines = baseline_verdicts(comparison, VERDICT_METRICS[kind])
-        lines += readout_lines(comparison, VERDICT_METRICS[kind])
-        parts += _titled(title, entry_table(comparison, kind), lines)
-        parts += _titled(f"{title} in detail", detail_table(comparison, kind))
-    for kind, title in KINDS.items():
-        lines = model_verdicts(comparison, VERDICT_METRICS[kind])
-        parts += _titled(f"Differences: {title.lower()}", difference_table(comparison, kind), lines)
-    if any(difference["metrics"] for difference in comparison["differences"]):
-        parts.append(
-            f"a - b, clip by clip. `*`: the interval does not contain 0, with {FEWEST_VIDEOS} videos and "
-            f"{FEWEST_SEEDS} seeds or more."
-        )
-    parts += _titled("Over the horizon", horizon_table(comparison))
+    metrics = list(VERDICT_METRICS.values())
+    lines = [line for name in metrics for line in baseline_verdicts(comparison, name)]
+    lines += [line for name in metrics for line in readout_lines(comparison, name)]
+    parts += _titled("Who wins", entry_table(comparison), lines)
+    lines = [line for name in metrics for line in model_verdicts(comparison, name)]
+    if table := difference_table(comparison):
+        parts += [*_titled("By how much", table, lines), difference_notes(comparison)]
+    parts += _titled("Where: over the horizon", horizon_table(comparison))
+    parts += _titled("Where: kinds of error", detail_table(comparison))
     return "\n\n".join(parts) + "\n"
 
 
 def conditions(comparison: Comparison) -> str:
     """The conditions of the measurement, a list."""
-    interval, frames = comparison["interval"], comparison["joint_frames"]
-    clips = f"{count_of(comparison['num_clips'], comparison['split'] + ' clip')} of"
+    frames = comparison["joint_frames"]
     lines = [
-        f"- {clips} {count_of(comparison['num_videos'], 'video')}; weights were chosen on validation clips"
+        f"- {count_of(comparison['num_clips'], comparison['split'] + ' clip')} of "
+        f"{count_of(comparison['num_videos'], 'video')} in {count_of(comparison['num_groups'], 'group')} (by "
+        f"{comparison['grouping']}); weights were chosen on validation clips"
     ]
     if left_out := comparison["num_clips_left_out"]:
         lines.append(f"- {count_of(left_out, 'clip')} not evaluated in all runs left out")
@@ -88,12 +85,11 @@ def conditions(comparison: Comparison) -> str:
     if varied := comparison["varied"]:
         named = (f"{name} ({', '.join(map(str, values))})" for name, values in varied.items())
         lines.append(f"- settings in which these runs differ: {'; '.join(named)}")
-    lines.append(
-        f"- brackets: {100 * interval['level']:g} % intervals, {interval['method']}, {interval['draws']:,} "
-        "draws; scores are averaged over seeds first, so the spread over seeds is not in them"
-    )
-    if comparison["num_videos"] < FEWEST_VIDEOS:
-        lines.append(TOO_FEW_VIDEOS)
+    lines.append(f"- {brackets_text(comparison['interval'])}")
+    if any(len(group["seeds"]) == 1 for group in comparison["groups"]):
+        lines.append("- of one seed no interval holds the spread over seeds")
+    if comparison["num_groups"] < FEWEST_GROUPS:
+        lines.append(TOO_FEW_GROUPS)
     if frames:
         lines += _joint_conditions(comparison, frames)
     return "\n".join(lines)
@@ -114,6 +110,14 @@ def _counts(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
         f"{name} {own['count']} ({own['sha256'][:8]})" if own else f"{name} none"
         for name, own in groups.items()
     ]
+
+
+def brackets_text(interval: Mapping[str, Any]) -> str:
+    """The meaning of all brackets."""
+    return (
+        f"brackets: {100 * interval['level']:g} % intervals, for other groups of videos and other seeds "
+        f"({interval['method']})"
+    )
 
 
 def _joint_conditions(comparison: Comparison, frames: Mapping[str, int]) -> Iterable[str]:
@@ -177,10 +181,10 @@ def _validation_text(row: Mapping[str, Any], name: str) -> str:
     return number_text(mean) if std is None else f"{number_text(mean)} ± {number_text(std)}"
 
 
-def entry_table(comparison: Comparison, kind: MetricKind) -> str:
-    """A row per method with mean and interval; empty where nothing has metrics of this kind."""
+def entry_table(comparison: Comparison) -> str:
+    """A row per method with mean and interval of the main metrics."""
     entries = comparison["entries"]
-    shown = available(_of_kind(kind), [entry["metrics"] for entry in entries])
+    shown = available(exhibited("page"), [entry["metrics"] for entry in entries])
     rows = [
         [entry["name"], entry["num_seeds"] or "", *_figure_texts(entry["metrics"], shown)]
         for entry in entries
@@ -189,10 +193,11 @@ def entry_table(comparison: Comparison, kind: MetricKind) -> str:
     return markdown_table(["method", "seeds", *_heads(shown, comparison)], rows, left=2)
 
 
-def detail_table(comparison: Comparison, kind: MetricKind) -> str:
-    """A row per model and baseline with the means of the metrics that are details; empty as `entry_table`."""
+def detail_table(comparison: Comparison) -> str:
+    """A row per model and baseline with the means of the metrics that are details; empty without any."""
     entries = [entry for entry in comparison["entries"] if is_main(entry)]
-    shown = available(_of_kind(kind, detail=True), [entry["metrics"] for entry in entries])
+    details = [metric for metric in METRICS.values() if metric.detail]
+    shown = available(details, [entry["metrics"] for entry in entries])
     rows = [
         [entry["name"], *(_mean_text(entry["metrics"].get(metric.name)) for metric in shown)]
         for entry in entries
@@ -201,16 +206,26 @@ def detail_table(comparison: Comparison, kind: MetricKind) -> str:
     return markdown_table(["method", *_heads(shown, comparison)], rows)
 
 
-def difference_table(comparison: Comparison, kind: MetricKind) -> str:
-    """A row per pair, with a star where a difference is more than chance; empty as `entry_table`."""
+def difference_table(comparison: Comparison) -> str:
+    """A row per pair, with a star where a difference is more than chance; empty without pairs."""
     differences = comparison["differences"]
-    shown = available(_of_kind(kind), [item["metrics"] for item in differences])
+    shown = available(exhibited("page"), [item["metrics"] for item in differences])
     rows = [
         [item["a"], item["b"], *(_difference_text(comparison, item, metric) for metric in shown)]
         for item in differences
         if available(shown, [item["metrics"]])
     ]
     return markdown_table(["a", "b", *_heads(shown, comparison)], rows, left=2)
+
+
+def difference_notes(comparison: Comparison) -> str:
+    """The meaning of stars, and of shuffled guidance where there is any."""
+    notes = (
+        f"a - b, clip by clip and seed by seed. `*`: the interval does not contain 0, with {FEWEST_GROUPS} "
+        f"groups and {FEWEST_SEEDS} seeds or more."
+    )
+    methods = {entry["method"] for entry in comparison["entries"]}
+    return f"{notes}\n\n{SHUFFLED_NOTE}" if "shuffled_guidance" in methods else notes
 
 
 def _difference_text(comparison: Comparison, item: Mapping[str, Any], metric: Metric) -> str:
@@ -248,10 +263,6 @@ def available(metrics: Iterable[Metric], found: Sequence[Mapping[str, Any]]) -> 
     return [metric for metric in metrics if any(metric.name in figures for figures in found)]
 
 
-def _of_kind(kind: MetricKind, *, detail: bool = False) -> list[Metric]:
-    return [metric for metric in METRICS.values() if metric.kind == kind and metric.detail == detail]
-
-
 def _heads(metrics: Sequence[Metric], comparison: Comparison) -> list[str]:
     last_frame_s = comparison["last_frame"]["seconds"]
     return [f"{metric.label(last_frame_s=last_frame_s)} {metric.arrow}" for metric in metrics]
@@ -271,8 +282,8 @@ def rollout_markdown(rolled: Rolled) -> str:
     lines = [
         "# Rollout",
         "",
-        f"- {first['num_clips']} {first['split']} clips of {first['num_videos']} videos; brackets: "
-        f"{100 * first['interval']['level']:g} % intervals, {first['interval']['method']}",
+        f"- {first['num_clips']} {first['split']} clips of {first['num_videos']} videos; "
+        f"{brackets_text(first['interval'])}",
         f"- a window is {first['window_steps']} latent steps from {first['observed_steps']}; behind it the "
         "predictions become the context. `vlm`, which has no context, keeps its last step",
         "- each horizon: the mean over all steps up to it (FDE: its last frame); seconds run from the last "
@@ -281,8 +292,8 @@ def rollout_markdown(rolled: Rolled) -> str:
     ]
     if line := left_out_line(first):
         lines.append(f"- {line}")
-    if first["num_videos"] < FEWEST_VIDEOS:
-        lines.append(TOO_FEW_VIDEOS)
+    if first["num_groups"] < FEWEST_GROUPS:
+        lines.append(TOO_FEW_GROUPS)
     if not _one_latent_space(rolled):
         lines.append(LATENTS_LEFT_OUT)
     for metric in rolled_metrics(rolled):

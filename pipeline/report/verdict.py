@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from thinkjepa.stages.evaluate.comparison import MOST_GROUPS_BY_PAIRS
+from thinkjepa.stages.evaluate.entries import MOST_GROUPS_BY_PAIRS, question_pair
 from thinkjepa.stages.evaluate.metrics import DECIMALS, METRICS
 
 Figure = Mapping[str, float | None]
@@ -42,7 +42,7 @@ def signed_text(figure: Figure) -> str:
     return figure_text(figure, signed_number)
 
 
-FEWEST_VIDEOS, FEWEST_SEEDS = 10, 3
+FEWEST_GROUPS, FEWEST_SEEDS = 10, 3
 """With fewer an interval is drawn from too little to call a difference by it."""
 
 ENDS = ("mean", "low", "high")
@@ -58,16 +58,16 @@ Outcome = Literal["better", "worse", "no difference", "open"]
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Numbers of videos that an interval was drawn from, and of seeds of the method with fewer of them."""
+    """Numbers of groups of an interval, and of seeds of the method with fewer of them."""
 
-    num_videos: int
+    num_groups: int
     num_seeds: int
 
     @property
     def missing(self) -> str:
         """The reason why it is too little for a verdict, else empty."""
-        if self.num_videos < FEWEST_VIDEOS:
-            return f"{_count(self.num_videos, 'video')} too few to tell"
+        if self.num_groups < FEWEST_GROUPS:
+            return f"{_count(self.num_groups, 'group')} too few to tell"
         if self.num_seeds < FEWEST_SEEDS:
             return f"{_count(self.num_seeds, 'seed')} too few to tell"
         return ""
@@ -118,17 +118,13 @@ def verdict(
 
 
 def baseline_verdicts(comparison: Mapping[str, Any], metric: str) -> list[str]:
-    """A line for each model and each method without training.
+    """A line for each model and the best method without training, which is the hardest one to beat.
 
-    Of many models only the first in the ranking has lines of its own. The others are counted: how many beat,
-    and lose to, each of these methods.
+    Of many models only the first in the ranking has a line of its own. The others are counted: how many beat,
+    and lose to, this method.
     """
-    methods = _methods(comparison)
-    chosen = [
-        item
-        for item in comparison["differences"]
-        if metric in item["metrics"] and methods[item["b"]] in METRICS[metric].to_beat
-    ]
+    best = _best_baseline(comparison, metric)
+    chosen = [item for item in comparison["differences"] if metric in item["metrics"] and item["b"] == best]
     models = list(dict.fromkeys(item["a"] for item in chosen))
     if len(models) <= MOST_GROUPS_BY_PAIRS:
         return [_line(comparison, item, metric) for item in chosen]
@@ -145,6 +141,30 @@ def baseline_verdicts(comparison: Mapping[str, Any], metric: str) -> list[str]:
             f"{counts['no difference']} do not differ from it, {counts['open']} have too little evidence"
         )
     return lines
+
+
+def _best_baseline(comparison: Mapping[str, Any], metric: str) -> str | None:
+    """The method without training of the best mean; None where there is none."""
+    means = {
+        entry["name"]: float(entry["metrics"][metric]["mean"])
+        for entry in comparison["entries"]
+        if metric in entry["metrics"] and entry["method"] in METRICS[metric].to_beat
+    }
+    choose = max if METRICS[metric].better_when_larger else min
+    return choose(means, key=lambda name: means[name]) if means else None
+
+
+def question_verdicts(comparison: Mapping[str, Any], metric: str) -> list[str]:
+    """The line on the first model of either variant in `QUESTION`: whether guidance helps; empty without."""
+    variants = {group["name"]: group["variant"] for group in comparison["groups"]}
+    ranking = comparison["ranking"]
+    order = [row["name"] for row in ranking["rows"]] if ranking else list(variants)
+    asked = question_pair({name: variants[name] for name in order})
+    return [
+        _line(comparison, item, metric)
+        for item in comparison["differences"]
+        if asked is not None and {item["a"], item["b"]} == set(asked) and metric in item["metrics"]
+    ]
 
 
 def model_verdicts(comparison: Mapping[str, Any], metric: str, *, of: str | None = None) -> list[str]:
@@ -186,7 +206,7 @@ def readout_lines(comparison: Mapping[str, Any], metric: str, *, of: str | None 
 def evidence_of(comparison: Mapping[str, Any], difference: Mapping[str, Any]) -> Evidence:
     """The evidence for a difference of a comparison."""
     seeds = [number for number in difference["num_seeds"] if number]
-    return Evidence(comparison["num_videos"], min(seeds, default=0))
+    return Evidence(comparison["num_groups"], min(seeds, default=0))
 
 
 def _line(comparison: Mapping[str, Any], item: Mapping[str, Any], metric: str) -> str:

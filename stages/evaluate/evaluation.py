@@ -17,7 +17,7 @@ from torch import Tensor
 from thinkjepa.cache import ClipRow
 from thinkjepa.stages.data.history import history_s
 from thinkjepa.stages.data.joints import KEYPOINTS
-from thinkjepa.stages.data.partition import SplitName, as_split_name
+from thinkjepa.stages.data.partition import SplitName, as_split_name, group_of
 from thinkjepa.stages.data.tracked_files import labels_digest
 from thinkjepa.stages.device import choose_device
 from thinkjepa.stages.errors import StageError
@@ -43,7 +43,7 @@ from thinkjepa.stages.evaluate.metrics import (
 )
 from thinkjepa.stages.evaluate.over_clips import JointErrors
 from thinkjepa.stages.evaluate.runs import TrainedRun
-from thinkjepa.stages.evaluate.scores import INTERVAL_METHOD, VideoBootstrap, figures_by_kind
+from thinkjepa.stages.evaluate.scores import INTERVAL_METHOD, figures_by_kind
 from thinkjepa.stages.evaluate.table import (
     EVALUATION_SCHEMA,
     ClipTable,
@@ -91,9 +91,11 @@ def evaluate(
     target = choose_device(device)
     model = run.model().to(target)
     progress = progress or NoProgress()
+    record = describe(run, features, side, clips)
+    grouping = record["division"]["grouping"]
     progress.begin("evaluate", total=len(clips), unit="clips")
     joint_errors = JointErrors()
-    with ClipTableWriter(table_path(run_dir, side), describe(run, features, side, clips)) as table:
+    with ClipTableWriter(table_path(run_dir, side), record) as table:
         for part, batch, predicted in predictions(run, model, features, clips, device=target):
             if batch.trajectory is not None:
                 joint_errors.add(predicted, batch.trajectory)
@@ -101,7 +103,7 @@ def evaluate(
             columns |= _joint_columns(predicted["model"], batch)
             table.append(
                 {
-                    **_clip_columns(part, features),
+                    **_clip_columns(part, features, grouping=grouping),
                     **{name: _column(values) for name, values in columns.items()},
                     **_camera_poses(part, features),
                 }
@@ -218,8 +220,8 @@ def _joint_columns(predicted: Predicted, batch: Batch) -> dict[str, Tensor]:
     }
 
 
-def _clip_columns(clips: Sequence[ClipRow], features: Features) -> dict[str, pa.Array]:
-    """The clips, and the times of their future frames."""
+def _clip_columns(clips: Sequence[ClipRow], features: Features, *, grouping: str) -> dict[str, pa.Array]:
+    """The clips with their groups, and the times of their future frames."""
     windows, tubelet = features.windows, features.tubelet
     horizons = [step_horizons_s(clip, windows=windows, tubelet=tubelet) for clip in clips]
     return {
@@ -227,6 +229,7 @@ def _clip_columns(clips: Sequence[ClipRow], features: Features) -> dict[str, pa.
             name: pa.array([getattr(clip, name) for clip in clips])
             for name in ("clip_id", "video", "video_digest", "split_frame", "split_time_s")
         },
+        "group": pa.array([group_of(clip.video, grouping) for clip in clips]),
         "history_s": numbers(np.array([history_s(clip) for clip in clips])),
         "future_frames": lists(np.array([np.concatenate(clip.future_frames[:windows]) for clip in clips])),
         "future_times_s": lists(np.array([np.concatenate(clip.future_times_s[:windows]) for clip in clips])),
@@ -254,10 +257,10 @@ def _column(values: Tensor) -> pa.Array:
 
 def summarize(table: ClipTable) -> dict[str, Any]:
     """The content of eval-<split>.json."""
-    bootstrap = VideoBootstrap(table.video_digests)
+    clusters = table.clusters()
     means: dict[str, dict[str, Any]] = {}
     intervals: dict[str, dict[str, Any]] = {}
-    for kind, methods in figures_by_kind(table.scores, 0, bootstrap).items():
+    for kind, methods in figures_by_kind(table.scores, 0, clusters).items():
         means[kind] = {
             method: {metric: figure["mean"] for metric, figure in figures.items()}
             for method, figures in methods.items()
@@ -269,7 +272,8 @@ def summarize(table: ClipTable) -> dict[str, Any]:
     return {
         **{name: table.record[name] for name in DESCRIBING},
         "num_clips": len(table.clip_ids),
-        "num_videos": bootstrap.num_videos,
+        "num_videos": clusters.num_videos,
+        "num_groups": clusters.num_groups,
         "joint_frames": joint_frames(table),
         **means,
         "intervals": intervals,

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from thinkjepa.cache import ClipRow
-from thinkjepa.stages.data.partition import as_split_name
+from thinkjepa.stages.data.partition import as_split_name, group_of
 from thinkjepa.stages.device import choose_device
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.evaluation import (
@@ -33,10 +33,10 @@ from thinkjepa.stages.evaluate.metrics import METRICS, frames_ahead_s, step_hori
 from thinkjepa.stages.evaluate.runs import TrainedRun
 from thinkjepa.stages.evaluate.scores import (
     INTERVAL_METHOD,
+    Clusters,
     Floats,
     Score,
     Scores,
-    VideoBootstrap,
     figures_by_kind,
 )
 from thinkjepa.stages.json_files import write_json
@@ -69,13 +69,19 @@ def evaluate_rollout(
     held = features.clips.only(clip_ids).clip_ids.to_pylist() if windows > 1 else clip_ids
     clips = rows_of(held or clip_ids, features)
     scores = _scores(run, features, clips, all_steps, device=device, progress=progress or NoProgress())
-    record, bootstrap = describe(run, features, side, clips), VideoBootstrap([c.video_digest for c in clips])
+    record = describe(run, features, side, clips)
+    grouping = record["division"]["grouping"]
+    clusters = Clusters(
+        groups=[group_of(clip.video, grouping) for clip in clips],
+        videos=[clip.video_digest for clip in clips],
+    )
     result = {
         **{name: record[name] for name in DESCRIBING},
         "schema": ROLLOUT_SCHEMA,
         "num_clips": len(clips),
         "num_clips_left_out": len(clip_ids) - len(clips),
-        "num_videos": bootstrap.num_videos,
+        "num_videos": clusters.num_videos,
+        "num_groups": clusters.num_groups,
         "observed_steps": features.grid.observed_steps,
         "window_steps": window_steps,
         "latent_space": [run.record["feature_sets"]["encoder"]["name"], asdict(features.transform)],
@@ -86,7 +92,7 @@ def evaluate_rollout(
                 "steps": steps,
                 "windows": -(-steps // window_steps),
                 **_seconds(clips, features, steps),
-                **figures_by_kind(scores, steps, bootstrap),
+                **figures_by_kind(scores, steps, clusters),
             }
             for steps in all_steps
         ],

@@ -3,6 +3,7 @@
 The schema's metadata say what was evaluated (settings, split, checkpoint, methods). Columns:
 
     clip_id, video, video_digest, split_frame, split_time_s
+    group                   of the video, by the run's partition: its clips resemble each other
     history_s               seconds from the thinker's first frame to the last observed one
     horizon_s               seconds from the last observed frame to the middle of each latent step
     last_frame_s            seconds from the last observed frame to the last future frame, where FDE is taken
@@ -34,7 +35,7 @@ from thinkjepa.cache.disk.files import explained_os_errors
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.baselines import METHODS
 from thinkjepa.stages.evaluate.metrics import METRICS, MetricKind
-from thinkjepa.stages.evaluate.scores import Floats, Score, Scores
+from thinkjepa.stages.evaluate.scores import Clusters, Floats, Score, Scores
 from thinkjepa.stages.json_files import json_bytes
 
 EVALUATION_SCHEMA = "thinkjepa.eval.v4"
@@ -46,6 +47,7 @@ PREDICTIONS = ("predicted_joints_m", "camera_pose", "future_frames", "future_tim
 CLIP_COLUMNS = (
     "clip_id",
     "video_digest",
+    "group",
     "horizon_s",
     "last_frame_s",
     "labelled_joint_frames",
@@ -142,6 +144,10 @@ class ClipTable:
     def video_digests(self) -> list[str]:
         digests: list[str] = self.rows["video_digest"].to_pylist()
         return digests
+
+    def clusters(self) -> Clusters:
+        """The groups and videos of the clips."""
+        return Clusters(groups=self.rows["group"].to_pylist(), videos=self.video_digests)
 
     def only(self, clip_ids: Sequence[str]) -> "ClipTable":
         """The rows of these clips, all of which it has, in this order."""

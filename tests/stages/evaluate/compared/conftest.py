@@ -21,6 +21,7 @@ DIVISION = {"rule": {"group_by": "auto", "split_seed": 0}, "grouping": "video"}
 def add_run(tmp_path: Path) -> Callable[..., EvaluatedRun]:
     """A function that makes a run of a variant and seed with these ADE (m) on clips of one video each.
 
+    Each clip is a group of its own unless `groups` names them.
     At the first latent step they are half of that, at the last one `last_step` times.
     """
 
@@ -39,6 +40,7 @@ def add_run(tmp_path: Path) -> Callable[..., EvaluatedRun]:
         last_frame_s: float = 0.35,
         fde_m: Sequence[float] | None = None,
         feature_sets: dict[str, Any] = SETS,
+        groups: Sequence[str] | None = None,
         **settings: Any,
     ) -> EvaluatedRun:
         name = "-".join([variant, str(seed), *map(str, settings.values())])
@@ -59,6 +61,7 @@ def add_run(tmp_path: Path) -> Callable[..., EvaluatedRun]:
         columns = {
             "clip_id": pa.array(ids),
             "video_digest": pa.array([clip_id[:16] for clip_id in ids]),
+            "group": pa.array(list(groups or ids)),
             "horizon_s": lists(np.full((len(ids), 2), horizon_s)),
             "last_frame_s": numbers(np.full(len(ids), last_frame_s)),
             "labelled_joint_frames": numbers(np.full(len(ids), 20)),

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.comparison import compare
@@ -24,6 +25,7 @@ def difference_of(comparison: dict[str, Any], a: str, b: str) -> dict[str, Any]:
 
 
 def test_seeds_are_averaged_clip_by_clip(add_run: AddRun) -> None:
+    """Variances by hand: 0.0025 of two groups, and 0.0225 less 0.0025 of two seeds."""
     found = compare([add_run("jepa", 1, [0.3, 0.5]), add_run("jepa", 0, [0.1, 0.1])])
     assert found["groups"] == [
         {"name": "jepa", "variant": "jepa", "seeds": [0, 1], "runs": ["jepa-0", "jepa-1"]}
@@ -31,7 +33,9 @@ def test_seeds_are_averaged_clip_by_clip(add_run: AddRun) -> None:
     entry = entry_of(found, "jepa")
     assert entry["num_seeds"] == 2
     ade = entry["metrics"]["ade_m"]
-    assert (ade["mean"], ade["low"], ade["high"]) == pytest.approx((0.25, 0.2, 0.3))
+    margin = scipy.stats.t.ppf(0.975, 0.0225**2 / (0.0025**2 + 0.02**2)) * 0.15
+    expected = (0.25, 0.25 - margin, 0.25 + margin)
+    assert (ade["mean"], ade["low"], ade["high"]) == pytest.approx(expected, rel=1e-4)
     assert entry["seed_std"]["ade_m"] == pytest.approx(np.std([0.1, 0.4], ddof=1))
 
 
@@ -41,9 +45,9 @@ def test_best_of_seeds_takes_each_clips_best_seed(add_run: AddRun) -> None:
         "metrics"
     ]
     assert metrics["keypoint_m"]["mean"] == pytest.approx(0.25)
-    assert metrics["keypoint_best_m"]["mean"] == pytest.approx(0.15)
+    assert metrics["keypoint_best_seed_m"]["mean"] == pytest.approx(0.15)
     alone = entry_of(compare([add_run("jepa", 0, [0.2, 0.8])]), "jepa")["metrics"]
-    assert "keypoint_best_m" not in alone
+    assert "keypoint_best_seed_m" not in alone
 
 
 def test_differences_are_paired_by_clip(add_run: AddRun) -> None:
@@ -56,6 +60,37 @@ def test_differences_are_paired_by_clip(add_run: AddRun) -> None:
     assert wide["high"] - wide["low"] > 0.2
 
 
+def test_clips_of_one_group_make_an_interval_no_narrower(add_run: AddRun) -> None:
+    """40 clips of 4 groups, alike within each: as wide as the 4 by themselves, and no star from them."""
+    scores = np.array([0.1, 0.3, 0.5, 0.7])
+    four = compare([add_run("jepa", 0, scores)])
+    many = compare([add_run("vlm", 0, np.tile(scores, 10), groups=list("abcd") * 10)])
+    assert (many["num_clips"], many["num_groups"]) == (40, 4)
+    ends = [entry_of(found, name)["metrics"]["ade_m"] for found, name in ((four, "jepa"), (many, "vlm"))]
+    assert ends[1] == pytest.approx(ends[0])
+
+
+def test_seeds_that_disagree_widen_a_difference(add_run: AddRun) -> None:
+    """Every clip of every seed differs from jepa's by the same, but the seeds by 0.1, 0.2 and 0.6."""
+    scores = np.linspace(0.1, 0.9, 20)
+    runs = [add_run("jepa", seed, scores) for seed in range(3)]
+    runs += [add_run("thinkjepa", seed, scores - shift) for seed, shift in enumerate((0.1, 0.2, 0.6))]
+    ade = difference_of(compare(runs), "thinkjepa", "jepa")["metrics"]["ade_m"]
+    expected = scipy.stats.t.interval(0.95, 2, loc=-0.3, scale=scipy.stats.sem([0.1, 0.2, 0.6]))
+    assert (ade["low"], ade["high"]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_seeds_of_unlike_numbers_are_not_paired(add_run: AddRun) -> None:
+    scores = np.linspace(0.1, 0.9, 20)
+    runs = [add_run("jepa", seed, scores + 0.1 * seed) for seed in range(4)]
+    runs += [add_run("thinkjepa", seed, scores + 0.1 * seed) for seed in range(3)]
+    ade = difference_of(compare(runs), "thinkjepa", "jepa")["metrics"]["ade_m"]
+    variances = np.var(0.1 * np.arange(4), ddof=1) / 4, np.var(0.1 * np.arange(3), ddof=1) / 3
+    freedom = sum(variances) ** 2 / (variances[0] ** 2 / 3 + variances[1] ** 2 / 2)
+    margin = scipy.stats.t.ppf(0.975, freedom) * sum(variances) ** 0.5
+    assert (ade["mean"], ade["high"]) == pytest.approx((-0.05, -0.05 + margin), rel=1e-4)
+
+
 def test_a_model_is_compared_with_what_it_has_to_beat(add_run: AddRun) -> None:
     found = compare([add_run("jepa", 0, [0.1, 0.3])])
     assert entry_of(found, "constant pose")["metrics"]["ade_m"]["mean"] == 0.5
@@ -65,7 +100,8 @@ def test_a_model_is_compared_with_what_it_has_to_beat(add_run: AddRun) -> None:
 def test_curves_over_the_horizon_have_intervals(add_run: AddRun) -> None:
     found = compare([add_run("jepa", 0, [0.2, 0.4])])
     first, second = (step["ade_m"] for step in entry_of(found, "jepa")["horizon"])
-    assert (first["mean"], first["low"], first["high"]) == pytest.approx((0.15, 0.1, 0.2))
+    margin = scipy.stats.t.ppf(0.975, 1) * 0.05
+    assert (first["mean"], first["low"]) == pytest.approx((0.15, 0.15 - margin), rel=1e-4)
     assert second["mean"] == pytest.approx(0.45)
     assert [step["seconds"] for step in found["horizon"]] == pytest.approx([0.1, 0.3])
 
@@ -99,7 +135,7 @@ def test_the_best_of_unequal_numbers_of_seeds_is_not_compared(add_run: AddRun) -
     found = compare(
         [add_run("jepa", 0, [0.1, 0.2]), add_run("jepa", 1, [0.1, 0.2]), add_run("vlm", 0, [0.2, 0.2])]
     )
-    assert "keypoint_best_m" not in difference_of(found, "jepa", "vlm")["metrics"]
+    assert "keypoint_best_seed_m" not in difference_of(found, "jepa", "vlm")["metrics"]
 
 
 def test_runs_that_cannot_be_compared_are_refused_by_name(add_run: AddRun) -> None:

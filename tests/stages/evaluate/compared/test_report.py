@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 
 import matplotlib.image
 import numpy as np
@@ -29,10 +30,11 @@ def row_of(markdown: str, *starts: str) -> list[str]:
 
 
 def test_tables_have_means_with_intervals(add_run: AddRun) -> None:
+    """Two groups 0.2 apart: a standard error of 0.1, times 12.706."""
     markdown = comparison_markdown(compare([add_run("jepa", 0, [0.1, 0.3]), add_run("jepa", 1, [0.1, 0.3])]))
-    assert row_of(markdown, "jepa", "2")[2] == "0.2000 [0.1000, 0.3000]"
+    assert row_of(markdown, "jepa", "2")[2] == "0.2000 [-1.0706, 1.4706]"
     assert row_of(markdown, "constant pose", "")[2] == "0.5000 [0.5000, 0.5000]"
-    assert row_of(markdown, "jepa", "constant pose")[2] == "-0.3000 [-0.4000, -0.2000]"
+    assert row_of(markdown, "jepa", "constant pose")[2] == "-0.3000 [-1.5706, +0.9706]"
     assert row_of(markdown, "0.30")[1:3] == ["0.3000", "0.5000"]
 
 
@@ -47,22 +49,22 @@ def test_times_count_from_the_last_observed_frame(add_run: AddRun) -> None:
 
 def test_the_conditions_of_the_figures_stand_above_them(add_run: AddRun) -> None:
     markdown = comparison_markdown(compare([add_run("jepa", 3, MANY, counted=15)]))
-    assert "- 21 test clips of 21 videos" in markdown
+    assert "- 21 test clips of 21 videos in 21 groups (by video)" in markdown
     assert "- jepa: 1 seed (3)" in markdown
-    assert "percentile bootstrap over videos, 2,000 draws" in markdown
+    assert "for other groups of videos and other seeds (t over groups, seeds crossed)" in markdown
     assert "- 1 joint in metres, in the camera frame of the last observed frame" in markdown
     assert "- 315 of 420 labelled joint-frames count (75.0 %)" in markdown
     assert "fewer than" not in markdown
 
 
 @pytest.mark.parametrize(
-    ("num_videos", "num_seeds", "starred"), [(21, 3, True), (9, 3, False), (21, 2, False)]
+    ("num_groups", "num_seeds", "starred"), [(21, 3, True), (9, 3, False), (21, 2, False)]
 )
-def test_differences_are_marked_only_where_there_are_videos_and_seeds_enough(
-    add_run: AddRun, num_videos: int, num_seeds: int, starred: bool
+def test_differences_are_marked_only_where_there_are_groups_and_seeds_enough(
+    add_run: AddRun, num_groups: int, num_seeds: int, starred: bool
 ) -> None:
-    scores = MANY[:num_videos]
-    wave = 0.01 * np.cos(np.arange(num_videos))
+    scores = MANY[:num_groups]
+    wave = 0.01 * np.cos(np.arange(num_groups))
     runs = [
         add_run(variant, seed, ade_m)
         for variant, ade_m in (("thinkjepa", scores - 0.05), ("jepa", scores), ("vlm", scores + wave))
@@ -71,7 +73,7 @@ def test_differences_are_marked_only_where_there_are_videos_and_seeds_enough(
     markdown = comparison_markdown(compare(runs))
     assert row_of(markdown, "thinkjepa", "jepa")[2].endswith("*") == starred
     assert not row_of(markdown, "jepa", "vlm")[2].endswith("*")
-    assert ("fewer than 10 videos" in markdown) == (num_videos < 10)
+    assert ("fewer than 10 groups" in markdown) == (num_groups < 10)
 
 
 def test_pictures_are_the_same_every_time_and_differ_with_the_scores(add_run: AddRun) -> None:
@@ -154,6 +156,41 @@ def test_a_page_has_one_table_and_the_verdicts_of_the_first_model(add_run: AddRu
     assert row_of(page, "jepa", "2")[2].startswith("0.2000 [")
     assert "ADE: jepa is better than vlm by 100.0 mm" in page
     assert page.endswith("all tables: here")
+
+
+def test_each_question_has_one_table(add_run: AddRun) -> None:
+    runs = [add_run(name, seed, MANY) for name in ("thinkjepa", "jepa", "vlm") for seed in range(3)]
+    markdown = comparison_markdown(compare(runs))
+    titles = [line for line in markdown.splitlines() if line.startswith("## ")]
+    assert titles == ["## Who wins", "## By how much", "## Where: over the horizon"]
+    assert sum(line.startswith("| -") or line.startswith("|--") for line in markdown.splitlines()) == 3
+
+
+@pytest.mark.parametrize("others", [0, 8])
+def test_the_page_always_says_whether_guidance_helps(add_run: AddRun, others: int) -> None:
+    """vlm is the best on validation clips, also among many: the pair is compared and shown all the same."""
+    distances = {"thinkjepa": 0.3, "jepa": 0.2, "vlm": 0.1}
+    runs = [
+        replace(
+            add_run(name, seed, MANY + shift + 0.001 * seed),
+            validation={"validation_distance_m": distances[name], "validation_latent_error": 1.0},
+        )
+        for name, shift in (("thinkjepa", 0.0), ("jepa", 0.05), ("vlm", 0.1))
+        for seed in range(3)
+    ]
+    runs += [
+        replace(
+            add_run("jepa", 0, MANY, width=width),
+            validation={"validation_distance_m": 1.0, "validation_latent_error": 1.0},
+        )
+        for width in range(1, others + 1)
+    ]
+    comparison = compare(runs)
+    assert comparison["ranking"]["rows"][0]["variant"] == "vlm"
+    page = comparison_page(comparison, [])
+    assert "ADE: thinkjepa beats jepa by 50.0 mm" in page
+    assert "latent L2: thinkjepa beats jepa by 5.0" in page
+    assert len(page.splitlines()) < 24, "a page"
 
 
 def test_left_out_latents_are_said_to_be(add_run: AddRun) -> None:

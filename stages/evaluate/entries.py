@@ -1,0 +1,131 @@
+"""Entries of a comparison: one method each, with its scores by seed and clip, and their differences."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from thinkjepa.stages.evaluate.baselines import METHODS
+from thinkjepa.stages.evaluate.groups import RunGroup
+from thinkjepa.stages.evaluate.metrics import METRICS, Metric
+from thinkjepa.stages.evaluate.scores import Floats, Parts, Score
+
+MOST_GROUPS_BY_PAIRS = 6
+"""Of more groups, not every two are compared: twenty settings would make 190 pairs."""
+
+QUESTION = ("thinkjepa", "jepa")
+"""The variants whose difference is always shown: whether guidance helps the same predictor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the comparison: scores `(seed, clip)` of one method, of a group or of no run."""
+
+    name: str
+    method: str
+    group: RunGroup | None
+    """None for a method that uses no run's weights."""
+    scores: Mapping[Score, Floats]
+    """Of one row where the method has no seeds, or the metric is the best of them."""
+
+    @property
+    def seeds(self) -> list[int]:
+        return self.group.seeds if self.group else []
+
+    def of_whole_future(self) -> dict[str, Floats]:
+        """Scores by metric, without those at single steps and horizons."""
+        return {score.metric: values for score, values in self.scores.items() if not score.step}
+
+
+def entries_of(groups: Sequence[RunGroup]) -> Iterator[Entry]:
+    """Yield the groups' models, then the other methods with each group's weights, then those without."""
+    for group in groups:
+        yield Entry(group.name, "model", group, _scores("model", group, METRICS.values()))
+    for group in groups:
+        for name, method in METHODS.items():
+            own = [metric for metric in METRICS.values() if metric.kind in method.of_run]
+            if name != "model" and (scores := _scores(name, group, own)):
+                yield Entry(method.in_comparison.format(group.name), name, group, scores)
+    for name, method in METHODS.items():
+        common = [metric for metric in METRICS.values() if metric.kind not in method.of_run]
+        for group in groups:
+            if scores := _scores(name, RunGroup(group.name, group.runs[:1]), common):
+                yield Entry(name.replace("_", " "), name, None, scores)
+                break
+
+
+def _scores(method: str, group: RunGroup, metrics: Iterable[Metric]) -> dict[Score, Floats]:
+    """Those of `metrics` that all runs of the group have."""
+    scores: dict[Score, Floats] = {}
+    steps = sorted({score.step for score in group.runs[0].table.scores})
+    for metric in metrics:
+        if metric.best_of:
+            by_seed = group.by_seed(Score(method, metric.best_of))
+            if by_seed is not None and len(by_seed) > 1:
+                scores[Score(method, metric.name)] = by_seed.min(axis=0, keepdims=True)
+        else:
+            for step in steps:
+                score = Score(method, metric.name, step)
+                if (by_seed := group.by_seed(score)) is not None:
+                    scores[score] = by_seed
+    return scores
+
+
+def pairs(entries: Sequence[Entry], *, order: Sequence[str] = ()) -> list[tuple[Entry, Entry]]:
+    """The entries to subtract: every two models, and each model and the methods to hold it against.
+
+    Methods that see the future are subtracted from nothing. Of more than MOST_GROUPS_BY_PAIRS models each is
+    compared with the first one only, and the first of either variant in `QUESTION` with each other. `order`
+    has the names of models, the best first.
+    """
+    models = {entry.name: entry for entry in entries if entry.method == "model"}
+    chosen = list(combinations(models.values(), 2))
+    if len(models) > MOST_GROUPS_BY_PAIRS and order:
+        asked = question_pair({name: str(models[name].group.variant) for name in order})  # type: ignore[union-attr]
+        chosen = [
+            (one, other)
+            for one, other in chosen
+            if order[0] in (one.name, other.name) or {one.name, other.name} == set(asked or ())
+        ]
+    chosen += [
+        (model, entry)
+        for model in models.values()
+        for entry in entries
+        if entry.method != "model"
+        and not METHODS[entry.method].sees_future
+        and entry.group in (None, model.group)
+    ]
+    return chosen
+
+
+def question_pair(variants: Mapping[str, str]) -> tuple[str, str] | None:
+    """The names of the first model of either variant in `QUESTION`; None where one has none.
+
+    `variants` has the variant of each model, the best first.
+    """
+    found = [next((name for name, own in variants.items() if own == variant), None) for variant in QUESTION]
+    return (found[0], found[1]) if found[0] is not None and found[1] is not None else None
+
+
+def subtracted(one: Entry, other: Entry) -> dict[Score, Parts]:
+    """`one` - `other`, clip by clip, by score; a run is held against the run of the same seed.
+
+    Groups of other seeds have no such pairs: their seeds are samples of their own. The best of different
+    numbers of seeds is not subtracted.
+    """
+    found: dict[Score, Parts] = {}
+    for score, ours in one.scores.items():
+        theirs = other.scores.get(score._replace(method=other.method))
+        if theirs is None or (METRICS[score.metric].best_of and len(one.seeds) != len(other.seeds)):
+            continue
+        paired = one.seeds == other.seeds or len(theirs) == 1
+        found[score] = [ours - theirs] if paired else [ours, -theirs]
+    return found
+
+
+def means_by_seed(parts: Parts) -> list[float]:
+    """The mean over clips of each seed's difference; empty where seeds are not paired, or no clip has one."""
+    if len(parts) != 1 or np.isnan(parts[0]).all():
+        return []
+    return [float(mean) for mean in np.nanmean(parts[0], axis=1)]
