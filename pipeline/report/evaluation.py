@@ -39,10 +39,10 @@ from thinkjepa.pipeline.report.verdict import (
     readout_lines,
 )
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.evaluate.comparison import compare
-from thinkjepa.stages.evaluate.entries import MOST_GROUPS_BY_PAIRS
+from thinkjepa.stages.evaluate.compared.comparison import compare
+from thinkjepa.stages.evaluate.compared.entries import MOST_GROUPS_BY_PAIRS
+from thinkjepa.stages.evaluate.compared.groups import EvaluatedRun
 from thinkjepa.stages.evaluate.evaluation import evaluate
-from thinkjepa.stages.evaluate.groups import EvaluatedRun
 from thinkjepa.stages.evaluate.metrics import Metric, exhibited
 from thinkjepa.stages.evaluate.rollout import evaluate_rollout
 from thinkjepa.stages.evaluate.runs import TrainedRun, read_evaluations, runs_under

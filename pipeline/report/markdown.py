@@ -20,7 +20,7 @@ from thinkjepa.pipeline.report.verdict import (
     signed_text,
 )
 from thinkjepa.stages.evaluate.baselines import METHODS
-from thinkjepa.stages.evaluate.groups import TRAINED_ON
+from thinkjepa.stages.evaluate.compared.groups import TRAINED_ON
 from thinkjepa.stages.evaluate.metrics import METRICS, VALIDATION_METRICS, Metric, exhibited
 
 Comparison = Mapping[str, Any]

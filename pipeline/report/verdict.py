@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from thinkjepa.stages.evaluate.entries import MOST_GROUPS_BY_PAIRS, question_pair
+from thinkjepa.stages.evaluate.compared.entries import MOST_GROUPS_BY_PAIRS, question_pair
 from thinkjepa.stages.evaluate.metrics import DECIMALS, METRICS
 
 Figure = Mapping[str, float | None]

@@ -10,7 +10,7 @@ from thinkjepa.cache.disk.layout import cache_json
 from thinkjepa.stages.data.partition import SPLIT_NAMES, SplitName, clip_digests
 from thinkjepa.stages.data.tracked_files import labels_digest
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.evaluate.groups import EvaluatedRun
+from thinkjepa.stages.evaluate.compared.groups import EvaluatedRun
 from thinkjepa.stages.evaluate.metrics import VALIDATION_METRICS
 from thinkjepa.stages.evaluate.table import ClipTable, table_path
 from thinkjepa.stages.json_files import read_json

@@ -14,7 +14,7 @@ from thinkjepa.pipeline.report.evaluation import comparison_page
 from thinkjepa.pipeline.report.markdown import comparison_markdown
 from thinkjepa.stages.data.partition import SplitRule, clip_digests
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.evaluate.comparison import compare
+from thinkjepa.stages.evaluate.compared.comparison import compare
 from thinkjepa.stages.evaluate.evaluation import evaluate
 from thinkjepa.stages.evaluate.runs import read_evaluations
 from thinkjepa.stages.json_files import read_json

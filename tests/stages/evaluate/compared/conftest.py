@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from thinkjepa.stages.evaluate.groups import EvaluatedRun
+from thinkjepa.stages.evaluate.compared.groups import EvaluatedRun
 from thinkjepa.stages.evaluate.table import EVALUATION_SCHEMA, ClipTable, ClipTableWriter, lists, numbers
 
 SETS = {"encoder": {"name": "encoder-1"}, "thinker": None}

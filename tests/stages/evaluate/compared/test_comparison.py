@@ -10,8 +10,8 @@ import pytest
 import scipy.stats
 
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.evaluate.comparison import compare
-from thinkjepa.stages.evaluate.groups import EvaluatedRun
+from thinkjepa.stages.evaluate.compared.comparison import compare
+from thinkjepa.stages.evaluate.compared.groups import EvaluatedRun
 
 AddRun = Callable[..., EvaluatedRun]
 

@@ -10,9 +10,9 @@ import pytest
 
 from thinkjepa.pipeline.report.markdown import comparison_markdown
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.evaluate.comparison import compare
-from thinkjepa.stages.evaluate.groups import EvaluatedRun, group_runs
-from thinkjepa.stages.evaluate.ranking import rank
+from thinkjepa.stages.evaluate.compared.comparison import compare
+from thinkjepa.stages.evaluate.compared.groups import EvaluatedRun, group_runs
+from thinkjepa.stages.evaluate.compared.ranking import rank
 
 AddRun = Callable[..., EvaluatedRun]
 MANY = np.linspace(0.1, 0.3, 21)

@@ -15,8 +15,8 @@ from thinkjepa.pipeline.report import plots as eval_plots
 from thinkjepa.pipeline.report.evaluation import comparison_page
 from thinkjepa.pipeline.report.markdown import comparison_markdown
 from thinkjepa.pipeline.report.plots import difference_picture, distance_picture, horizon_picture
-from thinkjepa.stages.evaluate.comparison import compare
-from thinkjepa.stages.evaluate.groups import EvaluatedRun
+from thinkjepa.stages.evaluate.compared.comparison import compare
+from thinkjepa.stages.evaluate.compared.groups import EvaluatedRun
 from thinkjepa.stages.picture_style import png_bytes
 
 AddRun = Callable[..., EvaluatedRun]

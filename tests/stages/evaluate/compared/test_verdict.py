@@ -19,8 +19,8 @@ from thinkjepa.pipeline.report.verdict import (
     signed_text,
     verdict,
 )
-from thinkjepa.stages.evaluate.comparison import compare
-from thinkjepa.stages.evaluate.groups import EvaluatedRun
+from thinkjepa.stages.evaluate.compared.comparison import compare
+from thinkjepa.stages.evaluate.compared.groups import EvaluatedRun
 
 AddRun = Callable[..., EvaluatedRun]
 ENOUGH = Evidence(num_groups=12, num_seeds=5)

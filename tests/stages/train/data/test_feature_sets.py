@@ -23,7 +23,7 @@ from thinkjepa.pipeline.report.markdown import rollout_markdown
 from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.data.plan import ClipSettings, with_windows
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.evaluate.comparison import compare
+from thinkjepa.stages.evaluate.compared.comparison import compare
 from thinkjepa.stages.evaluate.evaluation import evaluate
 from thinkjepa.stages.evaluate.rollout import evaluate_rollout
 from thinkjepa.stages.evaluate.runs import TrainedRun, read_evaluations

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.evaluate.groups import (
+from thinkjepa.stages.evaluate.compared.groups import (
     EvaluatedRun,
     RunGroup,
     differing,

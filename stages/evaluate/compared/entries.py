@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 
 from thinkjepa.stages.evaluate.baselines import METHODS
-from thinkjepa.stages.evaluate.groups import RunGroup
+from thinkjepa.stages.evaluate.compared.groups import RunGroup
 from thinkjepa.stages.evaluate.metrics import METRICS, Metric
 from thinkjepa.stages.evaluate.scores import Floats, Parts, Score
 

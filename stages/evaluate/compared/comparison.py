@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from thinkjepa.stages.evaluate.baselines import METHODS
-from thinkjepa.stages.evaluate.entries import Entry, entries_of, means_by_seed, pairs, subtracted
-from thinkjepa.stages.evaluate.evaluation import joint_frames
-from thinkjepa.stages.evaluate.groups import (
+from thinkjepa.stages.evaluate.compared.entries import Entry, entries_of, means_by_seed, pairs, subtracted
+from thinkjepa.stages.evaluate.compared.groups import (
     EvaluatedRun,
     different_data,
     group_runs,
@@ -20,8 +19,9 @@ from thinkjepa.stages.evaluate.groups import (
     one_latent_space,
     varied_settings,
 )
+from thinkjepa.stages.evaluate.compared.ranking import ranking_of
+from thinkjepa.stages.evaluate.evaluation import joint_frames
 from thinkjepa.stages.evaluate.metrics import horizon_summary, time_summary
-from thinkjepa.stages.evaluate.ranking import ranking_of
 from thinkjepa.stages.evaluate.scores import INTERVAL_METHOD, Clusters
 
 COMPARISON_SCHEMA = "thinkjepa.comparison.v2"
