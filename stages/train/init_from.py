@@ -19,7 +19,7 @@ from torch import Tensor
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train.model.forecast import ForecastModel
 from thinkjepa.stages.train.model.trunk import MLP_RATIO
-from thinkjepa.stages.train.model.variants import Jepa, Predictor, ThinkJepa
+from thinkjepa.stages.train.model.variants import Jepa, Predictor
 
 PREFIX = "predictor."
 
@@ -106,9 +106,11 @@ class WarmStart:
 def start_from(model: ForecastModel, checkpoint: WarmStart) -> None:
     """Overwrite the predictor's weights. Pyramid and head keep theirs.
 
+    A predictor of changes keeps an output of zeros: the checkpoint's output layer predicts latents.
+
     Raises StageError where the checkpoint has no predictor of this very shape, or the variant has none.
     """
-    if not isinstance(model.forecaster, Jepa | ThinkJepa):
+    if not isinstance(model.forecaster, Jepa):
         raise StageError(
             "variant vlm has no predictor that could start from a checkpoint: leave out init_from"
         )
@@ -117,6 +119,8 @@ def start_from(model: ForecastModel, checkpoint: WarmStart) -> None:
         weights=_predictor_weights(checkpoint.path),
         config=_config(checkpoint.path),
     )
+    if model.forecaster.units.target.kind == "change":
+        model.forecaster.predictor.put_out_zeros()
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -179,6 +179,7 @@ def model_shape(features: Features, settings: TrainSettings) -> ModelShape:
         head=head_shape(features, settings),
         guidance=settings.guidance_shape,
         view=settings.transform,
+        target=settings.target,
     )
 
 

@@ -18,6 +18,7 @@ from thinkjepa.stages.train.model.config import (
     Anchor,
     GuidanceSettings,
     LatentTransform,
+    PredictionTarget,
     PredictorSettings,
     Variant,
 )
@@ -151,7 +152,7 @@ IDLE: Mapping[Variant, tuple[str, ...]] = MappingProxyType(
     {
         "thinkjepa": (),
         "jepa": (*ONLY_OF_GUIDANCE, "use_levels", "use_streams"),
-        "vlm": ("drop_guidance", "fusion_width", "init_from", "next_step_weight"),
+        "vlm": ("drop_guidance", "fusion_width", "init_from", "next_step_weight", "latent_target"),
     }
 )
 """Settings that do nothing in a variant."""
@@ -248,6 +249,11 @@ class TrainSettings(PredictorSettings, GuidanceSettings, LossSettings, Optimizer
                 f"--next-step-weight {self.next_step_weight:g} with --attention bidirectional, which sees "
                 "the step that is to be predicted: use --attention frame_causal, or leave the weight at 0"
             )
+        if self.init_from and self.whiten_latents and self.variant != "vlm":
+            raise StageError(
+                "--whiten-latents with --init-from: a checkpoint's predictor reads latents as the encoder "
+                "gives them; leave out one of the two"
+            )
 
     def in_effect(self) -> "TrainSettings":
         """The same run, idle settings of its variant at their defaults: equal runs then look equal."""
@@ -258,6 +264,12 @@ class TrainSettings(PredictorSettings, GuidanceSettings, LossSettings, Optimizer
     def transform(self) -> LatentTransform:
         """Transform of the stored latents."""
         return LatentTransform(pool=self.latent_pool, normalised=self.normalise_targets)
+
+    @property
+    def target(self) -> PredictionTarget:
+        """Output of the predictor. Variant `vlm` knows no latents that a change could be added to."""
+        kind = "latents" if self.variant == "vlm" else self.latent_target
+        return PredictionTarget(kind, whitened=self.whiten_latents)
 
     @property
     def token_kinds(self) -> tuple[int, ...]:

@@ -1,10 +1,10 @@
-"""Mean and standard deviation, over the training clips, of the thinker's states and of joints.
+"""Mean and standard deviation, over the training clips, of the thinker's states, of latents and of joints.
 
 All are summed in float64, in one pass over the cache, over a fixed sample where there are many clips.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ SAMPLE_CLIPS = 4096
 """Enough for a mean and a deviation per dim. Reading more takes time and changes nothing."""
 
 SAMPLE_BATCH = 256
+
+LATENT_CLIPS = 256  # thousands of latents each
 
 TOKEN_CLIPS = 64  # a thousand tokens each
 
@@ -72,6 +74,38 @@ def _state_statistics(count: Tensor, total: Tensor, squares: Tensor) -> StateSta
     floor = torch.maximum(0.1 * std.median(dim=-1, keepdim=True).values, 1e-3 * mean.abs())
     scale = torch.maximum(std, floor).clamp(min=SMALLEST_SCALE)
     return StateStatistics(mean=mean.float(), scale=scale.float())
+
+
+@dataclass(frozen=True, slots=True)
+class LatentStatistics:
+    """Mean and deviation of latents, and root mean square of their change, each `(dim,)`, float32."""
+
+    mean: Tensor
+    scale: Tensor
+    change_scale: Tensor
+
+
+def latent_statistics(features: Features, train_ids: Sequence[str]) -> LatentStatistics:
+    """Statistics of the training clips' latents, both windows, and of their change from the observed one.
+
+    The change is that of each future step from the last observed step. Its mean is not taken off, so that no
+    change stays zero. Floors are those of the thinker's states: a dim that hardly varies is not blown up.
+    """
+    latents_alone = replace(features, thinker=None, supervision=None, token_kinds=(), windows=1)
+    total, squares, changes = (torch.zeros((), dtype=torch.float64) for _ in range(3))
+    count = num_changes = 0
+    for (clip_id,) in _sample(train_ids, most=LATENT_CLIPS, batch_size=1):
+        clips = latents_alone.batch([clip_id], torch.device("cpu"))
+        for latents_BTPD in (clips.observed.double(), clips.future.double()):
+            total = total + latents_BTPD.sum(dim=(0, 1, 2))
+            squares = squares + latents_BTPD.square().sum(dim=(0, 1, 2))
+            count += latents_BTPD[..., 0].numel()
+        change_BTPD = clips.future.double() - clips.observed[:, -1:].double()
+        changes = changes + change_BTPD.square().sum(dim=(0, 1, 2))
+        num_changes += change_BTPD[..., 0].numel()
+    latents = _state_statistics(torch.tensor(count), total, squares)
+    change = _state_statistics(torch.tensor(num_changes), torch.zeros_like(total), changes)
+    return LatentStatistics(mean=latents.mean, scale=latents.scale, change_scale=change.scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +170,9 @@ def target_statistics(features: Features, train_ids: Sequence[str], *, anchor: A
     )
 
 
-def _sample(train_ids: Sequence[str]) -> list[tuple[str, ...]]:
-    """Batches of the training clips, or of a fixed sample where there are many."""
-    order = epoch_order(len(train_ids), seed=0, epoch=0)[:SAMPLE_CLIPS]
-    return batches_in_order([train_ids[index] for index in sorted(order)], batch_size=SAMPLE_BATCH)
+def _sample(
+    train_ids: Sequence[str], *, most: int = SAMPLE_CLIPS, batch_size: int = SAMPLE_BATCH
+) -> list[tuple[str, ...]]:
+    """Batches of the training clips, or of a fixed sample where there are more than `most`."""
+    order = epoch_order(len(train_ids), seed=0, epoch=0)[:most]
+    return batches_in_order([train_ids[index] for index in sorted(order)], batch_size=batch_size)

@@ -105,7 +105,9 @@ class Trainer:
                     num_steps=clips.future.shape[1],
                 )
             weights = torch.tensor(part.weights, device=self.accelerator.device)
-            losses = per_sample_losses(forecast, clips, self.settings, unit_m=self.joint_unit_m)
+            losses = per_sample_losses(
+                forecast, clips, self.settings, unit_m=self.joint_unit_m, latent_unit=self.latent_unit
+            )
             yield losses * weights.unsqueeze(1)
 
     @property
@@ -118,6 +120,12 @@ class Trainer:
         """Unit of the joints' errors in the loss, metres, `(joint, 1)`. None stands for one metre."""
         head = self.accelerator.unwrap_model(self.model).head
         return head.scale if head is not None and self.settings.trajectory_units == "spread" else None
+
+    @property
+    def latent_unit(self) -> Tensor | None:
+        """Unit of the latents' errors in the loss, `(dim,)`. None stands for the encoder's."""
+        unit: Tensor | None = self.accelerator.unwrap_model(self.model).forecaster.units.of_the_loss
+        return unit
 
     def _guided(self, clip_ids: tuple[str, ...], step: Step | None) -> Tensor | None:
         """1 or 0 for each clip, None where no guidance is dropped."""

@@ -22,18 +22,24 @@ The weighted parts of latents and joints make up the loss.
 
 
 def per_sample_losses(
-    forecast: Forecast, clips: Batch, settings: TrainSettings, *, unit_m: Tensor | None = None
+    forecast: Forecast,
+    clips: Batch,
+    settings: TrainSettings,
+    *,
+    unit_m: Tensor | None = None,
+    latent_unit: Tensor | None = None,
 ) -> Tensor:
     """Each clip's loss, the errors that are reported, and the parts of the loss: `(clip, column)`.
 
     The joints' distance is the evaluation's ADE in metres: the mean over labelled joint-frames of joints that
     were seen in the observed window. Without one, or without a head, it is 0 and so is `WITH_DISTANCE`.
-    `unit_m` `(joint, 1)` is the joints' unit in the loss.
+    `unit_m` `(joint, 1)` and `latent_unit` `(dim,)` are the units of joints and latents in the loss.
     """
-    loss = latent_loss(forecast.latents, clips.future, settings.latent_loss)
+    kind = settings.latent_loss
+    loss = latent_loss(forecast.latents, clips.future, kind, unit=latent_unit)
     if forecast.next_steps is not None:
         following = torch.cat((clips.observed[:, 1:], clips.future[:, :1]), dim=1)
-        next_step = latent_loss(forecast.next_steps, following, settings.latent_loss)
+        next_step = latent_loss(forecast.next_steps, following, kind, unit=latent_unit)
         loss = loss + settings.next_step_weight * next_step
     loss = settings.latent_weight * loss
     mse = latent_mse(forecast.latents.detach(), clips.future.detach())
@@ -57,12 +63,14 @@ def latent_mse(predicted: Tensor, future: Tensor) -> Tensor:
     return latent_loss(predicted, future, "mse")
 
 
-def latent_loss(predicted: Tensor, target: Tensor, kind: LatentLoss) -> Tensor:
+def latent_loss(predicted: Tensor, target: Tensor, kind: LatentLoss, *, unit: Tensor | None = None) -> Tensor:
     """Mean error of each clip's latents, `(batch,)`, float32. Smooth L1 turns linear at a difference of 1.
 
-    No gradient reaches the target.
+    Differences are in the encoder's units, or in `unit` `(dim,)`. No gradient reaches the target.
     """
     predicted, target = predicted.float(), target.detach()
+    if unit is not None:
+        predicted, target = predicted / unit, target / unit
     difference = predicted - target
     if kind == "mse":
         errors = difference.square()

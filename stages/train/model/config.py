@@ -30,6 +30,8 @@ WITHOUT_THINKER: frozenset[Variant] = frozenset({"jepa"})
 
 Anchor = Literal["none", "last_pose"]
 
+LatentTarget = Literal["latents", "change"]
+
 GuidanceKind = Literal["film", "adaln", "cross"]
 
 LevelAssignment = Literal["fixed", "mixture"]
@@ -90,6 +92,14 @@ class LatentTransform:
     """Side, in patches, of the squares that are averaged into one latent."""
     normalised: bool = False
     """Whether each latent is layer-normed over its channels."""
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionTarget:
+    """Output of the predictor, and whether latents are whitened per dim in it and in the loss."""
+
+    kind: LatentTarget = "latents"
+    whitened: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +186,7 @@ class ModelShape:
     head: HeadShape | None = None
     guidance: GuidanceShape = field(default_factory=GuidanceShape)
     view: LatentTransform = field(default_factory=LatentTransform)
+    target: PredictionTarget = field(default_factory=PredictionTarget)
 
     @property
     def token_kinds(self) -> tuple[int, ...]:
@@ -212,6 +223,17 @@ class PredictorSettings(Settings):
         "2 makes a quarter of the tokens (ours).",
         rare=True,
         ge=1,
+    )
+    latent_target: LatentTarget = setting(
+        "latents",
+        "Output of the predictor: latents (the paper's), or their change from the last observed step, "
+        "which starts at zero, so that training starts as latent persistence (ours). Variant vlm, which "
+        "reads no latents, puts out latents.",
+    )
+    whiten_latents: bool = setting(
+        False,
+        "Whiten latents inside the predictor and in its loss: each dim in its target's deviation over "
+        "the training clips. Metrics stay in the encoder's units (ours).",
     )
     init_from: str = setting(
         "",

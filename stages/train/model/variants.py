@@ -34,6 +34,7 @@ from thinkjepa.stages.train.model.guidance import (
     only_streams,
 )
 from thinkjepa.stages.train.model.trunk import Guidance, Trunk, initialize
+from thinkjepa.stages.train.model.units import LatentUnits
 from thinkjepa.stages.train.randomness import named_generator
 
 
@@ -53,6 +54,11 @@ class Predictor(nn.Module):
         states_BTPW = self.hidden_states(observed, guidance=guidance)
         future: Tensor = self.proj(states_BTPW[:, self.grid.observed_steps :])
         return future
+
+    def put_out_zeros(self) -> None:
+        """Make every output zero. The output layer learns from there."""
+        nn.init.zeros_(self.proj.weight)
+        nn.init.zeros_(self.proj.bias)
 
     def all_steps(self, observed: Tensor, *, guidance: Guidance | None = None) -> Tensor:
         """Latents read off every position: `(batch, step, patch, dim)`.
@@ -90,8 +96,12 @@ class Forecaster(nn.Module):
 
     `pooled` `(batch, level, stream, dim)` and `tokens` are the thinker's states, None where a variant reads
     none. A sample where `guided` `(batch,)` is 0 is forecast as if it had no thinker. Variants say what they
-    make of the observed latents and these states.
+    make of the observed latents and these states. All latents are in the encoder's units.
     """
+
+    def __init__(self, units: LatentUnits) -> None:
+        super().__init__()
+        self.units = units
 
     def forward(
         self,
@@ -154,32 +164,29 @@ def _states(pooled: Tensor | None, tokens: TokenBatch | None, guided: Tensor | N
 class Jepa(Forecaster):
     """The unguided predictor. Thinker states are ignored."""
 
-    def __init__(self, predictor: Predictor) -> None:
-        super().__init__()
+    def __init__(self, predictor: Predictor, units: LatentUnits) -> None:
+        super().__init__(units)
         self.predictor = predictor
 
     def future_steps(self, observed: Tensor, thinker: ThinkerStates | None) -> Tensor:
-        future: Tensor = self.predictor(observed)
-        return future
+        outputs = self.predictor(self.units.entering(observed), guidance=self._guide(thinker))
+        return self.units.leaving(outputs, observed[:, -1:])
 
     def observed_and_future_steps(self, observed: Tensor, thinker: ThinkerStates | None) -> Tensor:
-        return self.predictor.all_steps(observed)
+        outputs = self.predictor.all_steps(self.units.entering(observed), guidance=self._guide(thinker))
+        last = observed[:, -1:].expand(-1, outputs.shape[1] - observed.shape[1], -1, -1)
+        return self.units.leaving(outputs, torch.cat((observed, last), dim=1))
+
+    def _guide(self, thinker: ThinkerStates | None) -> Guidance | None:
+        return None
 
 
-class ThinkJepa(Forecaster):
+class ThinkJepa(Jepa):
     """The predictor under the pyramid's guidance, each sample under its own."""
 
-    def __init__(self, predictor: Predictor, pyramid: Pyramid | TokenPyramid) -> None:
-        super().__init__()
-        self.predictor = predictor
+    def __init__(self, predictor: Predictor, units: LatentUnits, pyramid: Pyramid | TokenPyramid) -> None:
+        super().__init__(predictor, units)
         self.pyramid = pyramid
-
-    def future_steps(self, observed: Tensor, thinker: ThinkerStates | None) -> Tensor:
-        future: Tensor = self.predictor(observed, guidance=self._guide(thinker))
-        return future
-
-    def observed_and_future_steps(self, observed: Tensor, thinker: ThinkerStates | None) -> Tensor:
-        return self.predictor.all_steps(observed, guidance=self._guide(thinker))
 
     def _guide(self, thinker: ThinkerStates | None) -> Guidance:
         assert thinker is not None, "guided variants are always given pooled states"
@@ -203,8 +210,9 @@ class ThinkerOnly(Forecaster):
         trunk: TrunkShape,
         thinker: ThinkerShape,
         guidance: GuidanceShape,
+        units: LatentUnits,
     ) -> None:
-        super().__init__()
+        super().__init__(units)
         self.grid = grid
         self.guidance = guidance
         self.levels = guidance.used_levels(thinker.levels)
@@ -233,8 +241,9 @@ class ThinkerOnly(Forecaster):
         states_BNW = self.trunk(
             torch.cat((context_BNW, queries_BNW), dim=1), rotation, spans, guidance=guidance
         )
-        future: Tensor = self.proj(states_BNW[:, num_context:])
-        return future.view(len(future), grid.future_steps, grid.tokens_per_step, -1)
+        outputs_BNW = self.proj(states_BNW[:, num_context:])
+        outputs = outputs_BNW.view(len(outputs_BNW), grid.future_steps, grid.tokens_per_step, -1)
+        return self.units.leaving(outputs, observed[:, -1:])
 
     def rolled_on(
         self, observed: Tensor, future: Tensor, thinker: ThinkerStates | None, num_steps: int | None
@@ -268,8 +277,9 @@ class ThinkerOnly(Forecaster):
 
 def build_forecaster(shape: ModelShape, *, seed: int) -> Forecaster:
     """The variant that `shape` names, its parameters drawn from `seed` (and nothing else)."""
+    units = LatentUnits(shape.grid, shape.target)
     if shape.variant == "vlm":
-        only = ThinkerOnly(shape.grid, shape.trunk, _thinker(shape), shape.guidance)
+        only = ThinkerOnly(shape.grid, shape.trunk, _thinker(shape), shape.guidance, units)
         initialize(only, named_generator(seed, "thinker only"))
         if shape.token_kinds:
             only.pyramid = TokenPyramid(_thinker(shape), shape.trunk, shape.guidance)
@@ -277,11 +287,13 @@ def build_forecaster(shape: ModelShape, *, seed: int) -> Forecaster:
         return only
     predictor = Predictor(shape.grid, shape.trunk)
     initialize(predictor, named_generator(seed, "predictor"))
+    if shape.target.kind == "change":
+        predictor.put_out_zeros()
     if shape.variant == "jepa":
-        return Jepa(predictor)
+        return Jepa(predictor, units)
     pyramid = build_pyramid(shape)
     initialize(pyramid, named_generator(seed, "pyramid"))
-    return ThinkJepa(predictor, pyramid)
+    return ThinkJepa(predictor, units, pyramid)
 
 
 def build_pyramid(shape: ModelShape) -> Pyramid | TokenPyramid:

@@ -98,6 +98,8 @@ CASES: dict[str, tuple[object, ...]] = {
     "attention": ("bidirectional",),
     "attention_kernel": ("blocks",),  # flex is refused without a GPU: test_flex_attention.py
     "latent_pool": (1,),
+    "latent_target": ("change",),
+    "whiten_latents": (True,),
     "init_from": (CHECKPOINT,),
     "group_by": ("folder",),
     "validation_fraction": (0.4,),
@@ -266,6 +268,8 @@ PAIRED = {
         "drop_guidance": 0.0,
         "latent_loss": "mse",
         "normalise_targets": False,
+        "latent_target": "latents",
+        "whiten_latents": False,
         "next_step_weight": 0.0,
         "trajectory_units": "metres",
         "anchor": "none",

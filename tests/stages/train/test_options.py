@@ -40,6 +40,9 @@ def run(cache: Path, out: Path, **overrides: Any) -> dict[str, Any]:
         {"use_levels": "middle", "use_streams": "generated", "drop_guidance": 0.5},
         {"variant": "vlm", "use_levels": "last", "next_step_weight": 1.0},
         {"latent_loss": "l1", "normalise_targets": True, "next_step_weight": 0.5},
+        {"latent_target": "change", "next_step_weight": 0.5},
+        {"latent_target": "change", "whiten_latents": True, "normalise_targets": True},
+        {"variant": "vlm", "whiten_latents": True},
         {"latent_loss": "smooth_l1", "schedule": "cosine", "warmup": 0.2, "clip_norm": 0.1},
     ],
     ids=str,
@@ -172,6 +175,11 @@ def test_a_later_step_changes_no_earlier_prediction_of_a_next_step(
         after = next_steps(altered)
         assert torch.equal(before[:, :step], after[:, :step])
         assert not torch.equal(before[:, step], after[:, step])
+
+
+def test_whitening_and_a_checkpoint_of_unwhitened_latents_are_refused() -> None:
+    with pytest.raises(StageError, match="--whiten-latents with --init-from"):
+        TrainSettings(whiten_latents=True, init_from="facebook/some-vjepa2")
 
 
 def test_cross_attention_without_stored_tokens_is_refused(latent_cache: BuildCache, tmp_path: Path) -> None:
