@@ -286,11 +286,13 @@ class PartitionedClips:
     sizes: Mapping[SplitName, SplitSize]
     histories: Histories = field(default_factory=Histories)
     """Of all clips: how many have no history beyond the observed window."""
+    whole_sizes: Mapping[SplitName, SplitSize] | None = None
+    """Sizes before a share of the training groups was taken; None where all of them train."""
 
     @property
     def warning(self) -> str:
         """Warning of sizes that are far from the fractions asked for, empty where none is."""
-        return split_warning(self.sizes, self.stored.rule, grouping=self.stored.grouping)
+        return split_warning(self.whole_sizes or self.sizes, self.stored.rule, grouping=self.stored.grouping)
 
     def sizes_to_json(self) -> dict[str, Any]:
         """Groups, videos and clips of each split."""

@@ -22,6 +22,7 @@ from thinkjepa.stages.data.partition import (
     stored_partition,
 )
 from thinkjepa.stages.data.tracked_files import labels_digest
+from thinkjepa.stages.data.training_share import with_training_share
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.json_files import json_bytes, json_digest
 from thinkjepa.stages.train.costs import TrainingCosts, training_costs
@@ -85,13 +86,21 @@ def library_versions() -> dict[str, str]:
 
 
 def divide_clips(
-    features: Features, cache_dir: Path, rule: SplitRule, *, partition_of: PartitionOf = stored_partition
+    features: Features,
+    cache_dir: Path,
+    rule: SplitRule,
+    *,
+    share: float = 1.0,
+    partition_of: PartitionOf = stored_partition,
 ) -> PartitionedClips:
-    """The run's clips by split name. Raises StageError where one of the three has none."""
+    """The run's clips by split name, of the training groups a share.
+
+    Raises StageError where a split has none.
+    """
     clips = partition_clips(features.clips, cache_dir, rule, partition_of=partition_of)
     if empty := [name for name in SPLIT_NAMES if not clips.ids[name]]:
         raise StageError(_no_clips(len(features.clips), empty, labelled=features.supervision is not None))
-    return clips
+    return with_training_share(clips, features.clips, share=share)
 
 
 def _no_clips(num_clips: int, empty: Sequence[SplitName], *, labelled: bool) -> str:
@@ -194,7 +203,7 @@ def plan_costs(
     """Costs and clips of `train` with these arguments. Nothing is trained or written."""
     cache = FeatureCache.open(cache_dir)
     features = choose_features(cache, settings, thinker_set=thinker_set, encoder_set=encoder_set)
-    clips = divide_clips(features, cache_dir, split, partition_of=planned_partition)
+    clips = divide_clips(features, cache_dir, split, share=settings.share, partition_of=planned_partition)
     features = features.knowing(clips.ids["train"])
     clips_without_tokens(features, clips, settings)
     shape = model_shape(features, settings)

@@ -102,7 +102,7 @@ def train(
             device=settings.device.partition(":")[0],  # a run is the same on any GPU
         )
         with accelerator.main_process_first():  # one process makes the split, the others read it
-            clips = divide_clips(features, cache_dir, split or SplitRule())
+            clips = divide_clips(features, cache_dir, split or SplitRule(), share=settings.share)
         chosen = selecting_figure(settings, features, clips.ids["validation"])
         settings, processes = replace(settings, select_by=chosen), accelerator.num_processes
         plan = plan_run(cache_dir, settings, features, clips, num_processes=processes, warm_start=warm_start)

@@ -220,6 +220,14 @@ class TrainSettings(PredictorSettings, GuidanceSettings, LossSettings, Optimizer
         rare=True,
     )
     head_width: int = setting(256, "Channels of the trajectory head (ours).", rare=True, ge=1)
+    share: float = setting(
+        1.0,
+        "Share of the training groups that are trained on, for learning curves, above 0, at most 1: at least "
+        "one group, drawn by --split-seed, those of 0.1 among those of 0.3.",
+        rare=True,
+        gt=0,
+        le=1,
+    )
     seed: int = setting(0, "Seed of initial weights and data order.")
     threads: int = setting(0, THREADS_HELP, ge=0, allowed=DEFAULT_OR_MORE)
     device: str = setting("auto", f"Where to train: {DEVICES}.")

@@ -62,6 +62,7 @@ CASES: dict[str, tuple[object, ...]] = {
     "joints": ("keypoints", "all", "rightHand,rightThumbTip"),
     "anchor": ("last_pose",),
     "head_width": (32,),
+    "share": (0.5,),
     "seed": (1,),
     "threads": (2,),
     "device": ("auto",),

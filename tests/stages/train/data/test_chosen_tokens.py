@@ -97,7 +97,7 @@ def test_a_batch_without_any_token_is_a_token_long() -> None:
 
 
 def test_token_statistics_are_of_clips_from_all_videos(latent_cache: BuildCache) -> None:
-    """Of many clips every part of the sorted ids is in the sample, and only clips with tokens."""
+    """Every part of many sorted ids is in the sample, and only clips with tokens."""
     cache = FeatureCache.open(latent_cache(with_tokens=True, num_videos=80))
     features = choose_features(cache, replace(CROSS, cross_tokens="generated"))
     ids = features.clips.clip_ids.to_pylist()
