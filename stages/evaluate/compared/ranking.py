@@ -28,6 +28,8 @@ OF_THE_LOSS = (
     "trajectory_units",
     "normalise_targets",
     "latent_pool",
+    "latent_target",
+    "whiten_latents",
 )
 """Settings that change the loss of the same predictions."""
 
