@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ class Outcome:
 
 
 RunCommand = Callable[..., Outcome]
+Completed = subprocess.CompletedProcess[str]
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +48,22 @@ def run_command() -> RunCommand:
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     return run
+
+
+@pytest.fixture
+def call_main(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Completed]:
+    """Call a command's `main` in this process, where warnings are errors."""
+
+    def call(main: Callable[[], object], name: str, *arguments: object) -> Completed:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capsys.readouterr()
+        return subprocess.CompletedProcess(sys.argv, int(stop.value.code or 0), captured.out, captured.err)
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,8 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 from commands import run_command
@@ -17,17 +17,8 @@ Sample = Callable[..., Result]
 
 
 @pytest.fixture
-def sample(monkeypatch, capsys) -> Sample:
-    """Run the command in this process: starting one costs seconds."""
-
-    def run(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["thinkjepa-sample", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            sample_app.main()
-        captured = capsys.readouterr()
-        return subprocess.CompletedProcess(sys.argv, int(stop.value.code or 0), captured.out, captured.err)
-
-    return run
+def sample(call_main: Callable[..., Result]) -> Sample:
+    return partial(call_main, sample_app.main, "thinkjepa-sample")
 
 
 def assert_one_line_error(result: Result, *words: str) -> None:

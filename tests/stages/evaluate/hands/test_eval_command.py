@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import matplotlib.image
@@ -23,17 +23,8 @@ Result = subprocess.CompletedProcess[str]
 
 
 @pytest.fixture
-def evaluate_command(monkeypatch: pytest.MonkeyPatch, capsys) -> Callable[..., Result]:
-    """Run the command in this process: starting one costs seconds."""
-
-    def run(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["thinkjepa-eval", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            eval_app.main()
-        captured = capsys.readouterr()
-        return subprocess.CompletedProcess(sys.argv, int(stop.value.code or 0), captured.out, captured.err)
-
-    return run
+def evaluate_command(call_main: Callable[..., Result]) -> Callable[..., Result]:
+    return partial(call_main, eval_app.main, "thinkjepa-eval")
 
 
 def test_one_run_gets_figures_table_and_picture(train_run: TrainRun) -> None:
