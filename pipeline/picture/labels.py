@@ -64,6 +64,11 @@ class Tile:
     box: Box
     """The part of the frame that the encoder uses."""
 
+    @property
+    def num_behind(self) -> int:
+        """Known joints without a pixel: they are behind the camera, or there is no camera."""
+        return int((np.isnan(self.points).any(axis=1) & (self.confidences > 0)).sum())
+
 
 @dataclass(frozen=True, slots=True)
 class LabeledVideo:
@@ -232,7 +237,10 @@ def _video(page: Page, top: float, video: LabeledVideo, height_in: float) -> Non
         _frame(axes, tile)
         draw_box(axes, tile.box)
         _hands(axes, tile, video.joint_names)
-        _caption(axes, f"frame {tile.frame}  {tile.time_s:.2f} s", 0.03, 0.05, va="bottom")
+        words = f"frame {tile.frame}  {tile.time_s:.2f} s"
+        if tile.num_behind and not video.note:
+            words += f"\n{counted(tile.num_behind, 'joint')} behind the camera, not drawn"
+        _caption(axes, words, 0.03, 0.05, va="bottom")
         if video.note:
             _caption(axes, video.note, 0.5, 0.5, ha="center", va="center")
 

@@ -6,7 +6,7 @@ predicted in the frame of the last observed camera into each later picture.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, repeat
 
@@ -45,13 +45,18 @@ Pixels = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class DrawnFrame:
-    """One frame of the overlay: the index of the video's frame, the hands on it, and its caption."""
+    """One frame of the overlay: the index of the video's frame, the hands on it, and its caption.
+
+    A hand is None where it is not known or cannot be placed. Joints that are not drawn are NaN.
+    """
 
     frame: int
     predicted: Pixels | None
     true: Pixels | None
     observed: bool
     caption: str
+    note: str = ""
+    """A remark on this frame's hands."""
 
 
 def overlay_video(prediction: Prediction, hands: PredictedHands, *, decode_timeout_s: float) -> bytes:
@@ -59,11 +64,11 @@ def overlay_video(prediction: Prediction, hands: PredictedHands, *, decode_timeo
 
     `hands` are those of `prediction`.
     """
-    drawn_frames = list(_drawn_frames(prediction.frames, hands))
+    shown_frames = list(drawn_frames(prediction.frames, hands))
     with VideoDecoder(timeout_s=decode_timeout_s) as decoder:
         frames = (
             frame
-            for index, shown in groupby(drawn_frames, key=lambda drawn: drawn.frame)
+            for index, shown in groupby(shown_frames, key=lambda drawn: drawn.frame)
             for frame in repeat(decoder.frames(prediction.video, [index])[0], len(list(shown)))
         )
         bones, note = hand_bones(hands.joints), _note(prediction.frames, hands)
@@ -72,16 +77,16 @@ def overlay_video(prediction: Prediction, hands: PredictedHands, *, decode_timeo
                 frame,
                 drawn,
                 bones,
-                two_panels=hands.true_m is not None,
+                two_panels=hands.true_m is not None and _intrinsics(hands) is not None,
                 note=note,
                 framing=prediction.latents.framing,
             )
-            for frame, drawn in zip(frames, drawn_frames, strict=True)
+            for frame, drawn in zip(frames, shown_frames, strict=True)
         )
         return prediction_mp4(pictures, prediction.frames)
 
 
-def _drawn_frames(frames: ChosenFrames, hands: PredictedHands) -> Iterator[DrawnFrame]:
+def drawn_frames(frames: ChosenFrames, hands: PredictedHands) -> Iterator[DrawnFrame]:
     """All frames of the overlay, in order. Past the video's end its last frame stays."""
     observed_s = seconds_ahead(frames.observed_times_s, observed_times_s=frames.observed_times_s)
     ahead_s = seconds_ahead(frames.future_times_s, observed_times_s=frames.observed_times_s)
@@ -90,28 +95,35 @@ def _drawn_frames(frames: ChosenFrames, hands: PredictedHands) -> Iterator[Drawn
     for step, seconds in enumerate(ahead_s):
         shown = frames.future[step] if step < len(frames.future) else frames.split_frame - 1
         true, distance = None, ""
+        predicted = _pixels(hands, hands.positions_m[step], shown)
+        behind = _behind({"predicted": predicted})
         if hands.true_m is not None and step < len(hands.true_m):
-            true = _pixels(hands, hands.true_m[step], shown)
             assert hands.true_confidence is not None, "comes with the true joints"
             known = hands.true_confidence[step] > 0
-            true[~known] = np.nan
-            if not known.any():
-                true = None
-            else:
+            if known.any():
+                true = _pixels(hands, hands.true_m[step], shown)
+                behind = _behind({"predicted": predicted, "true": None if true is None else true[known]})
                 apart_m = np.linalg.norm(hands.positions_m[step] - hands.true_m[step], axis=-1)
                 distance = f"   {1000 * apart_m[known].mean():.0f} mm apart"
-        predicted = _pixels(hands, hands.positions_m[step], shown)
-        yield DrawnFrame(shown, predicted, true, False, f"future  {clock_text(seconds)}{distance}")
+            if true is not None:
+                true[~known] = np.nan
+        yield DrawnFrame(shown, predicted, true, False, f"future  {clock_text(seconds)}{distance}", behind)
 
 
-def _pixels(hands: PredictedHands, positions_m: Positions, frame: int) -> Pixels:
-    """Pixels of joints in a frame, `(joint, 2)`; NaN behind the camera.
+def _behind(hands: Mapping[str, Pixels | None]) -> str:
+    """A remark on known joints that are behind the camera of their frame. Empty where there are none."""
+    counts = {
+        name: int(np.isnan(pixels).any(axis=1).sum()) for name, pixels in hands.items() if pixels is not None
+    }
+    named = " and ".join(f"{number} {name}" for name, number in counts.items() if number)
+    return f"behind the camera, not drawn: {named} joints" if named else ""
 
-    Without intrinsics there is no picture to draw over: x and y, one metre to the picture's width.
-    """
+
+def _pixels(hands: PredictedHands, positions_m: Positions, frame: int) -> Pixels | None:
+    """Pixels of joints in a frame, `(joint, 2)`, NaN behind the camera. None where it is not known."""
     intrinsics = _intrinsics(hands)
     if intrinsics is None:
-        return np.asarray(positions_m[:, :2], dtype=np.float64)
+        return None
     labels, then = hands.labels, hands.camera_pose
     if then is not None and labels is not None and labels.camera_poses is not None:
         now = labels.camera_poses[min(frame, labels.num_frames - 1)]
@@ -130,7 +142,7 @@ def _note(frames: ChosenFrames, hands: PredictedHands) -> str:
     """A remark on how the joints were projected, for the viewer."""
     labels = hands.labels
     if labels is None or _intrinsics(hands) is None:
-        return "camera unknown: joints from the front, not placed in the picture"
+        return "camera unknown: hands cannot be placed and are not drawn"
     if hands.camera_pose is None:
         return "camera taken as still"
     if max(frames.future, default=0) >= labels.num_frames:
@@ -151,7 +163,6 @@ def _picture(
     height, width = frame.shape[:2]
     scale = PANEL_SHORT_SIDE_PX / min(height, width)
     size = (_even(width * scale), _even(height * scale))
-    placed = not note.startswith("camera unknown")
     shown = [("predicted", drawn.predicted, PREDICTED_RGB)]
     if two_panels:
         shown.append(("true", drawn.true, TRUE_RGB))
@@ -159,22 +170,21 @@ def _picture(
     for column, (title, pixels, color) in enumerate(shown):
         scaled = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS))
         panel = Image.fromarray(outlined(scaled, seen_box(framing, width_px=size[0], height_px=size[1])))
-        if column == 0 and drawn.true is not None and placed:
+        if column == 0 and drawn.true is not None:
             ghost = panel.copy()
             _draw_hand(ghost, drawn.true * scale, bones, TRUE_RGB)
             panel = Image.blend(panel, ghost, GHOST_OPACITY)
         if pixels is not None:
-            points = pixels * scale if placed else _unplaced(pixels, size)
-            _draw_hand(panel, points, bones, color)
+            _draw_hand(panel, pixels * scale, bones, color)
         if not drawn.observed:
             ImageDraw.Draw(panel).rectangle((0, 0, size[0] - 1, size[1] - 1), outline=color, width=4)
         canvas.paste(panel, (column * size[0], 0))
         text = drawn.caption if column == 0 else ""
-        small_print = note if column == 0 else ""
+        small_print = drawn.note or note if column == 0 else ""
         if drawn.observed and column == len(shown) - 1:
             small_print = small_print or OBSERVED_NOTE
         _caption(canvas, column * size[0], size, title, color, text, small_print)
-        if column == 0 and drawn.true is not None and placed:
+        if column == 0 and drawn.true is not None:
             _ghost_legend(canvas, size)
     return canvas
 
@@ -221,13 +231,6 @@ def _draw_hand(
                 draw.line([tuple(points[bone.start]), tuple(points[bone.end])], fill=fill, width=width)
     for x, y in points[np.isfinite(points).all(axis=1)]:
         draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=color, outline=(20, 20, 20))
-
-
-def _unplaced(positions_m: Pixels, size: tuple[int, int]) -> Pixels:
-    """A hand from the front in the middle of the panel, a metre as wide as the panel."""
-    center = np.nanmean(positions_m, axis=0)
-    points: Pixels = (positions_m - center) * size[0] + np.array(size) / 2
-    return points
 
 
 def _even(value: float) -> int:

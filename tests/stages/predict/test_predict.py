@@ -174,15 +174,18 @@ def test_past_the_end_of_a_video_the_last_frame_stays(
     assert len(frames_of(tmp_path / "out.mp4")) == 16 + PAUSE + HOLD
 
 
-def test_a_video_without_labels_is_drawn_without_a_truth(
-    run: Path, predict: RunCommand, tmp_path: Path
+def test_a_video_without_labels_is_drawn_without_hands(
+    run: Path, predict: RunCommand, make_video: MakeVideo, tmp_path: Path
 ) -> None:
-    video = lossless_video(tmp_path / "new.mkv", change=None)
+    video = make_video(tmp_path / "new.mp4", num_frames=60, fps=FPS, size=SIZE)
     outcome = predict(run, video, tmp_path / "out.mp4")
     assert outcome.status == 0, outcome.stderr
     assert outcome.json["mean_distance_m"] is None
     pictures = frames_of(tmp_path / "out.mp4")
     assert pictures[0].shape[1] == PANEL_SHORT_SIDE_PX * SIZE[0] // SIZE[1]
+    future = pictures[8 + PAUSE + 3][8 : PANEL_SHORT_SIDE_PX - 8, 8:-8].astype(int)
+    drawn = np.abs(future - PREDICTED_RGB).max(axis=-1) < 25
+    assert drawn.sum() == 0, "a hand that cannot be placed is not drawn"
 
 
 @pytest.mark.parametrize(
