@@ -8,7 +8,7 @@ JOBS ?= 2
 bin := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help environment test test-vllm check params demo soak lock clean distclean
+.PHONY: help environment test test-vllm check params wheel demo soak lock clean distclean
 
 help: ## List the targets
 	@echo "make TARGET, where TARGET is one of"
@@ -32,6 +32,11 @@ check: environment ## Check style, format and types
 params: environment ## Write params.yaml again after a setting or its text has changed
 	$(bin)/python -m thinkjepa.pipeline.project.params >params.yaml.new
 	mv params.yaml.new params.yaml
+
+wheel: environment ## Build the wheel into dist/
+	rm -rf build
+	$(bin)/python -m build --wheel --no-isolation
+	rm -rf build
 
 demo: environment ## Run the whole pipeline on sample videos with untrained models, in demo/
 	$(bin)/thinkjepa-sample demo demo
