@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 app = new_single_app()
 
-SIDE_WORDS: dict[SplitName | None, str] = {
+SPLIT_NAME_WORDS: dict[SplitName | None, str] = {
     "train": "one of the run's training videos: the run was fitted to it",
     "validation": "one of the run's validation videos: the best epoch was chosen on them",
     "test": "one of the run's test videos: training has not touched it",
@@ -145,7 +145,7 @@ def _described(prediction: Prediction, out: Path, figures: Path) -> str:
     from thinkjepa.pipeline.picture.latents import summary
 
     frames, hands = prediction.frames, prediction.hands
-    lines = [f"{out}: {summary(prediction)}", SIDE_WORDS[prediction.side]]
+    lines = [f"{out}: {summary(prediction)}", SPLIT_NAME_WORDS[prediction.split_name]]
     if hands is None:
         return "\n".join([*lines, f"{figures}: the figures", f"no hands: {prediction.no_hands}"])
     apart = "" if hands.distance_m is None else f", {1000 * hands.distance_m:.1f} mm from the true one"

@@ -35,11 +35,11 @@ def describe_costs(costs: dict[str, Any]) -> str:
 
 
 def describe_split(sizes: Mapping[SplitName, SplitSize], *, grouping: str) -> str:
-    """The clips, videos and groups of each side, as a table."""
+    """The clips, videos and groups of each split name, as a table."""
     lines = [f"split            clips   share  videos  groups (by {grouping})"]
-    for side, size in sizes.items():
+    for name, size in sizes.items():
         lines.append(
-            f"  {side:<14} {size.clips:>5}  {100 * size.share:>4.0f} %  {size.videos:>6}  {size.groups:>6}"
+            f"  {name:<14} {size.clips:>5}  {100 * size.share:>4.0f} %  {size.videos:>6}  {size.groups:>6}"
         )
     return "\n".join(lines)
 
@@ -62,7 +62,7 @@ def describe_start(start: RunStarts) -> str:
         f"best by the validation clips' {SELECTED_BY[start.select_by]} is kept",
     ]
     if any(start.without_tokens.values()):
-        counts = ", ".join(f"{number} {side}" for side, number in start.without_tokens.items())
+        counts = ", ".join(f"{number} {name}" for name, number in start.without_tokens.items())
         lines.append(
             f"without tokens   {counts} clips have none of --cross-tokens: forecast without a thinker"
         )
@@ -87,7 +87,7 @@ def describe_epoch(end: EpochEnds) -> str:
 
 def describe_metrics(out: Path, metrics: dict[str, Any], *, was_finished: bool = False) -> str:
     """Results of a run, its folder, and the next step. `was_finished`: nothing was left to train."""
-    clips = ", ".join(f"{metrics['num_clips'][side]} {side}" for side in SPLIT_NAMES)
+    clips = ", ".join(f"{metrics['num_clips'][name]} {name}" for name in SPLIT_NAMES)
     latent_error = metrics["validation_latent_error"]
     already = "already finished, nothing was trained: " if was_finished else ""
     lines = [

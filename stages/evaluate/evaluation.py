@@ -84,18 +84,18 @@ def evaluate(
     Arithmetic is fp32. `cache_dir` overrides the cache that the run names; `device` is as in
     `choose_device`. Clips are those of the run's own split, all of which must still have features.
     """
-    side = as_split_name(split)
+    split_name = as_split_name(split)
     run = TrainedRun.open(run_dir)
     features = run.features(cache_dir)
-    clips = rows_of(run.clip_ids(side), features)
+    clips = rows_of(run.clip_ids(split_name), features)
     target = choose_device(device)
     model = run.model().to(target)
     progress = progress or NoProgress()
-    record = describe(run, features, side, clips)
+    record = describe(run, features, split_name, clips)
     grouping = record["division"]["grouping"]
     progress.begin("evaluate", total=len(clips), unit="clips")
     joint_errors = JointErrors()
-    with ClipTableWriter(table_path(run_dir, side), record) as table:
+    with ClipTableWriter(table_path(run_dir, split_name), record) as table:
         for part, batch, predicted in predictions(run, model, features, clips, device=target):
             if batch.trajectory is not None:
                 joint_errors.add(predicted, batch.trajectory)
@@ -109,21 +109,21 @@ def evaluate(
                 }
             )
             progress.advance(len(part))
-    result = summarize(ClipTable.read(table_path(run_dir, side)))
+    result = summarize(ClipTable.read(table_path(run_dir, split_name)))
     result["ade_m_by_joint"] = joint_errors.to_json(result["joints"])
-    write_json(run_dir / f"eval-{side}.json", result)
-    write_json(run_dir / f"{side}.json", headline(result))
+    write_json(run_dir / f"eval-{split_name}.json", result)
+    write_json(run_dir / f"{split_name}.json", headline(result))
     return result
 
 
 def describe(
-    run: TrainedRun, features: Features, side: SplitName, clips: Sequence[ClipRow]
+    run: TrainedRun, features: Features, split_name: SplitName, clips: Sequence[ClipRow]
 ) -> dict[str, Any]:
     """The record of what is evaluated, without times and paths."""
     division, head = read_json(run.path / "split.json"), run.shape.head
     return {
         "schema": EVALUATION_SCHEMA,
-        "split": side,
+        "split": split_name,
         "variant": run.variant,
         "seed": run.record["settings"]["seed"],
         "settings": run.record["settings"],

@@ -61,15 +61,15 @@ def evaluate_rollout(
     """
     if not horizons or min(horizons) < 1:
         raise StageError("--rollout: give horizons in latent steps, 1 or more, such as 4,8,16,32")
-    side, run, all_steps = as_split_name(split), TrainedRun.open(run_dir), sorted(set(horizons))
+    split_name, run, all_steps = as_split_name(split), TrainedRun.open(run_dir), sorted(set(horizons))
     window_steps = run.shape.grid.future_steps
     windows = -(-max(horizons) // window_steps)
     features = run.features(cache_dir, windows=windows)
-    clip_ids = run.clip_ids(side)
+    clip_ids = run.clip_ids(split_name)
     held = features.clips.only(clip_ids).clip_ids.to_pylist() if windows > 1 else clip_ids
     clips = rows_of(held or clip_ids, features)
     scores = _scores(run, features, clips, all_steps, device=device, progress=progress or NoProgress())
-    record = describe(run, features, side, clips)
+    record = describe(run, features, split_name, clips)
     grouping = record["division"]["grouping"]
     clusters = Clusters(
         groups=[group_of(clip.video, grouping) for clip in clips],
@@ -97,7 +97,7 @@ def evaluate_rollout(
             for steps in all_steps
         ],
     }
-    write_json(run_dir / f"rollout-{side}.json", result)
+    write_json(run_dir / f"rollout-{split_name}.json", result)
     return result
 
 

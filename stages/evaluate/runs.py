@@ -105,9 +105,9 @@ class TrainedRun:
             windows=windows,
         )
 
-    def clip_ids(self, side: SplitName) -> tuple[str, ...]:
+    def clip_ids(self, split_name: SplitName) -> tuple[str, ...]:
         """The clips of this split when the run was trained, sorted."""
-        return tuple(read_json(self.path / "split.json")["clips"][side])
+        return tuple(read_json(self.path / "split.json")["clips"][split_name])
 
     @property
     def trained_on(self) -> dict[str, dict[str, Any]]:
@@ -121,12 +121,12 @@ class TrainedRun:
         num_clips = sum(int(clips["count"]) for clips in found.values())
         return {**found, "labels": {"count": num_clips, "sha256": self.record["labels"]}}
 
-    def side_of(self, video_id: str) -> SplitName | None:
+    def split_name_of(self, video_id: str) -> SplitName | None:
         """The split that has clips of this video, None where the run has none."""
         prefix = f"{video_id}@"
-        for side in SPLIT_NAMES:
-            if any(name.startswith(prefix) for name in self.clip_ids(side)):
-                return side
+        for split_name in SPLIT_NAMES:
+            if any(name.startswith(prefix) for name in self.clip_ids(split_name)):
+                return split_name
         return None
 
 
@@ -144,7 +144,7 @@ def runs_under(folder: Path) -> list[Path]:
     return found
 
 
-def read_evaluations(run_dirs: Sequence[Path], side: str) -> list[EvaluatedRun]:
+def read_evaluations(run_dirs: Sequence[Path], split_name: str) -> list[EvaluatedRun]:
     """Evaluations of runs on one split, named by their folders, or by whole paths where names are equal.
 
     Raises StageError where one is missing, or is not of the weights that the run has now.
@@ -153,15 +153,17 @@ def read_evaluations(run_dirs: Sequence[Path], side: str) -> list[EvaluatedRun]:
     if len(set(names)) < len(names):
         names = [str(path) for path in run_dirs]
     return [
-        EvaluatedRun(name, _current_table(path, side), _validation(path), TrainedRun.open(path).trained_on)
+        EvaluatedRun(
+            name, _current_table(path, split_name), _validation(path), TrainedRun.open(path).trained_on
+        )
         for name, path in zip(names, run_dirs, strict=True)
     ]
 
 
-def is_evaluated(run_dir: Path, side: str, *, cache_dir: Path | None = None) -> bool:
+def is_evaluated(run_dir: Path, split_name: str, *, cache_dir: Path | None = None) -> bool:
     """True if the run has an evaluation of its present weights and split, and of the present labels."""
     try:
-        table = _current_table(run_dir, side)
+        table = _current_table(run_dir, split_name)
     except StageError:
         return False
     if not table.record["joints"]:
@@ -170,12 +172,12 @@ def is_evaluated(run_dir: Path, side: str, *, cache_dir: Path | None = None) -> 
     return bool(table.record["labels"] == labels_digest(cache, set(table.video_digests)))
 
 
-def _current_table(run_dir: Path, side: str) -> ClipTable:
-    run, table = TrainedRun.open(run_dir), ClipTable.read(table_path(run_dir, side))
+def _current_table(run_dir: Path, split_name: str) -> ClipTable:
+    run, table = TrainedRun.open(run_dir), ClipTable.read(table_path(run_dir, split_name))
     found = (table.record["checkpoint_sha256"], table.record["split_sha256"])
     if found != (run.record["checkpoint"]["sha256"], run.record["split_sha256"]):
         raise StageError(
-            f"{str(table_path(run_dir, side))!r} is of an earlier training: run thinkjepa-eval --run "
+            f"{str(table_path(run_dir, split_name))!r} is of an earlier training: run thinkjepa-eval --run "
             f"{run_dir} again"
         )
     return table

@@ -58,8 +58,8 @@ CLIP_COLUMNS = (
 CLIPS_OF_A_ROW_GROUP = 256  # 5 MB of predictions at 32 frames of 52 joints
 
 
-def table_path(run_dir: Path, side: str) -> Path:
-    return run_dir / f"eval-{side}.parquet"
+def table_path(run_dir: Path, split_name: str) -> Path:
+    return run_dir / f"eval-{split_name}.parquet"
 
 
 class ClipTableWriter:

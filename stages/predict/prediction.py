@@ -242,8 +242,8 @@ class Prediction:
 
     video: Path
     video_digest: str
-    side: SplitName | None
-    """The side of the run's split that has clips of this video, None where the run has none."""
+    split_name: SplitName | None
+    """The split name of this video's clips in the run's split, None where the run has none."""
     frames: ChosenFrames
     latents: PredictedLatents
     hands: PredictedHands | None
@@ -257,7 +257,7 @@ class Prediction:
             "schema": "thinkjepa.prediction.v1",
             "video": str(self.video),
             "video_digest": self.video_digest,
-            "side": self.side,
+            "side": self.split_name,
             **self.frames.to_json(),
             "latents": self.latents.to_json(self.frames),
             **(self.hands.to_json() if self.hands else {"no_hands": self.no_hands}),
@@ -318,7 +318,7 @@ def predict(
     return Prediction(
         video=video,
         video_digest=source.digest,
-        side=run.side_of(source.video_id),
+        split_name=run.split_name_of(source.video_id),
         frames=clip.frames,
         latents=latents,
         hands=hands.predicted(forecast.joints_m) if hands and forecast.joints_m is not None else None,

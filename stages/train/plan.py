@@ -105,14 +105,14 @@ def divide_clips(
 
 def _no_clips(num_clips: int, empty: Sequence[SplitName], *, labelled: bool) -> str:
     """The error of a split that leaves split names without clips."""
-    sides = " or ".join(empty)
+    names = " or ".join(empty)
     if labelled:
         return (
-            f"of {num_clips} clips with features and hand labels none is in {sides}: label more videos "
+            f"of {num_clips} clips with features and hand labels none is in {names}: label more videos "
             "(thinkjepa-data check), use another --split-seed, or train latents alone with --task latent"
         )
     return (
-        f"of {num_clips} clips with features none is in {sides}: this cache keeps its split, and its videos "
+        f"of {num_clips} clips with features none is in {names}: this cache keeps its split, and its videos "
         "there have no features now; extract those, or use another --split-seed"
     )
 

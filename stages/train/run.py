@@ -1,7 +1,7 @@
 """One training run: from a cache to a folder with weights, metrics, curve, split and a record of it all.
 
 RUN/run.json       settings, feature sets, model shape, digests of clips, versions, weights file; no times
-RUN/split.json     the split, with the clips of each side
+RUN/split.json     the split, with the clips of each split name
 RUN/metrics.json   losses, best epoch, counts of clips
 RUN/curve.csv      losses by epoch, and curve.png
 RUN/checkpoints/   model-<digest>.safetensors
@@ -285,7 +285,7 @@ def run_metrics(plan: RunPlan, state: FitState) -> dict[str, Any]:
         "last_train_loss": last.train_loss,
         "last_validation_loss": last.validation_loss,
         "persistence_validation_loss": persistence,
-        "num_clips": {side: len(ids) for side, ids in plan.clips.ids.items()},
+        "num_clips": {split_name: len(ids) for split_name, ids in plan.clips.ids.items()},
         **({"without_tokens": dict(plan.without_tokens)} if plan.without_tokens else {}),
         **_joint_metrics(plan, state),
     }

@@ -92,7 +92,7 @@ def test_the_side_of_the_video_is_said(
         assert f"\none of the run's {name} videos: " in outcome.stdout
         assert json.loads((tmp_path / "a.json").read_text())["side"] == side
     unknown = predicted(run, lossless_video(tmp_path / "new.mkv", change=None), frame=24)
-    assert unknown.side is None
+    assert unknown.split_name is None
 
 
 def split_of(run: Path) -> dict[str, set[str]]:
