@@ -13,12 +13,9 @@ from thinkjepa.pipeline.report.markdown import (
     VERDICT_METRICS,
     Comparison,
     Rolled,
-    available,
     comparison_markdown,
-    count_of,
     data_warnings,
     left_out_line,
-    markdown_table,
     rolled_metrics,
     rollout_markdown,
     rollout_table,
@@ -29,6 +26,7 @@ from thinkjepa.pipeline.report.plots import (
     horizon_picture,
     rollout_picture,
 )
+from thinkjepa.pipeline.report.tables import available, count_of, markdown_table
 from thinkjepa.pipeline.report.verdict import (
     baseline_verdicts,
     figure_text,

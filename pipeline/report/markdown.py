@@ -1,10 +1,11 @@
-"""Markdown reports of comparisons, sweeps and rollouts, and the one writer of their tables."""
+"""Markdown reports of comparisons, sweeps and rollouts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from thinkjepa.pipeline.report.tables import available, count_of, markdown_table, titled
 from thinkjepa.pipeline.report.verdict import (
     FEWEST_GROUPS,
     FEWEST_SEEDS,
@@ -21,13 +22,19 @@ from thinkjepa.pipeline.report.verdict import (
 )
 from thinkjepa.stages.evaluate.baselines import METHODS
 from thinkjepa.stages.evaluate.compared.groups import TRAINED_ON
-from thinkjepa.stages.evaluate.metrics import METRICS, VALIDATION_METRICS, Metric, exhibited
+from thinkjepa.stages.evaluate.metrics import METRICS, VALIDATION_METRICS, Metric, MetricKind, exhibited
 
 Comparison = Mapping[str, Any]
 """The content of comparison.json."""
 
 Rolled = Mapping[str, Mapping[str, Any]]
 """Results of `evaluate_rollout` by the names of their runs."""
+
+DETAILS: dict[MetricKind, str] = {
+    "trajectory": "Where: kinds of error of hands",
+    "latent": "What latents are worth: skill, collapse, retrieval",
+}
+"""Titles of the tables of details."""
 
 VERDICT_METRICS = {metric.kind: metric.name for metric in METRICS.values() if metric.to_beat}
 """The metric that verdicts are about, by kind."""
@@ -53,12 +60,13 @@ def comparison_markdown(comparison: Comparison) -> str:
     metrics = list(VERDICT_METRICS.values())
     lines = [line for name in metrics for line in baseline_verdicts(comparison, name)]
     lines += [line for name in metrics for line in readout_lines(comparison, name)]
-    parts += _titled("Who wins", entry_table(comparison), lines)
+    parts += titled("Who wins", entry_table(comparison), lines)
     lines = [line for name in metrics for line in model_verdicts(comparison, name)]
     if table := difference_table(comparison):
-        parts += [*_titled("By how much", table, lines), difference_notes(comparison)]
-    parts += _titled("Where: over the horizon", horizon_table(comparison))
-    parts += _titled("Where: kinds of error", detail_table(comparison))
+        parts += [*titled("By how much", table, lines), difference_notes(comparison)]
+    parts += titled("Where: over the horizon", horizon_table(comparison))
+    for kind, title in DETAILS.items():
+        parts += titled(title, detail_table(comparison, kind), detail_lines(comparison, kind))
     return "\n\n".join(parts) + "\n"
 
 
@@ -193,17 +201,29 @@ def entry_table(comparison: Comparison) -> str:
     return markdown_table(["method", "seeds", *_heads(shown, comparison)], rows, left=2)
 
 
-def detail_table(comparison: Comparison) -> str:
+def detail_table(comparison: Comparison, kind: MetricKind) -> str:
     """A row per model and baseline with the means of the metrics that are details; empty without any."""
     entries = [entry for entry in comparison["entries"] if is_main(entry)]
-    details = [metric for metric in METRICS.values() if metric.detail]
-    shown = available(details, [entry["metrics"] for entry in entries])
-    rows = [
-        [entry["name"], *(_mean_text(entry["metrics"].get(metric.name)) for metric in shown)]
+    means = [
+        {name: figure["mean"] for name, figure in entry["metrics"].items()} | entry["over_clips"]
         for entry in entries
-        if available(shown, [entry["metrics"]])
+    ]
+    details = [metric for metric in METRICS.values() if metric.detail and metric.kind == kind]
+    shown = available(details, means)
+    rows = [
+        [entry["name"], *(_number_text(found.get(metric.name)) for metric in shown)]
+        for entry, found in zip(entries, means, strict=True)
+        if available(shown, [found])
     ]
     return markdown_table(["method", *_heads(shown, comparison)], rows)
+
+
+def detail_lines(comparison: Comparison, kind: MetricKind) -> list[str]:
+    """The figures of the true latents that those of predictions are to be read against."""
+    rank = comparison["true_latents"].get("effective_rank")
+    if kind != "latent" or rank is None:
+        return []
+    return [f"the true latents' effective rank is {number_text(rank)}, their variance ratio 1"]
 
 
 def difference_table(comparison: Comparison) -> str:
@@ -258,11 +278,6 @@ def horizon_table(comparison: Comparison) -> str:
     return f"{note}\n\n{markdown_table(['seconds', *(entry['name'] for entry in shown)], rows)}"
 
 
-def available(metrics: Iterable[Metric], found: Sequence[Mapping[str, Any]]) -> list[Metric]:
-    """Those of `metrics` that any of some figures by metric has."""
-    return [metric for metric in metrics if any(metric.name in figures for figures in found)]
-
-
 def _heads(metrics: Sequence[Metric], comparison: Comparison) -> list[str]:
     last_frame_s = comparison["last_frame"]["seconds"]
     return [f"{metric.label(last_frame_s=last_frame_s)} {metric.arrow}" for metric in metrics]
@@ -273,7 +288,11 @@ def _figure_texts(figures: Mapping[str, Figure], metrics: Sequence[Metric]) -> l
 
 
 def _mean_text(figure: Figure | None) -> str:
-    return "" if figure is None or figure["mean"] is None else number_text(figure["mean"])
+    return "" if figure is None else _number_text(figure["mean"])
+
+
+def _number_text(value: float | None) -> str:
+    return "" if value is None else number_text(value)
 
 
 def rollout_markdown(rolled: Rolled) -> str:
@@ -356,34 +375,3 @@ def rolled_name(name: str, result: Mapping[str, Any]) -> str:
 def _one_latent_space(rolled: Rolled) -> bool:
     spaces = [result["latent_space"] for result in rolled.values()]
     return all(space == spaces[0] for space in spaces)
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, left: int = 1) -> str:
-    """A table whose columns are aligned in plain text, too, the first `left` ones to the left.
-
-    Empty without rows.
-    """
-    if not rows:
-        return ""
-    cells = [[str(cell) for cell in row] for row in (header, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    rule = ["-" * width if index < left else "-" * (width - 1) + ":" for index, width in enumerate(widths)]
-    lines = [
-        [
-            cell.ljust(width) if index < left else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        for line in (cells[0], rule, *cells[1:])
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _titled(title: str, table: str, lines: Sequence[str] = ()) -> list[str]:
-    """A table under its title, with lines below it; nothing where the table is empty."""
-    below = ["\n".join(f"- {line}" for line in lines)] if lines else []
-    return [f"## {title}", table, *below] if table else []
-
-
-def count_of(number: int, noun: str) -> str:
-    """`1 clip`, `1,200 clips`."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")

@@ -15,11 +15,11 @@ from thinkjepa.pipeline.cli.console import counted
 from thinkjepa.pipeline.report.markdown import (
     Comparison,
     Rolled,
-    available,
     rolled_metrics,
     rolled_name,
     rollout_rows,
 )
+from thinkjepa.pipeline.report.tables import available
 from thinkjepa.pipeline.report.verdict import (
     evidence_of,
     is_main,

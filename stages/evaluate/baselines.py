@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from thinkjepa.cache import ClipRow
-from thinkjepa.stages.evaluate.learned import LearnedMotion
+from thinkjepa.stages.evaluate.learned import Learned
 from thinkjepa.stages.evaluate.metrics import MetricKind
 from thinkjepa.stages.evaluate.motion import constant_velocity, damped_velocity, future_times_s
 from thinkjepa.stages.train.data.batches import TokenBatch
@@ -46,6 +46,7 @@ METHODS = {
     "latent_persistence": Method(
         ("trajectory",), "{} head on last latents", "{}, its head on the last latents"
     ),
+    "mean_latent": Method(),
     "readout_ceiling": Method(
         ("trajectory", "latent"),
         "{} head on TRUE future latents (sees the future)",
@@ -109,7 +110,7 @@ def inputs_at_split(
 
 
 def predict_all(
-    model: ForecastModel, inputs: SplitInputs, learned: LearnedMotion | None, *, future_steps: int
+    model: ForecastModel, inputs: SplitInputs, learned: Learned | None, *, future_steps: int
 ) -> dict[str, Predicted]:
     """Predictions by method, of all methods that this model and these clips allow.
 
@@ -130,6 +131,8 @@ def predict_all(
         found["shuffled_guidance"] = Predicted(shuffled.latents, shuffled.joints_m)
     repeated = persistence(inputs.observed, future_steps=future_steps)
     found["latent_persistence"] = Predicted(repeated, model.read_joints(repeated, poses))
+    if learned is not None:
+        found["mean_latent"] = Predicted(learned.latent.to(own.latents).expand_as(own.latents), None)
     if own.joints_m is not None:
         poses_m = _poses(inputs, learned, future_steps=future_steps)
         found |= {
@@ -149,7 +152,7 @@ def readout_ceiling(model: ForecastModel, batch: Batch) -> dict[str, Predicted]:
     return {} if joints_m is None else {"readout_ceiling": Predicted(None, joints_m)}
 
 
-def _poses(inputs: SplitInputs, learned: LearnedMotion | None, *, future_steps: int) -> dict[str, Tensor]:
+def _poses(inputs: SplitInputs, learned: Learned | None, *, future_steps: int) -> dict[str, Tensor]:
     """Joints of methods without latents, of shapes that extend to `(batch, step, frame, joint, 3)`."""
     assert inputs.poses is not None, "a head is trained on labels"
     last_m = inputs.poses.last_pose_m[:, None, None]
@@ -157,11 +160,11 @@ def _poses(inputs: SplitInputs, learned: LearnedMotion | None, *, future_steps: 
         "constant_pose": last_m,
         "constant_velocity": _by_step(constant_velocity(inputs.poses, inputs.ahead_s), future_steps),
     }
-    if learned is not None:
-        damped_m = damped_velocity(inputs.poses, inputs.ahead_s, damping_s=learned.damping_s)
+    if learned is not None and (motion := learned.motion) is not None:
+        damped_m = damped_velocity(inputs.poses, inputs.ahead_s, damping_s=motion.damping_s)
         poses["damped_velocity"] = _by_step(damped_m, future_steps)
-        poses["mean_displacement"] = last_m + learned.displacement_m.to(last_m)
-        poses["mean_pose"] = learned.pose_m
+        poses["mean_displacement"] = last_m + motion.displacement_m.to(last_m)
+        poses["mean_pose"] = motion.pose_m
     return poses
 
 

@@ -29,7 +29,8 @@ from thinkjepa.stages.evaluate.baselines import (
     predict_all,
     readout_ceiling,
 )
-from thinkjepa.stages.evaluate.learned import learn_motion, num_lacking
+from thinkjepa.stages.evaluate.latents import Gallery, LatentSpread
+from thinkjepa.stages.evaluate.learned import learn, num_lacking
 from thinkjepa.stages.evaluate.metrics import (
     DECIMALS,
     POSE_BASELINES,
@@ -41,7 +42,7 @@ from thinkjepa.stages.evaluate.metrics import (
     time_summary,
     trajectory_metrics,
 )
-from thinkjepa.stages.evaluate.over_clips import JointErrors
+from thinkjepa.stages.evaluate.over_clips import JointErrors, figures_over_clips, skills
 from thinkjepa.stages.evaluate.runs import TrainedRun
 from thinkjepa.stages.evaluate.scores import INTERVAL_METHOD, figures_by_kind
 from thinkjepa.stages.evaluate.table import (
@@ -94,12 +95,15 @@ def evaluate(
     record = describe(run, features, split_name, clips)
     grouping = record["division"]["grouping"]
     progress.begin("evaluate", total=len(clips), unit="clips")
-    joint_errors = JointErrors()
+    joint_errors, spread = JointErrors(), LatentSpread()
+    gallery = Gallery.of(features, clips, device=target)
     with ClipTableWriter(table_path(run_dir, split_name), record) as table:
         for part, batch, predicted in predictions(run, model, features, clips, device=target):
             if batch.trajectory is not None:
                 joint_errors.add(predicted, batch.trajectory)
+            spread.add(predicted, batch.future)
             columns = score_columns(predicted, batch, joints=joint_names(model))
+            columns |= gallery.columns(predicted, batch.future, part)
             columns |= _joint_columns(predicted["model"], batch)
             table.append(
                 {
@@ -109,6 +113,7 @@ def evaluate(
                 }
             )
             progress.advance(len(part))
+        table.add_over_clips(spread.figures())
     result = summarize(ClipTable.read(table_path(run_dir, split_name)))
     result["ade_m_by_joint"] = joint_errors.to_json(result["joints"])
     write_json(run_dir / f"eval-{split_name}.json", result)
@@ -166,7 +171,7 @@ def predictions(
     Methods that see the future are among them, marked in `METHODS`.
     """
     partners = partners_of(clips) if run.shape.thinker is not None else {}
-    learned = learn_motion(features, run.clip_ids("train")) if features.supervision else None
+    learned = learn(features, run.clip_ids("train"), device=device)
     for start in range(0, len(clips), run.clips_per_forward):
         part = clips[start : start + run.clips_per_forward]
         batch = features.batch([clip.clip_id for clip in part], device)
@@ -276,6 +281,7 @@ def summarize(table: ClipTable) -> dict[str, Any]:
         "num_groups": clusters.num_groups,
         "joint_frames": joint_frames(table),
         **means,
+        "over_clips": figures_over_clips(table),
         "intervals": intervals,
         "interval": INTERVAL_METHOD,
         "last_frame": time_summary(table.numbers("last_frame_s")),
@@ -324,4 +330,7 @@ def _horizon(table: ClipTable) -> list[dict[str, Any]]:
         known = values[~np.isnan(values)]
         if score.step and len(known):
             records[score.step - 1][score.method][score.metric] = float(known.mean())
+    for step, record in enumerate(records, start=1):
+        for method, found in skills(table.scores, step=step).items():
+            record[method] |= found
     return records

@@ -1,14 +1,14 @@
-"""Baselines learned from a run's training clips: means over them, and how fast movements come to rest.
+"""Baselines learned from a run's training clips: mean latents and joints, how fast movements come to rest.
 
 They are what any trained model has to beat: they know the training clips and nothing of the clip at hand but
 its observed poses. They are learned anew from the cache at each evaluation, in float64, from all training
 clips or a fixed sample of them.
 
-Shape letters: B batch, T latent steps, K frames of a step, J joints.
+Shape letters: B batch, T latent steps, P patches, D latent dim, K frames of a step, J joints.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +22,11 @@ from thinkjepa.stages.train.randomness import epoch_order
 
 SAMPLE_CLIPS = 4096
 SAMPLE_BATCH = 64
+
+LATENT_CLIPS = 256
+"""Enough for a mean: its error is a sixteenth of the latents' deviation."""
+
+LATENT_BATCH = 16
 
 DAMPING_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 """Time constants of a damped velocity to choose from, each twice the one before."""
@@ -39,10 +44,37 @@ class LearnedMotion:
     """The time constant of `DAMPING_S` with the smallest mean distance in the first window."""
 
 
-def learn_motion(features: Features, train_ids: Sequence[str]) -> LearnedMotion | None:
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """All that baselines know of the training clips."""
+
+    latent: Tensor
+    """Mean future latent of each patch `(patch, dim)`, float64, over the first window."""
+    motion: LearnedMotion | None
+    """None in a run on latents alone."""
+
+
+def learn(features: Features, train_ids: Sequence[str], *, device: torch.device) -> Learned | None:
     """Learn from the run's training clips. None where the cache lacks one of them."""
     if num_lacking(features, train_ids):
         return None
+    motion = learn_motion(features, train_ids) if features.supervision else None
+    return Learned(mean_latent(features, train_ids, device=device), motion)
+
+
+def mean_latent(features: Features, train_ids: Sequence[str], *, device: torch.device) -> Tensor:
+    """The mean future latent of each patch `(patch, dim)`, over steps of the first window and clips."""
+    total, num_clips = torch.zeros((), dtype=torch.float64, device=device), 0
+    first_window = replace(features, windows=1)
+    for clip_ids in _sample(train_ids, most=LATENT_CLIPS, batch_size=LATENT_BATCH):
+        future_BTPD = first_window.batch(clip_ids, device).future.double()
+        total = total + future_BTPD.mean(dim=1).sum(dim=0)
+        num_clips += len(clip_ids)
+    return total / num_clips
+
+
+def learn_motion(features: Features, train_ids: Sequence[str]) -> LearnedMotion:
+    """Learn from the training clips' joints."""
     count = poses = displacements = distances = torch.zeros((), dtype=torch.float64)
     window = slice(features.grid.future_steps)
     for truth, ahead_s in _training_clips(features, train_ids):
@@ -74,10 +106,14 @@ def num_lacking(features: Features, train_ids: Sequence[str]) -> int:
 
 def _training_clips(features: Features, train_ids: Sequence[str]) -> Iterator[tuple[TrajectoryBatch, Tensor]]:
     """Yield joints and future times `(batch, frame)` of the training clips, or of a fixed sample of them."""
-    order = epoch_order(len(train_ids), seed=0, epoch=0)[:SAMPLE_CLIPS]
-    sample = [train_ids[index] for index in sorted(order)]
-    for clip_ids in batches_in_order(sample, batch_size=SAMPLE_BATCH):
+    for clip_ids in _sample(train_ids, most=SAMPLE_CLIPS, batch_size=SAMPLE_BATCH):
         rows = {clip.clip_id: clip for clip in features.clips.only(clip_ids)}
         clips = [rows[clip_id] for clip_id in clip_ids]
         truth = features.trajectories(clip_ids, torch.device("cpu"))
         yield truth, future_times_s(clips, windows=features.windows)
+
+
+def _sample(train_ids: Sequence[str], *, most: int, batch_size: int) -> list[tuple[str, ...]]:
+    """Batches of the training clips, or of a fixed sample where there are many."""
+    order = epoch_order(len(train_ids), seed=0, epoch=0)[:most]
+    return batches_in_order([train_ids[index] for index in sorted(order)], batch_size=batch_size)

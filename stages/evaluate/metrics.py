@@ -52,9 +52,15 @@ SHARE = Unit("", "share of joints (0 to 1)", "difference of shares")
 ABSOLUTE = Unit("", "mean error (latent units)", "difference (latent units)")
 SQUARED = Unit(" (squared)", "mean squared error (latent units²)", "difference (latent units²)")
 COSINE = Unit("", "cosine (1: equal)", "difference of cosines")
+CLIPS = Unit("", "share of clips (0 to 1)", "difference of shares")
+RATIO = Unit("", "ratio", "difference of ratios")
+RANK = Unit("", "rank", "difference of ranks", decimals=1)
 
 POSE_BASELINES = ("constant_pose", "constant_velocity", "damped_velocity", "mean_displacement", "mean_pose")
 """Methods without a trained network that predict joints."""
+
+LATENT_BASELINES = ("latent_persistence", "mean_latent")
+"""Those that predict latents."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,8 @@ class Metric:
     by_step: bool = False
     """Whether it has a value at each latent step, too."""
     better_when_larger: bool = False
+    over_clips: bool = False
+    """Whether it is a figure of a set of clips and no mean over them: without interval and difference."""
     at_last_frame: bool = False
     """Whether it is taken at the last future frame only, whose time its title then names."""
     best_of: str | None = None
@@ -101,6 +109,13 @@ class Metric:
 
 EVERYWHERE: tuple[Exhibit, ...] = ("page", "horizon", "distances", "rollout")
 
+
+def _set_figure(name: str, title: str, unit: Unit, *, better_when_larger: bool = True) -> Metric:
+    return Metric(
+        name, "latent", title, unit, detail=True, over_clips=True, better_when_larger=better_when_larger
+    )
+
+
 METRICS = {
     metric.name: metric
     for metric in (
@@ -119,9 +134,16 @@ METRICS = {
             best_of="keypoint_m",
         ),
         Metric("l1", "latent", "L1", ABSOLUTE, by_step=True),
-        Metric("l2", "latent", "L2", SQUARED, EVERYWHERE, by_step=True, to_beat=("latent_persistence",)),
+        Metric("l2", "latent", "L2", SQUARED, EVERYWHERE, by_step=True, to_beat=LATENT_BASELINES),
         Metric("smooth_l1", "latent", "smooth L1", ABSOLUTE, by_step=True),
         Metric("cosine", "latent", "cosine", COSINE, EVERYWHERE, by_step=True, better_when_larger=True),
+        _set_figure("skill_persistence", "skill over persistence", RATIO),
+        _set_figure("skill_mean", "skill over the mean latent", RATIO),
+        _set_figure("variance_ratio", "variance ratio", RATIO),
+        _set_figure("effective_rank", "effective rank", RANK),
+        Metric("retrieved", "latent", "own future first", CLIPS, detail=True, better_when_larger=True),
+        Metric("retrieval_rank", "latent", "its mean rank", RANK, detail=True),
+        _set_figure("median_rank", "its median rank", RANK, better_when_larger=False),
     )
 }
 """All metrics by name, in the order of tables.

@@ -1,4 +1,4 @@
-"""Figures of a whole set of clips that no single clip has, gathered batch by batch.
+"""Figures of a whole set of clips that are no mean of scores of single clips.
 
 Shape letters: B batch, T latent steps, K frames of a step, J joints.
 """
@@ -7,12 +7,48 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from thinkjepa.stages.evaluate.baselines import Predicted
 from thinkjepa.stages.evaluate.metrics import counted_joint_frames
+from thinkjepa.stages.evaluate.scores import Scores
+from thinkjepa.stages.evaluate.table import ClipTable
 from thinkjepa.stages.train.data.poses import TrajectoryBatch
+
+SKILLS = {"skill_persistence": "latent_persistence", "skill_mean": "mean_latent"}
+"""The baseline that each skill is over."""
+
+
+def skills(scores: Scores, *, step: int = 0) -> dict[str, dict[str, float]]:
+    """By method and metric: 1 - error / error of a baseline, of mean squared errors over all clips.
+
+    0 is as good as the baseline, 1 perfect. Step 0 stands for the whole future. Left out for a baseline
+    itself, and where it has no error.
+    """
+    errors = {
+        score.method: float(np.nanmean(values))
+        for score, values in scores.items()
+        if (score.metric, score.step) == ("l2", step)
+    }
+    found: dict[str, dict[str, float]] = {method: {} for method in errors}
+    for name, baseline in SKILLS.items():
+        for method in errors.keys() - {baseline}:
+            if errors.get(baseline):
+                found[method][name] = 1 - errors[method] / errors[baseline]
+    return found
+
+
+def figures_over_clips(table: ClipTable) -> dict[str, dict[str, float]]:
+    """The metrics of an evaluation that are over clips, by method, and those of the true `future`."""
+    found = {method: dict(figures) for method, figures in table.over_clips.items()}
+    for method, figures in skills(table.scores).items():
+        found.setdefault(method, {}).update(figures)
+    for score, values in table.scores.items():
+        if score.metric == "retrieval_rank" and not np.isnan(values).all():
+            found[score.method]["median_rank"] = float(np.nanmedian(values))
+    return found
 
 
 class JointErrors:

@@ -1,6 +1,7 @@
 """RUN/eval-<split>.parquet: a row per clip with its scores and predicted joints.
 
-The schema's metadata say what was evaluated (settings, split, checkpoint, methods). Columns:
+The schema's metadata say what was evaluated (settings, split, checkpoint, methods), the file's have figures
+of all clips together. Columns:
 
     clip_id, video, video_digest, split_frame, split_time_s
     group                   of the video, by the run's partition: its clips resemble each other
@@ -40,6 +41,7 @@ from thinkjepa.stages.json_files import json_bytes
 
 EVALUATION_SCHEMA = "thinkjepa.eval.v4"
 RECORD_KEY = b"thinkjepa.eval"
+OVER_CLIPS_KEY = b"thinkjepa.eval.over_clips"
 
 PREDICTIONS = ("predicted_joints_m", "camera_pose", "future_frames", "future_times_s")
 """Columns that no summary needs."""
@@ -69,6 +71,7 @@ class ClipTableWriter:
         self._path = path
         self._staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self._metadata = {RECORD_KEY: json_bytes(record)}
+        self._over_clips: Mapping[str, Mapping[str, float]] = {}
         self._writer: pq.ParquetWriter | None = None
         self._waiting: list[pa.Table] = []
 
@@ -80,6 +83,10 @@ class ClipTableWriter:
         self._waiting.append(pa.table(dict(columns)).replace_schema_metadata(self._metadata))
         if sum(map(len, self._waiting)) >= CLIPS_OF_A_ROW_GROUP:
             self._flush()
+
+    def add_over_clips(self, figures: Mapping[str, Mapping[str, float]]) -> None:
+        """Record figures of all clips together, by method and metric."""
+        self._over_clips = figures
 
     def _flush(self) -> None:
         if not self._waiting:
@@ -99,6 +106,7 @@ class ClipTableWriter:
                 self._flush()
             with explained_os_errors("write", self._path):
                 if self._writer is not None:
+                    self._writer.add_key_value_metadata({OVER_CLIPS_KEY: json_bytes(self._over_clips)})
                     self._writer.close()
                 if kind is None:
                     self._staging.replace(self._path)
@@ -115,6 +123,8 @@ class ClipTable:
     rows: pa.Table
     """`CLIP_COLUMNS`, as far as there are."""
     scores: Scores
+    over_clips: Mapping[str, Mapping[str, float]]
+    """Figures of all its clips together, by method and metric; empty where only some clips are left."""
 
     @classmethod
     def read(cls, path: Path) -> "ClipTable":
@@ -133,7 +143,8 @@ class ClipTable:
                 f"{EVALUATION_SCHEMA!r}: run thinkjepa-eval again"
             )
         described = rows.select([name for name in CLIP_COLUMNS if name in rows.column_names])
-        return cls(record, described, _read_scores(rows))
+        over_clips = json.loads(file.metadata.metadata.get(OVER_CLIPS_KEY, b"{}"))
+        return cls(record, described, _read_scores(rows), over_clips)
 
     @property
     def clip_ids(self) -> list[str]:
@@ -154,12 +165,17 @@ class ClipTable:
         index_of = {clip_id: index for index, clip_id in enumerate(self.clip_ids)}
         indices = np.array([index_of[clip_id] for clip_id in clip_ids], dtype=np.int64)
         scores = {key: values[indices] for key, values in self.scores.items()}
-        return ClipTable(self.record, self.rows.take(pa.array(indices)), scores)
+        over_clips = self.over_clips if len(indices) == len(self.clip_ids) else {}
+        return ClipTable(self.record, self.rows.take(pa.array(indices)), scores, over_clips)
 
     def without(self, kind: MetricKind) -> "ClipTable":
         """The table without metrics of this kind."""
         kept = {key: values for key, values in self.scores.items() if METRICS[key.metric].kind != kind}
-        return replace(self, scores=kept)
+        over_clips = {
+            method: {name: value for name, value in figures.items() if METRICS[name].kind != kind}
+            for method, figures in self.over_clips.items()
+        }
+        return replace(self, scores=kept, over_clips=over_clips)
 
     def numbers(self, column: str) -> Floats:
         """A column of numbers, `(clip,)`."""

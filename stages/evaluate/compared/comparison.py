@@ -22,6 +22,7 @@ from thinkjepa.stages.evaluate.compared.groups import (
 from thinkjepa.stages.evaluate.compared.ranking import ranking_of
 from thinkjepa.stages.evaluate.evaluation import joint_frames
 from thinkjepa.stages.evaluate.metrics import horizon_summary, time_summary
+from thinkjepa.stages.evaluate.over_clips import figures_over_clips
 from thinkjepa.stages.evaluate.scores import INTERVAL_METHOD, Clusters
 
 COMPARISON_SCHEMA = "thinkjepa.comparison.v2"
@@ -52,6 +53,7 @@ def compare(runs: Sequence[EvaluatedRun], *, sort_by: str | None = None) -> dict
         "keypoints": first.record["keypoints"],
         "reference_frames": first.record["reference_frames"],
         "training_clips_lacking": max(run.table.record.get("training_clips_lacking", 0) for run in shared),
+        "true_latents": figures_over_clips(first).get("future", {}),
         "latents_compared": one_latent_space(shared),
         "joint_frames": joint_frames(first),
         "interval": INTERVAL_METHOD,
@@ -84,6 +86,7 @@ def _entry_record(entry: Entry, clusters: Clusters) -> dict[str, Any]:
         "group": entry.group.name if entry.group else None,
         "num_seeds": len(entry.seeds),
         "metrics": {score.metric: figure for score, figure in found.items() if not score.step},
+        "over_clips": dict(entry.over_clips),
         "seed_std": _seed_std(entry),
         "horizon": [
             {score.metric: figure for score, figure in found.items() if score.step == step}

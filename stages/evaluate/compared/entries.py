@@ -1,6 +1,6 @@
 """Entries of a comparison: one method each, with its scores by seed and clip, and their differences."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -9,6 +9,7 @@ import numpy as np
 from thinkjepa.stages.evaluate.baselines import METHODS
 from thinkjepa.stages.evaluate.compared.groups import RunGroup
 from thinkjepa.stages.evaluate.metrics import METRICS, Metric
+from thinkjepa.stages.evaluate.over_clips import figures_over_clips
 from thinkjepa.stages.evaluate.scores import Floats, Parts, Score
 
 MOST_GROUPS_BY_PAIRS = 6
@@ -28,6 +29,8 @@ class Entry:
     """None for a method that uses no run's weights."""
     scores: Mapping[Score, Floats]
     """Of one row where the method has no seeds, or the metric is the best of them."""
+    over_clips: Mapping[str, float]
+    """Figures of all clips together by metric, means over the seeds."""
 
     @property
     def seeds(self) -> list[int]:
@@ -41,18 +44,37 @@ class Entry:
 def entries_of(groups: Sequence[RunGroup]) -> Iterator[Entry]:
     """Yield the groups' models, then the other methods with each group's weights, then those without."""
     for group in groups:
-        yield Entry(group.name, "model", group, _scores("model", group, METRICS.values()))
+        yield _entry(group.name, "model", group, METRICS.values(), of=group)
     for group in groups:
         for name, method in METHODS.items():
             own = [metric for metric in METRICS.values() if metric.kind in method.of_run]
-            if name != "model" and (scores := _scores(name, group, own)):
-                yield Entry(method.in_comparison.format(group.name), name, group, scores)
+            entry = _entry(method.in_comparison.format(group.name), name, group, own, of=group)
+            if name != "model" and entry.scores:
+                yield entry
     for name, method in METHODS.items():
         common = [metric for metric in METRICS.values() if metric.kind not in method.of_run]
         for group in groups:
-            if scores := _scores(name, RunGroup(group.name, group.runs[:1]), common):
-                yield Entry(name.replace("_", " "), name, None, scores)
+            first_run = RunGroup(group.name, group.runs[:1])
+            if (entry := _entry(name.replace("_", " "), name, first_run, common, of=None)).scores:
+                yield entry
                 break
+
+
+def _entry(
+    name: str, method: str, runs: RunGroup, metrics: Collection[Metric], *, of: RunGroup | None
+) -> Entry:
+    """The entry of the group `of`, with those of `metrics` that all of `runs` have."""
+    return Entry(name, method, of, _scores(method, runs, metrics), _over_clips(method, runs, metrics))
+
+
+def _over_clips(method: str, group: RunGroup, metrics: Iterable[Metric]) -> dict[str, float]:
+    """Means over seeds of those of `metrics` that are of all clips together and that all runs have."""
+    found = [figures_over_clips(run.table).get(method, {}) for run in group.runs]
+    return {
+        metric.name: float(np.mean([figures[metric.name] for figures in found]))
+        for metric in metrics
+        if all(metric.name in figures for figures in found)
+    }
 
 
 def _scores(method: str, group: RunGroup, metrics: Iterable[Metric]) -> dict[Score, Floats]:

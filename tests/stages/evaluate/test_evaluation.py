@@ -14,6 +14,7 @@ import torch
 from thinkjepa.cache import FeatureCache
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.evaluation import evaluate
+from thinkjepa.stages.evaluate.runs import TrainedRun
 from thinkjepa.stages.train.run import train
 from thinkjepa.stages.train.settings import TrainSettings
 
@@ -85,10 +86,11 @@ def test_evaluating_twice_writes_the_same_bytes(trained: Path) -> None:
 
 
 def test_future_latents_do_not_reach_the_forecast(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With all futures changed, errors change and the forecasts do not."""
+    """With the futures of all test clips changed, errors change and the forecasts do not."""
     forecasts: list[torch.Tensor] = []
     from thinkjepa.stages.evaluate import evaluation
 
+    test_ids = set(TrainedRun.open(trained).clip_ids("test"))
     original_metrics, original_read = evaluation.latent_metrics, FeatureCache.read
 
     def keep(predicted: torch.Tensor, future: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -97,7 +99,9 @@ def test_future_latents_do_not_reach_the_forecast(trained: Path, monkeypatch: py
 
     def altered(self, set_name, array, clip_ids, **rest):
         values = original_read(self, set_name, array, clip_ids, **rest)
-        return values + 7 if array == "future" else values
+        if array == "future":
+            values[torch.tensor([clip_id in test_ids for clip_id in clip_ids])] += 7
+        return values
 
     monkeypatch.setattr(evaluation, "latent_metrics", keep)
     before = evaluate(trained)

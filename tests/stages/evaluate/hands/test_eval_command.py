@@ -44,9 +44,7 @@ def test_one_run_gets_figures_table_and_picture(train_run: TrainRun) -> None:
         line for line in markdown.splitlines() if line.startswith("| thinkjepa  ")
     )
     verdicts = [line for line in done.stdout.splitlines() if line.startswith(("ADE: ", "latent L2: "))]
-    assert len(verdicts) == 4, (
-        "the best pose, the head on true latents, latent persistence, shuffled guidance"
-    )
+    assert len(verdicts) == 4, "the best pose, the head on true latents, the best latents, shuffled guidance"
     assert all(f"- {line}" in markdown for line in verdicts)
     assert all(name in done.stdout for name in ("eval-test.md", "eval-test.png", "eval-test.parquet"))
     height, width, _ = matplotlib.image.imread(run / "eval-test.png").shape

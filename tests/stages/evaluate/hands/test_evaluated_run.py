@@ -83,7 +83,7 @@ def test_ade_from_the_stored_predictions_is_the_reported_one_in_camera_and_world
 def test_every_method_is_measured_on_the_same_joint_frames(train_run: TrainRun) -> None:
     result = evaluate(train_run())
     assert tuple(result["trajectory"]) == TRAJECTORY_METHODS
-    assert tuple(result["latent"]) == ("model", "shuffled_guidance", "latent_persistence")
+    assert tuple(result["latent"]) == ("model", "shuffled_guidance", "latent_persistence", "mean_latent")
     assert result["joint_frames"]["clips"] == result["num_clips"]
     assert result["joint_frames"]["counted"] == result["joint_frames"]["labelled"]
 
