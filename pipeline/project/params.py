@@ -86,10 +86,13 @@ class Matrix:
 
     variants: tuple[str, ...] = setting(
         ("thinkjepa", "jepa", "vlm"),
-        "Models to train: thinkjepa (guided), jepa (unguided), vlm (thinker features only).",
+        "Models to train: thinkjepa (guided), jepa (unguided), vlm (thinker features only). A list, also of "
+        "one: [jepa].",
     )
     seeds: tuple[int, ...] = setting(
-        (0, 1, 2, 3, 4), "Seeds of initial weights and data order: each variant is trained with each."
+        (0, 1, 2, 3, 4),
+        "Seeds of initial weights and data order: each variant is trained with each. A list, also of one: "
+        "[0]. Of a bare number dvc says: 'Value' object is not iterable.",
     )
 
 

@@ -40,6 +40,8 @@ SMALL: dict[str, Any] = {
     "seeds": [0],
 }
 RUN = Path("results/runs/thinkjepa-0")
+NO_LIST = "'Value' object is not iterable"
+"""The words of DVC for a single value where the matrix of runs needs a list."""
 
 
 class Project:
@@ -77,6 +79,20 @@ class Project:
             name: json.loads((self.path / RUN / name).read_text())
             for name in ("metrics.json", "eval-test.json", "../../report/comparison.json")
         }
+
+
+@pytest.mark.parametrize(("axis", "value"), [("seeds", 0), ("variants", "jepa")])
+def test_what_dvc_says_of_a_single_value_is_explained_where_its_user_looks(
+    tmp_path: Path, axis: str, value: object
+) -> None:
+    project = Project(tmp_path / "project")
+    (project.path / "params.yaml").write_text(yaml.safe_dump({**SMALL, axis: value}))
+    with pytest.raises(AssertionError, match=NO_LIST):
+        project.dvc("repro", "--dry")
+    assert NO_LIST in (ROOT / "docs" / "project.md").read_text()
+    assert f"{NO_LIST}." in " ".join((ROOT / "params.yaml").read_text().replace("#", "").split())
+    with pytest.raises(SettingsError, match=rf"params.yaml: {axis} holds {value!r}.*give a list, \[\.\.\.\]"):
+        read_params(project.path / "params.yaml")
 
 
 @pytest.mark.timeout(900)
