@@ -12,19 +12,21 @@ from thinkjepa.cache.records import file_digest
 from thinkjepa.pipeline.report.markdown import (
     VERDICT_METRICS,
     Comparison,
-    Rolled,
     comparison_markdown,
     data_warnings,
-    left_out_line,
-    rolled_metrics,
-    rollout_markdown,
-    rollout_table,
 )
 from thinkjepa.pipeline.report.plots import (
     difference_picture,
     distance_picture,
     horizon_picture,
     rollout_picture,
+)
+from thinkjepa.pipeline.report.rollouts import (
+    Rolled,
+    left_out_line,
+    rolled_metrics,
+    rollout_markdown,
+    rollout_table,
 )
 from thinkjepa.pipeline.report.tables import available, count_of, markdown_table
 from thinkjepa.pipeline.report.verdict import (

@@ -1,4 +1,4 @@
-"""Markdown reports of comparisons, sweeps and rollouts."""
+"""Markdown reports of comparisons and sweeps."""
 
 from __future__ import annotations
 
@@ -17,18 +17,15 @@ from thinkjepa.pipeline.report.verdict import (
     model_verdicts,
     number_text,
     outcome,
+    question_of,
     readout_lines,
     signed_text,
 )
-from thinkjepa.stages.evaluate.baselines import METHODS
 from thinkjepa.stages.evaluate.compared.groups import TRAINED_ON
 from thinkjepa.stages.evaluate.metrics import METRICS, VALIDATION_METRICS, Metric, MetricKind, exhibited
 
 Comparison = Mapping[str, Any]
 """The content of comparison.json."""
-
-Rolled = Mapping[str, Mapping[str, Any]]
-"""Results of `evaluate_rollout` by the names of their runs."""
 
 DETAILS: dict[MetricKind, str] = {
     "trajectory": "Where: kinds of error of hands",
@@ -46,10 +43,10 @@ FRAMES_OF_REFERENCE = {
 
 TOO_FEW_GROUPS = f"- **fewer than {FEWEST_GROUPS} groups: no difference is called one**"
 SHUFFLED_NOTE = (
-    "Shuffled guidance: the same model reads the states of another clip. A difference shows that the model "
-    "uses the states that it was trained on. It does not show that the thinker understands anything: an "
-    "untrained thinker's states tell a clip's appearance, and losing them costs, too. Controls that are "
-    "*trained* on other states tell the two apart."
+    "Shuffled guidance: the same model reads the states of another clip of as much history. A difference "
+    "shows that the model uses the states that it was trained on. It does not show that the thinker "
+    "understands anything: an untrained thinker's states tell a clip's appearance, and losing them costs. "
+    "Controls that are *trained* on other states tell the two apart."
 )
 LATENTS_LEFT_OUT = "- latent distances left out: the runs' latents are not in one space"
 
@@ -65,6 +62,7 @@ def comparison_markdown(comparison: Comparison) -> str:
     if table := difference_table(comparison):
         parts += [*titled("By how much", table, lines), difference_notes(comparison)]
     parts += titled("Where: over the horizon", horizon_table(comparison))
+    parts += titled("Where: by length of history", history_table(comparison))
     for kind, title in DETAILS.items():
         parts += titled(title, detail_table(comparison, kind), detail_lines(comparison, kind))
     return "\n\n".join(parts) + "\n"
@@ -278,6 +276,35 @@ def horizon_table(comparison: Comparison) -> str:
     return f"{note}\n\n{markdown_table(['seconds', *(entry['name'] for entry in shown)], rows)}"
 
 
+def history_table(comparison: Comparison) -> str:
+    """A row per stratum of history: main metric of models and baselines, and the difference in question.
+
+    Empty with a single stratum.
+    """
+    main = [entry for entry in comparison["entries"] if is_main(entry)]
+    metrics = available(exhibited("horizon"), [entry["metrics"] for entry in main])
+    if not metrics or not comparison["by_history"]:
+        return ""
+    name = metrics[0].name
+    shown = [entry["name"] for entry in main if name in entry["metrics"]]
+    asked = question_of(comparison)
+    rows = []
+    for stratum in comparison["by_history"]:
+        cells = [_mean_text(stratum["entries"][entry].get(name)) for entry in shown]
+        cells += [
+            signed_text(item["metrics"][name]) if name in item["metrics"] else ""
+            for item in stratum["differences"]
+            if (item["a"], item["b"]) == asked
+        ]
+        rows.append([stratum["history"], stratum["num_clips"], *cells])
+    header = ["history", "clips", *shown, *([f"{asked[0]} - {asked[1]}"] if asked else [])]
+    note = (
+        f"{metrics[0].label()} of clips by the seconds that the thinker saw before the observed window. "
+        "Without any, guidance can tell nothing of what was before."
+    )
+    return f"{note}\n\n{markdown_table(header, rows)}"
+
+
 def _heads(metrics: Sequence[Metric], comparison: Comparison) -> list[str]:
     last_frame_s = comparison["last_frame"]["seconds"]
     return [f"{metric.label(last_frame_s=last_frame_s)} {metric.arrow}" for metric in metrics]
@@ -293,85 +320,3 @@ def _mean_text(figure: Figure | None) -> str:
 
 def _number_text(value: float | None) -> str:
     return "" if value is None else number_text(value)
-
-
-def rollout_markdown(rolled: Rolled) -> str:
-    """The conditions of rollouts, and a table for each metric: a row per method, a column per horizon."""
-    first = next(iter(rolled.values()))
-    lines = [
-        "# Rollout",
-        "",
-        f"- {first['num_clips']} {first['split']} clips of {first['num_videos']} videos; "
-        f"{brackets_text(first['interval'])}",
-        f"- a window is {first['window_steps']} latent steps from {first['observed_steps']}; behind it the "
-        "predictions become the context. `vlm`, which has no context, keeps its last step",
-        "- each horizon: the mean over all steps up to it (FDE: its last frame); seconds run from the last "
-        "observed frame to the horizon's last frame",
-        "- thinker states are those of the split, future camera poses are not used",
-    ]
-    if line := left_out_line(first):
-        lines.append(f"- {line}")
-    if first["num_groups"] < FEWEST_GROUPS:
-        lines.append(TOO_FEW_GROUPS)
-    if not _one_latent_space(rolled):
-        lines.append(LATENTS_LEFT_OUT)
-    for metric in rolled_metrics(rolled):
-        lines += ["", f"## {metric.label()} {metric.arrow}", "", rollout_table(rolled, metric)]
-    return "\n".join(lines) + "\n"
-
-
-def left_out_line(rolled: Mapping[str, Any]) -> str:
-    """Clips of the split that a rollout has no future of; empty where it has all."""
-    if not (left_out := rolled["num_clips_left_out"]):
-        return ""
-    return (
-        f"{left_out} of {rolled['num_clips'] + left_out} {rolled['split']} clips left out: the cache has not "
-        "so many of their future windows, as where a video ends before the farthest horizon"
-    )
-
-
-def rollout_table(rolled: Rolled, metric: Metric, *, controls: bool = True) -> str:
-    """A row per method, a column per horizon; without `controls` models and baselines only."""
-    heads = [
-        f"{item['steps']} steps, {item['last_frame_s']:.2f} s"
-        for item in next(iter(rolled.values()))["horizons"]
-    ]
-    rows = [
-        [label, *map(figure_text, figures)]
-        for label, method, figures in rollout_rows(rolled, metric)
-        if controls or method == "model" or metric.kind not in METHODS[method].of_run
-    ]
-    return markdown_table(["method", *heads], rows)
-
-
-def rollout_rows(rolled: Rolled, metric: Metric) -> list[tuple[str, str, list[Figure]]]:
-    """Label, method and the figure at each horizon: of every run's methods, and once of each baseline."""
-    rows = []
-    for number, (name, result) in enumerate(rolled.items()):
-        for method, figures in result["horizons"][0][metric.kind].items():
-            of_run = metric.kind in METHODS[method].of_run
-            if metric.name in figures and (of_run or not number):
-                own = METHODS[method].in_rollout.format(rolled_name(name, result))
-                found = [item[metric.kind][method][metric.name] for item in result["horizons"]]
-                rows.append((own if of_run else method.replace("_", " "), method, found))
-    return rows
-
-
-def rolled_metrics(rolled: Rolled) -> list[Metric]:
-    """The metrics that a report on rollouts shows."""
-    return [
-        metric
-        for metric in exhibited("rollout")
-        if (metric.kind != "latent" or _one_latent_space(rolled)) and rollout_rows(rolled, metric)
-    ]
-
-
-def rolled_name(name: str, result: Mapping[str, Any]) -> str:
-    """A run's name in a report on rollouts, with its variant."""
-    variant = result["variant"]
-    return name if variant in name else f"{name} ({variant})"
-
-
-def _one_latent_space(rolled: Rolled) -> bool:
-    spaces = [result["latent_space"] for result in rolled.values()]
-    return all(space == spaces[0] for space in spaces)

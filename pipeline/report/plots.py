@@ -14,6 +14,8 @@ from matplotlib.ticker import MaxNLocator
 from thinkjepa.pipeline.cli.console import counted
 from thinkjepa.pipeline.report.markdown import (
     Comparison,
+)
+from thinkjepa.pipeline.report.rollouts import (
     Rolled,
     rolled_metrics,
     rolled_name,

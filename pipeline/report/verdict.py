@@ -156,15 +156,20 @@ def _best_baseline(comparison: Mapping[str, Any], metric: str) -> str | None:
 
 def question_verdicts(comparison: Mapping[str, Any], metric: str) -> list[str]:
     """The line on the first model of either variant in `QUESTION`: whether guidance helps; empty without."""
-    variants = {group["name"]: group["variant"] for group in comparison["groups"]}
-    ranking = comparison["ranking"]
-    order = [row["name"] for row in ranking["rows"]] if ranking else list(variants)
-    asked = question_pair({name: variants[name] for name in order})
+    asked = question_of(comparison)
     return [
         _line(comparison, item, metric)
         for item in comparison["differences"]
-        if asked is not None and {item["a"], item["b"]} == set(asked) and metric in item["metrics"]
+        if (item["a"], item["b"]) == asked and metric in item["metrics"]
     ]
+
+
+def question_of(comparison: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The names of the first model of either variant in `QUESTION`; None where one has none."""
+    variants = {group["name"]: group["variant"] for group in comparison["groups"]}
+    ranking = comparison["ranking"]
+    order = [row["name"] for row in ranking["rows"]] if ranking else list(variants)
+    return question_pair({name: variants[name] for name in order})
 
 
 def model_verdicts(comparison: Mapping[str, Any], metric: str, *, of: str | None = None) -> list[str]:

@@ -4,9 +4,8 @@
 predict can enter a prediction.
 """
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from thinkjepa.cache import ClipRow
 from thinkjepa.stages.evaluate.learned import Learned
 from thinkjepa.stages.evaluate.metrics import MetricKind
 from thinkjepa.stages.evaluate.motion import constant_velocity, damped_velocity, future_times_s
+from thinkjepa.stages.evaluate.partners import Partners
 from thinkjepa.stages.train.data.batches import TokenBatch
 from thinkjepa.stages.train.data.features import Batch, Features
 from thinkjepa.stages.train.data.poses import ObservedPoses
@@ -70,12 +70,10 @@ class SplitInputs:
     """`(batch, step, patch, dim)`"""
     pooled: Tensor | None
     """`(batch, level, stream, dim)`"""
-    shuffled_pooled: Tensor | None
-    """The same of another clip each, None where the model has no thinker."""
     tokens: TokenBatch | None
     """The thinker's tokens, None where the model reads none."""
-    shuffled_tokens: TokenBatch | None
-    """Those of the other clips."""
+    shuffled: tuple[tuple[Tensor, TokenBatch | None], ...]
+    """Both of another clip each, once for every permutation; empty where the model has no thinker."""
     poses: ObservedPoses | None
     """Joints at the observed frames, None in a run on latents alone."""
     ahead_s: Tensor
@@ -90,20 +88,29 @@ class Predicted:
     """`(batch, future step, patch, dim)`"""
     joints_m: Tensor | None
     """`(batch, future step, frame, joint, 3)`, metres."""
+    further: tuple["Predicted", ...] = ()
+    """More predictions of a method that draws at random, whose scores are averaged with this one's."""
+
+    @property
+    def draws(self) -> tuple["Predicted", ...]:
+        return (self, *self.further)
 
 
 def inputs_at_split(
-    features: Features, clips: Sequence[ClipRow], batch: Batch, *, partners: Mapping[str, str]
+    features: Features, clips: Sequence[ClipRow], batch: Batch, *, permutations: Sequence[Partners]
 ) -> SplitInputs:
-    """Inputs of a batch; `partners` names the clip whose thinker states replace a clip's own."""
+    """Inputs of a batch; `permutations` name the clips whose thinker states replace a clip's own."""
     device = batch.observed.device
-    others = [partners[clip.clip_id] for clip in clips] if partners else []
+    shuffled = []
+    for partners in permutations:
+        others = [partners[clip.clip_id] for clip in clips]
+        tokens = features.tokens(others).to(device) if features.token_kinds else None
+        shuffled.append((features.pooled(others).to(device), tokens))
     return SplitInputs(
         observed=batch.observed,
         pooled=batch.pooled,
-        shuffled_pooled=features.pooled(others).to(device) if others else None,
         tokens=batch.tokens,
-        shuffled_tokens=features.tokens(others).to(device) if others and features.token_kinds else None,
+        shuffled=tuple(shuffled),
         poses=batch.poses,
         ahead_s=future_times_s(clips, windows=features.windows).to(device),
     )
@@ -120,15 +127,12 @@ def predict_all(
     poses = inputs.poses
     own = model(inputs.observed, inputs.pooled, poses, inputs.tokens, num_steps=future_steps)
     found = {"model": Predicted(own.latents, own.joints_m)}
-    if inputs.shuffled_pooled is not None:
-        shuffled = model(
-            inputs.observed,
-            inputs.shuffled_pooled,
-            poses,
-            inputs.shuffled_tokens,
-            num_steps=future_steps,
-        )
-        found["shuffled_guidance"] = Predicted(shuffled.latents, shuffled.joints_m)
+    draws = []
+    for pooled, tokens in inputs.shuffled:
+        shuffled = model(inputs.observed, pooled, poses, tokens, num_steps=future_steps)
+        draws.append(Predicted(shuffled.latents, shuffled.joints_m))
+    if draws:
+        found["shuffled_guidance"] = replace(draws[0], further=tuple(draws[1:]))
     repeated = persistence(inputs.observed, future_steps=future_steps)
     found["latent_persistence"] = Predicted(repeated, model.read_joints(repeated, poses))
     if learned is not None:
@@ -171,18 +175,3 @@ def _poses(inputs: SplitInputs, learned: Learned | None, *, future_steps: int) -
 def _by_step(positions_m: Tensor, num_steps: int) -> Tensor:
     """`(batch, future frame, joint, 3)` as `(batch, step, frame, joint, 3)`."""
     return positions_m.view(len(positions_m), num_steps, -1, *positions_m.shape[2:])
-
-
-def partners_of(clips: Sequence[ClipRow]) -> dict[str, str]:
-    """Another clip for each clip, of another video wherever no video has more than half of the clips.
-
-    Clips sorted by id are grouped by video. Each gets the clip that follows it at the distance of the largest
-    video's number of clips, so that every clip is the partner of exactly one. Empty for a single clip.
-    """
-    ordered = sorted(clips, key=lambda clip: clip.clip_id)
-    if len(ordered) < 2:
-        return {}
-    most_clips = max(Counter(clip.video_digest for clip in ordered).values())
-    shift = min(most_clips, len(ordered) - 1)
-    turned = ordered[shift:] + ordered[:shift]
-    return {clip.clip_id: other.clip_id for clip, other in zip(ordered, turned, strict=True)}

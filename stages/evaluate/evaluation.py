@@ -25,7 +25,6 @@ from thinkjepa.stages.evaluate.baselines import (
     METHODS,
     Predicted,
     inputs_at_split,
-    partners_of,
     predict_all,
     readout_ceiling,
 )
@@ -43,8 +42,10 @@ from thinkjepa.stages.evaluate.metrics import (
     trajectory_metrics,
 )
 from thinkjepa.stages.evaluate.over_clips import JointErrors, figures_over_clips, skills
+from thinkjepa.stages.evaluate.partners import permutations_of
 from thinkjepa.stages.evaluate.runs import TrainedRun
 from thinkjepa.stages.evaluate.scores import INTERVAL_METHOD, figures_by_kind
+from thinkjepa.stages.evaluate.strata import beyond_window_s, strata_of
 from thinkjepa.stages.evaluate.table import (
     EVALUATION_SCHEMA,
     ClipTable,
@@ -170,12 +171,12 @@ def predictions(
 
     Methods that see the future are among them, marked in `METHODS`.
     """
-    partners = partners_of(clips) if run.shape.thinker is not None else {}
+    permutations = permutations_of(clips) if run.shape.thinker is not None else []
     learned = learn(features, run.clip_ids("train"), device=device)
     for start in range(0, len(clips), run.clips_per_forward):
         part = clips[start : start + run.clips_per_forward]
         batch = features.batch([clip.clip_id for clip in part], device)
-        inputs = inputs_at_split(features, part, batch, partners=partners)
+        inputs = inputs_at_split(features, part, batch, permutations=permutations)
         predicted = predict_all(model, inputs, learned, future_steps=batch.future.shape[1])
         yield part, batch, predicted | readout_ceiling(model, batch)
 
@@ -189,21 +190,30 @@ def score_columns(
     """
     columns: dict[str, Tensor] = {}
     for method, found in predicted.items():
-        scores: dict[str, Tensor] = {}
-        if found.latents is not None:
-            for name, values in latent_metrics(found.latents[:, :steps], batch.future[:, :steps]).items():
-                scores |= {name: values.mean(dim=1), f"{name}_by_step": values}
-        if found.joints_m is not None and (truth := batch.trajectory) is not None:
-            counted = counted_joint_frames(truth.future_confidence[:, :steps], truth.last_known)
-            scores |= trajectory_metrics(
-                found.joints_m[:, :steps],
-                truth.future_m[:, :steps],
-                counted,
-                last_pose_m=truth.poses.last_pose_m,
-                joints=joints,
-            )
-        columns |= {f"{method}_{name}": values for name, values in scores.items()}
+        draws = [_scores(draw, batch, joints=joints, steps=steps) for draw in found.draws]
+        columns |= {
+            f"{method}_{name}": torch.stack([scores[name] for scores in draws]).mean(dim=0)
+            for name in draws[0]
+        }
     return columns
+
+
+def _scores(found: Predicted, batch: Batch, *, joints: Sequence[str], steps: int | None) -> dict[str, Tensor]:
+    """Scores of one prediction, by the names of metrics."""
+    scores: dict[str, Tensor] = {}
+    if found.latents is not None:
+        for name, values in latent_metrics(found.latents[:, :steps], batch.future[:, :steps]).items():
+            scores |= {name: values.mean(dim=1), f"{name}_by_step": values}
+    if found.joints_m is not None and (truth := batch.trajectory) is not None:
+        counted = counted_joint_frames(truth.future_confidence[:, :steps], truth.last_known)
+        scores |= trajectory_metrics(
+            found.joints_m[:, :steps],
+            truth.future_m[:, :steps],
+            counted,
+            last_pose_m=truth.poses.last_pose_m,
+            joints=joints,
+        )
+    return scores
 
 
 def joint_names(model: ForecastModel) -> tuple[str, ...]:
@@ -235,6 +245,7 @@ def _clip_columns(clips: Sequence[ClipRow], features: Features, *, grouping: str
             for name in ("clip_id", "video", "video_digest", "split_frame", "split_time_s")
         },
         "group": pa.array([group_of(clip.video, grouping) for clip in clips]),
+        "beyond_window_s": numbers(np.array([beyond_window_s(clip) for clip in clips])),
         "history_s": numbers(np.array([history_s(clip) for clip in clips])),
         "future_frames": lists(np.array([np.concatenate(clip.future_frames[:windows]) for clip in clips])),
         "future_times_s": lists(np.array([np.concatenate(clip.future_times_s[:windows]) for clip in clips])),
@@ -286,6 +297,7 @@ def summarize(table: ClipTable) -> dict[str, Any]:
         "interval": INTERVAL_METHOD,
         "last_frame": time_summary(table.numbers("last_frame_s")),
         "horizon": _horizon(table),
+        "by_history": _by_history(table),
     }
 
 
@@ -317,6 +329,21 @@ def joint_frames(table: ClipTable) -> dict[str, int]:
         "counted": int(counted.sum()),
         "clips": int((counted > 0).sum()),
     }
+
+
+def _by_history(table: ClipTable) -> list[dict[str, Any]]:
+    """One record per stratum of history: its clips, and the figures of each method."""
+    clusters = table.clusters()
+    known = {score: values for score, values in table.scores.items() if not score.step}
+    return [
+        {
+            **stratum.to_json(),
+            **figures_by_kind(
+                {score: stratum.of([values])[0] for score, values in known.items()}, 0, clusters
+            ),
+        }
+        for stratum in strata_of(table.numbers("beyond_window_s"))
+    ]
 
 
 def _horizon(table: ClipTable) -> list[dict[str, Any]]:

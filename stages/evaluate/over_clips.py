@@ -68,12 +68,13 @@ class JointErrors:
         frames_BTJ = counted_BTKJ.sum(dim=2)
         self._num_clips = self._num_clips + (frames_BTJ > 0).sum(dim=0)
         for method, found in predicted.items():
-            if found.joints_m is None:
-                continue
-            error_BTKJ3 = found.joints_m.double() - truth.future_m.double()
-            distance = torch.where(counted_BTKJ, torch.linalg.vector_norm(error_BTKJ3, dim=-1), 0.0)
-            mean_BTJ = distance.sum(dim=2) / frames_BTJ.clamp(min=1)
-            self._total_m[method] = self._total_m.get(method, 0.0) + mean_BTJ.sum(dim=0)
+            for draw in found.draws:
+                if draw.joints_m is None:
+                    continue
+                error_BTKJ3 = draw.joints_m.double() - truth.future_m.double()
+                distance = torch.where(counted_BTKJ, torch.linalg.vector_norm(error_BTKJ3, dim=-1), 0.0)
+                mean_BTJ = distance.sum(dim=2) / frames_BTJ.clamp(min=1) / len(found.draws)
+                self._total_m[method] = self._total_m.get(method, 0.0) + mean_BTJ.sum(dim=0)
 
     def to_json(self, joints: Sequence[str]) -> dict[str, Any]:
         """By method and joint, a mean (m) for each latent step, None where no clip has one."""

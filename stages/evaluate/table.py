@@ -5,6 +5,7 @@ of all clips together. Columns:
 
     clip_id, video, video_digest, split_frame, split_time_s
     group                   of the video, by the run's partition: its clips resemble each other
+    beyond_window_s         seconds of history before the observed window, 0 below one of its steps
     history_s               seconds from the thinker's first frame to the last observed one
     horizon_s               seconds from the last observed frame to the middle of each latent step
     last_frame_s            seconds from the last observed frame to the last future frame, where FDE is taken
@@ -50,6 +51,7 @@ CLIP_COLUMNS = (
     "clip_id",
     "video_digest",
     "group",
+    "beyond_window_s",
     "horizon_s",
     "last_frame_s",
     "labelled_joint_frames",

@@ -24,6 +24,7 @@ from thinkjepa.stages.evaluate.evaluation import joint_frames
 from thinkjepa.stages.evaluate.metrics import horizon_summary, time_summary
 from thinkjepa.stages.evaluate.over_clips import figures_over_clips
 from thinkjepa.stages.evaluate.scores import INTERVAL_METHOD, Clusters
+from thinkjepa.stages.evaluate.strata import Stratum, strata_of
 
 COMPARISON_SCHEMA = "thinkjepa.comparison.v2"
 
@@ -41,6 +42,7 @@ def compare(runs: Sequence[EvaluatedRun], *, sort_by: str | None = None) -> dict
     records = [_entry_record(entry, clusters) for entry in entries]
     ranking = ranking_of(groups, records, sort_by=sort_by)
     order = [row["name"] for row in ranking["rows"]] if ranking else []
+    compared = pairs(entries, order=order)
     return {
         "schema": COMPARISON_SCHEMA,
         "split": first.record["split"],
@@ -70,9 +72,13 @@ def compare(runs: Sequence[EvaluatedRun], *, sort_by: str | None = None) -> dict
         "varied": varied_settings(groups),
         "ranking": ranking,
         "entries": records,
-        "differences": [_difference(one, other, clusters) for one, other in pairs(entries, order=order)],
+        "differences": [_difference(one, other, clusters) for one, other in compared],
         "last_frame": time_summary(first.numbers("last_frame_s")),
         "horizon": horizon_summary(first.lists("horizon_s")),
+        "by_history": [
+            _stratum_record(stratum, entries, compared, clusters)
+            for stratum in strata_of(first.numbers("beyond_window_s"))
+        ],
     }
 
 
@@ -92,6 +98,35 @@ def _entry_record(entry: Entry, clusters: Clusters) -> dict[str, Any]:
             {score.metric: figure for score, figure in found.items() if score.step == step}
             for step in range(1, num_steps + 1)
         ],
+    }
+
+
+def _stratum_record(
+    stratum: Stratum, entries: Sequence[Entry], compared: Sequence[tuple[Entry, Entry]], clusters: Clusters
+) -> dict[str, Any]:
+    """The clips of a stratum, and the figures of entries and differences over its whole future."""
+    found = [
+        {
+            "a": one.name,
+            "b": other.name,
+            "metrics": clusters.figures(
+                {
+                    score.metric: stratum.of(parts)
+                    for score, parts in subtracted(one, other).items()
+                    if not score.step
+                }
+            ),
+        }
+        for one, other in compared
+    ]
+    scores = {
+        entry.name: {metric: stratum.of([values]) for metric, values in entry.of_whole_future().items()}
+        for entry in entries
+    }
+    return {
+        **stratum.to_json(),
+        "entries": {name: clusters.figures(own) for name, own in scores.items()},
+        "differences": found,
     }
 
 

@@ -13,8 +13,10 @@ import torch
 
 from thinkjepa.cache import FeatureCache
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.evaluate.evaluation import evaluate
+from thinkjepa.stages.evaluate.baselines import Predicted
+from thinkjepa.stages.evaluate.evaluation import evaluate, score_columns
 from thinkjepa.stages.evaluate.runs import TrainedRun
+from thinkjepa.stages.train.data.features import Batch
 from thinkjepa.stages.train.run import train
 from thinkjepa.stages.train.settings import TrainSettings
 
@@ -148,3 +150,18 @@ def test_unknown_split_and_folder_without_a_run_are_refused(trained: Path, tmp_p
         evaluate(trained, split="tset")
     with pytest.raises(StageError, match="no finished training run"):
         evaluate(tmp_path / "nothing")
+
+
+def test_scores_of_shuffled_guidance_are_means_over_permutations() -> None:
+    generator = torch.Generator().manual_seed(0)
+    one, other, future = (torch.randn(3, 2, 4, 5, generator=generator) for _ in range(3))
+    batch = Batch(observed=future, future=future, pooled=None)
+    both = {"shuffled_guidance": Predicted(one, None, (Predicted(other, None),))}
+    found = score_columns(both, batch, joints=())
+    alone = [
+        score_columns({"shuffled_guidance": Predicted(latents, None)}, batch, joints=())
+        for latents in (one, other)
+    ]
+    assert set(found) == set(alone[0])
+    for name, values in found.items():
+        torch.testing.assert_close(values, (alone[0][name] + alone[1][name]) / 2)

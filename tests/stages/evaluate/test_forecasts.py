@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thinkjepa.cache import ClipRow, FeatureCache
-from thinkjepa.stages.evaluate.baselines import partners_of
 from thinkjepa.stages.evaluate.motion import constant_velocity, damped_velocity
+from thinkjepa.stages.evaluate.partners import PERMUTATIONS, bins_by_history, permutations_of
 from thinkjepa.stages.train.data.poses import ObservedPoses
 
 
@@ -113,22 +113,58 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> ClipRow:
 
 
 @given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=8))
-def test_partners_are_a_derangement_across_videos(clip: ClipRow, sizes: list[int]) -> None:
+def test_partners_are_derangements_across_videos(clip: ClipRow, sizes: list[int]) -> None:
+    """All clips have the same history here, whatever their split."""
     clips = [
         replace(clip, clip_id=f"{chr(97 + video) * 16}@{split}", video_digest=chr(97 + video) * 64)
         for video, size in enumerate(sizes)
         for split in range(size)
     ]
-    partners = partners_of(clips)
+    found = permutations_of(clips)
     if len(clips) == 1:
-        assert partners == {}
+        assert found == []
         return
-    assert sorted(partners) == sorted(partners.values()) == sorted(item.clip_id for item in clips)
-    assert all(one != other for one, other in partners.items())
-    if 2 * max(sizes) <= len(clips):
-        assert all(one[:16] != other[:16] for one, other in partners.items())
+    for partners in found:
+        assert sorted(partners) == sorted(partners.values()) == sorted(item.clip_id for item in clips)
+        assert all(one != other for one, other in partners.items())
+        if 2 * max(sizes) <= len(clips):
+            assert all(one[:16] != other[:16] for one, other in partners.items())
+
+
+def test_partners_have_as_much_history_and_differ_from_one_permutation_to_the_next(clip: ClipRow) -> None:
+    """12 videos with three splits each: every partner is of another video and the very same moment."""
+    clips = [
+        replace(
+            clip,
+            clip_id=f"{video:016d}@{split}",
+            video_digest=f"{video:064d}",
+            observed_times_s=(0.6 + split, 0.7 + split),
+        )
+        for video in range(12)
+        for split in range(3)
+    ]
+    found = permutations_of(clips)
+    assert len({tuple(sorted(partners.items())) for partners in found}) == len(found) == PERMUTATIONS
+    for partners in found:
+        assert all(one[-1] == other[-1] and one[:16] != other[:16] for one, other in partners.items())
+
+
+def test_bins_of_few_clips_join_their_neighbours(clip: ClipRow) -> None:
+    """8 clips at 0 s, one each at 1 to 9 s: a bin of the first, one of the next eight with the last."""
+    earlier = [0.0] * 8 + [float(second) for second in range(1, 10)]
+    clips = [
+        replace(
+            clip,
+            clip_id=f"{number:016d}@8",
+            video_digest=f"{number:064d}",
+            observed_times_s=(second, second + 0.1),
+        )
+        for number, second in enumerate(earlier)
+    ]
+    bins = bins_by_history(clips[::-1])
+    assert [[item.observed_times_s[0] for item in some] for some in bins] == [earlier[:8], earlier[8:]]
 
 
 def test_partners_do_not_depend_on_the_order_of_clips(latent_cache: Callable[..., Path]) -> None:
     clips = list(FeatureCache.open(latent_cache()).select())
-    assert partners_of(clips) == partners_of(clips[::-1])
+    assert permutations_of(clips) == permutations_of(clips[::-1])

@@ -21,7 +21,8 @@ DIVISION = {"rule": {"group_by": "auto", "split_seed": 0}, "grouping": "video"}
 def add_run(tmp_path: Path) -> Callable[..., EvaluatedRun]:
     """A function that makes a run of a variant and seed with these ADE (m) on clips of one video each.
 
-    Each clip is a group of its own unless `groups` names them.
+    Each clip is a group of its own unless `groups` names them. Histories beyond the observed window are
+    `beyond_s`, repeated over the clips.
     At the first latent step they are half of that, at the last one `last_step` times.
     """
 
@@ -41,6 +42,7 @@ def add_run(tmp_path: Path) -> Callable[..., EvaluatedRun]:
         fde_m: Sequence[float] | None = None,
         feature_sets: dict[str, Any] = SETS,
         groups: Sequence[str] | None = None,
+        beyond_s: Sequence[float] = (0.0,),
         **settings: Any,
     ) -> EvaluatedRun:
         name = "-".join([variant, str(seed), *map(str, settings.values())])
@@ -62,6 +64,7 @@ def add_run(tmp_path: Path) -> Callable[..., EvaluatedRun]:
             "clip_id": pa.array(ids),
             "video_digest": pa.array([clip_id[:16] for clip_id in ids]),
             "group": pa.array(list(groups or ids)),
+            "beyond_window_s": numbers(np.resize(beyond_s, len(ids))),
             "horizon_s": lists(np.full((len(ids), 2), horizon_s)),
             "last_frame_s": numbers(np.full(len(ids), last_frame_s)),
             "labelled_joint_frames": numbers(np.full(len(ids), 20)),

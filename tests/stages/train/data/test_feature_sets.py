@@ -19,7 +19,7 @@ from thinkjepa.cache import (
 )
 from thinkjepa.cache.upkeep.remove import plan_set_removal, remove
 from thinkjepa.pipeline.report.evaluation import rollout_page
-from thinkjepa.pipeline.report.markdown import rollout_markdown
+from thinkjepa.pipeline.report.rollouts import rollout_markdown
 from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.data.plan import ClipSettings, with_windows
 from thinkjepa.stages.errors import StageError
