@@ -19,7 +19,7 @@ from torch import Tensor
 from thinkjepa.stages.data.decoding.client import FrameStack, VideoDecoder
 from thinkjepa.stages.data.framing import grid_box, seen_box
 from thinkjepa.stages.data.sampling import seconds_ahead
-from thinkjepa.stages.predict.prediction import PredictedLatents, Prediction, step_frame, step_time_s
+from thinkjepa.stages.predict.prediction import Prediction, step_frame, step_time_s
 
 NUM_COLORS = 3
 
@@ -143,8 +143,8 @@ class LatentPanels:
     @cached_property
     def colors(self) -> LatentColors:
         """Fitted on the video's own latents, observed and true; predicted ones are painted by them."""
-        latents = self._latents
-        return LatentColors.fit(_known(latents))
+        own = [self._latents.observed, self._latents.true]
+        return LatentColors.fit(torch.cat([latents for latents in own if latents is not None]))
 
     @cached_property
     def error_limit(self) -> float:
@@ -216,10 +216,6 @@ class LatentPanels:
         inside = inside[max(0, -top) :, max(0, -left) :][: below.shape[0], : below.shape[1]]
         below[:] = (opacity * inside + (1 - opacity) * below.astype(np.float64)).round()
         return panel
-
-
-def _known(latents: PredictedLatents) -> torch.Tensor:
-    return latents.observed if latents.true is None else torch.cat([latents.observed, latents.true])
 
 
 def _dimmed(image: FrameStack) -> Panel:

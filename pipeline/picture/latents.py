@@ -105,8 +105,9 @@ def _rows(prediction: Prediction, panels: LatentPanels, shown: Sequence[StepPane
     frames, last = prediction.frames, panels.num_observed - 1
     empty, compared = Cell(None), prediction.latents.true is not None
     last_frame = Cell(panels.frame(frames.observed[-1]), "last observed", OBSERVED, boxed=True)
+    future = [Cell(step.frame, clock_text(step.time_s), boxed=True) for step in shown]
     rows = [
-        Row("video", "black", last_frame, [_frame(step) for step in shown]),
+        Row("video", "black", last_frame, future),
         Row(
             "true\nlatents" if compared else "latents",
             TRUE,
@@ -124,10 +125,6 @@ def _rows(prediction: Prediction, panels: LatentPanels, shown: Sequence[StepPane
             Row("error of\npersistence", GREY, empty, still),
         ]
     return rows
-
-
-def _frame(step: StepPanels) -> Cell:
-    return Cell(step.frame, clock_text(step.time_s), boxed=True)
 
 
 def _predicted(step: StepPanels) -> Cell:

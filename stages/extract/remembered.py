@@ -115,11 +115,10 @@ def _settings_of(thinker: FeatureSet, encoder: FeatureSet) -> Sections:
         "dense_fps": dense.get("fps"),
     }
     vllm = {"backend": origin.get("backend"), "quantization": origin.get("quantization")}
-    return {name: _known(values) for name, values in zip(SECTIONS, (clips, models, vllm), strict=True)}
-
-
-def _known(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
+    return {
+        section: {name: value for name, value in values.items() if value is not None}
+        for section, values in zip(SECTIONS, (clips, models, vllm), strict=True)
+    }
 
 
 def _commit(made: FeatureSet) -> str | None:
