@@ -28,7 +28,8 @@ from thinkjepa.stages.evaluate.baselines import (
     predict_all,
     readout_ceiling,
 )
-from thinkjepa.stages.evaluate.latents import Gallery, LatentSpread
+from thinkjepa.stages.evaluate.details.latents import Gallery, LatentSpread
+from thinkjepa.stages.evaluate.details.views import view_columns
 from thinkjepa.stages.evaluate.learned import learn, num_lacking
 from thinkjepa.stages.evaluate.metrics import (
     DECIMALS,
@@ -105,6 +106,7 @@ def evaluate(
             spread.add(predicted, batch.future)
             columns = score_columns(predicted, batch, joints=joint_names(model))
             columns |= gallery.columns(predicted, batch.future, part)
+            columns |= view_columns(predicted, batch, part, features)
             columns |= _joint_columns(predicted["model"], batch)
             table.append(
                 {

@@ -23,7 +23,12 @@ from thinkjepa.cache import ClipRow
 from thinkjepa.stages.data.joints import KEYPOINTS
 from thinkjepa.stages.data.sampling import seconds_ahead
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.evaluate.hands import hands_of, moving_joints, procrustes_aligned, wrist_relative
+from thinkjepa.stages.evaluate.details.hands import (
+    hands_of,
+    moving_joints,
+    procrustes_aligned,
+    wrist_relative,
+)
 
 MetricKind = Literal["trajectory", "latent"]
 Exhibit = Literal["page", "horizon", "distances", "rollout"]
@@ -133,6 +138,8 @@ METRICS = {
             METERS,
             best_of="keypoint_m",
         ),
+        Metric("inside_view_m", "trajectory", "joints the encoder sees", METERS, detail=True),
+        Metric("outside_view_m", "trajectory", "joints it does not see", METERS, detail=True),
         Metric("l1", "latent", "L1", ABSOLUTE, by_step=True),
         Metric("l2", "latent", "L2", SQUARED, EVERYWHERE, by_step=True, to_beat=LATENT_BASELINES),
         Metric("smooth_l1", "latent", "smooth L1", ABSOLUTE, by_step=True),
@@ -247,27 +254,28 @@ def trajectory_metrics(
     Positions are `(batch, step, frame, joint, 3)` in metres, `last_pose_m` `(batch, joint, 3)`. ade_m: mean
     distance over counted joint-frames; fde_m: over those of the last frame; acc_5cm: share of them within
     5 cm (inclusive); keypoint_m: ade_m of EgoDex's keypoints among `joints`; moving_m: ade_m of joints that
-    move; wrist_relative_m and procrustes_m: as in `hands`. All joint-frames weigh the same, whatever their
-    confidence. NaN where a clip has none that counts.
+    move; wrist_relative_m and procrustes_m: as in `details.hands`. All joint-frames weigh the same, whatever
+    their confidence. NaN where a clip has none that counts.
     """
     predicted, future = predicted_m.double(), future_m.double()
     distance_BTKJ = torch.linalg.vector_norm(predicted - future, dim=-1)
     accurate_BTKJ = (distance_BTKJ <= ACCURATE_M).double()
     chosen = [index for index, name in enumerate(joints) if name in KEYPOINTS]
     hands = hands_of(joints)
+    by_step_BT = mean_counted(distance_BTKJ.flatten(0, 1), counted.flatten(0, 1))
     return {
-        "ade_m": _mean(distance_BTKJ, counted),
-        "fde_m": _mean(distance_BTKJ[:, -1, -1], counted[:, -1, -1]),
-        "acc_5cm": _mean(accurate_BTKJ, counted),
-        "keypoint_m": _mean(distance_BTKJ[..., chosen], counted[..., chosen]),
-        "moving_m": _mean(distance_BTKJ, moving_joints(future, last_pose_m.double(), counted)),
-        "wrist_relative_m": _mean(*wrist_relative(predicted, future, counted, hands)),
-        "procrustes_m": _mean(*procrustes_aligned(predicted, future, counted, hands)),
-        "ade_m_by_step": _mean(distance_BTKJ.flatten(0, 1), counted.flatten(0, 1)).view(counted.shape[:2]),
+        "ade_m": mean_counted(distance_BTKJ, counted),
+        "fde_m": mean_counted(distance_BTKJ[:, -1, -1], counted[:, -1, -1]),
+        "acc_5cm": mean_counted(accurate_BTKJ, counted),
+        "keypoint_m": mean_counted(distance_BTKJ[..., chosen], counted[..., chosen]),
+        "moving_m": mean_counted(distance_BTKJ, moving_joints(future, last_pose_m.double(), counted)),
+        "wrist_relative_m": mean_counted(*wrist_relative(predicted, future, counted, hands)),
+        "procrustes_m": mean_counted(*procrustes_aligned(predicted, future, counted, hands)),
+        "ade_m_by_step": by_step_BT.view(counted.shape[:2]),
     }
 
 
-def _mean(values: Tensor, counted: Tensor) -> Tensor:
+def mean_counted(values: Tensor, counted: Tensor) -> Tensor:
     """Mean of the counted values of each row; 0 / 0 gives NaN where there are none."""
     total = torch.where(counted, values, 0.0).flatten(1).sum(dim=1)
     return total / counted.flatten(1).sum(dim=1)

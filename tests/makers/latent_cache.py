@@ -22,6 +22,7 @@ from thinkjepa.cache import (
     WriteSession,
     describe_set,
 )
+from thinkjepa.stages.data.framing import Framing
 from thinkjepa.stages.data.plan import with_windows
 from thinkjepa.stages.train.model.config import LatentGrid, ModelShape, ThinkerShape, TrunkShape, Variant
 
@@ -77,10 +78,11 @@ def latent_cache(tmp_path: Path) -> BuildCache:
         later_in: Collection[str] | None = None,
         relabelled: bool = False,
         out_of_view: int = 0,
+        framing: Framing | None = None,
         kinds: Collection[Kind] = ("encoder", "thinker"),
     ) -> Path:
         root = tmp_path / name
-        encoder, thinker = _encoder_set(windows), _thinker_set(with_tokens=with_tokens)
+        encoder, thinker = _encoder_set(windows, framing), _thinker_set(with_tokens=with_tokens)
         clips = [_clip(video, split, windows) for video in range(num_videos) for split in SPLITS]
         laters = {
             clip.video_digest: later if later_in is None or clip.video_digest[:16] in later_in else 0.0
@@ -116,14 +118,14 @@ def _dense_sampling(windows: int) -> dict[str, Any]:
     return with_windows({"rule": "spaced", "future": WINDOW_FRAMES, "fps": FPS}, windows)
 
 
-def _encoder_set(windows: int) -> FeatureSet:
+def _encoder_set(windows: int, framing: Framing | None) -> FeatureSet:
     patches = GRID.tokens_per_step
     observed = (GRID.observed_steps, patches, GRID.dim)
     future = (windows, GRID.future_steps, patches, GRID.dim)
     return describe_set(
         "encoder",
         origin={"grid": [GRID.height, GRID.width], "tubelet": TUBELET, "sampling": _dense_sampling(windows)},
-        source={"model": "tiny"},
+        source={"model": "tiny"} | ({"framing": framing} if framing else {}),
         arrays=(
             ArraySpec("observed", ("time", "patch", "dim"), observed, observed, "float16"),
             ArraySpec("future", ("window", "time", "patch", "dim"), future, (1, *future[1:]), "float16"),

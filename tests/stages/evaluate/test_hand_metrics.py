@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thinkjepa.stages.evaluate.hands import (
+from thinkjepa.stages.evaluate.details.hands import (
     Hand,
     aligned,
     hands_of,

@@ -15,8 +15,8 @@ import torch
 from thinkjepa.cache import ClipRow, FeatureCache
 from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.evaluate.baselines import Predicted
+from thinkjepa.stages.evaluate.details.latents import Gallery, LatentSpread
 from thinkjepa.stages.evaluate.evaluation import evaluate
-from thinkjepa.stages.evaluate.latents import Gallery, LatentSpread
 from thinkjepa.stages.evaluate.learned import mean_latent
 from thinkjepa.stages.evaluate.over_clips import figures_over_clips
 from thinkjepa.stages.evaluate.runs import TrainedRun
@@ -179,7 +179,7 @@ def test_one_figure_is_kept_of_two_evaluations_of_the_same_run(trained: Path) ->
 
 
 def test_a_gallery_of_many_clips_is_an_even_sample(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from thinkjepa.stages.evaluate import latents
+    from thinkjepa.stages.evaluate.details import latents
 
     run = TrainedRun.open(trained)
     features = run.features(None)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from thinkjepa.cache import FeatureCache, VideoLabels, WriteSession
+from thinkjepa.stages.data.framing import Framing
 from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.train.run import train
 from thinkjepa.stages.train.settings import TrainSettings
@@ -79,9 +80,15 @@ TrainRun = Callable[..., Path]
 
 
 @pytest.fixture
-def labelled_cache(latent_cache: Callable[..., Path]) -> Path:
+def encoder_framing() -> Framing | None:
+    """The part of a frame that the encoder says it sees; modules may override it."""
+    return None
+
+
+@pytest.fixture
+def labelled_cache(latent_cache: Callable[..., Path], encoder_framing: Framing | None) -> Path:
     """Sixteen videos of two clips, all with labels."""
-    cache = latent_cache()
+    cache = latent_cache(framing=encoder_framing)
     write_hand_labels(cache)
     return cache
 
