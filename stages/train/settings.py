@@ -131,7 +131,9 @@ PAPER: Mapping[str, Any] = MappingProxyType(
         "heads": 6,
         "fusion_width": 512,
         "guidance": "film",
+        "guidance_form": "paper",
         "latent_loss": "mse",
+        "latent_target": "latents",
         "latent_weight": 1.0,
         "trajectory_weight": 1.0,
         "anchor": "none",
@@ -145,6 +147,7 @@ ONLY_OF_GUIDANCE = (
     "cross_tokens",
     "drop_guidance",
     "fusion_width",
+    "guidance_form",
     "gate_learning_rate",
 )
 
@@ -152,7 +155,14 @@ IDLE: Mapping[Variant, tuple[str, ...]] = MappingProxyType(
     {
         "thinkjepa": (),
         "jepa": (*ONLY_OF_GUIDANCE, "use_levels", "use_streams"),
-        "vlm": ("drop_guidance", "fusion_width", "init_from", "next_step_weight", "latent_target"),
+        "vlm": (
+            "drop_guidance",
+            "fusion_width",
+            "guidance_form",
+            "init_from",
+            "next_step_weight",
+            "latent_target",
+        ),
     }
 )
 """Settings that do nothing in a variant."""
@@ -174,7 +184,7 @@ def idle_settings(settings: Mapping[str, Any]) -> frozenset[str]:
     if variant == "vlm" and not cross:
         idle |= frozenset(ONLY_OF_CROSS)
     if variant == "thinkjepa":
-        idle |= {"fusion_width" if cross else "cross_tokens"}
+        idle |= {"fusion_width", "guidance_form"} if cross else {"cross_tokens"}
     return idle | frozenset(ONLY_OF_JOINTS) if settings.get("task") == "latent" else idle
 
 
@@ -196,7 +206,7 @@ class TrainSettings(PredictorSettings, GuidanceSettings, LossSettings, Optimizer
     preset: Preset = setting(
         "default",
         "Settings to start from, which others override: default, paper (6 heads, the paper's "
-        "schedule) or release (the same, for clips of `--preset release`).",
+        "schedule and form of guidance) or release (the same, for clips of `--preset release`).",
     )
     variant: Variant = setting(
         "thinkjepa", "Model: thinkjepa (guided), jepa (unguided), vlm (thinker features only)."

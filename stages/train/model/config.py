@@ -34,6 +34,8 @@ LatentTarget = Literal["latents", "change"]
 
 GuidanceKind = Literal["film", "adaln", "cross"]
 
+GuidanceForm = Literal["shared", "paper"]
+
 LevelAssignment = Literal["fixed", "mixture"]
 
 LevelChoice = Literal["all", "last", "middle"]
@@ -111,6 +113,7 @@ class GuidanceShape:
     use_levels: LevelChoice = "all"
     use_streams: StreamChoice = "both"
     cross_tokens: str = "all"
+    form: GuidanceForm = "shared"
 
     def used_levels(self, num_levels: int) -> tuple[int, ...]:
         """Levels that guide, in order, of those stored."""
@@ -283,9 +286,15 @@ class GuidanceSettings(Settings):
         ge=0,
         lt=1,
     )
+    guidance_form: GuidanceForm = setting(
+        "shared",
+        "Form of film and adaln: shared (one projection for all streams, each normed; gates as they "
+        "are) or paper (a projection for each stream, a norm over the signature, tanh of the gates).",
+        rare=True,
+    )
     fusion_width: int = setting(512, "Hidden channels of the pyramid's MLP at each depth.", rare=True, ge=1)
 
     @property
     def guidance_shape(self) -> GuidanceShape:
         """The guidance of these settings."""
-        return part_of(self, GuidanceShape, kind=self.guidance)
+        return part_of(self, GuidanceShape, kind=self.guidance, form=self.guidance_form)

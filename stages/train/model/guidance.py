@@ -25,7 +25,13 @@ from thinkjepa.cache import STREAMS as STREAM_NAMES
 from thinkjepa.stages.train.data.batches import ThinkerStates
 from thinkjepa.stages.train.data.statistics import StateStatistics
 from thinkjepa.stages.train.model.attention import Rotation, Span
-from thinkjepa.stages.train.model.config import GuidanceShape, StreamChoice, ThinkerShape, TrunkShape
+from thinkjepa.stages.train.model.config import (
+    GuidanceForm,
+    GuidanceShape,
+    StreamChoice,
+    ThinkerShape,
+    TrunkShape,
+)
 from thinkjepa.stages.train.model.trunk import ADALN_PARTS, FILM_PARTS, NORM_EPS, Block, Guidance, modulate
 
 
@@ -86,18 +92,36 @@ STREAMS = len(STREAM_NAMES)
 SIGNATURE_PARTS = 4
 
 
+class LinearByStream(nn.Module):
+    """A linear map of its own for each stream, from `(..., stream, dim)` to `(..., stream, width)`."""
+
+    def __init__(self, dim: int, width: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(dim, width, bias=False) for _ in STREAM_NAMES)
+
+    def forward(self, states: Tensor) -> Tensor:
+        mapped = zip(self.layers, states.unbind(-2), strict=True)
+        return torch.stack([layer(stream) for layer, stream in mapped], dim=-2)
+
+
 class ThinkerProjection(nn.Module):
-    """Pooled thinker states in the predictor's width, normed: `(batch, level, stream, width)`."""
+    """Pooled thinker states in the predictor's width, normed: `(batch, level, stream, width)`.
+
+    In the paper's form each stream has a projection of its own, and they are not normed here.
+    """
 
     center: Tensor
     scale: Tensor
 
-    def __init__(self, thinker: ThinkerShape, *, width: int) -> None:
+    def __init__(self, thinker: ThinkerShape, *, width: int, form: GuidanceForm = "shared") -> None:
         super().__init__()
         self.register_buffer("center", torch.zeros(thinker.levels, STREAMS, thinker.dim))
         self.register_buffer("scale", torch.ones(thinker.levels, STREAMS, thinker.dim))
-        self.proj = nn.Linear(thinker.dim, width, bias=False)
-        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        is_papers = form == "paper"
+        self.proj = (
+            LinearByStream(thinker.dim, width) if is_papers else nn.Linear(thinker.dim, width, bias=False)
+        )
+        self.norm = nn.Identity() if is_papers else nn.LayerNorm(width, eps=NORM_EPS)
 
     def set_statistics(self, statistics: StateStatistics) -> None:
         """Standardize with these from now on. They are saved with the weights."""
@@ -141,7 +165,9 @@ class AdaLN:
 class Pyramid(nn.Module):
     """Turns pooled thinker states into one gated modulation (FiLM or AdaLN) per predictor depth and sample.
 
-    Gates start at zero, so that training starts as the unguided predictor, to the last bit.
+    Gates start at zero, so that training starts as the unguided predictor, to the last bit. In the paper's
+    form (arXiv 2603.22281) streams have projections of their own, the signature is normed, and gates go
+    through tanh.
     """
 
     def __init__(
@@ -156,11 +182,14 @@ class Pyramid(nn.Module):
         super().__init__()
         self.guidance = guidance or GuidanceShape()
         self.parts = ADALN_PARTS if self.guidance.kind == "adaln" else FILM_PARTS
-        self.projection = ThinkerProjection(thinker, width=width)
+        self.is_papers = self.guidance.form == "paper"
+        self.projection = ThinkerProjection(thinker, width=width, form=self.guidance.form)
+        signature_width = SIGNATURE_PARTS * width
+        self.norm = nn.LayerNorm(signature_width, eps=NORM_EPS) if self.is_papers else nn.Identity()
         self.levels = build_levels(self.guidance, num_levels=thinker.levels, depth=depth)
         self.fusion = nn.ModuleList(
             nn.Sequential(
-                nn.Linear(SIGNATURE_PARTS * width, fusion_width),
+                nn.Linear(signature_width, fusion_width),
                 nn.GELU(),
                 nn.Linear(fusion_width, self.parts * width),
             )
@@ -171,10 +200,11 @@ class Pyramid(nn.Module):
     def forward(self, pooled: Tensor) -> Tensor:
         """Modulations `(batch, depth, parts, width)`, already multiplied by the gates."""
         used = only_streams(pooled, self.guidance.use_streams)
-        signatures_BLW = signature(self.projection(used))
+        signatures_BLW = self.norm(signature(self.projection(used)))
         parts = [fusion(self.levels.at(depth, signatures_BLW)) for depth, fusion in enumerate(self.fusion)]
         parts_BYPW = torch.stack(parts, dim=1).view(len(pooled), len(parts), self.parts, -1)
-        return parts_BYPW * self.gates[:, None, None]
+        gates_Y = self.gates.tanh() if self.is_papers else self.gates
+        return parts_BYPW * gates_Y[:, None, None]
 
     def guide(self, states: ThinkerStates) -> Guidance:
         """Guidance of a batch. Samples that are not guided run as in the unguided predictor."""

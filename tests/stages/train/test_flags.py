@@ -80,6 +80,7 @@ CASES: dict[str, tuple[object, ...]] = {
     "clip_norm": (0.01,),
     "weight_decay": (1.0,),
     "guidance": ("adaln", "cross"),
+    "guidance_form": ("paper",),
     "levels": ("mixture",),
     "use_levels": ("last", "middle"),
     "use_streams": ("prompt", "generated"),

@@ -35,6 +35,8 @@ def run(cache: Path, out: Path, **overrides: Any) -> dict[str, Any]:
     "options",
     [
         {"guidance": "adaln", "levels": "mixture"},
+        {"guidance_form": "paper"},
+        {"guidance": "adaln", "guidance_form": "paper", "use_streams": "prompt"},
         {"guidance": "cross", "cross_tokens": "visual,generated"},
         {"guidance": "cross", "levels": "mixture", "use_streams": "prompt"},
         {"use_levels": "middle", "use_streams": "generated", "drop_guidance": 0.5},
@@ -121,6 +123,7 @@ def test_normed_latents_are_layer_normed_as_observed_and_as_targets(latent_cache
 def test_presets_fill_what_is_not_given() -> None:
     paper = parse_settings(TrainSettings, {"preset": "paper"})
     assert (paper.heads, paper.schedule, paper.head_learning_rate) == (6, "paper", 1e-3)
+    assert (paper.guidance_form, paper.guidance_shape.form) == ("paper", "paper")
     assert parse_settings(TrainSettings, {"preset": "paper", "heads": 8}).heads == 8
     assert parse_settings(TrainSettings, {}) == TrainSettings()
 

@@ -22,11 +22,13 @@ from thinkjepa.stages.train.settings import TrainSettings
 BuildShape = Callable[..., ModelShape]
 KINDS = ("film", "adaln", "cross")
 SHAPES = [GuidanceShape(kind=kind, levels=levels) for kind in KINDS for levels in ("fixed", "mixture")]  # type: ignore[arg-type]
+PAPERS = [GuidanceShape(kind=kind, form="paper") for kind in ("film", "adaln")]  # type: ignore[arg-type]
+SHAPES += PAPERS
 COUNTS = (5, 2, 7)
 
 
 def named(guidance: GuidanceShape) -> str:
-    return f"{guidance.kind}-{guidance.levels}"
+    return f"{guidance.kind}-{guidance.levels}-{guidance.form}"
 
 
 def build(model_shape: BuildShape, guidance: GuidanceShape, *, gate: float | None = 0.5) -> ThinkJepa:

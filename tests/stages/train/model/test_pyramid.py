@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thinkjepa.stages.train.data.statistics import StateStatistics, pooled_statistics
-from thinkjepa.stages.train.model.config import GuidanceShape, LevelChoice, ThinkerShape
+from thinkjepa.stages.train.model.config import GuidanceKind, GuidanceShape, LevelChoice, ThinkerShape
 from thinkjepa.stages.train.model.guidance import (
     FixedLevels,
     MixedLevels,
@@ -22,7 +22,7 @@ from thinkjepa.stages.train.model.guidance import (
     build_levels,
     signature,
 )
-from thinkjepa.stages.train.model.trunk import initialize
+from thinkjepa.stages.train.model.trunk import NORM_EPS, initialize
 from thinkjepa.stages.train.randomness import named_generator
 
 THINKER = ThinkerShape(levels=3, dim=10)
@@ -160,3 +160,32 @@ def test_statistics_do_not_depend_on_the_batches() -> None:
     present = states[[i for i in range(20) if i % 3]][:, :, 1]
     torch.testing.assert_close(whole.mean[:, 1], present.mean(dim=0))
     assert isinstance(whole, StateStatistics)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["film", "adaln"])
+def test_the_papers_form_by_hand(kind: GuidanceKind) -> None:
+    """A projection for each stream, a norm over the signature, an MLP a depth, tanh of its gate."""
+    depth, width = 3, 24
+    guidance = GuidanceShape(kind=kind, form="paper")
+    pyramid = Pyramid(THINKER, depth=depth, width=width, fusion_width=16, guidance=guidance)
+    initialize(pyramid, named_generator(0, "pyramid"))
+    assert pyramid(pooled_states()).eq(0).all(), "gates start shut"
+    pyramid.gates.copy_(torch.tensor([0.5, -2.0, 30.0]))
+    pyramid.projection.set_statistics(
+        StateStatistics(torch.full((3, 2, 10), 0.5), torch.full((3, 2, 10), 2.0))
+    )
+    states = (pooled_states() - 0.5) / 2
+    prompt, generated = (
+        states[:, :, stream] @ layer.weight.T  # type: ignore[operator]
+        for stream, layer in enumerate(pyramid.projection.proj.layers)
+    )
+    assert not torch.equal(*(layer.weight for layer in pyramid.projection.proj.layers))  # type: ignore[arg-type]
+    parts = torch.cat((prompt, generated, (prompt - generated).abs(), prompt * generated), dim=-1)
+    centred = parts - parts.mean(dim=-1, keepdim=True)
+    normed = centred / (parts.var(dim=-1, keepdim=True, correction=0) + NORM_EPS).sqrt()
+    levels = assign_levels(num_levels=3, depth=depth)
+    for index, gate in enumerate((0.5, -2.0, 30.0)):
+        expected = math.tanh(gate) * pyramid.fusion[index](normed[:, levels[index]])
+        found = pyramid(pooled_states())[:, index].flatten(1)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)

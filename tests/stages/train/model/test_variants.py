@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
+from thinkjepa.pipeline.cli.options import parse_settings
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train.data.batches import TokenBatch
 from thinkjepa.stages.train.fit.losses import latent_mse
@@ -168,14 +169,22 @@ def test_guided_variant_without_a_thinker_is_refused(model_shape: BuildShape) ->
         build_forecaster(without, seed=0)
 
 
-def test_size_at_the_papers_settings() -> None:
+@pytest.mark.parametrize(("preset", "millions"), [("paper", 37.8), ("default", 37.0)])
+def test_size_at_the_papers_settings(preset: str, millions: float) -> None:
     """The paper says about 38 M parameters; ours shares one projection of 0.8 M between the two streams."""
     grid = LatentGrid(observed_steps=16, future_steps=16, height=16, width=16, dim=1024)
     thinker = ThinkerShape(levels=8, dim=2048)
-    settings = TrainSettings()
-    shape = ModelShape("thinkjepa", grid, settings.trunk, thinker, settings.fusion_width)
+    settings = parse_settings(TrainSettings, {"preset": preset})
+    shape = ModelShape(
+        "thinkjepa",
+        grid,
+        settings.trunk,
+        thinker,
+        settings.fusion_width,
+        guidance=settings.guidance_shape,
+    )
     num_parameters = sum(parameter.numel() for parameter in build_forecaster(shape, seed=0).parameters())
-    assert num_parameters == pytest.approx(37.2e6, rel=0.01)
+    assert num_parameters == pytest.approx(1e6 * millions, rel=0.002)
 
 
 def tokens_of(batch: int = 3, seed: int = 6) -> TokenBatch:
