@@ -87,7 +87,7 @@ def _sections(settings: Any, cache_dir: Path) -> Sections:
 
 
 def _settings_of(thinker: FeatureSet, encoder: FeatureSet) -> Sections:
-    """The settings that the records of two sets have: no stride, and not all others in early versions."""
+    """The settings in the records of two sets: no choice of splits, and less in early versions."""
     origin, preprocessing = thinker.origin, thinker.origin.get("preprocessing", {})
     models = {
         "thinker": thinker.source.get("model"),

@@ -98,14 +98,14 @@ def test_info_shows_what_is_remembered(folder: Path) -> None:
     assert not any(flag.startswith("--fp8") for flag in flags), "defaults are not shown"
 
 
-def test_an_older_cache_tells_all_but_the_stride(folder: Path, tmp_path: Path) -> None:
+def test_an_older_cache_tells_all_but_which_splits_are_taken(folder: Path, tmp_path: Path) -> None:
     places = ("--videos", folder / "videos", "--cache-dir", tmp_path / "old")
     models = ("--thinker", folder / "models" / "thinker", "--encoder", folder / "models" / "encoder")
     thinkjepa_cache("extract", *places, *models, *TEN_FLAGS, "--fp8", "tokens")
     known = remembered_settings(tmp_path / "old")
     (tmp_path / "old" / "extraction.json").unlink()
     derived = remembered_settings(tmp_path / "old")
-    assert derived["clips"].keys() == known["clips"].keys() - {"stride_s"}
+    assert derived["clips"].keys() == known["clips"].keys() - {"stride_s", "min_history_s"}
     for name, section in derived.items():
         assert section == {key: known[name][key] for key in section}
     assert {"thinker", "layers", "prompt", "dtype", "fp8"} <= derived["models"].keys()
