@@ -27,7 +27,9 @@ def describe_estimate(figures: FolderEstimate) -> str:
         lines += ["", *_table(_model_rows(figures)), ""]
     if figures.disk_bytes is not None:
         about = "" if isinstance(figures, Estimate) else "about "
-        lines.append(f"disk    {about}{human_bytes(figures.disk_bytes)}{_per_thousand(figures)}")
+        lines.append(
+            f"disk    {about}{human_bytes(figures.disk_bytes)}{_labels_of(figures)}{_per_thousand(figures)}"
+        )
     if isinstance(figures, Estimate):
         lines += [_memory_line(figures), _time_line(figures)]
     if short := describe_short(figures.too_short):
@@ -49,8 +51,9 @@ def _nothing_lines(figures: FolderEstimate) -> list[str]:
 def _folder_line(figures: FolderEstimate) -> str:
     repeats = f", {len(figures.repeats)} repeat another's content" if figures.repeats else ""
     rate = "" if figures.dense_fps is None else f" at {figures.dense_fps:g} fps"
+    usable = f"{figures.usable_videos} with clips, " if figures.usable_videos < figures.videos else ""
     return (
-        f"{counted(figures.videos, 'video')}{repeats}, {human_hours(figures.video_hours)}: "
+        f"{counted(figures.videos, 'video')}{repeats}, {usable}{human_hours(figures.video_hours)}: "
         f"{counted(figures.clips, 'clip')}{rate}, "
         f"{figures.dtype}{f' on {figures.device}' if isinstance(figures, Estimate) else ''}"
     )
@@ -93,6 +96,12 @@ def _table(rows: Sequence[tuple[str, str, str]]) -> list[str]:
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
+
+
+def _labels_of(figures: FolderEstimate) -> str:
+    if not figures.label_bytes:
+        return ""
+    return f", {human_bytes(figures.label_bytes)} of it hand labels"
 
 
 def _per_thousand(figures: FolderEstimate) -> str:

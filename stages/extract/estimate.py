@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from thinkjepa.cache import ArraySpec, Failure
+from thinkjepa.cache import ArraySpec, Failure, FeatureSet, Kind
 from thinkjepa.stages.data.decoding.client import DecodeError, VideoDecoder
 from thinkjepa.stages.data.plan import ClipSettings, PlannedFolder, plan_folder, record
 from thinkjepa.stages.data.repeated_frames import describe_repeats
@@ -29,7 +29,9 @@ from thinkjepa.stages.extract.figures import (
     FolderEstimate,
     MemoryFigures,
     ModelFigures,
+    index_bytes,
     known_clip_bytes,
+    label_bytes,
     stored_bytes,
 )
 from thinkjepa.stages.extract.models.costs import (
@@ -40,7 +42,7 @@ from thinkjepa.stages.extract.models.costs import (
     given_size,
     thinker_costs,
 )
-from thinkjepa.stages.extract.models.pair import FrozenModel, FrozenModels
+from thinkjepa.stages.extract.models.pair import FrozenModel, FrozenModels, Storing
 from thinkjepa.stages.extract.models.runtime import choose_dtype, decoder_beside
 from thinkjepa.stages.extract.models.weights import ModelUnavailableError
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
@@ -89,19 +91,26 @@ class DescribedModels:
 
     frozen: FrozenModels
     clips: ClipSettings
+    sets: Mapping[Kind, FeatureSet]
+    """Arrays and shards of the sets that would be filled."""
     thinker: ThinkerCosts
     encoder: EncoderCosts
 
     @classmethod
-    def find(cls, settings: ModelSettings, clips: ClipSettings, *, device: str) -> DescribedModels:
+    def find(
+        cls, settings: ModelSettings, clips: ClipSettings, execution: ExecutionSettings
+    ) -> DescribedModels:
         """Find configuration and processors. Raises StageError with the remedy."""
-        frozen = FrozenModels.find(settings, device=device, need_weights=False)
+        frozen = FrozenModels.find(settings, device=execution.device, need_weights=False)
         for model in frozen.by_kind.values():
             model.load_processor()
         costs = thinker_costs(frozen.thinker), encoder_costs(frozen.encoder)
-        for model in frozen.by_kind.values():
-            model.arrays(clips)  # clips that a model does not take are refused before planning
-        return cls(frozen, clips, *costs)
+        sets = frozen.layouts(  # clips that a model does not take are refused here, before planning
+            clips,
+            Storing(execution.shard_mb, execution.codec, settings.fp8),
+            batch_size=execution.clips_per_batch(frozen.device.type),
+        )
+        return cls(frozen, clips, sets, *costs)
 
     @property
     def window_frames(self) -> list[int]:
@@ -139,8 +148,9 @@ class DescribedModels:
         return self._figures(self.frozen.encoder, self.encoder.parameters, [cost] * len(planned.clips))
 
     def _figures(self, model: FrozenModel, parameters: int, costs: Sequence[ClipCost]) -> ModelFigures:
-        stored = [cost.num_tokens for cost in costs if cost.is_stored]
-        array_bytes = {spec.name: _stored_bytes(spec, stored) for spec in model.arrays(self.clips)}
+        stored, item = [cost.num_tokens for cost in costs if cost.is_stored], self.sets[model.kind]
+        array_bytes = {name: _stored_bytes(spec, stored) for name, spec in item.arrays.items()}
+        of_shards = index_bytes(item, num_clips=len(stored))
         lengths = [cost.num_tokens for cost in costs]
         return ModelFigures(
             model=model.folder.name,
@@ -148,8 +158,9 @@ class DescribedModels:
             weights_bytes=parameters * self.item_bytes,
             tokens_per_clip=[min(lengths), max(lengths)] if lengths else None,
             total_flops=sum(cost.flops for cost in costs),
-            disk_bytes=sum(array_bytes.values()),
+            disk_bytes=sum(array_bytes.values()) + of_shards,
             array_bytes=array_bytes,
+            index_bytes=of_shards,
         )
 
     def memory_figures(
@@ -214,11 +225,11 @@ def estimate(
         raise StageError(f"--tflops {tflops:g}: give a number above 0")
     files = find_videos(videos)
     try:
-        described = DescribedModels.find(models, clips, device=execution.device)
+        described = DescribedModels.find(models, clips, execution)
     except ModelUnavailableError as error:
         with VideoDecoder(timeout_s=execution.decode_timeout) as decoder:
             planned = plan_folder(files, videos, clips, decoder=decoder, progress=progress)
-        return _without_models(planned, clips, models, execution, reason=str(error))
+        return _without_models(planned, videos, clips, models, execution, reason=str(error))
     frozen = described.frozen
     device = frozen.device.type
     with decoder_beside(device, timeout_s=execution.decode_timeout) as decoder:
@@ -231,14 +242,15 @@ def estimate(
     encoder = described.encoder_figures(planned)
     model_s = (thinker.total_flops + encoder.total_flops) / (peak * TERA * UTILISATION)
     decode_s = len(planned.clips) * sum(decode_times_s) / max(1, len(decode_times_s))
+    folder = _folder_figures(planned, videos, execution)
     return Estimate(
-        **_folder_figures(planned, execution),
+        **folder,
         device=device,
         dtype=frozen.dtype,
         batch_size=batch_size,
         thinker=thinker,
         encoder=encoder,
-        disk_bytes=thinker.disk_bytes + encoder.disk_bytes,
+        disk_bytes=thinker.disk_bytes + encoder.disk_bytes + folder["label_bytes"],
         memory=described.memory_figures(planned, prompts, batch_size=batch_size),
         tflops=peak,
         tflops_measured=tflops is None,
@@ -255,11 +267,13 @@ def estimate(
     )
 
 
-def _folder_figures(planned: PlannedFolder, execution: ExecutionSettings) -> dict[str, Any]:
+def _folder_figures(planned: PlannedFolder, videos: Path, execution: ExecutionSettings) -> dict[str, Any]:
     """The figures of a plan, which do not depend on the models."""
     windows = [(clip.observed_frames, *clip.future_frames) for clip in planned.clips]
     return {
         "videos": planned.num_videos,
+        "usable_videos": len(planned.videos),
+        "label_bytes": label_bytes(planned, videos),
         "video_hours": planned.duration_s / 3600,
         "clips": len(planned.clips),
         "thinker_frames": sum(len(clip.thinker_frames) for clip in planned.clips),
@@ -282,6 +296,7 @@ def _repeat_warning(planned: PlannedFolder) -> list[str]:
 
 def _without_models(
     planned: PlannedFolder,
+    videos: Path,
     clips: ClipSettings,
     models: ModelSettings,
     execution: ExecutionSettings,
@@ -296,10 +311,13 @@ def _without_models(
         if clip_bytes
         else "disk is not known: the models are none of the well-known ones"
     )
+    folder = _folder_figures(planned, videos, execution)
     return FolderEstimate(
-        **_folder_figures(planned, execution),
+        **folder,
         dtype=dtype,
-        disk_bytes=None if clip_bytes is None else len(planned.clips) * sum(clip_bytes),
+        disk_bytes=None
+        if clip_bytes is None
+        else len(planned.clips) * sum(clip_bytes) + folder["label_bytes"],
         warnings=[*_repeat_warning(planned), f"tokens, memory and hours need the models: {reason}"],
         assumptions=[known],
     )

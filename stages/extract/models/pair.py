@@ -102,6 +102,18 @@ class Storing:
 
 def describe_features(model: FrozenModel, clips: ClipSettings, storing: Storing) -> FeatureSet:
     """The set that a model fills, named by the model's origin and the way its frames are chosen."""
+    origin = {**model.origin, "sampling": model.sampling(clips)}
+    return _described(model, clips, storing, origin=origin, source=model.source)
+
+
+def _described(
+    model: FrozenModel,
+    clips: ClipSettings,
+    storing: Storing,
+    *,
+    origin: Mapping[str, Any],
+    source: Mapping[str, Any],
+) -> FeatureSet:
     arrays = model.arrays(clips)
     clip_bytes = sum(spec.clip_bytes for spec in arrays)
     if any("token" in spec.dims for spec in arrays):
@@ -109,8 +121,8 @@ def describe_features(model: FrozenModel, clips: ClipSettings, storing: Storing)
     part, names = FP8_ARRAYS[model.kind]
     return describe_set(
         model.kind,
-        origin={**model.origin, "sampling": model.sampling(clips)},
-        source=model.source,
+        origin=origin,
+        source=source,
         arrays=arrays,
         shard_bytes=storing.shard_mb * BYTES_PER_MB,
         typical_clip_bytes=clip_bytes,
@@ -193,10 +205,29 @@ class FrozenModels:
         Shards of both hold equally many clips, as a unit of work fills both, and whole batches, as forwards
         have as many rows for a part of one.
         """
-        sets = {kind: describe_features(model, clips, storing) for kind, model in self.by_kind.items()}
-        rows = min(item.rows_per_shard for item in sets.values())
-        rows = max(batch_size, rows - rows % batch_size)
-        return {kind: replace(item, rows_per_shard=rows) for kind, item in sets.items()}
+        return _with_equal_shards(
+            {kind: describe_features(model, clips, storing) for kind, model in self.by_kind.items()},
+            batch_size=batch_size,
+        )
+
+    def layouts(
+        self, clips: ClipSettings, storing: Storing, *, batch_size: int = 1
+    ) -> dict[Kind, FeatureSet]:
+        """Arrays and shards of `sets`, under other names: an origin takes the weights, a layout does not."""
+        return _with_equal_shards(
+            {
+                kind: _described(model, clips, storing, origin={}, source={})
+                for kind, model in self.by_kind.items()
+            },
+            batch_size=batch_size,
+        )
+
+
+def _with_equal_shards(sets: Mapping[Kind, FeatureSet], *, batch_size: int) -> dict[Kind, FeatureSet]:
+    """The sets with as many clips a shard, in whole batches."""
+    rows = min(item.rows_per_shard for item in sets.values())
+    rows = max(batch_size, rows - rows % batch_size)
+    return {kind: replace(item, rows_per_shard=rows) for kind, item in sets.items()}
 
 
 def _open_thinker(

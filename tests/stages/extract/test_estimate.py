@@ -43,14 +43,19 @@ NEW_TOKENS = 4
 
 
 @pytest.fixture(scope="module")
-def videos(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., Path]) -> Path:
-    """Three frame sizes, one file twice, one that is no video."""
+def videos(
+    tmp_path_factory: pytest.TempPathFactory,
+    make_video: Callable[..., Path],
+    write_egodex: Callable[..., Path],
+) -> Path:
+    """Three frame sizes, one file twice, one that is no video, and hand labels of one."""
     folder = tmp_path_factory.mktemp("videos")
     make_video(folder / "a.mp4", num_frames=130)
     make_video(folder / "b.mp4", num_frames=200, size=(320, 192))
     make_video(folder / "c.mp4", num_frames=120, fps=24, size=(128, 160))
     shutil.copy(folder / "a.mp4", folder / "again.mp4")
     (folder / "broken.mp4").write_bytes(b"no video")
+    write_egodex(folder / "b.hdf5", 200, seed=0)
     return folder
 
 
@@ -125,7 +130,13 @@ def test_clips_tokens_and_bytes_equal_those_of_the_extraction(
             payload = sum(path.stat().st_size - index_bytes for path in files)
             assert payload > 0
             assert predicted.array_bytes[name] == pytest.approx(payload, rel=0.02)
-    assert figures.disk_bytes == figures.thinker.disk_bytes + figures.encoder.disk_bytes
+    shards = [path for path in cache.path.glob("features.zarr/*/*/c/**/*") if path.is_file()]
+    labels = list((cache.path / "labels").iterdir())
+    assert figures.label_bytes == pytest.approx(sum(path.stat().st_size for path in labels), rel=0.03)
+    of_models = figures.thinker.disk_bytes + figures.encoder.disk_bytes
+    assert of_models == pytest.approx(sum(path.stat().st_size for path in shards), rel=0.01)
+    assert figures.disk_bytes == of_models + figures.label_bytes
+    assert describe_estimate(figures).startswith("5 videos, 1 repeat another's content, 3 with clips, ")
 
 
 def test_parameters_equal_those_of_the_loaded_models(figures: Estimate, tiny_models: Path) -> None:
