@@ -33,6 +33,13 @@ DETAILS: dict[MetricKind, str] = {
 }
 """Titles of the tables of details."""
 
+STRATA = {
+    "history": "of clips by the seconds that the thinker saw before the observed window. Without any, "
+    "guidance can tell nothing of what was before.",
+    "task": "of clips by whether training clips have their task, which is the name of the video's folder.",
+}
+"""Notes above the tables of strata."""
+
 VERDICT_METRICS = {metric.kind: metric.name for metric in METRICS.values() if metric.to_beat}
 """The metric that verdicts are about, by kind."""
 
@@ -62,7 +69,8 @@ def comparison_markdown(comparison: Comparison) -> str:
     if table := difference_table(comparison):
         parts += [*titled("By how much", table, lines), difference_notes(comparison)]
     parts += titled("Where: over the horizon", horizon_table(comparison))
-    parts += titled("Where: by length of history", history_table(comparison))
+    parts += titled("Where: by length of history", stratum_table(comparison, "history"))
+    parts += titled("Where: tasks that training has seen or not", stratum_table(comparison, "task"))
     for kind, title in DETAILS.items():
         parts += titled(title, detail_table(comparison, kind), detail_lines(comparison, kind))
     return "\n\n".join(parts) + "\n"
@@ -276,33 +284,30 @@ def horizon_table(comparison: Comparison) -> str:
     return f"{note}\n\n{markdown_table(['seconds', *(entry['name'] for entry in shown)], rows)}"
 
 
-def history_table(comparison: Comparison) -> str:
-    """A row per stratum of history: main metric of models and baselines, and the difference in question.
+def stratum_table(comparison: Comparison, kind: str) -> str:
+    """A row per stratum: main metric of models and baselines, and the difference in question.
 
     Empty with a single stratum.
     """
+    strata = comparison[f"by_{kind}"]
     main = [entry for entry in comparison["entries"] if is_main(entry)]
     metrics = available(exhibited("horizon"), [entry["metrics"] for entry in main])
-    if not metrics or not comparison["by_history"]:
+    if not metrics or not strata:
         return ""
     name = metrics[0].name
     shown = [entry["name"] for entry in main if name in entry["metrics"]]
     asked = question_of(comparison)
     rows = []
-    for stratum in comparison["by_history"]:
+    for stratum in strata:
         cells = [_mean_text(stratum["entries"][entry].get(name)) for entry in shown]
         cells += [
             signed_text(item["metrics"][name]) if name in item["metrics"] else ""
             for item in stratum["differences"]
             if (item["a"], item["b"]) == asked
         ]
-        rows.append([stratum["history"], stratum["num_clips"], *cells])
-    header = ["history", "clips", *shown, *([f"{asked[0]} - {asked[1]}"] if asked else [])]
-    note = (
-        f"{metrics[0].label()} of clips by the seconds that the thinker saw before the observed window. "
-        "Without any, guidance can tell nothing of what was before."
-    )
-    return f"{note}\n\n{markdown_table(header, rows)}"
+        rows.append([stratum[kind], stratum["num_clips"], *cells])
+    header = [kind, "clips", *shown, *([f"{asked[0]} - {asked[1]}"] if asked else [])]
+    return f"{metrics[0].label()} {STRATA[kind]}\n\n{markdown_table(header, rows)}"
 
 
 def _heads(metrics: Sequence[Metric], comparison: Comparison) -> list[str]:

@@ -46,7 +46,14 @@ from thinkjepa.stages.evaluate.over_clips import JointErrors, figures_over_clips
 from thinkjepa.stages.evaluate.partners import permutations_of
 from thinkjepa.stages.evaluate.runs import TrainedRun
 from thinkjepa.stages.evaluate.scores import INTERVAL_METHOD, figures_by_kind
-from thinkjepa.stages.evaluate.strata import beyond_window_s, strata_of
+from thinkjepa.stages.evaluate.strata import (
+    Stratum,
+    beyond_window_s,
+    strata_of,
+    task_seen,
+    task_strata,
+    training_tasks,
+)
 from thinkjepa.stages.evaluate.table import (
     EVALUATION_SCHEMA,
     ClipTable,
@@ -97,6 +104,7 @@ def evaluate(
     record = describe(run, features, split_name, clips)
     grouping = record["division"]["grouping"]
     progress.begin("evaluate", total=len(clips), unit="clips")
+    tasks = training_tasks(features, run.clip_ids("train"))
     joint_errors, spread = JointErrors(), LatentSpread()
     gallery = Gallery.of(features, clips, device=target)
     with ClipTableWriter(table_path(run_dir, split_name), record) as table:
@@ -111,6 +119,7 @@ def evaluate(
             table.append(
                 {
                     **_clip_columns(part, features, grouping=grouping),
+                    "task_seen": numbers(task_seen(part, tasks)),
                     **{name: _column(values) for name, values in columns.items()},
                     **_camera_poses(part, features),
                 }
@@ -299,7 +308,8 @@ def summarize(table: ClipTable) -> dict[str, Any]:
         "interval": INTERVAL_METHOD,
         "last_frame": time_summary(table.numbers("last_frame_s")),
         "horizon": _horizon(table),
-        "by_history": _by_history(table),
+        "by_history": _by_stratum(table, strata_of(table.numbers("beyond_window_s"))),
+        "by_task": _by_stratum(table, task_strata(table.numbers("task_seen"))),
     }
 
 
@@ -333,8 +343,8 @@ def joint_frames(table: ClipTable) -> dict[str, int]:
     }
 
 
-def _by_history(table: ClipTable) -> list[dict[str, Any]]:
-    """One record per stratum of history: its clips, and the figures of each method."""
+def _by_stratum(table: ClipTable, strata: Sequence[Stratum]) -> list[dict[str, Any]]:
+    """One record per stratum: its clips, and the figures of each method."""
     clusters = table.clusters()
     known = {score: values for score, values in table.scores.items() if not score.step}
     return [
@@ -344,7 +354,7 @@ def _by_history(table: ClipTable) -> list[dict[str, Any]]:
                 {score: stratum.of([values])[0] for score, values in known.items()}, 0, clusters
             ),
         }
-        for stratum in strata_of(table.numbers("beyond_window_s"))
+        for stratum in strata
     ]
 
 

@@ -1,10 +1,13 @@
-"""Strata of clips by the length of their history: what the thinker saw before the observed window.
+"""Strata of clips: by the length of their history, and by whether training has seen their task.
 
-Where a clip has no more history than the observed window, guidance can tell nothing of what was before.
+The history is what the thinker saw before the observed window. Where a clip has no more than that window,
+guidance can tell nothing of what was before. A video's task is the name of its folder.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +15,7 @@ import numpy.typing as npt
 from thinkjepa.cache import ClipRow
 from thinkjepa.stages.data.history import SAME_S, earlier_s
 from thinkjepa.stages.evaluate.scores import Floats, Parts
+from thinkjepa.stages.train.data.features import Features
 
 MOST_BINS = 3
 """Of clips with a history beyond the observed window, of about equal numbers of clips."""
@@ -19,30 +23,20 @@ MOST_BINS = 3
 
 @dataclass(frozen=True, slots=True)
 class Stratum:
-    """Some of the clips. The ends of their histories are seconds beyond the observed window."""
+    """Some of the clips, and what they have in common."""
 
-    from_s: float
-    to_s: float
+    kind: Literal["history", "task"]
+    label: str
     chosen_C: npt.NDArray[np.bool_]
-
-    @property
-    def label(self) -> str:
-        if self.to_s == 0:
-            return "none"
-        same = f"{self.from_s:.2f}" == f"{self.to_s:.2f}"
-        return f"{self.to_s:.2f} s" if same else f"{self.from_s:.2f} to {self.to_s:.2f} s"
+    ends_s: Mapping[str, float] = field(default_factory=dict)
+    """Of a history, seconds beyond the observed window: `from_s` and `to_s`."""
 
     def of(self, parts: Parts) -> list[Floats]:
         """The scores `(seed, clip)` of these clips, NaN elsewhere."""
         return [np.where(self.chosen_C, part, np.nan) for part in parts]
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "history": self.label,
-            "from_s": self.from_s,
-            "to_s": self.to_s,
-            "num_clips": int(self.chosen_C.sum()),
-        }
+        return {self.kind: self.label, **self.ends_s, "num_clips": int(self.chosen_C.sum())}
 
 
 def beyond_window_s(clip: ClipRow) -> float:
@@ -65,9 +59,41 @@ def strata_of(beyond_s: Floats) -> list[Stratum]:
     for edge_s in edges_s:
         bins.append((beyond_s > below_s) & (beyond_s <= edge_s + SAME_S))
         below_s = float(edge_s) + SAME_S
+    found = [_by_history(beyond_s, chosen_C) for chosen_C in bins if chosen_C.any()]
+    return found if len(found) > 1 else []
+
+
+def _by_history(beyond_s: Floats, chosen_C: npt.NDArray[np.bool_]) -> Stratum:
+    from_s, to_s = float(beyond_s[chosen_C].min()), float(beyond_s[chosen_C].max())
+    ends = [f"{from_s:.2f}", f"{to_s:.2f}"]
+    label = f"{' to '.join(dict.fromkeys(ends))} s" if to_s else "none"
+    return Stratum("history", label, chosen_C, {"from_s": from_s, "to_s": to_s})
+
+
+def training_tasks(features: Features, train_ids: Sequence[str]) -> frozenset[str] | None:
+    """The tasks of a run's training clips. None where the cache lacks one of the clips."""
+    clips = features.clips.only(train_ids)
+    if len(clips) < len(set(train_ids)):
+        return None
+    return frozenset(task_of(video) for video in set(clips.values("video"))) - {""}
+
+
+def task_of(video: str) -> str:
+    """The name of a video's folder, wherever that folder is; empty for a video without one."""
+    return PurePosixPath(video).parent.name
+
+
+def task_seen(clips: Sequence[ClipRow], tasks: frozenset[str] | None) -> Floats:
+    """1 for clips of a task that training has seen, 0 for others, NaN where that is not known."""
+    named = [task_of(clip.video) for clip in clips]
+    return np.array([float(task in tasks) if task and tasks is not None else np.nan for task in named])
+
+
+def task_strata(seen_C: Floats) -> list[Stratum]:
+    """Strata by `task_seen` of each clip. Empty where there would be one stratum only."""
     found = [
-        Stratum(float(beyond_s[chosen_C].min()), float(beyond_s[chosen_C].max()), chosen_C)
-        for chosen_C in bins
-        if chosen_C.any()
+        Stratum("task", label, seen_C == value)
+        for label, value in (("seen in training", 1), ("unseen", 0))
+        if (seen_C == value).any()
     ]
     return found if len(found) > 1 else []

@@ -7,6 +7,7 @@ of all clips together. Columns:
     group                   of the video, by the run's partition: its clips resemble each other
     beyond_window_s         seconds of history before the observed window, 0 below one of its steps
     history_s               seconds from the thinker's first frame to the last observed one
+    task_seen               1 for a task of the run's training clips, 0 for another, null where unknown
     horizon_s               seconds from the last observed frame to the middle of each latent step
     last_frame_s            seconds from the last observed frame to the last future frame, where FDE is taken
     <method>_<metric>       one score a clip, null where it has none
@@ -52,6 +53,7 @@ CLIP_COLUMNS = (
     "video_digest",
     "group",
     "beyond_window_s",
+    "task_seen",
     "horizon_s",
     "last_frame_s",
     "labelled_joint_frames",

@@ -24,7 +24,7 @@ from thinkjepa.stages.evaluate.evaluation import joint_frames
 from thinkjepa.stages.evaluate.metrics import horizon_summary, time_summary
 from thinkjepa.stages.evaluate.over_clips import figures_over_clips
 from thinkjepa.stages.evaluate.scores import INTERVAL_METHOD, Clusters
-from thinkjepa.stages.evaluate.strata import Stratum, strata_of
+from thinkjepa.stages.evaluate.strata import Stratum, strata_of, task_strata
 
 COMPARISON_SCHEMA = "thinkjepa.comparison.v2"
 
@@ -75,10 +75,13 @@ def compare(runs: Sequence[EvaluatedRun], *, sort_by: str | None = None) -> dict
         "differences": [_difference(one, other, clusters) for one, other in compared],
         "last_frame": time_summary(first.numbers("last_frame_s")),
         "horizon": horizon_summary(first.lists("horizon_s")),
-        "by_history": [
-            _stratum_record(stratum, entries, compared, clusters)
-            for stratum in strata_of(first.numbers("beyond_window_s"))
-        ],
+        **{
+            name: [_stratum_record(stratum, entries, compared, clusters) for stratum in strata]
+            for name, strata in (
+                ("by_history", strata_of(first.numbers("beyond_window_s"))),
+                ("by_task", task_strata(first.numbers("task_seen"))),
+            )
+        },
     }
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from thinkjepa.cache import FeatureCache
 from thinkjepa.pipeline.report.markdown import comparison_markdown
 from thinkjepa.stages.evaluate.compared.comparison import compare
 from thinkjepa.stages.evaluate.compared.groups import EvaluatedRun
-from thinkjepa.stages.evaluate.strata import strata_of
+from thinkjepa.stages.evaluate.strata import strata_of, task_of, task_seen, task_strata
 
 AddRun = Callable[..., EvaluatedRun]
+BuildCache = Callable[..., Path]
 
 
 def test_clips_without_a_history_are_a_stratum_and_the_others_are_quantiles() -> None:
@@ -55,3 +58,34 @@ def test_each_stratum_has_its_own_means_and_differences(add_run: AddRun) -> None
     row = next(line for line in table.splitlines() if line.startswith("| 1.00 s"))
     assert row.endswith("-0.1000 [-0.1000, -0.1000] |")
     assert "by length of history" not in comparison_markdown(compare([add_run("vlm", 0, scores)]))
+
+
+def test_clips_are_told_apart_by_whether_training_has_their_folders_name(latent_cache: BuildCache) -> None:
+    """The cache has eight tasks, `task0` to `task7`; `part2/task3` is the task `task3`."""
+    clips = list(FeatureCache.open(latent_cache()).select())
+    seen_C = task_seen(clips, frozenset({"task3", "task5"}))
+    assert seen_C.tolist() == [float(clip.video.startswith(("task3/", "task5/"))) for clip in clips]
+    seen, unseen = task_strata(seen_C)
+    assert (seen.label, unseen.label) == ("seen in training", "unseen")
+    assert np.array_equal(seen.chosen_C, ~unseen.chosen_C)
+    assert int(seen.chosen_C.sum()) == 8, "two of eight tasks, of sixteen videos with two clips"
+    assert task_of("test/part2/task3/0.mp4") == "task3"
+    assert task_of("0.mp4") == ""
+    assert np.isnan(task_seen(clips, None)).all()
+    for one in (np.ones(3), np.zeros(3), np.full(3, np.nan)):
+        assert task_strata(one) == []
+
+
+def test_tasks_have_their_own_means(add_run: AddRun) -> None:
+    scores, seen = np.linspace(0.2, 0.6, 12), np.tile([1.0, 0.0, np.nan], 4)
+    comparison = compare([add_run("jepa", seed, scores, task_seen=seen) for seed in range(3)])
+    one, other = comparison["by_task"]
+    assert [(item["task"], item["num_clips"]) for item in (one, other)] == [
+        ("seen in training", 4),
+        ("unseen", 4),
+    ]
+    assert one["entries"]["jepa"]["ade_m"]["mean"] == pytest.approx(scores[::3].mean())
+    assert other["entries"]["jepa"]["ade_m"]["mean"] == pytest.approx(scores[1::3].mean())
+    table = comparison_markdown(comparison).split("## Where: tasks that training has seen or not")[1]
+    assert any(line.startswith("| unseen") for line in table.splitlines())
+    assert "tasks that training" not in comparison_markdown(compare([add_run("vlm", 0, scores)]))

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from thinkjepa.cache import FeatureCache, VideoLabels
+from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.data.trajectories import Supervision, to_world
 from thinkjepa.stages.evaluate.evaluation import evaluate
 from thinkjepa.stages.evaluate.runs import TrainedRun
@@ -115,6 +116,22 @@ def test_the_parquet_file_has_each_test_clip_with_horizon_and_curves(train_run: 
     for step in range(2):
         mean = np.mean([row["model_ade_m_by_step"][step] for row in rows])
         assert result["horizon"][step]["model"]["ade_m"] == pytest.approx(mean)
+
+
+def test_clips_of_tasks_that_training_has_not_seen_have_figures_of_their_own(train_run: TrainRun) -> None:
+    """Eight folders of two videos each: some folders have a video in training, others none."""
+    run = train_run(split=SplitRule(group_by="video", test_fraction=0.6))
+    result, rows = evaluate(run), rows_of(run)
+    features = TrainedRun.open(run).features(None)
+    videos = {clip.clip_id: clip.video for clip in features.clips}
+    trained = {videos[clip_id].split("/")[0] for clip_id in TrainedRun.open(run).clip_ids("train")}
+    seen = [row["video"].split("/")[0] in trained for row in rows]
+    assert [row["task_seen"] for row in rows] == [float(item) for item in seen]
+    assert len(set(seen)) == 2, "the control"
+    for record, label in zip(result["by_task"], ("seen in training", "unseen"), strict=True):
+        chosen = [row["model_ade_m"] for row in rows if row["task_seen"] == (label != "unseen")]
+        assert (record["task"], record["num_clips"]) == (label, len(chosen))
+        assert record["trajectory"]["model"]["ade_m"]["mean"] == pytest.approx(np.mean(chosen))
 
 
 def test_validation_distance_is_the_one_that_training_reported(train_run: TrainRun) -> None:
