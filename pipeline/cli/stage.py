@@ -114,9 +114,10 @@ def train_command(
     settings = read_params(params)
     training = settings.training(variant=variant, seed=seed)
     warm_start, chosen = find_warm_start(training, settings.project), read_selection(selection)
+    table = settings.project / training.oracle_table if training.oracle_table else None
     run: Path = out
     if settings.runs_dir:
-        run = settings.runs_dir / kept_name(training, settings.split, chosen, warm_start)
+        run = settings.runs_dir / kept_name(training, settings.split, chosen, warm_start, table)
     with TrainingBar(errors) as bar:
         metrics = train(
             settings.cache_dir,
@@ -125,6 +126,7 @@ def train_command(
             thinker_set=None,
             encoder_set=None,
             split=settings.split,
+            oracle_table=table,
             progress=bar,
             selection=chosen,
             warm_start=warm_start,

@@ -15,7 +15,7 @@ import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from thinkjepa.cache import fingerprint
+from thinkjepa.cache import file_digest, fingerprint
 from thinkjepa.cache.disk.files import replace_file
 from thinkjepa.pipeline.project.params import model_place
 from thinkjepa.stages.data.partition import SplitRule
@@ -48,7 +48,11 @@ WEIGHTS = "checkpoints"
 
 
 def kept_name(
-    settings: TrainSettings, split: SplitRule, selection: Selection, warm_start: WarmStart | None
+    settings: TrainSettings,
+    split: SplitRule,
+    selection: Selection,
+    warm_start: WarmStart | None,
+    oracle_table: Path | None = None,
 ) -> str:
     """The folder of a run in `runs_dir`."""
     determines = {
@@ -56,6 +60,7 @@ def kept_name(
         "split": asdict(split),
         "selection": asdict(selection),
         "init_from": warm_start.digest if warm_start else "",
+        **({"oracle": file_digest(oracle_table)} if oracle_table and oracle_table.is_file() else {}),
         "threads": chosen_threads(settings.threads),
         "versions": library_versions(),
     }

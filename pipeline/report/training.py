@@ -61,6 +61,8 @@ def describe_start(start: RunStarts) -> str:
         f"training         {counted(start.epochs, 'epoch')} of {counted(start.steps_per_epoch, 'step')}, the "
         f"best by the validation clips' {SELECTED_BY[start.select_by]} is kept",
     ]
+    if start.guidance_source:
+        lines.append(f"guidance source  {start.guidance_source}")
     if any(start.without_tokens.values()):
         counts = ", ".join(f"{number} {name}" for name, number in start.without_tokens.items())
         lines.append(

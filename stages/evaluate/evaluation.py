@@ -182,7 +182,8 @@ def predictions(
 
     Methods that see the future are among them, marked in `METHODS`.
     """
-    permutations = permutations_of(clips) if run.shape.thinker is not None else []
+    has_own_states = run.shape.thinker is not None and features.source.tells_of_clips
+    permutations = permutations_of(clips) if has_own_states else []
     learned = learn(features, run.clip_ids("train"), device=device)
     for start in range(0, len(clips), run.clips_per_forward):
         part = clips[start : start + run.clips_per_forward]

@@ -4,13 +4,16 @@ Partners have as much history as the clip: with another moment of another video,
 moment as well as from the clip.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
+from operator import attrgetter
 
 from thinkjepa.cache import ClipRow
 from thinkjepa.stages.data.history import SAME_S, earlier_s
+from thinkjepa.stages.train.data.sources import derangement
+
+CLIP_ID = attrgetter("clip_id")
 
 PERMUTATIONS = 4
 """Scores of shuffled guidance are means over so many, as any single one is a matter of luck."""
@@ -32,7 +35,11 @@ def permutations_of(clips: Sequence[ClipRow]) -> list[Partners]:
         return []
     bins = bins_by_history(clips)
     return [
-        {clip_id: other for some in bins for clip_id, other in _partners(some, draw).items()}
+        {
+            clip_id: other
+            for some in bins
+            for clip_id, other in derangement(map(CLIP_ID, some), seed=draw).items()
+        }
         for draw in range(PERMUTATIONS)
     ]
 
@@ -64,20 +71,3 @@ def _is_enough(clips: Sequence[ClipRow]) -> bool:
 def _most_clips(clips: Sequence[ClipRow]) -> int:
     """The number of clips of the video that has most."""
     return max(Counter(clip.video_digest for clip in clips).values())
-
-
-def _partners(clips: Sequence[ClipRow], draw: int) -> Partners:
-    """The clip that follows each at the distance of the largest video's number of clips.
-
-    Clips are in order by video, videos by a hash of the draw. So every clip is the partner of exactly one.
-    """
-
-    def order(clip: ClipRow) -> tuple[bytes, bytes]:
-        texts = (f"{draw}:{clip.video_digest}", f"{draw}:{clip.clip_id}")
-        video, own = (hashlib.sha256(text.encode()).digest() for text in texts)
-        return video, own
-
-    ordered = sorted(clips, key=order)
-    shift = min(_most_clips(ordered), len(ordered) - 1)
-    turned = ordered[shift:] + ordered[:shift]
-    return {clip.clip_id: other.clip_id for clip, other in zip(ordered, turned, strict=True)}

@@ -1,7 +1,7 @@
 """Finished training runs: their models, splits and features, and their current evaluations."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from thinkjepa.stages.evaluate.table import ClipTable, table_path
 from thinkjepa.stages.json_files import read_json
 from thinkjepa.stages.train.data.feature_sets import find_serving, serves
 from thinkjepa.stages.train.data.features import Features, build_features
+from thinkjepa.stages.train.data.sources import ORACLE_FILE, GuidanceSource, shuffled_source
 from thinkjepa.stages.train.fit.state import Checkpoint, load_model, shape_from_json
-from thinkjepa.stages.train.model.config import ModelShape
+from thinkjepa.stages.train.model.config import ModelShape, parse_source
 from thinkjepa.stages.train.model.forecast import ForecastModel
 from thinkjepa.stages.train.plan import RUN_SCHEMA
 
@@ -93,7 +94,7 @@ class TrainedRun:
         encoder = find_serving(cache, "encoder", sets["encoder"], windows=windows)
         thinker = find_serving(cache, "thinker", sets["thinker"]) if sets["thinker"] else None
         shape = self.shape
-        return build_features(
+        features = build_features(
             cache,
             encoder,
             thinker,
@@ -104,6 +105,18 @@ class TrainedRun:
             layers=tuple(sets["thinker"].get("layers", ())) if thinker else (),
             windows=windows,
         )
+        return replace(features, source=self.guidance_source) if thinker else features
+
+    @property
+    def guidance_source(self) -> GuidanceSource:
+        """The source of the states that the run was guided by. Earlier versions had but the clips' own."""
+        settings = self.record["settings"]
+        kind, _ = parse_source(settings.get("guidance_source", "own"))
+        if kind == "shuffled":
+            return shuffled_source({side: self.clip_ids(side) for side in SPLIT_NAMES}, seed=settings["seed"])
+        if kind == "oracle":
+            return GuidanceSource.of_oracle(read_json(self.path / ORACLE_FILE))
+        return GuidanceSource(kind)
 
     def clip_ids(self, split_name: SplitName) -> tuple[str, ...]:
         """The clips of this split when the run was trained, sorted."""

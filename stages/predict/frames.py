@@ -228,6 +228,8 @@ class Watched:
         progress.advance(1)
         if self.thinker_set is None:
             return Seen(observed, None, None, warnings)
+        if features.source.kind != "own":
+            return self._from_source(observed, features, warnings)
         progress.note(f"loading {places.get('thinker') or self.thinker_set.source['model']} ...")
         progress.begin("thinking", total=1, unit="clips")
         thinker = load_thinker(
@@ -240,6 +242,18 @@ class Watched:
         pooled = states.to_features(self._clip.clip_id).arrays["pooled"]
         tokens = _tokens(states, features, self.thinker_set)
         return Seen(observed, features.of_layers(pooled)[None], tokens, warnings)
+
+    def _from_source(self, observed: Tensor, features: Features, warnings: list[str]) -> Seen:
+        """States of the control that the run was guided by, for which no thinker runs."""
+        clip_ids, source = [self._clip.clip_id], features.source
+        if source.kind == "oracle" and clip_ids[0] not in source.class_of:
+            warnings = [
+                *warnings,
+                f"the run was guided by {source.column}, and does not know it of this video and split: "
+                "predicted without guidance",
+            ]
+        tokens = features.tokens(clip_ids).to(torch.device("cpu")) if features.token_kinds else None
+        return Seen(observed, features.pooled(clip_ids), tokens, warnings)
 
     def future_latents(self, encoder: VideoEncoder, features: Features) -> Tensor | None:
         """The true future as the run's targets are, `(1, step, patch, dim)`; None past the video's end."""

@@ -36,6 +36,8 @@ class RunStarts:
     """Warning of split sizes far from those asked for. Empty without any."""
     without_tokens: Mapping[SplitName, int]
     """Clips of each split without a token that cross-attention reads. Empty where it reads none."""
+    guidance_source: str
+    """The control that guides instead of the clips' own states, in words. Empty for these."""
     epochs: int
     select_by: str
     """Figure of the validation clips by which the best epoch is kept."""

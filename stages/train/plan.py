@@ -3,7 +3,7 @@
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,10 @@ from thinkjepa.stages.json_files import json_bytes, json_digest
 from thinkjepa.stages.train.costs import TrainingCosts, training_costs
 from thinkjepa.stages.train.data.feature_sets import set_record
 from thinkjepa.stages.train.data.features import Features, choose_features
+from thinkjepa.stages.train.data.oracle_table import column_by_clip
+from thinkjepa.stages.train.data.sources import GuidanceSource, oracle_source, shuffled_source
 from thinkjepa.stages.train.init_from import WarmStart
-from thinkjepa.stages.train.model.config import TOKEN_PARTS, HeadShape, ModelShape
+from thinkjepa.stages.train.model.config import TOKEN_PARTS, HeadShape, ModelShape, parse_source
 from thinkjepa.stages.train.settings import SelectBy, TrainSettings
 
 RUN_SCHEMA = "thinkjepa.run.v1"
@@ -125,9 +127,11 @@ def plan_run(
     *,
     num_processes: int,
     warm_start: WarmStart | None = None,
+    oracle_table: Path | None = None,
 ) -> RunPlan:
     """Put together what the settings ask for and what the features' sizes require."""
     features = features.knowing(clips.ids["train"])
+    features = replace(features, source=guidance_source(settings, features, clips, oracle_table))
     shape = model_shape(features, settings)
     if (warm_start is None) == bool(settings.init_from and settings.variant != "vlm"):
         raise StageError(f"init_from is {settings.init_from!r}, and no checkpoint was found for it")
@@ -141,6 +145,7 @@ def plan_run(
         },
         "model": asdict(shape),
         "init_from_digest": warm_start.digest if warm_start else "",
+        "oracle_digest": json_digest(source.to_json()) if (source := features.source).column else "",
         "reference_frames": list(features.supervision.reference_frames) if features.supervision else [],
         "labels": used_labels(features),
         "clips": clips.digests,
@@ -151,6 +156,22 @@ def plan_run(
     }
     without_tokens = clips_without_tokens(features, clips, settings)
     return RunPlan(settings, features, clips, shape, record, warm_start, without_tokens)
+
+
+def guidance_source(
+    settings: TrainSettings, features: Features, clips: PartitionedClips, oracle_table: Path | None = None
+) -> GuidanceSource:
+    """The source of the settings, for the run's clips. `oracle_table` as in `train`."""
+    kind, column = parse_source(settings.guidance_source)
+    if features.thinker is None or kind == "own":
+        return GuidanceSource()
+    if kind == "shuffled":
+        return shuffled_source(clips.ids, seed=settings.seed)
+    if kind == "none":
+        return GuidanceSource("none")
+    values = column_by_clip(oracle_table or Path(settings.oracle_table), column, features.clips)
+    dim = features.thinker.arrays["pooled"].shape[-1]
+    return oracle_source(values, column=column, train_ids=clips.ids["train"], dim=dim)
 
 
 def clips_without_tokens(
@@ -205,6 +226,7 @@ def plan_costs(
     features = choose_features(cache, settings, thinker_set=thinker_set, encoder_set=encoder_set)
     clips = divide_clips(features, cache_dir, split, share=settings.share, partition_of=planned_partition)
     features = features.knowing(clips.ids["train"])
+    features = replace(features, source=guidance_source(settings, features, clips))
     clips_without_tokens(features, clips, settings)
     shape = model_shape(features, settings)
     return training_costs(features, shape, settings), clips

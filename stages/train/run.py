@@ -2,6 +2,7 @@
 
 RUN/run.json       settings, feature sets, model shape, digests of clips, versions, weights file; no times
 RUN/split.json     the split, with the clips of each split name
+RUN/oracle.json    classes of the clips, of a run with --guidance-source oracle:COLUMN
 RUN/metrics.json   losses, best epoch, counts of clips
 RUN/curve.csv      losses by epoch, and curve.png
 RUN/checkpoints/   model-<digest>.safetensors
@@ -25,7 +26,8 @@ from thinkjepa.stages.device import chosen_threads, device_name, local_processes
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.json_files import read_json, write_json
 from thinkjepa.stages.train.costs import count_parameters, memory_bytes, thinker_tokens
-from thinkjepa.stages.train.data.features import any_labels, choose_features
+from thinkjepa.stages.train.data.features import Features, any_labels, choose_features
+from thinkjepa.stages.train.data.sources import ORACLE_FILE
 from thinkjepa.stages.train.data.statistics import latent_statistics, target_statistics, thinker_statistics
 from thinkjepa.stages.train.events import Report, RunStarts, report_nothing
 from thinkjepa.stages.train.fit.loop import TrainProgress, fit, persistence_loss, untrained_loss
@@ -44,7 +46,7 @@ from thinkjepa.stages.train.plan import (
     selecting_figure,
 )
 from thinkjepa.stages.train.randomness import repeatable_kernels
-from thinkjepa.stages.train.settings import TrainSettings
+from thinkjepa.stages.train.settings import Task, TrainSettings
 
 RESUME = "resume.safetensors"
 RUN_FILES = ("run.json", RESUME, "split.json", "metrics.json", "tensorboard")
@@ -65,6 +67,7 @@ def train(
     progress: TrainProgress = ignore_steps,
     selection: Selection | None = None,
     warm_start: WarmStart | None = None,
+    oracle_table: Path | None = None,
     on_wait: Callable[[str], None] | None = None,
     report: Report = report_nothing,
     owns_out_dir: bool = False,
@@ -74,20 +77,17 @@ def train(
     `thinker_set` and `encoder_set` name feature sets (or the beginning of their names). None takes the only
     one there is. A `selection` names those that are read and limits the run to its clips. Without one, all
     clips count. Without `split` the default rule divides them. A run that was interrupted continues.
-    `warm_start` is the checkpoint that settings.init_from names. One process at a time writes a folder:
-    another is refused, or waits after a call of `on_wait`. Of several processes the main one reports. An
-    unfinished run of other settings is refused, as is a folder of other files, unless the caller
-    `owns_out_dir`: then it is trained anew. Raises StageError or CacheError for all that a user can correct.
+    `warm_start` is the checkpoint that settings.init_from names, `oracle_table` the file of
+    settings.oracle_table, None at its path. One process at a time writes a folder: another is refused, or
+    waits after a call of `on_wait`. Of several processes the main one reports. An unfinished run of other
+    settings or a folder of other files is refused, unless the caller `owns_out_dir`: then it is trained anew.
+    Raises StageError or CacheError for all that a user can correct.
     """
     accelerator = make_accelerator(settings, out_dir)
     if not accelerator.is_main_process:
         progress, report = ignore_steps, report_nothing
-    if not owns_out_dir:
-        refuse_foreign_files(out_dir)
-    recorded = recorded_threads(out_dir)
-    threads = settings.threads or recorded
-    if not settings.threads and recorded not in (0, chosen_threads(0)):
-        report(f"threads          {recorded}, as this run was begun with: its results depend on them")
+    refuse_foreign_files(out_dir, owned=owns_out_dir)
+    threads = asked_or_recorded_threads(settings, out_dir, report)
     with torch_threads(chosen_threads(threads, processes=local_processes())):
         features = choose_features(
             FeatureCache.open(cache_dir),
@@ -96,27 +96,43 @@ def train(
             encoder_set=selection.encoder if selection else encoder_set,
             only=selected_clip_ids(cache_dir, selection) if selection else None,
         )
-        settings = replace(
-            settings,
-            task="trajectory" if features.supervision else "latent",
-            device=settings.device.partition(":")[0],  # a run is the same on any GPU
-        )
+        settings = resolved(settings, features)
         with accelerator.main_process_first():  # one process makes the split, the others read it
             clips = divide_clips(features, cache_dir, split or SplitRule(), share=settings.share)
         chosen = selecting_figure(settings, features, clips.ids["validation"])
         settings, processes = replace(settings, select_by=chosen), accelerator.num_processes
-        plan = plan_run(cache_dir, settings, features, clips, num_processes=processes, warm_start=warm_start)
+        plan = plan_run(
+            cache_dir,
+            settings,
+            features,
+            clips,
+            num_processes=processes,
+            warm_start=warm_start,
+            oracle_table=oracle_table,
+        )
         with only_writer(accelerator, out_dir, on_wait=on_wait):
             if (metrics := finished_metrics(out_dir, plan)) is not None:
                 return metrics
             resume = ResumeFile(out_dir / RESUME, plan.key, plan.record)
-            if resume.holds_another:
-                begin_anew(resume, plan, out_dir, owned=owns_out_dir, report=report)
+            drop_another_run(resume, plan, out_dir, owned=owns_out_dir, report=report)
             return carry_out(plan, resume, out_dir, accelerator, progress, report)
 
 
-def begin_anew(resume: ResumeFile, plan: RunPlan, out_dir: Path, *, owned: bool, report: Report) -> None:
-    """Report that another unfinished run is dropped. Raises StageError unless the caller owns the folder."""
+def resolved(settings: TrainSettings, features: Features) -> TrainSettings:
+    """The settings with the task that the labels allow. A run is the same on any GPU."""
+    task: Task = "trajectory" if features.supervision else "latent"
+    return replace(settings, task=task, device=settings.device.partition(":")[0])
+
+
+def drop_another_run(
+    resume: ResumeFile, plan: RunPlan, out_dir: Path, *, owned: bool, report: Report
+) -> None:
+    """Report that another unfinished run, if there is one, is dropped.
+
+    Raises StageError unless the caller owns the folder.
+    """
+    if not resume.holds_another:
+        return
     apart = unfinished_differences(resume, plan)
     if not owned:
         raise StageError(
@@ -129,6 +145,14 @@ def begin_anew(resume: ResumeFile, plan: RunPlan, out_dir: Path, *, owned: bool,
     )
 
 
+def asked_or_recorded_threads(settings: TrainSettings, out_dir: Path, report: Report) -> int:
+    """Threads of the settings, else those that the run in this folder was begun with, which are reported."""
+    recorded = recorded_threads(out_dir)
+    if not settings.threads and recorded not in (0, chosen_threads(0)):
+        report(f"threads          {recorded}, as this run was begun with: its results depend on them")
+    return settings.threads or recorded
+
+
 def recorded_threads(out_dir: Path) -> int:
     """Threads of the run in this folder, on which its bits depend. 0 where there is none."""
     if (out_dir / "run.json").is_file():
@@ -136,9 +160,9 @@ def recorded_threads(out_dir: Path) -> int:
     return ResumeFile(out_dir / RESUME, key="").threads()
 
 
-def refuse_foreign_files(out_dir: Path) -> None:
-    """Raises StageError for a folder that holds files and no run."""
-    if not out_dir.is_dir() or any((out_dir / name).exists() for name in RUN_FILES):
+def refuse_foreign_files(out_dir: Path, *, owned: bool) -> None:
+    """Raises StageError for a folder that holds files and no run, unless the caller owns it."""
+    if owned or not out_dir.is_dir() or any((out_dir / name).exists() for name in RUN_FILES):
         return
     for path in sorted(out_dir.rglob("*")):
         name = path.relative_to(out_dir)
@@ -210,6 +234,7 @@ def start_of(plan: RunPlan, done: FitState, accelerator: Accelerator) -> RunStar
         grouping=plan.clips.stored.grouping,
         split_warning=plan.clips.warning,
         without_tokens=plan.without_tokens,
+        guidance_source=plan.features.source.describe(plan.clips.ids),
         epochs=plan.settings.epochs,
         select_by=plan.settings.select_by,
         epochs_done=len(done.curve),
@@ -309,6 +334,8 @@ def write_run(out_dir: Path, plan: RunPlan, state: FitState, metrics: Mapping[st
     checkpoint = save_weights(out_dir, state.best_weights)
     write_curve(out_dir, state, persistence_loss=metrics["persistence_validation_loss"])
     write_json(out_dir / "split.json", plan.clips.to_json())
+    if plan.features.source.kind == "oracle":
+        write_json(out_dir / ORACLE_FILE, plan.features.source.to_json())
     write_json(out_dir / "metrics.json", metrics)
     best = {"by": state.select_by, "value": state.selected(state.best), "epoch": state.best.epoch}
     write_json(out_dir / "run.json", {**plan.record, "selection": best, "checkpoint": asdict(checkpoint)})

@@ -21,6 +21,7 @@ from thinkjepa.stages.train.model.config import (
     PredictionTarget,
     PredictorSettings,
     Variant,
+    parse_source,
 )
 
 Schedule = Literal["constant", "cosine", "paper"]
@@ -154,7 +155,7 @@ ONLY_OF_GUIDANCE = (
 IDLE: Mapping[Variant, tuple[str, ...]] = MappingProxyType(
     {
         "thinkjepa": (),
-        "jepa": (*ONLY_OF_GUIDANCE, "use_levels", "use_streams"),
+        "jepa": (*ONLY_OF_GUIDANCE, "use_levels", "use_streams", "guidance_source", "oracle_table"),
         "vlm": (
             "drop_guidance",
             "fusion_width",
@@ -183,6 +184,8 @@ def idle_settings(settings: Mapping[str, Any]) -> frozenset[str]:
     idle = frozenset(IDLE[variant])
     if variant == "vlm" and not cross:
         idle |= frozenset(ONLY_OF_CROSS)
+    if not str(settings.get("guidance_source", "own")).startswith("oracle"):
+        idle |= {"oracle_table"}
     if variant == "thinkjepa":
         idle |= {"fusion_width", "guidance_form"} if cross else {"cross_tokens"}
     return idle | frozenset(ONLY_OF_JOINTS) if settings.get("task") == "latent" else idle
@@ -261,6 +264,11 @@ class TrainSettings(PredictorSettings, GuidanceSettings, LossSettings, Optimizer
     def __post_init__(self) -> None:
         """Refuse what fits no model: heads that do not divide the width, token kinds that no stream has."""
         _ = self.trunk, self.guidance_shape.token_kinds
+        if parse_source(self.guidance_source)[0] == "oracle" and not self.oracle_table:
+            raise StageError(
+                f"--guidance-source {self.guidance_source} needs a table with the column: name it with "
+                "--oracle-table"
+            )
         check_device_name(self.device)
         if self.next_step_weight and self.attention == "bidirectional" and self.variant != "vlm":
             raise StageError(

@@ -63,7 +63,8 @@ def latent_cache(tmp_path: Path) -> BuildCache:
     is added to all that lies behind the last split: latents, joints and cameras. `relabelled` labels have a
     digest of their own, as corrected ones have. Hands of the first `out_of_view` videos are known in no frame
     from the first split on. A second call of the same `name` adds sets to that cache. Only sets of `kinds`
-    are written. All that a `thinking` model generates is reasoning.
+    are written. All that a `thinking` model generates is reasoning. The
+    thinker's states of clip number `altered` are others.
     """
 
     def build(
@@ -74,6 +75,7 @@ def latent_cache(tmp_path: Path) -> BuildCache:
         labelled: int = 0,
         with_tokens: bool = False,
         thinking: bool = False,
+        altered: int | None = None,
         later: float = 0.0,
         later_in: Collection[str] | None = None,
         relabelled: bool = False,
@@ -91,6 +93,8 @@ def latent_cache(tmp_path: Path) -> BuildCache:
         features = [
             _features(clip, number, windows, laters[clip.video_digest]) for number, clip in enumerate(clips)
         ]
+        if altered is not None:
+            features[altered][1].arrays["pooled"].add_(1.0)
         if with_tokens:
             features = [
                 (latents, _with_tokens(states, number, thinking=thinking))
@@ -99,12 +103,7 @@ def latent_cache(tmp_path: Path) -> BuildCache:
         with WriteSession(root) as session:
             session.add_clips(clips)
             labels = [_labels(video, windows, laters) for video in range(labelled)]
-            for item in labels[:out_of_view]:
-                item.confidences[SPLITS[0] :] = 0.0
-            session.add_labels(
-                replace(item, label_digest=f"corrected {item.label_digest}") if relabelled else item
-                for item in labels
-            )
+            session.add_labels(_changed_labels(labels, relabelled=relabelled, out_of_view=out_of_view))
             for feature_set, place in ((encoder, 0), (thinker, 1)):
                 if feature_set.kind in kinds:
                     with session.writer(session.resolve(feature_set)) as writer:
@@ -112,6 +111,14 @@ def latent_cache(tmp_path: Path) -> BuildCache:
         return root
 
     return build
+
+
+def _changed_labels(labels: list[VideoLabels], *, relabelled: bool, out_of_view: int) -> list[VideoLabels]:
+    for item in labels[:out_of_view]:
+        item.confidences[SPLITS[0] :] = 0.0
+    if not relabelled:
+        return labels
+    return [replace(item, label_digest=f"corrected {item.label_digest}") for item in labels]
 
 
 def _dense_sampling(windows: int) -> dict[str, Any]:

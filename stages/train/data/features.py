@@ -21,6 +21,7 @@ from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train.data.batches import TokenBatch, batches_in_order, read_tokens
 from thinkjepa.stages.train.data.feature_sets import choose_set, smallest
 from thinkjepa.stages.train.data.poses import ObservedPoses, TrajectoryBatch, observed_poses
+from thinkjepa.stages.train.data.sources import GuidanceSource
 from thinkjepa.stages.train.model.config import WITHOUT_THINKER, LatentGrid, LatentTransform, ThinkerShape
 from thinkjepa.stages.train.settings import Task, TrainSettings
 
@@ -84,6 +85,8 @@ class Features:
     """Future windows that batches hold. More than one is rolled out."""
     layers: tuple[int, ...] = ()
     """Thinker layers that are read, of a set that holds more; empty: all."""
+    source: GuidanceSource = field(default_factory=GuidanceSource)
+    """Source of the thinker's states: the clips' own, or a control."""
 
     def reaching(self, *, windows: int) -> "Features":
         """The same features with so many future windows.
@@ -157,24 +160,35 @@ class Features:
         return int(self.encoder.origin["tubelet"])
 
     def pooled(self, clip_ids: Sequence[str]) -> Tensor:
-        """Pooled thinker states `(clip, level, stream, dim)`, float32, on the CPU."""
+        """Pooled states of the source `(clip, level, stream, dim)`, float32, on the CPU."""
         assert self.thinker is not None, "asked for a thinker's states in a run without one"
-        return self.cache.read(self.thinker.name, "pooled", clip_ids, layers=self.layers or None).float()
+        levels, streams, dim = self.thinker.arrays["pooled"].shape
+        if (made_BD := self.source.made(clip_ids, dim=dim)) is not None:
+            return made_BD[:, None, None].repeat(1, len(self.layers) or levels, streams, 1)
+        named = self.source.read_from(clip_ids)
+        return self.cache.read(self.thinker.name, "pooled", named, layers=self.layers or None).float()
 
     def tokens(self, clip_ids: Sequence[str]) -> TokenBatch:
-        """Thinker tokens of the kinds that are read, on the CPU, as stored."""
+        """Tokens of the source, of the kinds that are read, on the CPU, as stored."""
         assert self.thinker is not None, "asked for a thinker's states in a run without one"
-        return read_tokens(
-            self.cache, self.thinker.name, clip_ids, kinds=self.token_kinds, layers=self.layers or None
-        )
+        levels, _, dim = self.thinker.arrays["pooled"].shape
+        if (made_BD := self.source.made(clip_ids, dim=dim)) is not None:
+            counts = self.source.count_made(clip_ids).tolist()
+            return TokenBatch(
+                made_BD[:, None, None].repeat(1, len(self.layers) or levels, 1, 1), tuple(counts)
+            )
+        named, layers = self.source.read_from(clip_ids), self.layers or None
+        return read_tokens(self.cache, self.thinker.name, named, kinds=self.token_kinds, layers=layers)
 
     def count_tokens(self, clip_ids: Sequence[str], kinds: Sequence[int]) -> Tensor:
-        """Tokens of these kinds of each clip, `(clip,)`."""
+        """Tokens of these kinds that the source has of each clip, `(clip,)`."""
         assert self.thinker is not None, "asked for a thinker's states in a run without one"
-        wanted = torch.tensor(list(kinds), dtype=torch.uint8)
+        if self.source.made((), dim=0) is not None:
+            return self.source.count_made(clip_ids)
+        wanted, named = torch.tensor(list(kinds), dtype=torch.uint8), self.source.read_from(clip_ids)
         counts = [
             torch.isin(self.cache.read(self.thinker.name, "token_kind", batch), wanted).sum(dim=1)
-            for batch in batches_in_order(clip_ids, batch_size=KINDS_BATCH)
+            for batch in batches_in_order(named, batch_size=KINDS_BATCH)
         ]
         return torch.cat(counts) if counts else torch.zeros(0, dtype=torch.int64)
 

@@ -42,6 +42,8 @@ LevelChoice = Literal["all", "last", "middle"]
 
 StreamChoice = Literal["both", "prompt", "generated"]
 
+SourceKind = Literal["own", "shuffled", "none", "oracle"]
+
 PROMPT_KINDS, GENERATED_KINDS = ("text", "visual"), ("generated", "reasoning")
 
 TOKEN_PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -251,6 +253,16 @@ class PredictorSettings(Settings):
         return part_of(self, TrunkShape)
 
 
+def parse_source(text: str) -> tuple[SourceKind, str]:
+    """The kind of a `guidance_source`, and the column of an oracle. Raises StageError for another text."""
+    kind, _, column = text.partition(":")
+    if kind == "oracle" and column:
+        return "oracle", column
+    if text in ("own", "shuffled", "none"):
+        return text, ""  # type: ignore[return-value]
+    raise StageError(f"--guidance-source {text!r}: give own, shuffled, none, or oracle:COLUMN")
+
+
 @pydantic_dataclass(frozen=True)
 class GuidanceSettings(Settings):
     """The pyramid: from the thinker's layers and streams to the predictor's depths."""
@@ -276,6 +288,17 @@ class GuidanceSettings(Settings):
         "all",
         "Tokens that --guidance cross reads: all, or some of prompt (text and visual), text, "
         "visual, generated (reasoning and answer), reasoning, answer, with commas between.",
+        rare=True,
+    )
+    guidance_source: str = setting(
+        "own",
+        "States that guide, as controls of equal capacity: own (the thinker's of the clip), shuffled (of "
+        "another clip), none (zeros), or oracle:COLUMN (one-hot, of --oracle-table) (ours).",
+        rare=True,
+    )
+    oracle_table: str = setting(
+        "",
+        "Table of oracle:COLUMN, csv or parquet, with the column and clip_id or video (ours).",
         rare=True,
     )
     drop_guidance: float = setting(

@@ -22,6 +22,7 @@ from thinkjepa.pipeline.picture.playback import TIMELINE_PX, held_frames
 from thinkjepa.stages.data.framing import VJEPA2_FRAMING, letterbox_framing
 from thinkjepa.stages.evaluate.metrics import latent_metrics
 from thinkjepa.stages.evaluate.runs import TrainedRun
+from thinkjepa.stages.predict import frames
 from thinkjepa.stages.predict.frames import SplitChoice
 from thinkjepa.stages.predict.prediction import PredictedLatents, Prediction
 from thinkjepa.stages.predict.prediction import predict as predict_in_process
@@ -220,3 +221,37 @@ def test_latents_are_drawn_where_the_encoder_looked(run: Path, videos: list[Path
     outside[top:bottom, left:right] = False
     np.testing.assert_array_equal(step.predicted[outside], step.true[outside])
     assert (step.predicted[~outside] != step.true[~outside]).any()
+
+
+def test_a_control_is_predicted_without_the_thinker(
+    run: Path, videos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was trained on zeros is given zeros, and no thinker runs for it."""
+    cache = TrainedRun.open(run).cache(None).path
+    control = train_run(cache, tmp_path / "none", guidance_source="none", gate_learning_rate=0.1)
+    trained = TrainedRun.open(control)
+    features = trained.features(None)
+    clip = next(clip for clip in features.clips if clip.video_digest == file_digest(videos[2]))
+    batch = features.batch([clip.clip_id], torch.device("cpu"))
+    assert batch.pooled is not None
+    assert not batch.pooled.any()
+    with torch.no_grad():
+        expected = trained.model()(batch.observed, batch.pooled, None).latents[0]
+    monkeypatch.setattr(frames, "load_thinker", None)
+    found = predicted(control, videos[2], frame=clip.split_frame)
+    torch.testing.assert_close(found.latents.predicted, expected)
+    assert found.warnings == ()
+
+
+def test_an_oracle_says_that_it_does_not_know_a_new_video(
+    run: Path, videos: list[Path], tmp_path: Path
+) -> None:
+    cache = TrainedRun.open(run).cache(None).path
+    (tmp_path / "table.csv").write_text("video,kind\n" + "".join(f"{n}.mp4,{n % 2}\n" for n in range(4)))
+    settings = {"guidance_source": "oracle:kind", "oracle_table": str(tmp_path / "table.csv")}
+    oracle = train_run(cache, tmp_path / "oracle", **settings)
+    clip = next(iter(TrainedRun.open(oracle).features(None).clips))
+    video = next(path for path in videos if file_digest(path) == clip.video_digest)
+    assert predicted(oracle, video, frame=clip.split_frame).warnings == ()
+    (warning,) = predicted(oracle, video, frame=clip.split_frame + 1).warnings
+    assert warning.startswith("the run was guided by kind, and does not know it")

@@ -85,6 +85,8 @@ CASES: dict[str, tuple[object, ...]] = {
     "use_levels": ("last", "middle"),
     "use_streams": ("prompt", "generated"),
     "cross_tokens": ("prompt", "visual", "generated,reasoning"),
+    "guidance_source": ("none",),  # others need more videos, or a table: test_sources.py
+    "oracle_table": ("table.csv",),
     "drop_guidance": (0.5,),
     "fusion_width": (8,),
     "latent_loss": ("l1", "smooth_l1"),
@@ -116,7 +118,15 @@ BESIDE: dict[str, dict[str, object]] = {
 }
 """What a setting needs beside it to do anything."""
 
-CHANGES_NO_NUMBER = ("attention_kernel", "clips_per_forward", "device", "save_every_s", "threads", "tracker")
+CHANGES_NO_NUMBER = (
+    "attention_kernel",
+    "clips_per_forward",
+    "device",
+    "oracle_table",  # read for an oracle only: test_sources.py
+    "save_every_s",
+    "threads",
+    "tracker",
+)
 """Settings that say how, not what: the same validation loss, up to the order of sums."""
 
 AS_THE_DEFAULT = (
