@@ -226,10 +226,14 @@ def detail_table(comparison: Comparison, kind: MetricKind) -> str:
 
 def detail_lines(comparison: Comparison, kind: MetricKind) -> list[str]:
     """The figures of the true latents that those of predictions are to be read against."""
-    rank = comparison["true_latents"].get("effective_rank")
-    if kind != "latent" or rank is None:
+    found = comparison["true_latents"]
+    if kind != "latent" or not found:
         return []
-    return [f"the true latents' effective rank is {number_text(rank)}, their variance ratio 1"]
+    return [
+        f"the true latents' effective rank is {number_text(found['effective_rank'])}, their variance ratio 1",
+        f"an own future is told from {found['candidates']:.1f} others: by chance it is the first in "
+        f"{number_text(1 / (1 + found['candidates']))}",
+    ]
 
 
 def difference_table(comparison: Comparison) -> str:

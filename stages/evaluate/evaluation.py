@@ -125,7 +125,8 @@ def evaluate(
                 }
             )
             progress.advance(len(part))
-        table.add_over_clips(spread.figures())
+        figures = spread.figures()
+        table.add_over_clips({**figures, "future": figures["future"] | gallery.figures(clips)})
     result = summarize(ClipTable.read(table_path(run_dir, split_name)))
     result["ade_m_by_joint"] = joint_errors.to_json(result["joints"])
     write_json(run_dir / f"eval-{split_name}.json", result)
@@ -317,9 +318,9 @@ def summarize(table: ClipTable) -> dict[str, Any]:
 def headline(result: Mapping[str, Any]) -> dict[str, float]:
     """The few numbers of an evaluation that fit a line, from the content of eval-<split>.json.
 
-    `ade_m`, `fde_m` and `acc_5cm` of the run, `baseline_m` (the smallest ADE of a method without training),
-    `latent` and `persist` (the squared latent error of the run and of latent persistence). What was not
-    measured is left out.
+    `ade_m`, `fde_m` and `acc_5cm` of the run, `baseline_m` (the smallest ADE of a method without a trained
+    network), `latent` and `persist` (the squared latent error of the run and of latent persistence). What was
+    not measured is left out.
     """
     joints, latents = result["trajectory"], result["latent"]
     baselines = [joints[name]["ade_m"] for name in POSE_BASELINES if "ade_m" in joints.get(name, {})]

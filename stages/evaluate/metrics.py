@@ -150,6 +150,7 @@ METRICS = {
         _set_figure("effective_rank", "effective rank", RANK),
         Metric("retrieved", "latent", "own future first", CLIPS, detail=True, better_when_larger=True),
         Metric("retrieval_rank", "latent", "its mean rank", RANK, detail=True),
+        _set_figure("candidates", "other futures", RANK),
         _set_figure("median_rank", "its median rank", RANK, better_when_larger=False),
     )
 }

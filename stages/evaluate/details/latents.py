@@ -63,6 +63,10 @@ class Gallery:
             ranks.append(1.0 + float(nearer) if others_N else torch.nan)
         return torch.tensor(ranks, dtype=torch.float64)
 
+    def figures(self, clips: Sequence[ClipRow]) -> dict[str, float]:
+        """The number of futures that an own one is told from, mean over `clips`: the chance to be first."""
+        return {"candidates": sum(len(self._others(clip)) for clip in clips) / len(clips)}
+
     def _others(self, clip: ClipRow) -> list[int]:
         """Indices of the futures that a clip's own one is told from."""
         of_other_videos = [index for index, video in enumerate(self._videos) if video != clip.video_digest]

@@ -153,6 +153,9 @@ def test_spread_is_that_of_all_evaluated_clips(trained: Path) -> None:
     assert found["variance_ratio"] == pytest.approx(ratio, rel=1e-6)
     assert found["effective_rank"] == pytest.approx(numpy_rank(last), rel=1e-5)
     assert result["over_clips"]["mean_latent"]["variance_ratio"] == 0.0
+    clips = [clip for clip in run.features(None).clips if clip.clip_id in run.clip_ids("test")]
+    others = [sum(one.video_digest != other.video_digest for other in clips) for one in clips]
+    assert result["over_clips"]["future"]["candidates"] == np.mean(others)
 
 
 def test_the_mean_latent_is_the_training_clips(trained: Path) -> None:
