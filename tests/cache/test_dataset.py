@@ -96,13 +96,18 @@ def test_nothing_that_was_opened_travels_to_workers(cache: FeatureCache) -> None
     assert len(ForkingPickler.dumps(dataset)) == size
 
 
-def test_unclear_choices_are_refused(cache: FeatureCache, thinker_set: Callable[..., FeatureSet]) -> None:
+def test_unclear_choices_are_refused(
+    cache: FeatureCache,
+    thinker_set: Callable[..., FeatureSet],
+    make_features: Callable[..., ClipFeatures],
+) -> None:
     with pytest.raises(
         CacheError, match=r"no set of .* holds 'latents'; arrays are future, observed, pooled"
     ):
         FeatureDataset(cache, ("latents",))
-    with WriteSession(cache.path) as session, session.writer(session.resolve(thinker_set(prompt="other"))):
-        pass
+    other = thinker_set(prompt="other")
+    with WriteSession(cache.path) as session, session.writer(session.resolve(other)) as writer:
+        writer.append([make_features(other, "a@4")])
     with pytest.raises(CacheError, match="2 thinker sets, choose one"):
         FeatureDataset(cache.path)
     name = cache.choose_set("thinker").name

@@ -54,6 +54,6 @@ def test_digests_are_named_only_where_nothing_readable_differs(encoder_set: Buil
 def test_a_cache_of_several_sets_says_how_they_differ(thinker_set: Build, encoder_set: Build) -> None:
     sets = {item.name: item for item in (thinker_set(prompt="a"), thinker_set(prompt="b"), encoder_set())}
     with pytest.raises(CacheError, match=r"2 thinker sets.*\(prompt 'a'\); thinker-\w+ \(prompt 'b'\)$"):
-        choose_set(sets, "thinker", ())
+        choose_set(sets, "thinker", (), filled=list(sets))
     with pytest.raises(CacheError, match=r"names no feature set.*\(prompt 'a'\).*encoder-\w+ \(tiny\)$"):
         find_set(sets, "nothing")

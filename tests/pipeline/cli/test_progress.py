@@ -80,6 +80,7 @@ START = RunStarts(
     grouping="folder",
     labels_warning="",
     split_warning="warning: [far] off",
+    without_tokens={},
     epochs=10,
     select_by="joints",
     epochs_done=0,
