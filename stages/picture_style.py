@@ -14,6 +14,7 @@ from typing import Any
 import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 DPI = 120
@@ -80,7 +81,24 @@ BEST: dict[str, Any] = {"color": BLACK, "marker": "*", "markersize": 10.0, "line
 """The point whose weights are kept."""
 
 _MORE_OF_A_VARIANT = ("^", "v", "P", "X", "<", ">", "h")
-"""Markers of the second and later settings of a variant. They share its color."""
+"""Markers of the second and later settings of a variant."""
+
+_SHADES = (0.0, 0.5, -0.45, 0.25, -0.25)
+"""Shares of white, or of black where negative, in the colors of a variant's settings.
+
+They keep the hue and are told apart in grey.
+"""
+
+_DASHES = (
+    (0, (4, 1)),
+    (0, (2, 1)),
+    (0, (7, 1, 1, 1)),
+    (0, (4, 1, 2, 1)),
+    (0, (8, 1.5)),
+    (0, (2, 2)),
+    (0, (5, 1, 1, 1, 1, 1)),
+)
+"""Lines of the second and later settings of a variant."""
 
 _SETTINGS = {
     "font.family": "DejaVu Sans",  # matplotlib brings it
@@ -119,13 +137,22 @@ def new_figure(width_in: float, height_in: float) -> Figure:
 def variant_look(variant: str, *, nth: int = 0) -> dict[str, Any]:
     """Line and marker of a variant, as keywords of `Axes.plot`; `nth` counts settings of that variant from 0.
 
-    Markers are hollow, so that one shows inside another where values are equal.
+    Settings of a variant share its hue and differ in shade, dashes and marker. Markers are hollow, so that
+    one shows inside another where values are equal.
     """
     look = {**VARIANTS[variant], "markerfacecolor": "none"}
     if nth:
         marker = _MORE_OF_A_VARIANT[(nth - 1) % len(_MORE_OF_A_VARIANT)]
-        look |= {"marker": marker, "markersize": 5.0, "linewidth": 1.2}
+        dashes = _DASHES[(nth - 1) % len(_DASHES)]
+        look |= {"marker": marker, "markersize": 5.0, "linewidth": 1.4, "linestyle": dashes}
+        look["color"] = _shaded(look["color"], _SHADES[nth % len(_SHADES)])
     return look
+
+
+def _shaded(color: str, share: float) -> str:
+    """A color with a share of white, or of black where it is negative."""
+    mixed_in, weight = (1.0, share) if share > 0 else (0.0, -share)
+    return to_hex([(1 - weight) * part + weight * mixed_in for part in to_rgb(color)])
 
 
 def control_look(variant: str) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def horizon_picture(comparison: Comparison) -> bytes:
                         axes, seconds, points, label=entry["name"], look=looks[entry["name"]], band=band
                     )
             _name_curves(axes, metric)
-        figure.suptitle(f"bands: {_intervals(comparison)}", fontsize="small")
+        figure.suptitle(f"lines: means; bands: {_intervals(comparison)}", fontsize="small")
         legend_below(figure, panels)
         return png_bytes(figure)
 
@@ -101,8 +101,15 @@ def rollout_picture(rolled: Rolled) -> bytes:
                     band = method == "model"
                     _draw_curve(axes, seconds, found, label=label, look=looks[label], band=band)
             _name_curves(axes, metric)
+        figure.suptitle(_rollout_caption(rolled), fontsize="small")
         legend_below(figure, panels)
         return png_bytes(figure)
+
+
+def _rollout_caption(rolled: Rolled) -> str:
+    """The caption of lines and bands. Runs of several caches may count different clips."""
+    captions = dict.fromkeys(_intervals(result) for result in rolled.values())
+    return f"lines: means over clips; bands: {'; '.join(captions)}"
 
 
 def _rollout_looks(rolled: Rolled) -> dict[str, dict[str, Any]]:
@@ -116,7 +123,7 @@ def _rollout_looks(rolled: Rolled) -> dict[str, dict[str, Any]]:
     return looks
 
 
-def _intervals(comparison: Comparison) -> str:
+def _intervals(comparison: Record) -> str:
     """The caption of lines and bands around means."""
     clips, videos = (counted(comparison[f"num_{name}s"], name) for name in ("clip", "video"))
     return f"95 % intervals, {clips} of {videos}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from colorsys import rgb_to_hls
 from itertools import combinations
 from typing import get_args
 
@@ -10,6 +11,7 @@ import matplotlib
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 
 from thinkjepa.stages.evaluate.baselines import METHODS
 from thinkjepa.stages.picture_style import (
@@ -45,6 +47,16 @@ def test_looks_differ_in_more_than_color() -> None:
             assert one["linestyle"] != other["linestyle"]
     settings = [variant_look("jepa", nth=nth)["marker"] for nth in range(8)]
     assert len(set(settings)) == 8
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_settings_of_a_variant_share_its_hue_and_differ_in_shade_and_line(variant: str) -> None:
+    looks = [variant_look(variant, nth=nth) for nth in range(5)]
+    hues = [rgb_to_hls(*to_rgb(look["color"]))[0] for look in looks]
+    assert hues == pytest.approx([hues[0]] * 5, abs=0.02)
+    greys = sorted(float(np.dot(to_rgb(look["color"]), (0.2126, 0.7152, 0.0722))) for look in looks)
+    assert min(np.diff(greys)) > 0.05
+    assert len({str(look["linestyle"]) for look in looks}) == 5
 
 
 def test_variants_that_coincide_all_stay_visible() -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from thinkjepa.pipeline.cli import eval as eval_app
+from thinkjepa.pipeline.report.plots import rollout_picture
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.baselines import METHODS
 from thinkjepa.stages.evaluate.evaluation import evaluate, predictions, rows_of
@@ -229,5 +230,14 @@ def test_the_command_rolls_every_variant_out(
     height, width, _ = matplotlib.image.imread(out / "rollout-test.png").shape
     assert width > 1000
     assert height > 400
+    results = {
+        name: json.loads((tmp_path / "runs" / name / "rollout-test.json").read_text()) for name in VARIANTS
+    }
+    captions: list[str] = []
+    keep = lambda figure: captions.append(figure.get_suptitle()) or b""  # noqa: E731
+    monkeypatch.setattr("thinkjepa.pipeline.report.plots.png_bytes", keep)
+    rollout_picture(results)
+    counts = {f"{result['num_clips']} clips of {result['num_videos']} videos" for result in results.values()}
+    assert captions == [f"lines: means over clips; bands: 95 % intervals, {counts.pop()}"]
     status, _, stderr = run("--run", tmp_path / "runs" / "jepa", "--rollout", "four")
     assert (status, stderr.count("\n")) == (2, 1), stderr
