@@ -41,6 +41,7 @@ class TrainedRun:
                 f"run {str(path)!r} has schema {record.get('schema')!r}, this version reads {RUN_SCHEMA!r}: "
                 "train again"
             )
+        _refuse_earlier_tokens(path, record)
         return cls(path=path, record=record)
 
     @property
@@ -141,6 +142,20 @@ class TrainedRun:
             if any(name.startswith(prefix) for name in self.clip_ids(split_name)):
                 return split_name
         return None
+
+
+def _refuse_earlier_tokens(path: Path, record: Mapping[str, Any]) -> None:
+    """Raises StageError for a run that was trained when `generated` left the reasoning out.
+
+    Such runs record no digests of their clips.
+    """
+    guidance = record["model"].get("guidance", {})
+    names = [name.strip() for name in guidance.get("cross_tokens", "all").split(",")]
+    if "clips" not in record and guidance.get("kind") == "cross" and "generated" in names:
+        raise StageError(
+            f"run {str(path)!r} is of an earlier version, in which cross_tokens 'generated' left out the "
+            "reasoning: train again with --cross-tokens answer for the same, or generated for both"
+        )
 
 
 def candidates(recorded: Path, folder: Path) -> list[Path]:

@@ -16,6 +16,7 @@ from thinkjepa.pipeline.report.training import describe_start
 from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.evaluation import evaluate
+from thinkjepa.stages.evaluate.runs import TrainedRun
 from thinkjepa.stages.train.data.batches import packed
 from thinkjepa.stages.train.data.features import choose_features
 from thinkjepa.stages.train.data.statistics import TOKEN_CLIPS, token_sample, token_statistics
@@ -87,6 +88,18 @@ def test_a_run_whose_training_clips_have_no_chosen_token_is_refused(
     cache = latent_cache(with_tokens=True, thinking=True)
     with pytest.raises(StageError, match=r"--cross-tokens answer.*choose of all, prompt, text, visual, gene"):
         run(cache, tmp_path / "run", cross_tokens="answer")
+
+
+def test_a_run_of_when_generated_left_out_the_reasoning_is_refused(
+    latent_cache: BuildCache, tmp_path: Path
+) -> None:
+    run(latent_cache(with_tokens=True), tmp_path / "run", cross_tokens="visual, generated", epochs=1)
+    path = tmp_path / "run" / "run.json"
+    record = json.loads(path.read_text())
+    assert TrainedRun.open(path.parent).record == record
+    path.write_text(json.dumps({name: value for name, value in record.items() if name != "clips"}))
+    with pytest.raises(StageError, match="train again with --cross-tokens answer"):
+        TrainedRun.open(path.parent)
 
 
 def test_a_batch_without_any_token_is_a_token_long() -> None:
