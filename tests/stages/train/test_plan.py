@@ -181,7 +181,8 @@ def test_the_command_prints_a_plan_and_trains_nothing(latent_cache: BuildCache, 
     settings = TrainSettings(depth=2, width=24, heads=2, guidance="cross")
     names = {"thinker_set": None, "encoder_set": None, "split": SplitRule()}
     planned, clips = plan_costs(cache, settings, **names)  # type: ignore[arg-type]
-    assert costs == {**planned.to_json(), "split": clips.sizes_to_json()}
+    told = {"split": clips.sizes_to_json(), "histories": clips.histories.to_json()}
+    assert costs == {**planned.to_json(), **told}
     assert sum(costs["split"][side]["clips"] for side in SPLIT_NAMES) == len(
         FeatureCache.open(cache).clips.all()
     )
