@@ -77,8 +77,8 @@ class ClipSettings(Settings):
     stride_s: float = setting(2.0, "Seconds between the splits of a long video.", gt=0, allow_inf_nan=False)
     min_history_s: float = setting(
         0.0,
-        "Seconds of video that a clip has before its split, at least; 0: the observed window is enough, and "
-        "at the first split of a video it is all that the thinker sees.",
+        "Least seconds of video before a split; 0: the observed window, at the first split of a video all "
+        "that the thinker sees.",
         ge=0,
         allow_inf_nan=False,
     )

@@ -43,7 +43,7 @@ class ModelSettings(Settings):
     )
     thinker_size: int = setting(
         256,
-        "Short side of the thinker's frames, pixels; larger ones are scaled down.",
+        "Short side of the thinker's frames, px; larger are scaled down.",
         rare=True,
         ge=32,
         allowed="32 pixels or more",
@@ -61,14 +61,14 @@ class ModelSettings(Settings):
     encoder_revision: str = setting("main", "Branch, tag or commit of the encoder on the hub.", rare=True)
     encoder_fit: EncoderFit = setting(
         "crop",
-        "What the encoder sees of a frame: crop, the middle square as its processor cuts it (of 16:9 about "
-        "half), or letterbox, the whole frame scaled into the square and padded with the processor's mean.",
+        "Frames for the encoder: crop, the processor's middle square (of 16:9 about half), or letterbox, all "
+        "of it, padded with the processor's mean.",
         rare=True,
     )
     thinker_view: Literal["full", "encoder"] = setting(
         "full",
-        "What the thinker sees of a frame: full, all of it, or encoder, the part that the encoder sees: a "
-        "control for how much of a gain is the wider picture.",
+        "Frames for the thinker: full, or encoder, the part that the encoder sees, a control for how much of "
+        "a gain is the wider picture.",
         rare=True,
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
@@ -112,7 +112,7 @@ class ExecutionSettings(Settings):
         "run early. Empty: none ends it, and its exit status is 3 if any failed.",
     )
     retry_failed: bool = setting(
-        False, "Try clips again that failed in an earlier run; else they are listed once more."
+        False, "Try clips again that failed in an earlier run; else list them again."
     )
     ignore_space: bool = setting(
         False, "Start even where the features that are missing will not fit on the disk.", rare=True
@@ -146,9 +146,7 @@ class ExecutionSettings(Settings):
         rare=True,
         ge=1,
     )
-    wait: bool = setting(
-        False, "Wait while another process writes this cache, instead of ending with its name."
-    )
+    wait: bool = setting(False, "Wait while another process writes this cache; else end with its name.")
     codec: Literal["none", "zstd", "blosc"] = setting(
         "none",
         "Compression of new sets; float features shrink by about a tenth and read many times slower.",
@@ -240,7 +238,7 @@ class VllmSettings(Settings):
     )
     quantization: str = setting(
         "",
-        "How weights are quantised on loading, e.g. fp8; empty: as the model's own files say.",
+        "Quantization of weights on loading, e.g. fp8; empty: as the files say.",
         rare=True,
     )
     tensor_parallel: int = setting(
@@ -256,7 +254,7 @@ class VllmSettings(Settings):
     )
     max_batched_tokens: int = setting(
         0,
-        "Tokens of a forward pass; longer prompts go through in chunks; 0: vllm's default.",
+        "Tokens of a forward; longer prompts go in chunks; 0: vllm's default.",
         rare=True,
         ge=0,
         allowed=DEFAULT_OR_MORE,
@@ -274,7 +272,7 @@ class VllmSettings(Settings):
         allowed="seconds above 0",
     )
     vllm_restarts: int = setting(
-        2, "How often it is started again, or a server asked again, after it died or hung.", rare=True, ge=0
+        2, "Restarts, or retries of a server, after it died or hung.", rare=True, ge=0
     )
     vllm_url: str = setting(
         "",
@@ -283,7 +281,7 @@ class VllmSettings(Settings):
     )
     vllm_states: str = setting(
         "",
-        "The folder that the server of --vllm-url was given with --states, as seen from here.",
+        "Folder of --states of the server of --vllm-url, as seen from here.",
         rare=True,
     )
 
