@@ -69,6 +69,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 BASELINES: dict[str, dict[str, Any]] = {
     "latent_persistence": {"color": GREY, "linestyle": _DOTTED, "linewidth": 1.3},
     "mean_latent": {"color": GREY, "linestyle": (0, (2, 2)), "linewidth": 1.3},
+    "ridge": {"color": GREY, "linestyle": _SOLID, "linewidth": 1.3},
     "constant_pose": {"color": GREY, "linestyle": _DASHED, "linewidth": 1.3},
     "constant_velocity": {"color": GREY, "linestyle": _DASH_DOT_DOT, "linewidth": 1.3},
     "damped_velocity": {"color": GREY, "linestyle": (0, (1, 3)), "linewidth": 1.3},

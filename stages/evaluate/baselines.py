@@ -19,6 +19,7 @@ from thinkjepa.stages.train.data.features import Batch, Features
 from thinkjepa.stages.train.data.poses import ObservedPoses
 from thinkjepa.stages.train.fit.losses import persistence
 from thinkjepa.stages.train.model.forecast import ForecastModel
+from thinkjepa.stages.train.model.ridge import PoseRidge
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ METHODS = {
         "{}, its head on the TRUE future latents (sees the future)",
         sees_future=True,
     ),
+    "ridge": Method(),
     "constant_pose": Method(),
     "constant_velocity": Method(),
     "damped_velocity": Method(),
@@ -117,11 +119,17 @@ def inputs_at_split(
 
 
 def predict_all(
-    model: ForecastModel, inputs: SplitInputs, learned: Learned | None, *, future_steps: int
+    model: ForecastModel,
+    inputs: SplitInputs,
+    learned: Learned | None,
+    ridge: PoseRidge | None,
+    *,
+    future_steps: int,
 ) -> dict[str, Predicted]:
     """Predictions by method, of all methods that this model and these clips allow.
 
-    Without `learned`, baselines that are learned from training clips are left out.
+    Without `learned`, baselines that are learned anew from training clips are left out. A model with a head
+    comes with a `ridge`.
     A model whose window is shorter than `future_steps` is rolled out: its predictions become its context.
     """
     poses = inputs.poses
@@ -138,7 +146,9 @@ def predict_all(
     if learned is not None:
         found["mean_latent"] = Predicted(learned.latent.to(own.latents).expand_as(own.latents), None)
     if own.joints_m is not None:
-        poses_m = _poses(inputs, learned, future_steps=future_steps)
+        assert ridge is not None, "a run with a head has fitted one"
+        poses_m = {"ridge": ridge(poses, num_steps=future_steps)}
+        poses_m |= _poses(inputs, learned, future_steps=future_steps)
         found |= {
             name: Predicted(None, pose.to(own.joints_m).expand_as(own.joints_m))
             for name, pose in poses_m.items()

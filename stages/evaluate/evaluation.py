@@ -30,7 +30,7 @@ from thinkjepa.stages.evaluate.baselines import (
 )
 from thinkjepa.stages.evaluate.details.latents import Gallery, LatentSpread
 from thinkjepa.stages.evaluate.details.views import view_columns
-from thinkjepa.stages.evaluate.learned import learn, num_lacking
+from thinkjepa.stages.evaluate.learned import learn, num_lacking, reaching_ridge
 from thinkjepa.stages.evaluate.metrics import (
     DECIMALS,
     POSE_BASELINES,
@@ -185,12 +185,15 @@ def predictions(
     """
     has_own_states = run.shape.thinker is not None and features.source.tells_of_clips
     permutations = permutations_of(clips) if has_own_states else []
-    learned = learn(features, run.clip_ids("train"), device=device)
+    train_ids, validation_ids = run.clip_ids("train"), run.clip_ids("validation")
+    learned, ridge = learn(features, train_ids, device=device), None
+    if model.head is not None:
+        ridge = reaching_ridge(model.head.ridge, features, train_ids, validation_ids).to(device)
     for start in range(0, len(clips), run.clips_per_forward):
         part = clips[start : start + run.clips_per_forward]
         batch = features.batch([clip.clip_id for clip in part], device)
         inputs = inputs_at_split(features, part, batch, permutations=permutations)
-        predicted = predict_all(model, inputs, learned, future_steps=batch.future.shape[1])
+        predicted = predict_all(model, inputs, learned, ridge, future_steps=batch.future.shape[1])
         yield part, batch, predicted | readout_ceiling(model, batch)
 
 

@@ -18,6 +18,8 @@ from thinkjepa.stages.evaluate.motion import damped_velocity, future_times_s
 from thinkjepa.stages.train.data.batches import batches_in_order
 from thinkjepa.stages.train.data.features import Features
 from thinkjepa.stages.train.data.poses import TrajectoryBatch
+from thinkjepa.stages.train.data.ridge import fit_ridge
+from thinkjepa.stages.train.model.ridge import PoseRidge
 from thinkjepa.stages.train.randomness import epoch_order
 
 SAMPLE_CLIPS = 4096
@@ -97,6 +99,27 @@ def learn_motion(features: Features, train_ids: Sequence[str]) -> LearnedMotion:
         displacement_m=displacements / count.clamp(min=1),
         damping_s=DAMPING_S[int(distances.argmin())],
     )
+
+
+def reaching_ridge(
+    ridge: PoseRidge, features: Features, train_ids: Sequence[str], validation_ids: Sequence[str]
+) -> PoseRidge:
+    """The run's own ridge, fitted anew where the features reach further than what the run has learned.
+
+    Where the cache lacks a clip that it needs for that, the run's own is returned, which holds its last
+    displacement.
+    """
+    num_steps, frames_per_step = features.grid.future_steps * features.windows, features.tubelet
+    if num_steps <= ridge.num_steps or num_lacking(features, [*train_ids, *validation_ids]):
+        return ridge
+    longer = PoseRidge(
+        num_steps=num_steps,
+        frames_per_step=frames_per_step,
+        num_joints=ridge.bias.shape[2],
+        observed_frames=features.grid.observed_steps * frames_per_step,
+    )
+    longer.set_fit(fit_ridge(features, train_ids, validation_ids))
+    return longer
 
 
 def num_lacking(features: Features, train_ids: Sequence[str]) -> int:

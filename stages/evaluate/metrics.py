@@ -61,7 +61,14 @@ CLIPS = Unit("", "share of clips (0 to 1)", "difference of shares")
 RATIO = Unit("", "ratio", "difference of ratios")
 RANK = Unit("", "rank", "difference of ranks", decimals=1)
 
-POSE_BASELINES = ("constant_pose", "constant_velocity", "damped_velocity", "mean_displacement", "mean_pose")
+POSE_BASELINES = (
+    "ridge",
+    "constant_pose",
+    "constant_velocity",
+    "damped_velocity",
+    "mean_displacement",
+    "mean_pose",
+)
 """Methods without a trained network that predict joints."""
 
 LATENT_BASELINES = ("latent_persistence", "mean_latent")

@@ -164,28 +164,29 @@ class LabelledClip:
         return cls(run, run.shape.head.joints, labels, clip.frames)
 
     def poses(self) -> ObservedPoses:
-        """The joints at the observed frames, of a batch of one. None is known where the model does not ask.
+        """The joints at the observed frames, of a batch of one.
 
-        Raises StageError where it asks and the labels do not tell.
+        Raises StageError where the run starts from them and the labels do not tell.
         """
         observed = self.frames.observed
+        poses = ObservedPoses.unknown(1, num_frames=len(observed), num_joints=len(self.joints))
+        labelled = self.labels is not None and self.labels.num_frames > observed[-1]
+        if self.labels is not None and labelled:
+            seen = clip_trajectory(self.labels, self.joints, observed_frames=observed, future_frames=[[]])
+            poses = observed_poses([seen], [self.frames.observed_times_s])
         assert self.run.shape.head is not None
-        if self.run.shape.head.anchor != "last_pose":
-            return ObservedPoses.unknown(1, num_frames=len(observed), num_joints=len(self.joints))
-        if self.labels is None or self.labels.num_frames <= observed[-1]:
+        if self.run.shape.head.anchor == "none" or poses.known.any():
+            return poses
+        if not labelled:
             raise StageError(
                 "the run predicts displacements from the last observed pose (anchor last_pose), and the "
                 "run's cache has no labels of this video up to the split, nor is there a label file beside "
                 f"it: {WAYS_TO_HANDS}"
             )
-        seen = clip_trajectory(self.labels, self.joints, observed_frames=observed, future_frames=[[]])
-        poses = observed_poses([seen], [self.frames.observed_times_s])
-        if not poses.known.any():
-            raise StageError(
-                "none of the run's joints was seen before the split, which it starts from: choose another "
-                f"split, or {WAYS_TO_HANDS}"
-            )
-        return poses
+        raise StageError(
+            "none of the run's joints was seen before the split, which it starts from: choose another "
+            f"split, or {WAYS_TO_HANDS}"
+        )
 
     def predicted(self, joints_m: Tensor) -> PredictedHands:
         """The prediction of a batch of one, `(1, step, frame, joint, 3)`, next to what the labels tell."""

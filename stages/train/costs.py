@@ -118,7 +118,7 @@ def forward_flops(
     `with_next_steps` asks for the step after each observed one, too. Torch counts them on the meta device,
     with attention as plain products: it counts none in its fused kernels on a CPU.
     """
-    grid, thinker, head = shape.grid, shape.thinker, shape.head
+    grid, thinker = shape.grid, shape.thinker
     counter = FlopCounterMode(display=False)
     with torch.device("meta"), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         tokens, pooled = None, None
@@ -129,12 +129,20 @@ def forward_flops(
         build_model(shape, seed=0)(
             torch.empty(1, grid.observed_steps, grid.tokens_per_step, grid.dim),
             pooled,
-            ObservedPoses.unknown(1, num_frames=2, num_joints=len(head.joints)) if head else None,
+            _no_poses(shape),
             tokens if shape.token_kinds else None,
             with_next_steps=with_next_steps,
             num_steps=windows * grid.future_steps,
         )
     return int(counter.get_total_flops())
+
+
+def _no_poses(shape: ModelShape) -> ObservedPoses | None:
+    """Observed poses of one clip, of which nothing is known; None without a head."""
+    if shape.head is None:
+        return None
+    num_frames = shape.grid.observed_steps * shape.head.frames_per_step
+    return ObservedPoses.unknown(1, num_frames=num_frames, num_joints=len(shape.head.joints))
 
 
 def saved_bytes_per_clip(shape: ModelShape, num_thinker_tokens: int) -> int:

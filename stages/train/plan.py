@@ -34,7 +34,7 @@ from thinkjepa.stages.train.init_from import WarmStart
 from thinkjepa.stages.train.model.config import TOKEN_PARTS, HeadShape, ModelShape, parse_source
 from thinkjepa.stages.train.settings import SelectBy, TrainSettings
 
-RUN_SCHEMA = "thinkjepa.run.v1"
+RUN_SCHEMA = "thinkjepa.run.v2"
 LIBRARIES = ("thinkjepa", "torch", "accelerate", "safetensors", "numpy", "zarr")
 MOVABLE: Mapping[str, Any] = {"cache": None, "checkpoint": None, "selection": None}
 """Fields of `run.json` in which records of one run may differ, emptied: a cache may have moved."""
@@ -210,6 +210,7 @@ def model_shape(features: Features, settings: TrainSettings) -> ModelShape:
         guidance=settings.guidance_shape,
         view=settings.transform,
         target=settings.target,
+        windows=settings.rollout_windows,
     )
 
 
@@ -265,4 +266,5 @@ def head_shape(features: Features, settings: TrainSettings) -> HeadShape | None:
         frames_per_step=features.tubelet,
         anchor=settings.anchor,
         width=settings.head_width,
+        inputs=settings.head_inputs,
     )

@@ -22,9 +22,9 @@ def epoch_order(num_items: int, *, seed: int, epoch: int) -> list[int]:
     return order
 
 
-def is_dropped(clip_id: str, *, share: float, seed: int, epoch: int, step: int) -> bool:
-    """True if a clip trains without guidance at this step: `share` of all, by these arguments alone."""
-    return bool(torch.rand((), generator=named_generator(seed, "drop", epoch, step, clip_id)) < share)
+def is_dropped(clip_id: str, purpose: str, *, share: float, seed: int, epoch: int, step: int) -> bool:
+    """True if a clip is drawn for `purpose` at this step: `share` of all, by these arguments alone."""
+    return bool(torch.rand((), generator=named_generator(seed, purpose, epoch, step, clip_id)) < share)
 
 
 @contextmanager

@@ -27,8 +27,9 @@ from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.json_files import read_json, write_json
 from thinkjepa.stages.train.costs import count_parameters, memory_bytes, thinker_tokens
 from thinkjepa.stages.train.data.features import Features, any_labels, choose_features
+from thinkjepa.stages.train.data.ridge import fit_ridge
 from thinkjepa.stages.train.data.sources import ORACLE_FILE
-from thinkjepa.stages.train.data.statistics import latent_statistics, target_statistics, thinker_statistics
+from thinkjepa.stages.train.data.statistics import latent_statistics, thinker_statistics
 from thinkjepa.stages.train.events import Report, RunStarts, report_nothing
 from thinkjepa.stages.train.fit.loop import TrainProgress, fit, persistence_loss, untrained_loss
 from thinkjepa.stages.train.fit.processes import make_accelerator, only_writer
@@ -260,7 +261,10 @@ def finished_metrics(out_dir: Path, plan: RunPlan) -> dict[str, Any] | None:
 
 
 def untrained_model(plan: RunPlan) -> ForecastModel:
-    """The model before training, standardized by the training clips' thinker states, latents and joints."""
+    """The model before training, standardized by the training clips' thinker states, latents and joints.
+
+    The head starts at the ridge on observed poses, which reads validation clips for its strength alone.
+    """
     model, train_ids = build_model(plan.shape, seed=plan.settings.seed), plan.clips.ids["train"]
     use_kernel(model, plan.settings.attention_kernel)
     if plan.shape.target.whitened:
@@ -268,8 +272,7 @@ def untrained_model(plan: RunPlan) -> ForecastModel:
     if plan.shape.thinker is not None:
         model.forecaster.set_thinker_statistics(*thinker_statistics(plan.features, train_ids))
     if model.head is not None:
-        targets = target_statistics(plan.features, train_ids, anchor=plan.settings.anchor)
-        model.head.set_joint_statistics(targets)
+        model.head.ridge.set_fit(fit_ridge(plan.features, train_ids, plan.clips.ids["validation"]))
     return model
 
 

@@ -17,6 +17,7 @@ from thinkjepa.stages.settings import DEFAULT_OR_MORE, Settings, setting
 from thinkjepa.stages.train.model.config import (
     Anchor,
     GuidanceSettings,
+    HeadInputs,
     LatentTransform,
     PredictionTarget,
     PredictorSettings,
@@ -104,9 +105,10 @@ class LossSettings(Settings):
         1.0, "Weight of the joints' mean squared error (by confidence).", rare=True, ge=0
     )
     trajectory_units: TrajectoryUnits = setting(
-        "metres",
-        "Joints' errors in the loss: in metres (the paper's; hundreds of times smaller than the "
-        "latents') or in each joint's deviation over the training clips (ours, about as large as them).",
+        "spread",
+        "Joints' errors in the loss: in each joint's deviation over the training clips from where the "
+        "head starts (spread, ours, about as large as the latents') or in metres (the paper's; hundreds "
+        "of times smaller, so that joints hardly move the predictor).",
         rare=True,
     )
 
@@ -137,7 +139,9 @@ PAPER: Mapping[str, Any] = MappingProxyType(
         "latent_target": "latents",
         "latent_weight": 1.0,
         "trajectory_weight": 1.0,
+        "trajectory_units": "metres",
         "anchor": "none",
+        "head_inputs": "latents",
     }
 )
 """The published settings (arXiv 2603.22281) that differ from the defaults, or may come to."""
@@ -168,7 +172,15 @@ IDLE: Mapping[Variant, tuple[str, ...]] = MappingProxyType(
 )
 """Settings that do nothing in a variant."""
 
-ONLY_OF_JOINTS = ("anchor", "head_width", "head_learning_rate", "trajectory_weight", "trajectory_units")
+ONLY_OF_JOINTS = (
+    "anchor",
+    "head_inputs",
+    "drop_poses",
+    "head_width",
+    "head_learning_rate",
+    "trajectory_weight",
+    "trajectory_units",
+)
 """Settings that do nothing in a run on latents alone."""
 
 ONLY_OF_CROSS = ("guidance", "levels", "cross_tokens", "gate_learning_rate")
@@ -188,6 +200,8 @@ def idle_settings(settings: Mapping[str, Any]) -> frozenset[str]:
         idle |= {"oracle_table"}
     if variant == "thinkjepa":
         idle |= {"fusion_width", "guidance_form"} if cross else {"cross_tokens"}
+    if settings.get("anchor") == "last_pose" or settings.get("head_inputs") == "latents":
+        idle |= {"drop_poses"}
     return idle | frozenset(ONLY_OF_JOINTS) if settings.get("task") == "latent" else idle
 
 
@@ -228,9 +242,23 @@ class TrainSettings(PredictorSettings, GuidanceSettings, LossSettings, Optimizer
     joints: str = setting("auto", JOINTS_HELP, rare=True)
     anchor: Anchor = setting(
         "none",
-        "Joints are predicted as they are (none, the paper's) or as displacements from the last "
-        "observed pose (last_pose), which prediction then needs.",
+        "Joints are predicted also where no pose was observed (none, the paper's), or only as "
+        "displacements from the last observed pose (last_pose), which prediction then needs.",
         rare=True,
+    )
+    head_inputs: HeadInputs = setting(
+        "poses",
+        "What the head reads: the latents with the observed poses, starting as a ridge regression on "
+        "these (poses, ours), or latents alone (the paper's).",
+        rare=True,
+    )
+    drop_poses: float = setting(
+        0.1,
+        "Share of clips that train as if no pose was observed, drawn again at every step, so that "
+        "hands are predicted in videos without labels, too; with --anchor none (ours).",
+        rare=True,
+        ge=0,
+        lt=1,
     )
     head_width: int = setting(256, "Channels of the trajectory head (ours).", rare=True, ge=1)
     share: float = setting(
@@ -280,6 +308,11 @@ class TrainSettings(PredictorSettings, GuidanceSettings, LossSettings, Optimizer
                 "--whiten-latents with --init-from: a checkpoint's predictor reads latents as the encoder "
                 "gives them; leave out one of the two"
             )
+
+    @property
+    def drops_poses(self) -> bool:
+        """True if some clips train without their observed poses."""
+        return self.drop_poses > 0 and "drop_poses" not in idle_settings(asdict(self))
 
     def in_effect(self) -> "TrainSettings":
         """The same run, idle settings of its variant at their defaults: equal runs then look equal."""

@@ -13,6 +13,15 @@ from torch import Tensor
 
 from thinkjepa.stages.data.trajectories import Trajectory
 
+INPUT_FRAMES = 8
+"""Observed frames that predictions from poses read, at most. Measured on the sample's hands: a ridge on all
+eight observed frames is 0 to 15 % better than one on the last pose and velocity alone."""
+
+
+def input_frames(num_frames: int) -> list[int]:
+    """Indices of the observed frames that are read: evenly spaced, first and last included."""
+    return [int(index) for index in np.linspace(0, num_frames - 1, min(num_frames, INPUT_FRAMES)).round()]
+
 
 @dataclass(frozen=True, slots=True)
 class ObservedPoses:
@@ -50,7 +59,7 @@ class ObservedPoses:
         last_BJ = _last_frame(self.known)
         before_BJ = _last_frame(self._earlier)
         moved_BJ3 = _at(self.positions_m, last_BJ) - _at(self.positions_m, before_BJ)
-        times_BFJ1 = self.times_s[:, :, None, None].expand(*self.known.shape, 1)
+        times_BFJ1 = self._clock[..., None]
         elapsed_BJ1 = _at(times_BFJ1, last_BJ) - _at(times_BFJ1, before_BJ)
         known_BJ1 = self.velocity_known[..., None]
         return moved_BJ3 * known_BJ1 / torch.where(known_BJ1 > 0, elapsed_BJ1, 1.0)
@@ -63,9 +72,35 @@ class ObservedPoses:
     @property
     def _earlier(self) -> Tensor:
         """`(batch, observed frame, joint)`: 1 where a joint is known before its last known time."""
-        times_BFJ = self.times_s[:, :, None].expand_as(self.known)
-        last_BJ = times_BFJ.masked_fill(self.known == 0, -torch.inf).amax(dim=1)
-        return self.known * (times_BFJ < last_BJ[:, None])
+        last_BJ = self._clock.masked_fill(self.known == 0, -torch.inf).amax(dim=1)
+        return self.known * (self._clock < last_BJ[:, None])
+
+    @property
+    def _clock(self) -> Tensor:
+        return self.times_s[:, :, None].expand_as(self.known)
+
+    def inputs(self) -> tuple[Tensor, Tensor]:
+        """The poses as numbers to predict from `(batch, frame, joint, 3)`, and which of them are known.
+
+        Of up to `INPUT_FRAMES` frames, evenly spaced: mean velocities from each earlier frame to the last
+        known time of the joint, metres a second. In place of the last frame: the last known pose, metres.
+        Zeros where nothing is known. Flags are `(batch, frame, joint)`.
+        """
+        frames = input_frames(self.known.shape[1])[:-1]
+        moved_BFJ3 = self.last_pose_m[:, None] - self.positions_m[:, frames]
+        earlier_BFJ = self._earlier[:, frames]
+        last_s = _at(self._clock[..., None], _last_frame(self.known))[..., 0]
+        elapsed_BFJ = torch.where(earlier_BFJ > 0, last_s[:, None] - self._clock[:, frames], 1.0)
+        velocity_BFJ3 = moved_BFJ3 * (earlier_BFJ / elapsed_BFJ)[..., None]
+        return (
+            torch.cat((velocity_BFJ3, self.last_pose_m[:, None]), dim=1),
+            torch.cat((earlier_BFJ, self.last_known[:, None]), dim=1),
+        )
+
+    def without(self, dropped: Tensor) -> "ObservedPoses":
+        """The same poses, with nothing known of the clips that are marked in `dropped` `(batch,)`."""
+        kept_B11 = 1 - dropped.to(self.known.dtype)[:, None, None]
+        return ObservedPoses(self.positions_m * kept_B11[..., None], self.known * kept_B11, self.times_s)
 
     def to(self, device: torch.device) -> "ObservedPoses":
         """The same poses on `device`."""

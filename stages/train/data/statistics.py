@@ -11,7 +11,6 @@ from torch import Tensor
 
 from thinkjepa.stages.train.data.batches import batches_in_order
 from thinkjepa.stages.train.data.features import Features
-from thinkjepa.stages.train.model.config import Anchor
 from thinkjepa.stages.train.randomness import epoch_order
 
 SAMPLE_CLIPS = 4096
@@ -94,7 +93,7 @@ def latent_statistics(features: Features, train_ids: Sequence[str]) -> LatentSta
     latents_alone = replace(features, thinker=None, supervision=None, token_kinds=(), windows=1)
     total, squares, changes = (torch.zeros((), dtype=torch.float64) for _ in range(3))
     count = num_changes = 0
-    for (clip_id,) in _sample(train_ids, most=LATENT_CLIPS, batch_size=1):
+    for (clip_id,) in sample_batches(train_ids, most=LATENT_CLIPS, batch_size=1):
         clips = latents_alone.batch([clip_id], torch.device("cpu"))
         for latents_BTPD in (clips.observed.double(), clips.future.double()):
             total = total + latents_BTPD.sum(dim=(0, 1, 2))
@@ -110,24 +109,30 @@ def latent_statistics(features: Features, train_ids: Sequence[str]) -> LatentSta
 
 @dataclass(frozen=True, slots=True)
 class JointStatistics:
-    """Mean position of each joint `(joint, 3)` and deviation from it `(joint, 1)`, metres, float32."""
+    """Mean of each joint's positions `(..., joint, 3)` and deviation from it `(..., joint, 1)`, float32."""
 
     mean: Tensor
     scale: Tensor
 
 
 def joint_statistics(batches: Iterable[tuple[Tensor, Tensor]]) -> JointStatistics:
-    """Statistics of positions `(batch, step, frame, joint, 3)` weighted by confidences without the last axis.
+    """Statistics over clips of positions `(batch, ..., joint, 3)`, by joint and all axes before it.
 
-    Summed in float64, in one pass. A joint that no clip has stays at the origin with a deviation of 1 mm.
+    They are weighted by confidences without the last axis, and summed in float64, in one pass. A joint that
+    no clip knows at some frame has its mean and deviation over the other frames there. One that no clip knows
+    at all stays at the origin. A deviation is at least 1 mm.
     """
     weight = total = squares = torch.zeros((), dtype=torch.float64)
-    for positions_BTKJ3, confidence_BTKJ in batches:
-        weights = confidence_BTKJ.double().unsqueeze(-1)
-        positions = positions_BTKJ3.double()
-        weight = weight + weights.sum(dim=(0, 1, 2))
-        total = total + (weights * positions).sum(dim=(0, 1, 2))
-        squares = squares + (weights * positions.square()).sum(dim=(0, 1, 2))
+    for positions, confidence in batches:
+        weights = confidence.double().unsqueeze(-1)
+        weight = weight + weights.sum(dim=0)
+        total = total + (weights * positions.double()).sum(dim=0)
+        squares = squares + (weights * positions.double().square()).sum(dim=0)
+    of_joints = tuple(range(weight.ndim - 2))
+    known = weight > 0
+    weight, total, squares = (
+        torch.where(known, item, item.sum(dim=of_joints)) for item in (weight, total, squares)
+    )
     count = torch.where(weight > 0, weight, 1.0)
     mean = total / count
     std = (squares / count - mean.square()).clamp(min=0).mean(dim=-1, keepdim=True).sqrt()
@@ -138,7 +143,7 @@ def thinker_statistics(
     features: Features, train_ids: Sequence[str]
 ) -> tuple[StateStatistics, StateStatistics | None]:
     """Statistics of the training clips' pooled states and of their tokens, None where none are read."""
-    pooled = pooled_statistics(features.pooled(batch) for batch in _sample(train_ids))
+    pooled = pooled_statistics(features.pooled(batch) for batch in sample_batches(train_ids))
     if not features.token_kinds:
         return pooled, None
     return pooled, token_statistics(
@@ -156,21 +161,7 @@ def token_sample(features: Features, train_ids: Sequence[str]) -> list[str]:
     return [train_ids[index] for index in sorted(drawn[:TOKEN_CLIPS])]
 
 
-def target_statistics(features: Features, train_ids: Sequence[str], *, anchor: Anchor) -> JointStatistics:
-    """Statistics of the head's targets over the training clips: positions, or displacements."""
-    batches = (features.trajectories(batch, torch.device("cpu")) for batch in _sample(train_ids))
-    if anchor == "none":
-        return joint_statistics((batch.future_m, batch.future_confidence) for batch in batches)
-    return joint_statistics(
-        (
-            batch.future_m - batch.poses.last_pose_m[:, None, None],
-            batch.future_confidence * batch.last_known[:, None, None],
-        )
-        for batch in batches
-    )
-
-
-def _sample(
+def sample_batches(
     train_ids: Sequence[str], *, most: int = SAMPLE_CLIPS, batch_size: int = SAMPLE_BATCH
 ) -> list[tuple[str, ...]]:
     """Batches of the training clips, or of a fixed sample where there are more than `most`."""

@@ -28,6 +28,7 @@ from thinkjepa.stages.train.data.batches import (
     training_batches,
 )
 from thinkjepa.stages.train.data.features import Batch, Features
+from thinkjepa.stages.train.data.poses import ObservedPoses
 from thinkjepa.stages.train.events import EpochEnds, Report, report_nothing
 from thinkjepa.stages.train.fit.losses import (
     COLUMNS,
@@ -89,11 +90,12 @@ class Trainer:
     ) -> Iterator[Tensor]:
         """Weighted per-sample losses `(clip, column)` of this process' clips, micro-batch by micro-batch.
 
-        `stored` yields the features of the micro-batches. `step` is given in training, where guidance may be
-        dropped.
+        `stored` yields the features of the micro-batches. `step` is given in training, where guidance and
+        poses may be dropped.
         """
         for part in self.micro_batches(batch):
             clips = self.features.transformed(next(stored), self.accelerator.device)
+            clips = self._with_dropped_poses(clips, part.clip_ids, step)
             with self.accelerator.autocast():
                 forecast = self.model(
                     clips.observed,
@@ -106,7 +108,11 @@ class Trainer:
                 )
             weights = torch.tensor(part.weights, device=self.accelerator.device)
             losses = per_sample_losses(
-                forecast, clips, self.settings, unit_m=self.joint_unit_m, latent_unit=self.latent_unit
+                forecast,
+                clips,
+                self.settings,
+                unit_m=self._joint_unit_m(clips.poses),
+                latent_unit=self.latent_unit,
             )
             yield losses * weights.unsqueeze(1)
 
@@ -115,11 +121,21 @@ class Trainer:
         """True if the loss covers the step after each observed one. `vlm` reads no observed steps."""
         return self.settings.next_step_weight > 0 and self.settings.variant != "vlm"
 
-    @property
-    def joint_unit_m(self) -> Tensor | None:
-        """Unit of the joints' errors in the loss, metres, `(joint, 1)`. None stands for one metre."""
+    def _joint_unit_m(self, poses: ObservedPoses | None) -> Tensor | None:
+        """Unit of the joints' errors in the loss, as `TrajectoryHead.unit_m`. None stands for one metre."""
         head = self.accelerator.unwrap_model(self.model).head
-        return head.scale if head is not None and self.settings.trajectory_units == "spread" else None
+        if head is None or poses is None or self.settings.trajectory_units == "metres":
+            return None
+        unit_m: Tensor = head.unit_m(poses)
+        return unit_m
+
+    def _with_dropped_poses(self, clips: Batch, clip_ids: tuple[str, ...], step: Step | None) -> Batch:
+        """The clips, with nothing known of the observed poses of those that train without."""
+        if step is None or clips.trajectory is None or not self.settings.drops_poses:
+            return clips
+        dropped = self._drawn("drop poses", clip_ids, self.settings.drop_poses, step)
+        poses = clips.trajectory.poses.without(dropped)
+        return replace(clips, trajectory=replace(clips.trajectory, poses=poses))
 
     @property
     def latent_unit(self) -> Tensor | None:
@@ -129,14 +145,19 @@ class Trainer:
 
     def _guided(self, clip_ids: tuple[str, ...], step: Step | None) -> Tensor | None:
         """1 or 0 for each clip, None where no guidance is dropped."""
-        share, seed = self.settings.drop_guidance, self.settings.seed
+        share = self.settings.drop_guidance
         if step is None or share == 0:
             return None
-        kept = [
-            not is_dropped(clip_id, share=share, seed=seed, epoch=step.epoch, step=step.number)
+        return 1 - self._drawn("drop", clip_ids, share, step)
+
+    def _drawn(self, purpose: str, clip_ids: tuple[str, ...], share: float, step: Step) -> Tensor:
+        """1 for each clip that is drawn at this step, else 0."""
+        seed, epoch, number = self.settings.seed, step.epoch, step.number
+        drawn = [
+            is_dropped(clip_id, purpose, share=share, seed=seed, epoch=epoch, step=number)
             for clip_id in clip_ids
         ]
-        return torch.tensor(kept, dtype=torch.float32, device=self.accelerator.device)
+        return torch.tensor(drawn, dtype=torch.float32, device=self.accelerator.device)
 
     def finite_means(self, totals: Tensor, batch: tuple[str, ...]) -> Tensor:
         """Mean losses of a global batch from this process' sums. Raises StageError if any is not finite."""

@@ -33,7 +33,8 @@ def per_sample_losses(
 
     The joints' distance is the evaluation's ADE in metres: the mean over labelled joint-frames of joints that
     were seen in the observed window. Without one, or without a head, it is 0 and so is `WITH_DISTANCE`.
-    `unit_m` `(joint, 1)` and `latent_unit` `(dim,)` are the units of joints and latents in the loss.
+    `unit_m`, of a shape that extends to `(batch, step, frame, joint, 1)`, and `latent_unit` `(dim,)` are the
+    units of joints and latents in the loss.
     """
     kind = settings.latent_loss
     loss = latent_loss(forecast.latents, clips.future, kind, unit=latent_unit)

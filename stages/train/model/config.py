@@ -6,7 +6,7 @@ Shape letters, as tensors' names end in them all over `stages.train`:
     L levels        S streams, or thinker tokens, of a level
     D dim of a stored state           W width of the predictor   Y depth of a block
     H heads         E dims of a head  R rotated dims of a head
-    F observed frames   K frames of a latent step   J joints   Q queries of the head
+    F observed frames   K frames of a latent step   J joints   Q queries of the head   I inputs of poses
     U blocks of queries and V blocks of keys, of the compiled attention kernel
 """
 
@@ -31,6 +31,8 @@ WITHOUT_THINKER: frozenset[Variant] = frozenset({"jepa"})
 Anchor = Literal["none", "last_pose"]
 
 LatentTarget = Literal["latents", "change"]
+
+HeadInputs = Literal["poses", "latents"]
 
 GuidanceKind = Literal["film", "adaln", "cross"]
 
@@ -171,12 +173,20 @@ class TrunkShape:
 
 @dataclass(frozen=True, slots=True)
 class HeadShape:
-    """The trajectory head: which joints, at how many frames of a latent step, relative to what, how wide."""
+    """The trajectory head: which joints, at how many frames of a latent step, relative to what, how wide.
+
+    `inputs` says whether it reads the observed poses next to the latents.
+    """
 
     joints: tuple[str, ...]
     frames_per_step: int
     anchor: Anchor
     width: int
+    inputs: HeadInputs = "poses"
+
+    @property
+    def reads_poses(self) -> bool:
+        return self.inputs == "poses"
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +202,13 @@ class ModelShape:
     guidance: GuidanceShape = field(default_factory=GuidanceShape)
     view: LatentTransform = field(default_factory=LatentTransform)
     target: PredictionTarget = field(default_factory=PredictionTarget)
+    windows: int = 1
+    """Future windows that training covers. More are extrapolated."""
+
+    @property
+    def trained_steps(self) -> int:
+        """Latent steps of the future that training covers."""
+        return self.windows * self.grid.future_steps
 
     @property
     def token_kinds(self) -> tuple[int, ...]:

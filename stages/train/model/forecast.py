@@ -5,66 +5,15 @@ The head reads the joints at a latent step's frames from that step's latents and
 
 from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from thinkjepa.stages.train.data.batches import TokenBatch
 from thinkjepa.stages.train.data.poses import ObservedPoses
-from thinkjepa.stages.train.data.statistics import JointStatistics
-from thinkjepa.stages.train.model.config import HeadShape, LatentGrid, ModelShape
+from thinkjepa.stages.train.model.config import ModelShape
+from thinkjepa.stages.train.model.head import TrajectoryHead
 from thinkjepa.stages.train.model.trunk import initialize
 from thinkjepa.stages.train.model.variants import Forecaster, build_forecaster
 from thinkjepa.stages.train.randomness import named_generator
-
-NUM_QUERIES = 8  # pooled summaries of a step's patches: a hand covers few patches at once
-
-
-class TrajectoryHead(nn.Module):
-    """Joint positions `(batch, step, frame, joint, 3)`, metres, from latents `(batch, step, patch, dim)`.
-
-    Learned queries attend over a step's patches, which carry learned positions, since positions in the
-    picture are to be found. With anchor `last_pose` the last observed pose is added.
-    """
-
-    center: Tensor
-    scale: Tensor
-
-    def __init__(self, grid: LatentGrid, shape: HeadShape) -> None:
-        super().__init__()
-        self.shape = shape
-        self.norm = nn.LayerNorm(grid.dim)
-        self.embed = nn.Linear(grid.dim, shape.width)
-        self.patch_embedding = nn.Parameter(torch.zeros(grid.tokens_per_step, shape.width))
-        self.queries = nn.Parameter(torch.zeros(NUM_QUERIES, shape.width))
-        self.key = nn.Linear(shape.width, shape.width)
-        self.value = nn.Linear(shape.width, shape.width)
-        self.pooled_norm = nn.LayerNorm(NUM_QUERIES * shape.width)
-        self.hidden = nn.Linear(NUM_QUERIES * shape.width, shape.width)
-        self.hidden_norm = nn.LayerNorm(shape.width)
-        self.output = nn.Linear(shape.width, shape.frames_per_step * len(shape.joints) * 3)
-        self.register_buffer("center", torch.zeros(len(shape.joints), 3))
-        self.register_buffer("scale", torch.ones(len(shape.joints), 1))
-
-    def set_joint_statistics(self, statistics: JointStatistics) -> None:
-        """Predict in units of the training targets' deviation from their mean."""
-        self.center.copy_(statistics.mean)
-        self.scale.copy_(statistics.scale)
-
-    def forward(self, latents: Tensor, poses: ObservedPoses) -> Tensor:
-        """Joints `(batch, step, frame, joint, 3)`, metres. Only anchor `last_pose` reads `poses`."""
-        patches_BTPW = self.embed(self.norm(latents)) + self.patch_embedding
-        queries_BTQW = self.queries.to(patches_BTPW.dtype).expand(*patches_BTPW.shape[:2], -1, -1)
-        pooled_BTQW = F.scaled_dot_product_attention(
-            queries_BTQW, self.key(patches_BTPW), self.value(patches_BTPW)
-        )
-        states_BTW = F.gelu(self.hidden(self.pooled_norm(pooled_BTQW.flatten(2))))
-        relative = self.output(self.hidden_norm(states_BTW)).float()
-        joints_BTKJ3 = relative.view(*relative.shape[:2], self.shape.frames_per_step, -1, 3)
-        joints_m: Tensor = self.center + self.scale * joints_BTKJ3
-        if self.shape.anchor == "last_pose":
-            joints_m = joints_m + poses.last_pose_m[:, None, None]
-        return joints_m
 
 
 class Forecast(NamedTuple):
@@ -128,6 +77,7 @@ def build_model(shape: ModelShape, *, seed: int) -> ForecastModel:
     forecaster = build_forecaster(shape, seed=seed)
     if shape.head is None:
         return ForecastModel(forecaster, None)
-    head = TrajectoryHead(shape.grid, shape.head)
+    head = TrajectoryHead(shape)
     initialize(head, named_generator(seed, "head"))
+    head.begin_at_start()
     return ForecastModel(forecaster, head)

@@ -79,7 +79,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory, videos: list[Path], run_extr
 
 @pytest.fixture(scope="module")
 def run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_run(cache, tmp_path_factory.mktemp("run") / "run")
+    """A head that reads latents alone, so that only pixels move it, and moves it where they are seen."""
+    out = tmp_path_factory.mktemp("run") / "run"
+    return train_run(cache, out, head_inputs="latents", head_learning_rate=0.03)
 
 
 @pytest.fixture(scope="module")

@@ -61,6 +61,8 @@ CASES: dict[str, tuple[object, ...]] = {
     "select_by": ("joints", "latents", "loss"),
     "joints": ("keypoints", "all", "rightHand,rightThumbTip"),
     "anchor": ("last_pose",),
+    "head_inputs": ("latents",),
+    "drop_poses": (0.5,),
     "head_width": (32,),
     "share": (0.5,),
     "seed": (1,),
@@ -95,7 +97,7 @@ CASES: dict[str, tuple[object, ...]] = {
     "rollout_windows": (2,),
     "latent_weight": (0.5,),
     "trajectory_weight": (10.0,),
-    "trajectory_units": ("spread",),
+    "trajectory_units": ("metres",),
     "depth": (1,),
     "width": (36,),
     "heads": (1,),
@@ -113,6 +115,7 @@ CASES: dict[str, tuple[object, ...]] = {
 """Values other than the default of each setting."""
 
 BESIDE: dict[str, dict[str, object]] = {
+    "anchor": {"head_inputs": "latents"},
     "cross_tokens": {"guidance": "cross"},
     "weight_decay": {"epochs": 2},
 }

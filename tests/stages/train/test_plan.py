@@ -65,7 +65,7 @@ def batch_of(shape: ModelShape, size: int) -> Batch:
         future=torch.randn(size, grid.future_steps, grid.tokens_per_step, grid.dim),
         pooled=torch.randn(size, THINKER.levels, 2, THINKER.dim),
         trajectory=TrajectoryBatch(
-            poses=still_poses(torch.zeros(size, joints, 3)),
+            poses=still_poses(torch.zeros(size, joints, 3), num_frames=8),
             future_m=torch.zeros(*places, 3),
             future_confidence=torch.ones(places),
         ),

@@ -23,6 +23,7 @@ TRAJECTORY_METHODS = (
     "shuffled_guidance",
     "latent_persistence",
     "readout_ceiling",
+    "ridge",
     "constant_pose",
     "constant_velocity",
     "damped_velocity",
@@ -165,12 +166,12 @@ def test_perturbing_what_was_observed_changes_predictions(
     train_run: TrainRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The positive control: each method notices what it stands on."""
-    run = train_run()
+    run, heads = train_run(), {"model", "shuffled_guidance", "latent_persistence", "ridge"}
     before = forecasts_of(run, monkeypatch)
     for replacement, moved in (
         ("observed", {"model", "shuffled_guidance", "latent_persistence"}),
         ("pooled", {"model", "shuffled_guidance"}),
-        ("labels", {"constant_pose", "constant_velocity", "damped_velocity", "mean_displacement"}),
+        ("labels", heads | {"constant_pose", "constant_velocity", "damped_velocity", "mean_displacement"}),
     ):
         with monkeypatch.context() as patch:
             if replacement == "labels":

@@ -8,7 +8,6 @@ import torch
 from poses import still_poses
 
 from thinkjepa.stages.data.trajectories import Trajectory
-from thinkjepa.stages.evaluate.baselines import constant_velocity
 from thinkjepa.stages.train.data.poses import ObservedPoses, observed_poses
 
 FRAMES, JOINTS = 4, 5
@@ -41,19 +40,27 @@ def test_the_last_pose_is_where_each_joint_was_last_known(clips: list[Trajectory
 
 
 def test_velocities_are_those_between_the_last_two_known_times(clips: list[Trajectory]) -> None:
-    """They agree with the baseline of constant velocity, which numpy computes joint by joint."""
     poses = observed_poses(clips, TIMES_S)
     assert poses.velocity_known.tolist() == [[1, 0, 1, 0, 1], [1, 0, 1, 0, 1]]
+    last_two = [[(2, 3), (1, 2), (1, 2)], [(2, 3), (0, 2), (0, 2)]]  # of joints 0, 2 and 4
     for number, (clip, times_s) in enumerate(zip(clips, TIMES_S, strict=True)):
-        visible = clip.observed_confidence > 0
-        later = [
-            constant_velocity(clip.observed_m, visible, observed_times_s=times_s, future_times_s=[time_s])
-            for time_s in (2.0, 3.0)
-        ]
-        moving = poses.velocity_known[number].bool().numpy()
-        found = poses.velocity_m_s[number].numpy()
-        np.testing.assert_allclose(found[moving], (later[1] - later[0])[0][moving], atol=1e-4)
-        assert not found[~moving].any()
+        for joint, (before, last) in zip((0, 2, 4), last_two[number], strict=True):
+            moved_m = clip.observed_m[last, joint] - clip.observed_m[before, joint]
+            expected = moved_m / (times_s[last] - times_s[before])
+            np.testing.assert_allclose(poses.velocity_m_s[number, joint].numpy(), expected, rtol=1e-4)
+        assert not poses.velocity_m_s[number, [1, 3]].any()
+
+
+def test_inputs_are_mean_velocities_from_each_frame_and_the_last_pose(clips: list[Trajectory]) -> None:
+    values, known = observed_poses(clips, TIMES_S).inputs()
+    assert known[1].tolist() == [[1, 0, 1, 0, 1], [1, 0, 0, 0, 0], [1, 0, 0, 0, 0], [1, 0, 1, 1, 1]]
+    clip, times_s = clips[1], TIMES_S[1]
+    for frame, last, joint in ((0, 3, 0), (2, 3, 0), (0, 2, 2)):
+        moved_m = clip.observed_m[last, joint] - clip.observed_m[frame, joint]
+        expected = moved_m / (times_s[last] - times_s[frame])
+        np.testing.assert_allclose(values[1, frame, joint].numpy(), expected, rtol=1e-4)
+    np.testing.assert_allclose(values[1, 3, 2].numpy(), clip.observed_m[2, 2])
+    assert not values[known == 0].any()
 
 
 def test_a_joint_that_moves_evenly_has_its_speed_whatever_the_gaps() -> None:

@@ -73,9 +73,14 @@ def clips(variant: str) -> Batch:
 def build(
     model_shape: BuildShape, variant: str, guidance: GuidanceShape, *, gate: float | None
 ) -> ForecastModel:
-    """A model with a head and four blocks, so that every level guides one; None leaves gates as built."""
+    """A model with a head and four blocks, so that every level guides one; None leaves gates as built.
+
+    The head's output layers are drawn: they begin at zero, behind which no gradient gets.
+    """
     shape = replace(model_shape(variant, depth=4), guidance=guidance, head=HEAD)
     model = build_model(shape, seed=1)
+    assert model.head is not None
+    initialize(model.head, named_generator(1, "head"))
     if isinstance(model.forecaster, ThinkJepa) and gate is not None:
         torch.nn.init.constant_(model.forecaster.pyramid.gates, gate)
     return model
