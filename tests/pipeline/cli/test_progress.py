@@ -81,6 +81,7 @@ START = RunStarts(
     labels_warning="",
     split_warning="warning: [far] off",
     without_tokens={},
+    guidance_source="",
     epochs=10,
     select_by="joints",
     epochs_done=0,
