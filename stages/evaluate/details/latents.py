@@ -3,7 +3,7 @@
 A forecast can have a small error and be worth nothing: the same latents for every clip. Its variance ratio is
 then 0, and the true future of a clip is no nearer to it than those of other clips.
 
-Shape letters: B batch, T latent steps, P patches, D latent dim, N clips of the gallery.
+Shape letters: B batch, T latent steps, P patches, D latent dim, N clips of the gallery, R draws.
 """
 
 from collections.abc import Mapping, Sequence
@@ -77,13 +77,18 @@ class Gallery:
     def columns(
         self, predicted: Mapping[str, Predicted], future: Tensor, clips: Sequence[ClipRow]
     ) -> dict[str, Tensor]:
-        """Scores `(batch,)` of each method that predicts latents, by their names in the clip table."""
+        """Scores `(batch,)` of each method that predicts latents, by their names in the clip table.
+
+        Those of a method that draws are means over its draws.
+        """
         columns: dict[str, Tensor] = {}
         for method, found in predicted.items():
-            if found.latents is not None:
-                ranks = self.ranks(found.latents, future, clips)
-                first = torch.where(ranks.isnan(), torch.nan, (ranks == 1).double())
-                columns |= {f"{method}_retrieved": first, f"{method}_retrieval_rank": ranks}
+            latents = [draw.latents for draw in found.draws if draw.latents is not None]
+            if latents:
+                ranks_RB = torch.stack([self.ranks(item, future, clips) for item in latents])
+                first_RB = torch.where(ranks_RB.isnan(), torch.nan, (ranks_RB == 1).double())
+                columns[f"{method}_retrieved"] = first_RB.mean(dim=0)
+                columns[f"{method}_retrieval_rank"] = ranks_RB.mean(dim=0)
         return columns
 
 
@@ -95,13 +100,14 @@ class LatentSpread:
         self._origin: Tensor | None = None
 
     def add(self, predicted: Mapping[str, Predicted], future: Tensor) -> None:
-        """Add the clips of a batch; latents are `(batch, step, patch, dim)`."""
+        """Add the clips of a batch, of every draw; latents are `(batch, step, patch, dim)`."""
         if self._origin is None:
             self._origin = future[0].double().mean(dim=(0, 1))  # nearer than 0: less is lost in squares
-        found = {name: item.latents for name, item in predicted.items() if item.latents is not None}
-        for name, latents in {**found, "future": future}.items():
-            moved = latents.double() - self._origin
-            self._sums[name] = self._sums.get(name, _Sums()).plus(moved)
+        for name, item in {**predicted, "future": Predicted(future, None)}.items():
+            for draw in item.draws:
+                if draw.latents is not None:
+                    moved = draw.latents.double() - self._origin
+                    self._sums[name] = self._sums.get(name, _Sums()).plus(moved)
 
     def figures(self) -> dict[str, dict[str, float]]:
         """Variance ratio and effective rank by method, the effective rank alone of `future`.

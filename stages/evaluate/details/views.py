@@ -2,6 +2,8 @@
 
 A joint is looked for where it truly is, in the frame and by the camera of its own moment. That is the truth,
 which is known when errors are measured; no prediction reads it.
+
+Shape letters: B batch, T latent steps, K frames of a step, J joints, R draws of a method.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,12 +39,14 @@ def view_columns(
     counted_BTKJ = counted_joint_frames(truth.future_confidence, truth.last_known)
     columns = {}
     for method, found in predicted.items():
-        if found.joints_m is not None:
-            error = found.joints_m.double() - truth.future_m.double()
-            distance_BTKJ = torch.linalg.vector_norm(error, dim=-1)
-            for name, view in (("inside_view_m", 1), ("outside_view_m", 0)):
-                chosen = counted_BTKJ & (seen_BTKJ == view)
-                columns[f"{method}_{name}"] = mean_counted(distance_BTKJ, chosen)
+        joints_m = [draw.joints_m for draw in found.draws if draw.joints_m is not None]
+        if not joints_m:
+            continue
+        error_RBTKJ3 = torch.stack(joints_m).double() - truth.future_m.double()
+        distance_BTKJ = torch.linalg.vector_norm(error_RBTKJ3, dim=-1).mean(dim=0)
+        for name, view in (("inside_view_m", 1), ("outside_view_m", 0)):
+            chosen = counted_BTKJ & (seen_BTKJ == view)
+            columns[f"{method}_{name}"] = mean_counted(distance_BTKJ, chosen)
     return columns
 
 

@@ -98,6 +98,20 @@ def test_a_tie_counts_against_the_forecast(clips: list[ClipRow]) -> None:
     assert ranks_of(same, same, clips) == [7.0] * 8, "six futures of the other three videos are as near"
 
 
+def test_the_scores_of_a_method_that_draws_are_means_over_its_draws(clips: list[ClipRow]) -> None:
+    future = random_latents(0, clips=8)
+    draws = [future, future.flip(0), random_latents(3, clips=8)]
+    ranks = np.array([ranks_of(draw, future, clips) for draw in draws])
+    found = Predicted(draws[0], None, further=tuple(Predicted(draw, None) for draw in draws[1:]))
+    columns = Gallery(future.mean(dim=2), clips).columns({"shuffled_guidance": found}, future, clips)
+    assert columns["shuffled_guidance_retrieval_rank"].tolist() == pytest.approx(ranks.mean(0).tolist())
+    assert columns["shuffled_guidance_retrieved"].tolist() == pytest.approx((ranks == 1).mean(0).tolist())
+    spread = LatentSpread()
+    spread.add({"shuffled_guidance": found}, future)
+    ratio = torch.cat(draws).double().numpy().var(0).mean() / future.double().numpy().var(0).mean()
+    assert spread.figures()["shuffled_guidance"]["variance_ratio"] == pytest.approx(ratio)
+
+
 def test_one_video_is_told_from_its_own_other_clips_and_one_clip_from_none(clips: list[ClipRow]) -> None:
     two = [clip for clip in clips if clip.video_digest == clips[0].video_digest]
     future = random_latents(0, clips=2)
