@@ -102,11 +102,11 @@ def sequence_tokens(shape: ModelShape) -> int:
         return (grid.observed_steps + grid.future_steps) * grid.tokens_per_step
     assert shape.thinker is not None, "vlm has a thinker"
     context = len(STREAMS) * len(shape.guidance.used_levels(shape.thinker.levels))
-    return context + grid.future_steps * grid.tokens_per_step
+    return context + shape.trained_steps * grid.tokens_per_step
 
 
 def forecaster_passes(shape: ModelShape, windows: int) -> int:
-    """Runs of the forecaster for so many windows. `vlm` runs once, and repeats its last step after that."""
+    """Runs of the forecaster for so many windows. `vlm` runs once, over all that it was trained on."""
     return 1 if shape.variant == "vlm" else windows
 
 

@@ -11,6 +11,7 @@ Parameters of `thinkjepa` and `jepa` with the same seed start equal: each part d
 """
 
 from abc import abstractmethod
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -201,24 +202,27 @@ class ThinkerOnly(Forecaster):
 
     Each level and stream of the pooled states is a context token; with a pyramid of tokens, all tokens are
     read at every depth as well. Queries carry learned position embeddings, since identical mask tokens over
-    a context without positions would all give the same output.
+    a context without positions would all give the same output. There is one for each step that training
+    covers, over all of its windows: a step after the first window has a target of its own.
     """
 
     def __init__(
         self,
         grid: LatentGrid,
+        windows: int,
         trunk: TrunkShape,
         thinker: ThinkerShape,
         guidance: GuidanceShape,
         units: LatentUnits,
     ) -> None:
         super().__init__(units)
-        self.grid = grid
+        self.window_steps = grid.future_steps
+        self.grid = replace(grid, future_steps=windows * grid.future_steps)
         self.guidance = guidance
         self.levels = guidance.used_levels(thinker.levels)
         self.projection = ThinkerProjection(thinker, width=trunk.width)
         self.context_embedding = nn.Parameter(torch.zeros(len(self.levels) * STREAMS, trunk.width))
-        self.step_embedding = nn.Parameter(torch.zeros(grid.future_steps, trunk.width))
+        self.step_embedding = nn.Parameter(torch.zeros(self.grid.future_steps, trunk.width))
         self.patch_embedding = nn.Parameter(torch.zeros(grid.tokens_per_step, trunk.width))
         self.trunk = Trunk(trunk)
         self.proj = nn.Linear(trunk.width, grid.dim)
@@ -248,8 +252,8 @@ class ThinkerOnly(Forecaster):
     def rolled_on(
         self, observed: Tensor, future: Tensor, thinker: ThinkerStates | None, num_steps: int | None
     ) -> Tensor:
-        """Repeat the last step after the window, since no prediction is an input."""
-        num_steps = future.shape[1] if num_steps is None else num_steps
+        """Repeat the last step that training covered, since no prediction is an input."""
+        num_steps = self.window_steps if num_steps is None else num_steps
         held = future[:, -1:].expand(-1, max(0, num_steps - future.shape[1]), -1, -1)
         return torch.cat((future, held), dim=1)[:, :num_steps]
 
@@ -279,7 +283,7 @@ def build_forecaster(shape: ModelShape, *, seed: int) -> Forecaster:
     """The variant that `shape` names, its parameters drawn from `seed` (and nothing else)."""
     units = LatentUnits(shape.grid, shape.target)
     if shape.variant == "vlm":
-        only = ThinkerOnly(shape.grid, shape.trunk, _thinker(shape), shape.guidance, units)
+        only = ThinkerOnly(shape.grid, shape.windows, shape.trunk, _thinker(shape), shape.guidance, units)
         initialize(only, named_generator(seed, "thinker only"))
         if shape.token_kinds:
             only.pyramid = TokenPyramid(_thinker(shape), shape.trunk, shape.guidance)

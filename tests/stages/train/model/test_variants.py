@@ -232,3 +232,21 @@ def test_gradients_reach_every_parameter_of_a_thinker_only_that_reads_tokens(
     assert [name for name in without if not name.endswith("key.bias")] == []
     assert model.pyramid is not None
     assert "pyramid.gates" in dict(model.named_parameters())
+
+
+def test_vlm_learns_a_target_of_its_own_for_each_step_of_several_windows(model_shape: BuildShape) -> None:
+    """Later windows are other than the first one's last step, which only steps beyond them repeat."""
+    shape = replace(model_shape("vlm", depth=1), windows=3)
+    model, (observed, _, pooled) = build_forecaster(shape, seed=0), features(shape)
+    window_steps, steps = shape.grid.future_steps, shape.trained_steps
+    target = (torch.arange(steps) - 2.0).view(1, steps, 1, 1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(150):
+        optimizer.zero_grad()
+        (model(observed, pooled, num_steps=steps) - target).square().mean().backward()
+        optimizer.step()
+    with torch.no_grad():
+        rolled = model(observed, pooled, num_steps=steps + 2)
+        assert torch.equal(model(observed, pooled), rolled[:, :window_steps])
+    assert float((rolled[:, :steps] - target).abs().max()) < 0.3
+    assert torch.equal(rolled[:, steps:], rolled[:, steps - 1 : steps].expand(-1, 2, -1, -1))
