@@ -24,7 +24,7 @@ from thinkjepa.stages.train.fit.loop import Trainer, epoch_losses, train_epoch, 
 from thinkjepa.stages.train.fit.losses import DISTANCE_M
 from thinkjepa.stages.train.fit.optimizer import make_optimizer
 from thinkjepa.stages.train.fit.processes import make_accelerator
-from thinkjepa.stages.train.fit.state import FitState
+from thinkjepa.stages.train.fit.state import FitState, PartialEpoch
 from thinkjepa.stages.train.model.config import HeadShape
 from thinkjepa.stages.train.model.forecast import build_model
 from thinkjepa.stages.train.plan import divide_clips, plan_run
@@ -122,7 +122,7 @@ def test_clips_without_a_known_joint_are_in_no_mean_of_distances(latent_cache: B
     of_known, of_all = (validation_losses(trainer, clips) for clips in (known, sorted(known + unknown)))
     assert float(of_known[DISTANCE_M]) > 0.01
     assert float(of_all[DISTANCE_M]) == pytest.approx(float(of_known[DISTANCE_M]), rel=1e-6)
-    without = epoch_losses(trainer, 1, 0.0, validation_losses(trainer, unknown))
+    without = epoch_losses(1, PartialEpoch(), validation_losses(trainer, unknown), num_clips=1)
     assert without.validation_distance_m is None
 
 
