@@ -298,7 +298,7 @@ def test_dropping_is_a_pure_function_with_the_asked_share() -> None:
     moments = [(epoch, step, f"clip{number}") for epoch in (1, 2) for step in (1, 2) for number in range(500)]
 
     def drawn(seed: int) -> list[bool]:
-        return [is_dropped(clip, share=0.3, seed=seed, epoch=e, step=s) for e, s, clip in moments]
+        return [is_dropped(clip, "drop", share=0.3, seed=seed, epoch=e, step=s) for e, s, clip in moments]
 
     first = drawn(0)
     assert first == drawn(0)
