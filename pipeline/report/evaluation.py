@@ -42,9 +42,10 @@ from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.compared.comparison import compare
 from thinkjepa.stages.evaluate.compared.entries import MOST_GROUPS_BY_PAIRS
 from thinkjepa.stages.evaluate.compared.groups import EvaluatedRun
+from thinkjepa.stages.evaluate.compared.rollouts import compare_rollouts
 from thinkjepa.stages.evaluate.evaluation import evaluate
 from thinkjepa.stages.evaluate.metrics import Metric, exhibited
-from thinkjepa.stages.evaluate.rollout import evaluate_rollout
+from thinkjepa.stages.evaluate.rollout import RolledOut, roll_out
 from thinkjepa.stages.evaluate.runs import TrainedRun, read_evaluations, runs_under
 from thinkjepa.stages.evaluate.table import table_path
 from thinkjepa.stages.json_files import write_json
@@ -123,23 +124,25 @@ def roll_out_runs(
 
     Returns the figures and a page for the terminal.
     """
-    rolled: dict[str, Mapping[str, Any]] = {}
+    if out is None and len(run_dirs) > 1:
+        raise StageError(f"{len(run_dirs)} runs to roll out: name a folder for their table with --out")
+    rolled: dict[str, RolledOut] = {}
     for path in run_dirs:
         name = path.name if path.name not in rolled else str(path)
         TrainedRun.open(path)  # refused before anything is written there
         with WriteLock(path, remedy=WAIT):
-            rolled[name] = evaluate_rollout(
+            rolled[name] = roll_out(
                 path, horizons=horizons, split=split, cache_dir=cache_dir, device=device, progress=progress
             )
-            _write_rollout(path / f"rollout-{split}", {name: rolled[name]})
+            _write_rollout(path / f"rollout-{split}", compare_rollouts({name: rolled[name]}))
+    compared = compare_rollouts(rolled)
+    result: dict[str, Any] = next(iter(rolled.values())).result
     if out is not None:
+        result = {"runs": {name: item.result for name, item in rolled.items()}, "compared": compared}
         with WriteLock(out, remedy=WAIT):
-            write_json(out / f"rollout-{split}.json", {"runs": rolled})
-            _write_rollout(out / f"rollout-{split}", rolled)
-    elif len(rolled) > 1:
-        raise StageError(f"{len(rolled)} runs to roll out: name a folder for their table with --out")
-    result = dict(next(iter(rolled.values()))) if len(rolled) == 1 else {"runs": rolled}
-    return result, rollout_page(rolled, (out or run_dirs[0]) / f"rollout-{split}")
+            write_json(out / f"rollout-{split}.json", result)
+            _write_rollout(out / f"rollout-{split}", compared)
+    return result, rollout_page(compared, (out or run_dirs[0]) / f"rollout-{split}")
 
 
 def parse_horizons(text: str) -> list[int]:
@@ -157,12 +160,14 @@ def _write_rollout(name: Path, rolled: Rolled) -> None:
 
 def rollout_page(rolled: Rolled, name: Path) -> str:
     """The terminal's page on rollouts: the first metric's table, and where the others are."""
-    first, metric = next(iter(rolled.values())), rolled_metrics(rolled)[0]
+    metric = rolled_metrics(rolled)[0]
     return "\n".join(
         [
-            f"{first['num_clips']} {first['split']} clips of {first['num_videos']} videos. {metric.label()} "
-            f"{metric.arrow} up to each horizon, with the seconds from the last observed frame to its end.",
-            *([line] if (line := left_out_line(first)) else []),
+            f"{rolled['num_clips']} {rolled['split']} clips of {rolled['num_videos']} videos. "
+            f"{metric.label()} {metric.arrow} up to each horizon, with the seconds from the last observed "
+            "frame to its end.",
+            *data_warnings(rolled),
+            *([line] if (line := left_out_line(rolled)) else []),
             "",
             rollout_table(rolled, metric, controls=False),
             "",

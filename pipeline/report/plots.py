@@ -18,8 +18,7 @@ from thinkjepa.pipeline.report.markdown import (
 from thinkjepa.pipeline.report.rollouts import (
     Rolled,
     rolled_metrics,
-    rolled_name,
-    rollout_rows,
+    rollout_entries,
 )
 from thinkjepa.pipeline.report.tables import available
 from thinkjepa.pipeline.report.verdict import (
@@ -89,38 +88,21 @@ def horizon_picture(comparison: Comparison) -> bytes:
 
 
 def rollout_picture(rolled: Rolled) -> bytes:
-    """PNG: each metric over the horizons of rollouts, models with their intervals."""
-    seconds = [item["last_frame_s"] for item in next(iter(rolled.values()))["horizons"]]
-    metrics, looks = rolled_metrics(rolled), _rollout_looks(rolled)
+    """PNG: each metric over the horizons of rollouts, models with their intervals; controls are left out."""
+    seconds = [item["last_frame_s"] for item in rolled["horizons"]]
+    metrics, looks = rolled_metrics(rolled), entry_looks(rolled)
     with picture_style():
         figure = new_figure(PANEL_IN[0] * len(metrics), PANEL_IN[1] + LEGEND_IN)
         panels = figure.subplots(1, len(metrics), sharex=True, squeeze=False)[0]
         for axes, metric in zip(panels, metrics, strict=True):
-            for label, method, found in rollout_rows(rolled, metric):
-                if label in looks:
-                    band = method == "model"
-                    _draw_curve(axes, seconds, found, label=label, look=looks[label], band=band)
+            for entry in filter(is_main, rollout_entries(rolled, metric)):
+                found = [figures[metric.name] for figures in entry["horizons"]]
+                name, band = entry["name"], entry["method"] == "model"
+                _draw_curve(axes, seconds, found, label=name, look=looks[name], band=band)
             _name_curves(axes, metric)
-        figure.suptitle(_rollout_caption(rolled), fontsize="small")
+        figure.suptitle(f"lines: means over clips; bands: {_intervals(rolled)}", fontsize="small")
         legend_below(figure, panels)
         return png_bytes(figure)
-
-
-def _rollout_caption(rolled: Rolled) -> str:
-    """The caption of lines and bands. Runs of several caches may count different clips."""
-    captions = dict.fromkeys(_intervals(result) for result in rolled.values())
-    return f"lines: means over clips; bands: {'; '.join(captions)}"
-
-
-def _rollout_looks(rolled: Rolled) -> dict[str, dict[str, Any]]:
-    """The look of each line, the same in all panels; controls with a run's weights are not drawn."""
-    looks = {name.replace("_", " "): dict(look) for name, look in BASELINES.items()}
-    counts: Counter[str] = Counter()
-    for name, result in rolled.items():
-        variant = result["variant"]
-        looks[rolled_name(name, result)] = variant_look(variant, nth=counts[variant])
-        counts[variant] += 1
-    return looks
 
 
 def _intervals(comparison: Record) -> str:

@@ -1,50 +1,70 @@
-"""Markdown reports of rollouts: a table for each metric, a row per method, a column per horizon."""
+"""Markdown reports of rollouts: tables by metric, a row per method or pair, a column per horizon."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from thinkjepa.pipeline.report.markdown import (
     LATENTS_LEFT_OUT,
     TOO_FEW_GROUPS,
+    VERDICT_METRICS,
     brackets_text,
+    data_warnings,
 )
-from thinkjepa.pipeline.report.tables import markdown_table
-from thinkjepa.pipeline.report.verdict import FEWEST_GROUPS, Figure, figure_text
-from thinkjepa.stages.evaluate.baselines import METHODS
-from thinkjepa.stages.evaluate.metrics import Metric, exhibited
+from thinkjepa.pipeline.report.tables import count_of, markdown_table
+from thinkjepa.pipeline.report.verdict import (
+    FEWEST_GROUPS,
+    Figure,
+    evidence_of,
+    figure_text,
+    is_main,
+    outcome,
+    signed_text,
+)
+from thinkjepa.stages.evaluate.metrics import METRICS, Metric, exhibited
 
-Rolled = Mapping[str, Mapping[str, Any]]
-"""Results of `evaluate_rollout` by the names of their runs."""
+Rolled = Mapping[str, Any]
+"""The result of `compare_rollouts`."""
+
+SLOPE_HEAD = "slope, per s"
 
 
 def rollout_markdown(rolled: Rolled) -> str:
-    """The conditions of rollouts, and a table for each metric: a row per method, a column per horizon."""
-    first = next(iter(rolled.values()))
+    """The conditions, a table for each metric, and the differences of the metrics that verdicts are about."""
     lines = [
         "# Rollout",
         "",
-        f"- {first['num_clips']} {first['split']} clips of {first['num_videos']} videos; "
-        f"{brackets_text(first['interval'])}",
-        f"- a window is {first['window_steps']} latent steps from {first['observed_steps']}; behind it the "
+        f"- {rolled['num_clips']} {rolled['split']} clips of {count_of(rolled['num_videos'], 'video')} in "
+        f"{count_of(rolled['num_groups'], 'group')} (by {rolled['grouping']})",
+        f"- {brackets_text(rolled['interval'])}",
+        f"- a window is {rolled['window_steps']} latent steps from {rolled['observed_steps']}; behind it the "
         "predictions become the context. `vlm`, which has no context, keeps its last step",
         "- each horizon: the mean over all steps up to it (FDE: its last frame); seconds run from the last "
         "observed frame to the horizon's last frame",
+        "- slope: of the line of least squares through a clip's errors at single steps, over all steps",
         "- thinker states are those of the split, future camera poses are not used",
+        *(f"- {warning}" for warning in data_warnings(rolled)),
     ]
-    if line := left_out_line(first):
+    lines += [
+        f"- {group['name']}: {count_of(len(group['seeds']), 'seed')} ({', '.join(map(str, group['seeds']))})"
+        for group in rolled["groups"]
+    ]
+    if line := left_out_line(rolled):
         lines.append(f"- {line}")
-    if first["num_groups"] < FEWEST_GROUPS:
+    if rolled["num_groups"] < FEWEST_GROUPS:
         lines.append(TOO_FEW_GROUPS)
-    if not _one_latent_space(rolled):
+    if not rolled["latents_compared"]:
         lines.append(LATENTS_LEFT_OUT)
     for metric in rolled_metrics(rolled):
         lines += ["", f"## {metric.label()} {metric.arrow}", "", rollout_table(rolled, metric)]
+    for name in VERDICT_METRICS.values():
+        if table := difference_table(rolled, METRICS[name]):
+            lines += ["", f"## By how much: {METRICS[name].label()} {METRICS[name].arrow}", "", table]
     return "\n".join(lines) + "\n"
 
 
-def left_out_line(rolled: Mapping[str, Any]) -> str:
+def left_out_line(rolled: Rolled) -> str:
     """Clips of the split that a rollout has no future of; empty where it has all."""
     if not (left_out := rolled["num_clips_left_out"]):
         return ""
@@ -56,46 +76,51 @@ def left_out_line(rolled: Mapping[str, Any]) -> str:
 
 def rollout_table(rolled: Rolled, metric: Metric, *, controls: bool = True) -> str:
     """A row per method, a column per horizon; without `controls` models and baselines only."""
-    heads = [
-        f"{item['steps']} steps, {item['last_frame_s']:.2f} s"
-        for item in next(iter(rolled.values()))["horizons"]
-    ]
     rows = [
-        [label, *map(figure_text, figures)]
-        for label, method, figures in rollout_rows(rolled, metric)
-        if controls or method == "model" or metric.kind not in METHODS[method].of_run
+        [entry["name"], entry["num_seeds"] or "", *_cells(entry, metric, figure_text)]
+        for entry in rollout_entries(rolled, metric)
+        if controls or is_main(entry)
     ]
-    return markdown_table(["method", *heads], rows)
+    return markdown_table(["method", "seeds", *_heads(rolled, rows, skipped=2)], rows, left=1)
 
 
-def rollout_rows(rolled: Rolled, metric: Metric) -> list[tuple[str, str, list[Figure]]]:
-    """Label, method and the figure at each horizon: of every run's methods, and once of each baseline."""
+def difference_table(rolled: Rolled, metric: Metric) -> str:
+    """A row per pair, with a star where a difference is more than chance; empty without pairs."""
     rows = []
-    for number, (name, result) in enumerate(rolled.items()):
-        for method, figures in result["horizons"][0][metric.kind].items():
-            of_run = metric.kind in METHODS[method].of_run
-            if metric.name in figures and (of_run or not number):
-                own = METHODS[method].in_rollout.format(rolled_name(name, result))
-                found = [item[metric.kind][method][metric.name] for item in result["horizons"]]
-                rows.append((own if of_run else method.replace("_", " "), method, found))
-    return rows
+    for item in rolled["differences"]:
+        evidence = evidence_of(rolled, item)
+
+        def text(figure: Figure, evidence: Any = evidence) -> str:
+            starred = outcome(metric.name, figure, evidence) in ("better", "worse")
+            return signed_text(figure) + (" *" if starred else "")
+
+        if any(metric.name in figures for figures in item["horizons"]):
+            rows.append([item["a"], item["b"], *_cells(item, metric, text)])
+    return markdown_table(["a", "b", *_heads(rolled, rows, skipped=2)], rows, left=2)
+
+
+def _cells(item: Mapping[str, Any], metric: Metric, text: Any) -> list[str]:
+    """Figures at each horizon, and of the slope of a metric that has one."""
+    found = [figures.get(metric.name) for figures in item["horizons"]]
+    if metric.by_step:
+        found.append(item["per_s"].get(metric.name))
+    return ["" if figure is None else text(figure) for figure in found]
+
+
+def _heads(rolled: Rolled, rows: Sequence[Sequence[Any]], *, skipped: int) -> list[str]:
+    """Heads of the cells of `rows`, but for the first ones."""
+    heads = [f"{item['steps']} steps, {item['last_frame_s']:.2f} s" for item in rolled["horizons"]]
+    with_slope = bool(rows) and len(rows[0]) - skipped > len(heads)
+    return [*heads, SLOPE_HEAD] if with_slope else heads
+
+
+def rollout_entries(rolled: Rolled, metric: Metric) -> list[Mapping[str, Any]]:
+    """The entries that have figures of this metric at all horizons."""
+    return [
+        entry for entry in rolled["entries"] if all(metric.name in figures for figures in entry["horizons"])
+    ]
 
 
 def rolled_metrics(rolled: Rolled) -> list[Metric]:
     """The metrics that a report on rollouts shows."""
-    return [
-        metric
-        for metric in exhibited("rollout")
-        if (metric.kind != "latent" or _one_latent_space(rolled)) and rollout_rows(rolled, metric)
-    ]
-
-
-def rolled_name(name: str, result: Mapping[str, Any]) -> str:
-    """A run's name in a report on rollouts, with its variant."""
-    variant = result["variant"]
-    return name if variant in name else f"{name} ({variant})"
-
-
-def _one_latent_space(rolled: Rolled) -> bool:
-    spaces = [result["latent_space"] for result in rolled.values()]
-    return all(space == spaces[0] for space in spaces)
+    return [metric for metric in exhibited("rollout") if rollout_entries(rolled, metric)]

@@ -30,8 +30,6 @@ class Method:
     """Kinds of metrics whose values depend on the run. The others are the same for all runs."""
     in_comparison: str = ""
     """The name of such values in a comparison, from the name of a group of runs."""
-    in_rollout: str = ""
-    """The same in a rollout, from the name of a run."""
     sees_future: bool = False
     """Whether it is given the true future: a limit to hold errors against, and no prediction.
 
@@ -40,18 +38,13 @@ class Method:
 
 
 METHODS = {
-    "model": Method(("trajectory", "latent"), "{}", "{}"),
-    "shuffled_guidance": Method(
-        ("trajectory", "latent"), "{}, shuffled guidance", "{}, another clip's thinker"
-    ),
-    "latent_persistence": Method(
-        ("trajectory",), "{} head on last latents", "{}, its head on the last latents"
-    ),
+    "model": Method(("trajectory", "latent"), "{}"),
+    "shuffled_guidance": Method(("trajectory", "latent"), "{}, shuffled guidance"),
+    "latent_persistence": Method(("trajectory",), "{} head on last latents"),
     "mean_latent": Method(),
     "readout_ceiling": Method(
         ("trajectory", "latent"),
         "{} head on TRUE future latents (sees the future)",
-        "{}, its head on the TRUE future latents (sees the future)",
         sees_future=True,
     ),
     "ridge": Method(),

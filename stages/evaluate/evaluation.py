@@ -45,7 +45,7 @@ from thinkjepa.stages.evaluate.metrics import (
 from thinkjepa.stages.evaluate.over_clips import JointErrors, figures_over_clips, skills
 from thinkjepa.stages.evaluate.partners import permutations_of
 from thinkjepa.stages.evaluate.runs import TrainedRun
-from thinkjepa.stages.evaluate.scores import INTERVAL_METHOD, figures_by_kind
+from thinkjepa.stages.evaluate.scores import INTERVAL_METHOD, Floats, figures_by_kind
 from thinkjepa.stages.evaluate.strata import (
     Stratum,
     beyond_window_s,
@@ -118,7 +118,7 @@ def evaluate(
             columns |= _joint_columns(predicted["model"], batch)
             table.append(
                 {
-                    **_clip_columns(part, features, grouping=grouping),
+                    **clip_columns(part, features, grouping=grouping),
                     "task_seen": numbers(task_seen(part, tasks)),
                     **{name: _column(values) for name, values in columns.items()},
                     **_camera_poses(part, features),
@@ -238,23 +238,28 @@ def joint_names(model: ForecastModel) -> tuple[str, ...]:
 
 
 def _joint_columns(predicted: Predicted, batch: Batch) -> dict[str, Tensor]:
-    """Numbers of labelled and counted joint-frames, and the predicted joints; empty without labels."""
+    """Numbers of joint-frames, and the predicted joints; empty without labels."""
     if batch.trajectory is None:
         return {}
     assert predicted.joints_m is not None, "a run with labels has a head"
+    return {**counted_frames(batch), "predicted_joints_m": predicted.joints_m.float()}
+
+
+def counted_frames(batch: Batch) -> dict[str, Tensor]:
+    """Numbers of labelled and counted joint-frames of each clip; empty without labels."""
+    if batch.trajectory is None:
+        return {}
     confidence = batch.trajectory.future_confidence
     counted = counted_joint_frames(confidence, batch.trajectory.last_known)
     return {
         "labelled_joint_frames": (confidence > 0).flatten(1).sum(dim=1),
         "counted_joint_frames": counted.flatten(1).sum(dim=1),
-        "predicted_joints_m": predicted.joints_m.float(),
     }
 
 
-def _clip_columns(clips: Sequence[ClipRow], features: Features, *, grouping: str) -> dict[str, pa.Array]:
+def clip_columns(clips: Sequence[ClipRow], features: Features, *, grouping: str) -> dict[str, pa.Array]:
     """The clips with their groups, and the times of their future frames."""
-    windows, tubelet = features.windows, features.tubelet
-    horizons = [step_horizons_s(clip, windows=windows, tubelet=tubelet) for clip in clips]
+    windows = features.windows
     return {
         **{
             name: pa.array([getattr(clip, name) for clip in clips])
@@ -265,9 +270,15 @@ def _clip_columns(clips: Sequence[ClipRow], features: Features, *, grouping: str
         "history_s": numbers(np.array([history_s(clip) for clip in clips])),
         "future_frames": lists(np.array([np.concatenate(clip.future_frames[:windows]) for clip in clips])),
         "future_times_s": lists(np.array([np.concatenate(clip.future_times_s[:windows]) for clip in clips])),
-        "horizon_s": lists(np.array(horizons)),
+        "horizon_s": lists(horizons_s(clips, features)),
         "last_frame_s": numbers(np.array([frames_ahead_s(clip, windows=windows)[-1] for clip in clips])),
     }
+
+
+def horizons_s(clips: Sequence[ClipRow], features: Features) -> Floats:
+    """Seconds from the last observed frame to the middle of each latent step, `(clip, step)`."""
+    windows, tubelet = features.windows, features.tubelet
+    return np.array([step_horizons_s(clip, windows=windows, tubelet=tubelet) for clip in clips])
 
 
 def _camera_poses(clips: Sequence[ClipRow], features: Features) -> dict[str, pa.Array]:

@@ -9,21 +9,25 @@ Nothing of the future enters a prediction: the thinker's states are those of the
 in the camera frame of the last observed frame, and no later camera pose is read for it.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from thinkjepa.cache import ClipRow
-from thinkjepa.stages.data.partition import as_split_name, group_of
+from thinkjepa.stages.data.partition import as_split_name
 from thinkjepa.stages.device import choose_device
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.evaluation import (
     DESCRIBING,
+    clip_columns,
+    counted_frames,
     describe,
+    horizons_s,
     joint_names,
     predictions,
     rows_of,
@@ -33,17 +37,31 @@ from thinkjepa.stages.evaluate.metrics import METRICS, frames_ahead_s, step_hori
 from thinkjepa.stages.evaluate.runs import TrainedRun
 from thinkjepa.stages.evaluate.scores import (
     INTERVAL_METHOD,
-    Clusters,
     Floats,
     Score,
     Scores,
     figures_by_kind,
 )
+from thinkjepa.stages.evaluate.table import ClipTable, numbers
 from thinkjepa.stages.json_files import write_json
 from thinkjepa.stages.progress import NoProgress, Progress
 from thinkjepa.stages.train.data.features import Features
 
-ROLLOUT_SCHEMA = "thinkjepa.rollout.v1"
+ROLLOUT_SCHEMA = "thinkjepa.rollout.v2"
+
+SLOPE = -1
+"""The step under which slopes over the future are kept, in units of the metric per second."""
+
+
+@dataclass(frozen=True, slots=True)
+class RolledOut:
+    """The rollout of one run: its figures, and the scores of each clip that a comparison needs."""
+
+    result: dict[str, Any]
+    """The content of rollout-<split>.json."""
+    table: ClipTable
+    """Scores up to each horizon by its number of steps, and slopes at step `SLOPE`."""
+    trained_on: Mapping[str, Mapping[str, Any]]
 
 
 def evaluate_rollout(
@@ -55,7 +73,22 @@ def evaluate_rollout(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Metrics of a run over the first `horizons` latent steps of the future, written to the run and returned.
+    """The figures of `roll_out`."""
+    return roll_out(
+        run_dir, horizons=horizons, split=split, cache_dir=cache_dir, device=device, progress=progress
+    ).result
+
+
+def roll_out(
+    run_dir: Path,
+    *,
+    horizons: Sequence[int],
+    split: str = "test",
+    cache_dir: Path | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> RolledOut:
+    """Metrics of a run over the first `horizons` latent steps of the future; figures are written to the run.
 
     Raises StageError where the cache holds fewer future windows than the farthest horizon needs.
     """
@@ -68,13 +101,12 @@ def evaluate_rollout(
     clip_ids = run.clip_ids(split_name)
     held = features.clips.only(clip_ids).clip_ids.to_pylist() if windows > 1 else clip_ids
     clips = rows_of(held or clip_ids, features)
-    scores = _scores(run, features, clips, all_steps, device=device, progress=progress or NoProgress())
     record = describe(run, features, split_name, clips)
-    grouping = record["division"]["grouping"]
-    clusters = Clusters(
-        groups=[group_of(clip.video, grouping) for clip in clips],
-        videos=[clip.video_digest for clip in clips],
+    rows, scores = _scored(
+        run, features, clips, all_steps, record, device=device, progress=progress or NoProgress()
     )
+    table = ClipTable(record, rows, scores, over_clips={})
+    clusters = table.clusters()
     result = {
         **{name: record[name] for name in DESCRIBING},
         "schema": ROLLOUT_SCHEMA,
@@ -96,33 +128,63 @@ def evaluate_rollout(
             }
             for steps in all_steps
         ],
+        "per_s": figures_by_kind(scores, SLOPE, clusters),
     }
     write_json(run_dir / f"rollout-{split_name}.json", result)
-    return result
+    return RolledOut(result, table, run.trained_on)
 
 
-def _scores(
+def _scored(
     run: TrainedRun,
     features: Features,
     clips: Sequence[ClipRow],
     all_steps: Sequence[int],
+    record: Mapping[str, Any],
     *,
     device: str,
     progress: Progress,
-) -> Scores:
-    """Scores over the steps up to each horizon, of all clips."""
+) -> tuple[pa.Table, Scores]:
+    """The clips, and their scores over the steps up to each horizon with their slopes."""
     target = choose_device(device)
     model = run.model().to(target)
+    rows: list[pa.Table] = []
     parts: dict[Score, list[Floats]] = {}
     progress.begin("roll out", total=len(clips), unit="clips")
     for part, batch, predicted in predictions(run, model, features, clips, device=target):
+        columns = clip_columns(part, features, grouping=record["division"]["grouping"])
+        counts = counted_frames(batch)
+        columns |= {name: numbers(values.cpu().numpy()) for name, values in counts.items()}
+        rows.append(pa.table(columns))
+        times_s = horizons_s(part, features)
         for steps in all_steps:
-            columns = score_columns(predicted, batch, joints=joint_names(model), steps=steps)
+            found = score_columns(predicted, batch, joints=joint_names(model), steps=steps)
             for method, metric in product(predicted, METRICS):
-                if (column := columns.get(f"{method}_{metric}")) is not None:
+                if (column := found.get(f"{method}_{metric}")) is not None:
                     parts.setdefault(Score(method, metric, steps), []).append(column.cpu().numpy())
+                curve = found.get(f"{method}_{metric}_by_step")
+                if curve is not None and steps == all_steps[-1]:
+                    slopes = slopes_per_s(curve.cpu().numpy(), times_s[:, :steps])
+                    parts.setdefault(Score(method, metric, SLOPE), []).append(slopes)
         progress.advance(len(part))
-    return {score: np.concatenate(values) for score, values in parts.items()}
+    return pa.concat_tables(rows), {score: np.concatenate(values) for score, values in parts.items()}
+
+
+def slopes_per_s(errors: Floats, times_s: Floats) -> Floats:
+    """Slope `(clip,)` of the line of least squares through `(clip, step)` errors over seconds.
+
+    Steps without an error are left out; NaN where fewer than two are left.
+    """
+    known = ~np.isnan(errors)
+    counts = known.sum(axis=1, keepdims=True)
+    enough = counts[:, 0] > 1
+    times = np.where(known, times_s, 0.0)
+    values = np.where(known, errors, 0.0)
+    count = np.maximum(counts, 1)
+    times = np.where(known, times - times.sum(axis=1, keepdims=True) / count, 0.0)
+    values = np.where(known, values - values.sum(axis=1, keepdims=True) / count, 0.0)
+    spread = np.where(enough, (times**2).sum(axis=1), 1.0)
+    slopes: Floats = np.where(enough, (times * values).sum(axis=1) / spread, np.nan)
+    return slopes
 
 
 def _seconds(clips: Sequence[ClipRow], features: Features, steps: int) -> dict[str, float]:

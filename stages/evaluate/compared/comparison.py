@@ -14,6 +14,7 @@ from thinkjepa.stages.evaluate.compared.entries import Entry, entries_of, means_
 from thinkjepa.stages.evaluate.compared.groups import (
     EvaluatedRun,
     different_data,
+    group_records,
     group_runs,
     on_shared_clips,
     one_latent_space,
@@ -59,15 +60,7 @@ def compare(runs: Sequence[EvaluatedRun], *, sort_by: str | None = None) -> dict
         "latents_compared": one_latent_space(shared),
         "joint_frames": joint_frames(first),
         "interval": INTERVAL_METHOD,
-        "groups": [
-            {
-                "name": group.name,
-                "variant": group.variant,
-                "seeds": group.seeds,
-                "runs": [run.name for run in group.runs],
-            }
-            for group in groups
-        ],
+        "groups": group_records(groups),
         "different_data": different_data(groups),
         "varied": varied_settings(groups),
         "ranking": ranking,

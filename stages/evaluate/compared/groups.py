@@ -111,6 +111,19 @@ def group_runs(runs: Sequence[EvaluatedRun]) -> list[RunGroup]:
     return sorted(groups, key=lambda group: (get_args(Variant).index(group.variant), group.name))
 
 
+def group_records(groups: Sequence[RunGroup]) -> list[dict[str, Any]]:
+    """Name, variant, seeds and runs of each group."""
+    return [
+        {
+            "name": group.name,
+            "variant": group.variant,
+            "seeds": group.seeds,
+            "runs": [run.name for run in group.runs],
+        }
+        for group in groups
+    ]
+
+
 def on_shared_clips(runs: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
     """The runs limited to the clips that all were evaluated on, sorted by id.
 
@@ -172,14 +185,24 @@ def differing(descriptions: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _names(first_runs: Sequence[EvaluatedRun]) -> list[str]:
-    """A name for each group, from one of its runs: its variant, with the differences within the variant."""
-    names = []
-    for run in first_runs:
-        peers = [other.description for other in first_runs if other.variant == run.variant]
-        own = [name for name in _varied(peers) if run.description.get(name) is not None]
-        details = ", ".join(f"{name} {run.description[name]}" for name in own)
-        names.append(f"{run.variant} ({details})" if details else run.variant)
-    return names
+    """A name for each group, from one of its runs: its variant, with the differences within the variant.
+
+    A setting that only some runs of the variant read is named where nothing else tells them apart.
+    """
+    peers = {
+        run.variant: [o.description for o in first_runs if o.variant == run.variant] for run in first_runs
+    }
+    names = [_name(run, list(_varied(peers[run.variant]))) for run in first_runs]
+    return [
+        _name(run, differing(peers[run.variant])) if names.count(name) > 1 else name
+        for run, name in zip(first_runs, names, strict=True)
+    ]
+
+
+def _name(run: EvaluatedRun, settings: Sequence[str]) -> str:
+    own = [name for name in settings if run.description.get(name) is not None]
+    details = ", ".join(f"{name} {run.description[name]}" for name in own)
+    return f"{run.variant} ({details})" if details else run.variant
 
 
 def different_data(groups: Sequence[RunGroup]) -> list[dict[str, Any]]:

@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.image
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from thinkjepa.pipeline.cli import eval as eval_app
 from thinkjepa.pipeline.report.plots import rollout_picture
+from thinkjepa.pipeline.report.rollouts import rollout_markdown
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.baselines import METHODS
+from thinkjepa.stages.evaluate.compared.rollouts import compare_rollouts
 from thinkjepa.stages.evaluate.evaluation import evaluate, predictions, rows_of
-from thinkjepa.stages.evaluate.rollout import evaluate_rollout
+from thinkjepa.stages.evaluate.rollout import evaluate_rollout, roll_out, slopes_per_s
 from thinkjepa.stages.evaluate.runs import TrainedRun
 from thinkjepa.stages.train.model.forecast import ForecastModel
 from thinkjepa.stages.train.run import train
@@ -189,6 +192,63 @@ def test_gradients_of_the_last_window_reach_the_weights_through_the_first(
     assert reached[:, 0].abs().sum() > 0, "the first step has left the context: through predictions only"
 
 
+def test_slopes_are_those_of_numpy_polyfit() -> None:
+    """A step without an error is left out; of one step there is no slope."""
+    generator = np.random.default_rng(0)
+    errors, times_s = generator.normal(size=(4, 6)), np.sort(generator.uniform(0, 3, (4, 6)), axis=1)
+    errors[1, 2] = np.nan
+    errors[2, 1:] = np.nan
+    errors[3] = 5.0
+    found = slopes_per_s(errors, times_s)
+    assert found[0] == pytest.approx(np.polyfit(times_s[0], errors[0], 1)[0])
+    rest = [0, 1, 3, 4, 5]
+    assert found[1] == pytest.approx(np.polyfit(times_s[1, rest], errors[1, rest], 1)[0])
+    assert np.isnan(found[2])
+    assert found[3] == 0.0
+
+
+def test_seeds_of_rollouts_are_averaged_paired_and_told_by_slope(
+    latent_cache: BuildCache, train_run: Callable[..., Path]
+) -> None:
+    cache = latent_cache(windows=3, labelled=16)
+    rolled = {
+        f"{variant}-{seed}": roll_out(
+            train_run(cache, f"{variant}-{seed}", variant=variant, seed=seed), horizons=[2, 6]
+        )
+        for variant in ("thinkjepa", "jepa")
+        for seed in range(3)
+    }
+    found = compare_rollouts(rolled)
+    assert [(group["name"], group["seeds"]) for group in found["groups"]] == [
+        ("thinkjepa", [0, 1, 2]),
+        ("jepa", [0, 1, 2]),
+    ]
+    difference = found["differences"][0]
+    assert (difference["a"], difference["b"]) == ("thinkjepa", "jepa")
+
+    def mean(variant: str, at: Callable[[dict[str, Any]], dict[str, Any]]) -> float:
+        results = [rolled[f"{variant}-{seed}"].result for seed in range(3)]
+        return float(np.mean([at(result)["trajectory"]["model"]["ade_m"]["mean"] for result in results]))
+
+    entries = {entry["name"]: entry for entry in found["entries"]}
+    places: list[tuple[Callable[[dict[str, Any]], dict[str, Any]], Callable[[Any], Any]]] = [
+        (lambda result: result["horizons"][0], lambda item: item["horizons"][0]),
+        (lambda result: result["horizons"][1], lambda item: item["horizons"][1]),
+        (lambda result: result["per_s"], lambda item: item["per_s"]),
+    ]
+    for of_run, of_group in places:
+        means = {variant: mean(variant, of_run) for variant in ("thinkjepa", "jepa")}
+        for variant, expected in means.items():
+            assert of_group(entries[variant])["ade_m"]["mean"] == pytest.approx(expected)
+        figure = of_group(difference)["ade_m"]
+        assert figure["mean"] == pytest.approx(means["thinkjepa"] - means["jepa"])
+        assert figure["low"] < figure["mean"] < figure["high"]
+    markdown = rollout_markdown(found)
+    assert "- thinkjepa: 3 seeds (0, 1, 2)" in markdown
+    table = markdown.split("## By how much: ADE (m)")[1]
+    assert next(line for line in table.splitlines() if line.startswith("| a ")).endswith(" slope, per s |")
+
+
 def test_the_command_rolls_every_variant_out(
     latent_cache: BuildCache,
     train_run: Callable[..., Path],
@@ -213,31 +273,30 @@ def test_the_command_rolls_every_variant_out(
     markdown = (out / "rollout-test.md").read_text()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines()]
     heads = ["4 steps, 0.80 s", "8 steps, 1.60 s", "16 steps, 3.20 s", "32 steps, 6.40 s"]
-    assert ["method", *heads] in rows
+    assert ["method", "seeds", *heads, "slope, per s"] in rows
     assert text.count("| method") == 1, "the terminal shows one table"
     assert f"all tables: {out / 'rollout-test.md'}" in text
+    compared = json.loads((out / "rollout-test.json").read_text())["compared"]
+    labels = {run: group["name"] for group in compared["groups"] for run in group["runs"]}
+    assert len(set(labels.values())) == len(VARIANTS), "each has a name of its own"
     for name in VARIANTS:
         result = json.loads((tmp_path / "runs" / name / "rollout-test.json").read_text())
         assert [item["steps"] for item in result["horizons"]] == [4, 8, 16, 32]
         mean = result["horizons"][3]["trajectory"]["model"]["ade_m"]["mean"]
-        label = name if result["variant"] in name else f"{name} ({result['variant']})"
-        row = next(row for row in rows if row[0] == label)
-        assert row[4].startswith(f"{mean:.4f} [")
-        assert all("[" in cell for cell in row[1:])
-        assert f"| {label} " in text
+        row = next(row for row in rows if row[0] == labels[name])
+        assert row[5].startswith(f"{mean:.4f} [")
+        assert all("[" in cell for cell in row[2:])
+        assert f"| {labels[name]} " in text
     assert sum(row[0] == "constant velocity" for row in rows) == 2
     assert "future camera poses are not used" in markdown
     height, width, _ = matplotlib.image.imread(out / "rollout-test.png").shape
     assert width > 1000
     assert height > 400
-    results = {
-        name: json.loads((tmp_path / "runs" / name / "rollout-test.json").read_text()) for name in VARIANTS
-    }
     captions: list[str] = []
     keep = lambda figure: captions.append(figure.get_suptitle()) or b""  # noqa: E731
     monkeypatch.setattr("thinkjepa.pipeline.report.plots.png_bytes", keep)
-    rollout_picture(results)
-    counts = {f"{result['num_clips']} clips of {result['num_videos']} videos" for result in results.values()}
-    assert captions == [f"lines: means over clips; bands: 95 % intervals, {counts.pop()}"]
+    rollout_picture(compared)
+    count = f"{compared['num_clips']} clips of {compared['num_videos']} videos"
+    assert captions == [f"lines: means over clips; bands: 95 % intervals, {count}"]
     status, _, stderr = run("--run", tmp_path / "runs" / "jepa", "--rollout", "four")
     assert (status, stderr.count("\n")) == (2, 1), stderr

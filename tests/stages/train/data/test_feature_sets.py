@@ -24,8 +24,9 @@ from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.data.plan import ClipSettings, with_windows
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.compared.comparison import compare
+from thinkjepa.stages.evaluate.compared.rollouts import compare_rollouts
 from thinkjepa.stages.evaluate.evaluation import evaluate
-from thinkjepa.stages.evaluate.rollout import evaluate_rollout
+from thinkjepa.stages.evaluate.rollout import evaluate_rollout, roll_out
 from thinkjepa.stages.evaluate.runs import TrainedRun, read_evaluations
 from thinkjepa.stages.json_files import read_json
 from thinkjepa.stages.train.data.feature_sets import serves, set_record
@@ -67,15 +68,16 @@ def test_the_advice_of_a_refused_rollout_works(latent_cache: BuildCache, tmp_pat
         evaluate_rollout(run, horizons=[2, 6])
     before = evaluate(run)
     latent_cache(windows=3, num_videos=6, kinds=("encoder",))
-    rolled = evaluate_rollout(run, horizons=[2, 6])
+    found = roll_out(run, horizons=[2, 6])
+    rolled, compared = found.result, compare_rollouts({"run": found})
     assert evaluate(run) == before
     ids = TrainedRun.open(run).clip_ids("test")
     held = TrainedRun.open(run).features(None, windows=3).clips.only(ids).clip_ids.to_pylist()
     assert rolled["num_clips"] == len(held)
     assert rolled["num_clips_left_out"] == len(ids) - len(held) > 0
     line = f"{len(ids) - len(held)} of {len(ids)} test clips left out"
-    assert line in rollout_markdown({"run": rolled})
-    assert line in rollout_page({"run": rolled}, tmp_path / "rollout")
+    assert line in rollout_markdown(compared)
+    assert line in rollout_page(compared, tmp_path / "rollout")
 
 
 def test_a_run_finds_its_features_in_a_set_with_more_windows(
