@@ -149,7 +149,7 @@ def _refuse_earlier_tokens(path: Path, record: Mapping[str, Any]) -> None:
 
     Such runs record no digests of their clips.
     """
-    guidance = record["model"].get("guidance", {})
+    guidance = record.get("model", {}).get("guidance", {})
     names = [name.strip() for name in guidance.get("cross_tokens", "all").split(",")]
     if "clips" not in record and guidance.get("kind") == "cross" and "generated" in names:
         raise StageError(
