@@ -64,12 +64,15 @@ def extraction_record(
 def remembered_settings(cache_dir: Path) -> Sections:
     """Settings by section of params.yaml, empty where the cache does not have them.
 
-    Raises CacheError where there is no cache.
+    The record of an extraction that stored no clip counts for nothing. Raises CacheError where there is no
+    cache.
     """
     cache = FeatureCache.open(cache_dir)
-    if record := read_last_extraction(cache_dir):
-        return _sections(record.get("settings"), cache_dir)
     thinkers, encoders = cache.filled_sets("thinker"), cache.filled_sets("encoder")
+    empty = set(cache.feature_sets) - {item.name for item in (*thinkers, *encoders)}
+    record = read_last_extraction(cache_dir)
+    if record and not {record.get("thinker_set"), record.get("encoder_set")} & empty:
+        return _sections(record.get("settings"), cache_dir)
     if len(thinkers) != 1 or len(encoders) != 1:
         return {}
     return _settings_of(thinkers[0], encoders[0])

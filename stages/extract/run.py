@@ -269,7 +269,8 @@ def _extract_pending(
 ) -> set[str]:
     """Fill the shards of all pending clips, here or on a cluster. Returns the clips that needed nothing.
 
-    `record` is remembered as the last extraction from the first stored clip on. Ctrl-C, SIGTERM and too many
+    `record` is remembered as the last extraction from the first stored clip on, in a new cache before it: a
+    run that is killed between the two is then continued with the same settings. Ctrl-C, SIGTERM and too many
     failures end it after a batch. Raises StageError where the disk is too small.
     """
     sets, progress = job.target.sets, tally.progress
@@ -281,6 +282,8 @@ def _extract_pending(
     missing = {clip_id for unit in units for clip_id in pending_clips(session, sets, unit)}
     if missing:
         progress.begin("extracting", total=len(missing), unit="clips")
+        if not session.last_extraction:
+            session.remember(record)
     with noted_signals(progress) as stopping:
 
         def on_batch(done: BatchDone) -> bool:
