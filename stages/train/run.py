@@ -327,6 +327,7 @@ def _joint_metrics(plan: RunPlan, state: FitState) -> dict[str, Any]:
     reason = without[min(without)] if without else ""
     return {
         "validation_distance_m": state.best.validation_distance_m,
+        "head_share": float(state.best_weights["head.share"]),
         "num_joints": len(supervision.joints),
         "unlabelled": {"clips": len(without), "first": reason},
     }

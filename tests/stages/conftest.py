@@ -15,3 +15,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def whole_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All counts that a head adds to its ridge: on clips so few, validation would leave nothing of it."""
+    monkeypatch.setattr("thinkjepa.stages.train.model.head.SHARES", (1.0,))

@@ -38,6 +38,7 @@ from thinkjepa.stages.train.fit.losses import (
     LATENT_PART,
     LOSS,
     WITH_DISTANCE,
+    joint_distance,
     latent_mse,
     per_sample_losses,
     persistence,
@@ -46,6 +47,7 @@ from thinkjepa.stages.train.fit.optimizer import Step, make_optimizer, set_rates
 from thinkjepa.stages.train.fit.state import EpochLosses, FitState, PartialEpoch, ResumeFile
 from thinkjepa.stages.train.fit.tracking import log_epoch, log_step
 from thinkjepa.stages.train.model.forecast import ForecastModel
+from thinkjepa.stages.train.model.head import TrajectoryHead
 from thinkjepa.stages.train.randomness import is_dropped
 from thinkjepa.stages.train.settings import TrainSettings
 
@@ -91,7 +93,7 @@ class Trainer:
         """Weighted per-sample losses `(clip, column)` of this process' clips, micro-batch by micro-batch.
 
         `stored` yields the features of the micro-batches. `step` is given in training, where guidance and
-        poses may be dropped.
+        poses may be dropped. Without one, a column for each share of the head follows: the joints' distance.
         """
         for part in self.micro_batches(batch):
             clips = self.features.transformed(next(stored), self.accelerator.device)
@@ -114,7 +116,23 @@ class Trainer:
                 unit_m=self._joint_unit_m(clips.poses),
                 latent_unit=self.latent_unit,
             )
+            if step is None:
+                losses = torch.cat((losses, self._distances_by_share(forecast.joints_m, clips)), dim=1)
             yield losses * weights.unsqueeze(1)
+
+    def _distances_by_share(self, joints_m: Tensor | None, clips: Batch) -> Tensor:
+        """Each clip's joint distance at each share of the head, `(clip, share)`, metres."""
+        if joints_m is None or clips.trajectory is None:
+            return torch.empty(len(clips.observed), 0, device=clips.observed.device)
+        target, counted = clips.trajectory, clips.trajectory.counted.float()
+        found = self.head.at_shares(joints_m, target.poses)
+        return torch.stack([joint_distance(one, target.future_m, counted) for one in found], dim=1)
+
+    @property
+    def head(self) -> TrajectoryHead:
+        """The head of a model that has one."""
+        head: TrajectoryHead = self.accelerator.unwrap_model(self.model).head
+        return head
 
     @property
     def with_next_steps(self) -> bool:
@@ -235,6 +253,7 @@ def train_epoch(
     Saves every `save_every_s`, and before SystemExit where `stop` is set.
     """
     trainer.model.train()
+    use_whole_head(trainer)
     epoch, done = len(state.curve) + 1, state.partial
     saved_s, left = time.monotonic(), batches[done.steps_done :]
     with closing(trainer.stored(left)) as stored:
@@ -297,18 +316,31 @@ def gradient_norms(trainer: Trainer, losses: Tensor) -> tuple[float, float | Non
 def validation_losses(trainer: Trainer, clip_ids: Sequence[str]) -> Tensor:
     """Mean losses of the model over all `clip_ids`, by the columns of `per_sample_losses`, float64.
 
-    The distance is the mean over the clips that have one, NaN where none has.
+    The distance is the mean over the clips that have one, NaN where none has. It is that of the best share
+    of the head, which the head has from then on. The loss is that of the whole head.
     """
     trainer.model.eval()
-    totals = torch.zeros(len(COLUMNS), dtype=torch.float64)
+    use_whole_head(trainer)
+    totals: Tensor | float = 0.0
     batches = batches_in_order(clip_ids, batch_size=trainer.settings.batch_size)
     with closing(trainer.stored(batches)) as stored:
         for batch in batches:
             summed = torch.stack([losses.sum(dim=0) for losses in trainer.losses(batch, stored)]).sum(dim=0)
-            totals += trainer.finite_means(summed, batch) * len(batch)
-    means = totals / len(clip_ids)
+            totals = totals + trainer.finite_means(summed, batch) * len(batch)
+    assert isinstance(totals, Tensor), "a split has clips"
+    means, by_share = (totals / len(clip_ids))[: len(COLUMNS)], totals[len(COLUMNS) :]
+    if len(by_share):
+        best = int(by_share.argmin())
+        trainer.head.share.fill_(trainer.head.shares[best])
+        totals[DISTANCE_M] = by_share[best]
     means[DISTANCE_M] = totals[DISTANCE_M] / totals[WITH_DISTANCE]
     return means
+
+
+def use_whole_head(trainer: Trainer) -> None:
+    """Let all count that the head adds to its start, as in training."""
+    if trainer.accelerator.unwrap_model(trainer.model).head is not None:
+        trainer.head.share.fill_(1.0)
 
 
 def untrained_loss(

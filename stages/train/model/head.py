@@ -4,9 +4,12 @@
     joints = start + scale * (linear(states) + nonlinear(states))
 
 The start is the ridge on the observed poses. The output layers begin at zero, so that training begins at the
-ridge, exactly. A displacement cannot be read off latents by a head that does not know where it starts, and
-one scale for all frames lets the hand jump in the first one: centers and scales are those of each frame.
-A head that reads latents alone starts from the mean over the training clips instead.
+ridge, exactly. Training clips are few, and what the head adds can do harm on others: so a share of it counts
+that validation clips choose after every epoch, from all of it to none.
+
+A displacement cannot be read off latents by a head that does not know where it starts, and one scale for all
+frames lets the hand jump in the first one: centers and scales are those of each frame. A head that reads
+latents alone starts from the mean over the training clips instead, and all of it counts.
 """
 
 import torch
@@ -16,6 +19,9 @@ from torch import Tensor, nn
 from thinkjepa.stages.train.data.poses import ObservedPoses
 from thinkjepa.stages.train.model.config import LatentGrid, ModelShape
 from thinkjepa.stages.train.model.ridge import PoseRidge
+
+SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
+"""Shares of what a head adds to the ridge, of which validation clips choose one: the first of equals."""
 
 NUM_QUERIES = 8  # pooled summaries of a step's patches: a hand covers few patches at once
 
@@ -51,6 +57,9 @@ class PatchReader(nn.Module):
 class TrajectoryHead(nn.Module):
     """Joint positions `(batch, step, frame, joint, 3)`, metres, read step by step."""
 
+    share: Tensor
+    """Share of what the head adds to its start, 1 while it trains."""
+
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
         assert shape.head is not None, "the shape of a model with a head"
@@ -67,6 +76,7 @@ class TrajectoryHead(nn.Module):
         self.output = nn.Linear(head.width, head.frames_per_step * len(head.joints) * 3)
         self.linear = nn.Linear(head.width, self.output.out_features, bias=False)
         self.of_poses = PoseTerms(self.ridge, width=head.width) if head.reads_poses else None
+        self.register_buffer("share", torch.ones(()))
 
     def begin_at_start(self) -> None:
         """Set the output layers to zero: joints are then those of the start."""
@@ -82,8 +92,18 @@ class TrajectoryHead(nn.Module):
         relative = self.output(self.hidden_norm(F.gelu(states_BTW))).float() + self.linear(states_BTW).float()
         relative_BTKJ3 = relative.view(*relative.shape[:2], self.shape.frames_per_step, -1, 3)
         start_m, scale_m = self._start(poses)
-        joints_m: Tensor = start_m[:, steps] + scale_m[:, steps] * relative_BTKJ3
+        joints_m: Tensor = start_m[:, steps] + self.share * scale_m[:, steps] * relative_BTKJ3
         return joints_m
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Shares to choose from. A head of latents alone, the paper's, counts whole."""
+        return SHARES if self.of_poses is not None else SHARES[:1]
+
+    def at_shares(self, joints_m: Tensor, poses: ObservedPoses) -> list[Tensor]:
+        """Joints at each of `shares`, from those of the whole head."""
+        start_m = self._start(poses)[0][:, self.ridge.steps(joints_m.shape[1])]
+        return [joints_m if share == 1 else start_m + share * (joints_m - start_m) for share in self.shares]
 
     def unit_m(self, poses: ObservedPoses) -> Tensor:
         """Deviation of each joint around its start, over all frames, `(batch, 1, 1, joint, 1)`, metres.

@@ -42,6 +42,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+pytestmark = pytest.mark.usefixtures("whole_head")
+
+
 @pytest.fixture
 def train_run(tmp_path: Path) -> Callable[..., Path]:
     def run(cache: Path, name: str = "run", **changes: Any) -> Path:

@@ -92,3 +92,23 @@ def test_without_the_training_clips_what_is_learned_from_them_is_left_out_and_to
     assert result["training_clips_lacking"] == 1
     assert "constant_velocity" in result["trajectory"]
     assert not {"damped_velocity", "mean_displacement", "mean_pose"} & set(result["trajectory"])
+
+
+@pytest.mark.parametrize("head_learning_rate", [1e-3, 0.3])
+def test_no_head_is_worse_than_its_ridge_on_the_clips_that_choose(
+    train_run: TrainRun, head_learning_rate: float
+) -> None:
+    """Nothing is left of a head that training has ruined."""
+    run = train_run(head_learning_rate=head_learning_rate)
+    by_method = evaluate(run, split="validation", device="cpu")["trajectory"]
+    own, ridge = (by_method[name]["ade_m"] for name in ("model", "ridge"))
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert own <= ridge + 1e-6
+    assert own == pytest.approx(metrics["validation_distance_m"], abs=1e-6)
+    if head_learning_rate == 0.3:
+        assert (own, metrics["head_share"]) == (pytest.approx(ridge, abs=1e-6), 0.0)
+
+
+def test_a_head_of_latents_alone_counts_whole(train_run: TrainRun) -> None:
+    run = train_run(head_learning_rate=0.3, head_inputs="latents")
+    assert json.loads((run / "metrics.json").read_text())["head_share"] == 1.0

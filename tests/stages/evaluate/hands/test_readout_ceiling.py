@@ -77,6 +77,7 @@ def test_a_joint_that_never_counts_has_no_error(train_run: TrainRun, monkeypatch
         assert None not in by_joint[result["joints"][1]]
 
 
+@pytest.mark.usefixtures("whole_head")
 def test_other_future_latents_change_it_and_no_other_methods_joints(
     train_run: TrainRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
