@@ -84,8 +84,8 @@ def latent_cache(tmp_path: Path) -> BuildCache:
         kinds: Collection[Kind] = ("encoder", "thinker"),
     ) -> Path:
         root = tmp_path / name
-        encoder, thinker = _encoder_set(windows, framing), _thinker_set(with_tokens=with_tokens)
-        clips = [_clip(video, split, windows) for video in range(num_videos) for split in SPLITS]
+        encoder, thinker = encoder_set(windows, framing), thinker_set(with_tokens=with_tokens)
+        clips = [clip_row(video, split, windows) for video in range(num_videos) for split in SPLITS]
         laters = {
             clip.video_digest: later if later_in is None or clip.video_digest[:16] in later_in else 0.0
             for clip in clips
@@ -125,7 +125,7 @@ def _dense_sampling(windows: int) -> dict[str, Any]:
     return with_windows({"rule": "spaced", "future": WINDOW_FRAMES, "fps": FPS}, windows)
 
 
-def _encoder_set(windows: int, framing: Framing | None) -> FeatureSet:
+def encoder_set(windows: int, framing: Framing | None) -> FeatureSet:
     patches = GRID.tokens_per_step
     observed = (GRID.observed_steps, patches, GRID.dim)
     future = (windows, GRID.future_steps, patches, GRID.dim)
@@ -142,7 +142,7 @@ def _encoder_set(windows: int, framing: Framing | None) -> FeatureSet:
     )
 
 
-def _thinker_set(*, with_tokens: bool) -> FeatureSet:
+def thinker_set(*, with_tokens: bool) -> FeatureSet:
     shape = (THINKER.levels, 2, THINKER.dim)
     arrays = [ArraySpec("pooled", ("layer", "stream", "dim"), shape, shape, "float32")]
     if with_tokens:
@@ -162,7 +162,7 @@ def _thinker_set(*, with_tokens: bool) -> FeatureSet:
     )
 
 
-def _clip(video: int, split_frame: int, windows: int) -> ClipRow:
+def clip_row(video: int, split_frame: int, windows: int) -> ClipRow:
     digest = hashlib.sha256(f"video {video}".encode()).hexdigest()
     observed = tuple(range(split_frame - TUBELET * GRID.observed_steps, split_frame))
     starts = [split_frame + WINDOW_FRAMES * window for window in range(windows)]
@@ -185,7 +185,7 @@ def _clip(video: int, split_frame: int, windows: int) -> ClipRow:
 
 
 def _labels(video: int, windows: int, laters: Mapping[str, float]) -> VideoLabels:
-    clip, num_frames = _clip(video, SPLITS[0], windows), SPLITS[-1] + WINDOW_FRAMES * windows
+    clip, num_frames = clip_row(video, SPLITS[0], windows), SPLITS[-1] + WINDOW_FRAMES * windows
     rng = np.random.default_rng(video)
     start_m, step_m = rng.normal(scale=((0.1,), (0.004,)), size=(2, len(JOINTS) * 3)).reshape(2, -1, 3)
     positions_m = (start_m + step_m * np.arange(num_frames)[:, None, None]).astype(np.float32)
