@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -131,14 +130,3 @@ def test_intervals_hold_the_truth_in_93_to_97_of_100(groups: int, seeds: int, wo
         _, low, high = interval(group_of, scores)
         held += low <= 0.0 <= high
     assert 0.93 <= held / repetitions <= 0.97
-
-
-def test_fifteen_runs_of_500_clips_take_seconds() -> None:
-    """5 groups of 3 seeds with 4 methods, 5 metrics at 17 steps, and 40 differences: 2,100 figures."""
-    generator = np.random.default_rng(0)
-    clusters = Clusters(groups=[clip // 10 for clip in range(500)], videos=[clip // 5 for clip in range(500)])
-    scores = {number: [generator.normal(size=(3, 500))] for number in range(100)}
-    started_s = time.process_time()
-    for _ in range(21):
-        assert len(clusters.figures(scores)) == 100
-    assert time.process_time() - started_s < 10
