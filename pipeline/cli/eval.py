@@ -55,7 +55,7 @@ def eval_command(
             "latents' error, on validation clips]",
         ),
     ] = None,
-    split: Annotated[SplitName, typer.Option(help="Side of the run's split that is measured.")] = "test",
+    split: Annotated[SplitName, typer.Option(help="Which of the run's clips are measured.")] = "test",
     cache_dir: Annotated[
         Path | None,
         typer.Option("--cache-dir", help="The cache, where it is no longer where the run found it."),

@@ -14,7 +14,6 @@ import torch
 from accelerate import Accelerator
 
 from thinkjepa.cache import FeatureCache
-from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train.data.features import Batch, Features, choose_features
 from thinkjepa.stages.train.fit.loop import Trainer, gradient_norms, validation_losses
@@ -38,15 +37,7 @@ CURVE = (  # each figure is lowest after another epoch
 
 
 def run(cache: Path, out: Path, **changed: Any) -> dict[str, Any]:
-    return train(
-        cache,
-        out,
-        replace(TINY, **changed),
-        thinker_set=None,
-        encoder_set=None,
-        split=SplitRule(),
-        progress=lambda **_: None,
-    )
+    return train(cache, out, replace(TINY, **changed))
 
 
 @pytest.mark.parametrize(("select_by", "epoch"), [("loss", 1), ("latents", 2), ("joints", 3)])

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from thinkjepa.cache import FeatureCache
-from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.evaluate.evaluation import evaluate
 from thinkjepa.stages.evaluate.runs import TrainedRun
 from thinkjepa.stages.train.data.features import choose_features
@@ -58,15 +57,7 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def run(cache: Path, out: Path, **changed: Any) -> dict[str, Any]:
-    return train(
-        cache,
-        out,
-        replace(TINY, **changed),
-        thinker_set=None,
-        encoder_set=None,
-        split=SplitRule(),
-        progress=lambda **_: None,
-    )
+    return train(cache, out, replace(TINY, **changed))
 
 
 @torch.no_grad()
