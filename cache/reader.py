@@ -102,8 +102,11 @@ class FeatureCache:
 
     def filled_sets(self, kind: Kind) -> list[FeatureSet]:
         """Sets of a kind with features of any clip: an extraction that failed may leave one without."""
-        of_kind = [item for item in self.feature_sets.values() if item.kind == kind]
-        return [item for item in of_kind if len(self.index(item.name).clip_ids)]
+        return [item for item in self.feature_sets.values() if item.kind == kind and self.is_filled(item)]
+
+    def is_filled(self, feature_set: FeatureSet) -> bool:
+        """True if the set has features of any clip."""
+        return len(self.index(feature_set.name).clip_ids) > 0
 
     def select(self, *set_names: str) -> ClipSelection:
         """Clips that have features in every named set, sorted by clip_id.

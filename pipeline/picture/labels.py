@@ -92,10 +92,14 @@ def labeled_videos(
 
 
 def encoder_framing(cache: FeatureCache | None) -> tuple[Framing, str]:
-    """The part of a frame that an encoder uses, and its name: of the cache's encoder, else of V-JEPA 2."""
-    sets = cache.feature_sets.values() if cache else ()
-    for item in sets:
-        if item.kind == "encoder" and (framing := set_framing(item.source)):
+    """The part of a frame that an encoder uses, and its name: of the cache's encoder, else of V-JEPA 2.
+
+    A set without features of any clip counts only where there is no other.
+    """
+    sets = [item for item in cache.feature_sets.values() if item.kind == "encoder"] if cache else []
+    filled = cache.filled_sets("encoder") if cache else []
+    for item in (*filled, *sets):
+        if framing := set_framing(item.source):
             return framing, str(item.source["model"])
     return VJEPA2_FRAMING, "V-JEPA 2"
 

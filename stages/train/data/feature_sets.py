@@ -43,9 +43,10 @@ def find_serving(
 ) -> FeatureSet:
     """The set that holds what a run read, and `windows` future windows, with the fewest more.
 
-    Raises StageError where there is none.
+    A set without features of any clip serves only where there is no other. Raises StageError where none does.
     """
-    held = [item for item in cache.feature_sets.values() if item.kind == kind and serves(item, wanted)]
+    serving = [item for item in cache.feature_sets.values() if item.kind == kind and serves(item, wanted)]
+    held = [item for item in serving if cache.is_filled(item)] or serving
     if not held:
         names = ", ".join(sorted(cache.feature_sets)) or "none"
         raise StageError(

@@ -73,3 +73,24 @@ def test_the_box_is_that_of_the_caches_own_encoder(tmp_path: Path) -> None:
             session.resolve(made)
     assert encoder_framing(FeatureCache.open(tmp_path / "old"))[1] == "V-JEPA 2"
     assert encoder_framing(FeatureCache.open(tmp_path / "new")) == (framing, "b")
+
+
+def test_the_box_is_that_of_an_encoder_with_clips(tmp_path: Path, latent_cache: Callable[..., Path]) -> None:
+    used = {"resize": {"shortest_edge": 64}, "crop": {"height": 56, "width": 56}}
+    cache = latent_cache(num_videos=1, framing=used)
+    empty = describe_set(
+        "encoder",
+        origin={"weights": "left by a run that failed"},
+        source={
+            "model": "other",
+            "framing": {"resize": {"shortest_edge": 9}, "crop": {"height": 9, "width": 9}},
+        },
+        arrays=(),
+        shard_bytes=1,
+        typical_clip_bytes=1,
+    )
+    with WriteSession(cache) as session:
+        session.resolve(empty)
+    names = list(FeatureCache.open(cache).feature_sets)
+    assert names[0] == empty.name, "the empty set comes first, so that the test can fail"
+    assert encoder_framing(FeatureCache.open(cache)) == (used, "tiny")

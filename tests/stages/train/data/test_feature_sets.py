@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from latent_cache import encoder_set
 
 from thinkjepa.cache import (
     ArraySpec,
@@ -112,6 +113,17 @@ def test_training_takes_the_set_with_as_many_windows_as_it_reads(
     assert features.encoder.arrays["future"].shape[0] == held
     with pytest.raises(StageError, match="--future-windows 4"):
         choose_features(FeatureCache.open(cache), replace(TINY, rollout_windows=4))
+
+
+def test_a_rollout_takes_no_set_that_an_extraction_left_empty(
+    latent_cache: BuildCache, tmp_path: Path
+) -> None:
+    cache = latent_cache(windows=4)
+    run = train_on(cache, tmp_path / "run")
+    before = evaluate_rollout(run, horizons=[2, 6])
+    with WriteSession(cache) as session:
+        session.resolve(encoder_set(3, None))
+    assert evaluate_rollout(run, horizons=[2, 6]) == before
 
 
 def more_layers(cache: Path, layers: list[int]) -> FeatureSet:
