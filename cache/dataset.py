@@ -10,7 +10,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from thinkjepa.cache.reader import FeatureCache
-from thinkjepa.cache.records import CacheError
+from thinkjepa.cache.records import KINDS, CacheError
 from thinkjepa.cache.tables.clips import ClipSelection
 
 Item = dict[str, Any]
@@ -96,4 +96,4 @@ def _set_with(cache: FeatureCache, array: str, selectors: Sequence[str]) -> str:
         raise CacheError(
             f"no set of {str(cache.path)!r} holds {array!r}; arrays are {', '.join(held) or 'none'}"
         )
-    return cache.choose_set(min(kinds), selectors).name
+    return cache.choose_set(min(kinds, key=KINDS.index), selectors).name

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,7 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-SET_NAME = re.compile(r"(thinker|encoder)-[0-9a-f]{12}")
+SET_NAME = re.compile(r"(thinker|encoder|history)-[0-9a-f]{12}")
 
 ARRAY_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
@@ -64,8 +64,12 @@ Codec = Literal["none", "zstd", "blosc"]
 Encoding = Literal["plain", "fp8"]
 """`fp8`: float8 e4m3 with a scale per token, which halves the disk and adds an error."""
 
-Kind = Literal["thinker", "encoder"]
-"""A feature set comes from one frozen model: the vision-language model or the video encoder."""
+Kind = Literal["thinker", "encoder", "history"]
+"""A feature set comes from one frozen model: the vision-language model, the video encoder, or the encoder
+over the vision-language model's frames (`history`)."""
+
+KINDS = get_args(Kind)
+"""All kinds, in the order in which they are shown and preferred."""
 
 DTYPES = ("float16", "bfloat16", "float32", "uint8")
 """Dtypes of stored values, by their names in torch."""
@@ -177,7 +181,7 @@ class FeatureSet:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Thinker layers in the order of the `layer` axis, empty for an encoder."""
+        """Thinker layers in the order of the `layer` axis, empty for other kinds."""
         return tuple(self.origin.get("layers", ()))
 
     @property
@@ -229,7 +233,7 @@ class ClipRow:
 
     def sampling(self, kind: Kind) -> str:
         """Fingerprint of the sampling of the frames for one model."""
-        return self.thinker_sampling if kind == "thinker" else self.dense_sampling
+        return self.dense_sampling if kind == "encoder" else self.thinker_sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +251,7 @@ class ClipFeatures:
 DROPPED = "verify"
 """Stage of an index row whose features were damaged: the next extraction computes them again."""
 
-FailureStage = Literal["open", "plan", "decode", "thinker", "encoder", "worker", "labels"]
+FailureStage = Literal["open", "plan", "decode", "thinker", "encoder", "history", "worker", "labels"]
 
 
 @dataclass(frozen=True, slots=True)

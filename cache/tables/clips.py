@@ -30,7 +30,8 @@ class ClipTable:
         self._rows = ParquetRows(clips_dir(root), columns=KEY, schema=CLIPS_SCHEMA)
         self._ids, thinker, dense = (self._rows.release(name) for name in KEY)
         keys = pc.binary_join_element_wise(self._ids, thinker, dense, " ")
-        self._samplings = {"thinker": thinker.dictionary_encode(), "encoder": dense.dictionary_encode()}
+        sparse = thinker.dictionary_encode()
+        self._samplings = {"thinker": sparse, "encoder": dense.dictionary_encode(), "history": sparse}
         self._newest = last_of_equal(keys)
 
     def all(self) -> ClipSelection:
@@ -45,7 +46,7 @@ class ClipTable:
     def find_all(self, clips: Sequence[ClipRow]) -> list[ClipRow | None]:
         """The stored row with the key of each clip, None where there is none."""
         newest = pa.array(self._newest)
-        columns = (self._ids, *(column.cast(pa.string()) for column in self._samplings.values()))
+        columns = (self._ids, *(self._samplings[kind].cast(pa.string()) for kind in ("thinker", "encoder")))
         keys = pc.binary_join_element_wise(*(column.take(newest) for column in columns), " ")
         positions = IdLookup(keys).find_all([" ".join(getattr(clip, name) for name in KEY) for clip in clips])
         known = np.flatnonzero(positions >= 0)

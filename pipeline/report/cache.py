@@ -20,7 +20,7 @@ from thinkjepa.cache import (
     remove,
 )
 from thinkjepa.cache.disk.layout import array_dir, failures_file, index_dir
-from thinkjepa.cache.records import ERROR, set_differences
+from thinkjepa.cache.records import ERROR, KINDS, set_differences
 from thinkjepa.cache.shards.assignment import is_unfinished
 from thinkjepa.pipeline.cli.console import counted, human_bytes
 from thinkjepa.pipeline.project.remembering import setting_flags
@@ -138,7 +138,7 @@ def cache_info(path: Path) -> dict[str, Any]:
     clips = cache.clips.all().by_clip_id()
     apart = {
         name: text
-        for kind in ("thinker", "encoder")
+        for kind in KINDS
         for name, text in set_differences(
             item for item in cache.feature_sets.values() if item.kind == kind
         ).items()
@@ -269,6 +269,8 @@ def _set_lines(item: dict[str, Any]) -> list[str]:
     kept = counted(item["clips"], "clip") if item["clips"] else "no features yet, so no default"
     lines = [f"{item['name']}: {kept}, {human_bytes(item['bytes'])}{written}"]
     lines.append("  " + ", ".join(made))
+    if item["kind"] == "history":
+        lines.append("  the encoder over the thinker's frames, for --guidance-source history")
     if item["differs_by"]:
         lines.append(f"  unlike the other {item['kind']} sets: {item['differs_by']}")
     if item["kind"] == "thinker":
@@ -298,7 +300,7 @@ def _set_lines(item: dict[str, Any]) -> list[str]:
 
 def _view(item: dict[str, Any]) -> str:
     """The part of a frame that the model of a set sees, in words. Empty where the set did not record it."""
-    if item["kind"] == "encoder":
+    if item["kind"] != "thinker":
         framing = set_framing(item["source"])
         return describe_framing(framing) if framing else ""
     framing = item["origin"].get("preprocessing", {}).get("view")

@@ -19,7 +19,7 @@ from thinkjepa.cache import CacheError, FeatureCache, FeatureSet
 from thinkjepa.pipeline.cli.console import counted
 from thinkjepa.stages.progress import Progress
 
-STATES = {"thinker": ("tokens",), "encoder": ("observed", "future")}
+STATES = {"thinker": ("tokens",), "encoder": ("observed", "future"), "history": ("pooled",)}
 """Arrays compared by kind of set. The thinker's other arrays follow from its tokens."""
 
 
@@ -186,9 +186,7 @@ class _PairReader:
 
 def _check_comparable(a: FeatureSet, b: FeatureSet) -> None:
     if a.kind != b.kind:
-        raise CacheError(
-            f"{a.name} and {b.name} are of different models: name two thinker or two encoder sets"
-        )
+        raise CacheError(f"{a.name} and {b.name} are of different models: name two sets of one kind")
     if a.kind == "thinker" and not set(a.layers) & set(b.layers):
         raise CacheError(f"{a.name} (layers {_listed(a)}) and {b.name} ({_listed(b)}) share no layer")
     for array in STATES[a.kind]:

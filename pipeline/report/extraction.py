@@ -17,7 +17,7 @@ TERA = 1e12
 
 
 def describe_estimate(figures: FolderEstimate) -> str:
-    """Clips and frames, a table of the two models, memory, time, then warnings and assumptions."""
+    """Clips and frames, a table of the models, memory, time, then warnings and assumptions."""
     if not figures.clips:
         return "\n".join(_nothing_lines(figures))
     lines = [_folder_line(figures), _frames_line(figures)]
@@ -66,22 +66,24 @@ def _frames_line(figures: FolderEstimate) -> str:
     )
 
 
-def _model_rows(figures: Estimate) -> list[tuple[str, str, str]]:
-    models, clips = (figures.thinker, figures.encoder), max(1, figures.clips)
+def _model_rows(figures: Estimate) -> list[tuple[str, ...]]:
+    """A row per figure, a column per set that is filled; the encoder's weights count in its own column."""
+    named = {"thinker": figures.thinker, "encoder": figures.encoder, "history": figures.history}
+    held = {name: model for name, model in named.items() if model}
+    models, clips = list(held.values()), max(1, figures.clips)
     return [
-        _row("", ["thinker", "encoder"]),
-        _row("model", [model.model for model in models]),
-        _row("parameters", [f"{model.parameters / 1e6:,.1f} M" for model in models]),
-        _row("weights", [human_bytes(model.weights_bytes) for model in models]),
-        _row("tokens per clip", [_tokens(model) for model in models]),
-        _row("compute per clip", [f"{model.total_flops / clips / TERA:.3g} TFLOP" for model in models]),
-        _row("disk per clip", [human_bytes(model.disk_bytes / clips) for model in models]),
-        _row("disk", [human_bytes(model.disk_bytes) for model in models]),
+        ("", *held),
+        ("model", *[model.model for model in models]),
+        (
+            "parameters",
+            *[f"{model.parameters / 1e6:,.1f} M" if model.parameters else "-" for model in models],
+        ),
+        ("weights", *[human_bytes(model.weights_bytes) if model.weights_bytes else "-" for model in models]),
+        ("tokens per clip", *[_tokens(model) for model in models]),
+        ("compute per clip", *[f"{model.total_flops / clips / TERA:.3g} TFLOP" for model in models]),
+        ("disk per clip", *[human_bytes(model.disk_bytes / clips) for model in models]),
+        ("disk", *[human_bytes(model.disk_bytes) for model in models]),
     ]
-
-
-def _row(label: str, cells: Sequence[str]) -> tuple[str, str, str]:
-    return label, cells[0], cells[1]
 
 
 def _tokens(model: ModelFigures) -> str:
@@ -91,8 +93,8 @@ def _tokens(model: ModelFigures) -> str:
     return f"{least:,}" if least == most else f"{least:,} to {most:,}"
 
 
-def _table(rows: Sequence[tuple[str, str, str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
@@ -156,11 +158,12 @@ def describe_report(
     named = ", ".join(f"{number} {what}" for what, number in left_out.items() if number)
     without = f" ({named})" if named else ""
     remain = f", {report.remaining_clips} left for the next run" if report.remaining_clips else ""
+    history = f", history set {report.history_set}" if report.history_set else ""
     lines = [
         f"{counted(report.videos, 'video')}{without}, {counted(report.clips, 'clip')}, {rates}: "
         f"{report.extracted} extracted, {report.already_there} already there, "
         f"{report.failed_clips} failed{remain} ({report.seconds:.1f} s{rate})",
-        f"thinker set {report.thinker_set}, encoder set {report.encoder_set} in {report.cache_dir}",
+        f"thinker set {report.thinker_set}, encoder set {report.encoder_set}{history} in {report.cache_dir}",
     ]
     if warning := describe_repeats(report.repeated_frames, fps=report.dense_fps):
         lines.append(f"warning: {warning}")

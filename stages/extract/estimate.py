@@ -43,7 +43,7 @@ from thinkjepa.stages.extract.models.costs import (
     thinker_costs,
 )
 from thinkjepa.stages.extract.models.pair import FrozenModel, FrozenModels, Storing
-from thinkjepa.stages.extract.models.runtime import choose_dtype, decoder_beside
+from thinkjepa.stages.extract.models.runtime import TERA, choose_dtype, decoder_beside, measured_tflops
 from thinkjepa.stages.extract.models.weights import ModelUnavailableError
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
 from thinkjepa.stages.extract.thinker.contract import TYPICAL_TOKENS
@@ -56,11 +56,6 @@ UTILISATION = 0.3
 
 MEASURED_CLIPS = 3
 
-PEAK_SECONDS = 1.0
-CPU_MATRIX_SIDE = 1024
-ACCELERATOR_MATRIX_SIDE = 8192
-"""A product of this side is 1.1 TFLOP: long against the start of a kernel. A CPU is busy with 2 GFLOP."""
-
 STATE_COPIES = 3
 """Copies of a batch's hidden states in memory: as captured, cut to its length, being written."""
 
@@ -72,8 +67,6 @@ PREPARED_BATCHES = 2
 
 FRAME_COPIES = 2
 """Copies of decoded frames while they are preprocessed: as decoded, and as tensor."""
-
-TERA = 1e12
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +107,17 @@ class DescribedModels:
 
     @property
     def window_frames(self) -> list[int]:
-        """Frames of each window that goes through the encoder."""
+        """Frames of each window that goes through the encoder for its own set."""
         return [self.clips.observed_frames, *[self.clips.future_frames] * self.clips.future_windows]
 
     @property
-    def window_sequences(self) -> list[Sequence[int]]:
-        """Tokens that attend to each other, of each window."""
-        return [self.frozen.encoder.sequences(number) for number in self.window_frames]
+    def history_frames(self) -> list[int]:
+        """Frames of the window that goes through the encoder for the history set, where it is kept."""
+        return [int(self.clips.thinker_sampling["frames"])] if self.frozen.history else []
+
+    def sequences(self, windows: Sequence[int]) -> list[Sequence[int]]:
+        """Tokens that attend to each other, of each window of the encoder by its frames."""
+        return [self.frozen.encoder.sequences(number) for number in windows]
 
     @property
     def item_bytes(self) -> int:
@@ -143,9 +140,19 @@ class DescribedModels:
 
     def encoder_figures(self, planned: PlannedFolder) -> ModelFigures:
         """The encoder's part. Every clip costs the same: frames are cropped to the encoder's size."""
-        sequences = [number for window in self.window_sequences for number in window]
-        cost = ClipCost(sum(sequences), sum(map(self.encoder.flops, sequences)))
-        return self._figures(self.frozen.encoder, self.encoder.parameters, [cost] * len(planned.clips))
+        costs = [self._encoder_cost(self.window_frames)] * len(planned.clips)
+        return self._figures(self.frozen.encoder, self.encoder.parameters, costs)
+
+    def history_figures(self, planned: PlannedFolder) -> ModelFigures | None:
+        """The part of the encoder over the thinker's frames: its weights are the encoder's."""
+        if self.frozen.history is None:
+            return None
+        costs = [self._encoder_cost(self.history_frames)] * len(planned.clips)
+        return self._figures(self.frozen.history, 0, costs)
+
+    def _encoder_cost(self, windows: Sequence[int]) -> ClipCost:
+        sequences = [number for window in self.sequences(windows) for number in window]
+        return ClipCost(sum(sequences), sum(map(self.encoder.flops, sequences)))
 
     def _figures(self, model: FrozenModel, parameters: int, costs: Sequence[ClipCost]) -> ModelFigures:
         stored, item = [cost.num_tokens for cost in costs if cost.is_stored], self.sets[model.kind]
@@ -169,8 +176,9 @@ class DescribedModels:
         """Memory of a batch of the largest clips, as held at the same time, without allocators' overhead."""
         thinker, encoder = self.frozen.thinker, self.frozen.encoder
         batch_bytes = min(batch_size, len(planned.clips)) * self.item_bytes
-        window_tokens = [sum(sequences) for sequences in self.window_sequences]
-        window_pixels = sum(self.window_frames) * 3 * math.prod(encoder.frame_px)
+        windows = [*self.window_frames, *self.history_frames]
+        window_tokens = [sum(sequences) for sequences in self.sequences(windows)]
+        window_pixels = sum(windows) * 3 * math.prod(encoder.frame_px)
         longest = max(prompts.sizes.values(), key=lambda size: size.prompt_tokens, default=None)
         num_tokens = prompts.num_tokens(longest) if longest else 0
         frame_sizes = {
@@ -239,8 +247,8 @@ def estimate(
     batch_size = execution.clips_per_batch("cuda" if tflops else device)
     peak = tflops or measured_tflops(frozen.device, getattr(torch, frozen.dtype))
     thinker = described.thinker_figures(prompts, planned)
-    encoder = described.encoder_figures(planned)
-    model_s = (thinker.total_flops + encoder.total_flops) / (peak * TERA * UTILISATION)
+    encoder, history = described.encoder_figures(planned), described.history_figures(planned)
+    parts = [part for part in (thinker, encoder, history) if part]
     decode_s = len(planned.clips) * sum(decode_times_s) / max(1, len(decode_times_s))
     folder = _folder_figures(planned, videos, execution)
     return Estimate(
@@ -250,19 +258,18 @@ def estimate(
         batch_size=batch_size,
         thinker=thinker,
         encoder=encoder,
-        disk_bytes=thinker.disk_bytes + encoder.disk_bytes + folder["label_bytes"],
+        history=history,
+        disk_bytes=sum(part.disk_bytes for part in parts) + folder["label_bytes"],
         memory=described.memory_figures(planned, prompts, batch_size=batch_size),
         tflops=peak,
         tflops_measured=tflops is None,
         utilisation=UTILISATION,
-        model_hours=model_s / 3600,
+        model_hours=sum(part.total_flops for part in parts) / (peak * TERA * UTILISATION) / 3600,
         decode_hours=decode_s / 3600,
         decode_clips=len(decode_times_s),
-        warnings=[
-            *_repeat_warning(planned),
-            *prompts.problems(planned.clips),
-            *_precision_warning(models, device, tflops),
-        ],
+        warnings=_repeat_warning(planned)
+        + prompts.problems(planned.clips)
+        + _precision_warning(models, device, tflops),
         assumptions=_assumptions(device, tflops),
     )
 
@@ -321,18 +328,6 @@ def _without_models(
         warnings=[*_repeat_warning(planned), f"tokens, memory and hours need the models: {reason}"],
         assumptions=[known],
     )
-
-
-def measured_tflops(device: torch.device, dtype: torch.dtype) -> float:
-    """TFLOP/s of square matrix products in `dtype`, over about a second."""
-    side = CPU_MATRIX_SIDE if device.type == "cpu" else ACCELERATOR_MATRIX_SIDE
-    matrix = torch.ones(side, side, dtype=dtype, device=device)
-    float((matrix @ matrix)[0, 0])
-    started, products = time.perf_counter(), 0
-    while (seconds := time.perf_counter() - started) < PEAK_SECONDS:
-        float((matrix @ matrix)[0, 0])  # reading a value waits for the device
-        products += 1
-    return max(1, products) * 2 * side**3 / seconds / TERA
 
 
 def _measured_decoding(

@@ -121,6 +121,8 @@ class Estimate(FolderEstimate):
     batch_size: int
     thinker: ModelFigures
     encoder: ModelFigures
+    history: ModelFigures | None
+    """The encoder over the thinker's frames, its weights not counted again; None where it is not kept."""
     disk_bytes: int
     memory: MemoryFigures
     tflops: float

@@ -58,7 +58,7 @@ def extraction_record(
         "models": {**asdict(models), **definite},
         "vllm": {"backend": vllm.backend, "quantization": vllm.quantization},
     }
-    return {"thinker_set": sets["thinker"].name, "encoder_set": sets["encoder"].name, "settings": settings}
+    return {**{f"{kind}_set": item.name for kind, item in sets.items()}, "settings": settings}
 
 
 def remembered_settings(cache_dir: Path) -> Sections:
@@ -75,7 +75,7 @@ def remembered_settings(cache_dir: Path) -> Sections:
         return _sections(record.get("settings"), cache_dir)
     if len(thinkers) != 1 or len(encoders) != 1:
         return {}
-    return _settings_of(thinkers[0], encoders[0])
+    return _settings_of(thinkers[0], encoders[0], keep_history=bool(cache.filled_sets("history")))
 
 
 def _sections(settings: Any, cache_dir: Path) -> Sections:
@@ -89,7 +89,7 @@ def _sections(settings: Any, cache_dir: Path) -> Sections:
     return {name: dict(section) for name, section in settings.items()}
 
 
-def _settings_of(thinker: FeatureSet, encoder: FeatureSet) -> Sections:
+def _settings_of(thinker: FeatureSet, encoder: FeatureSet, *, keep_history: bool) -> Sections:
     """The settings in the records of two sets: no choice of splits, and less in early versions."""
     origin, preprocessing = thinker.origin, thinker.origin.get("preprocessing", {})
     models = {
@@ -105,6 +105,7 @@ def _settings_of(thinker: FeatureSet, encoder: FeatureSet) -> Sections:
         "thinker_view": "encoder" if preprocessing.get("view") else None,
         "encoder_fit": encoder.origin.get("preprocessing", {}).get("fit"),
         "dtype": origin.get("dtype"),
+        "keep_history": keep_history or None,
         "fp8": FP8_SETS["fp8" in origin, "fp8" in encoder.origin],
     }
     history, dense = origin.get("sampling", {}), encoder.origin.get("sampling", {})

@@ -21,6 +21,8 @@ class ExtractReport:
     cache_dir: str
     thinker_set: str
     encoder_set: str
+    history_set: str = field(default="", kw_only=True)
+    """Empty where the encoder's features of the thinker's frames are not kept."""
     videos: int
     clips: int
     extracted: int = 0
@@ -48,7 +50,7 @@ class ExtractReport:
     repeated_frames: RepeatedFrames = field(default_factory=RepeatedFrames)
     histories: Histories = field(default_factory=Histories)
     clip_ids: list[str] = field(default_factory=list)
-    """Clips of this folder that have features in both sets."""
+    """Clips of this folder that have features in all sets."""
 
     @property
     def too_many_failures(self) -> bool:

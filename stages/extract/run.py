@@ -195,6 +195,7 @@ def _report(
         cache_dir=str(cache_dir),
         thinker_set=sets["thinker"].name,
         encoder_set=sets["encoder"].name,
+        history_set=sets["history"].name if "history" in sets else "",
         videos=planned.num_videos,
         clips=len(planned.clips),
         extracted=sum(clip_id not in before for clip_id in ready),

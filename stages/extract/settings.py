@@ -61,7 +61,7 @@ class ModelSettings(Settings):
     encoder_revision: str = setting("main", "Branch, tag or commit of the encoder on the hub.", rare=True)
     encoder_fit: EncoderFit = setting(
         "crop",
-        "Frames for the encoder: crop, the processor's middle square (of 16:9 about half), or letterbox, all "
+        "Frames for the encoder: crop, the processor's middle square (of 16:9 half), or letterbox, all "
         "of it, padded with the processor's mean.",
         rare=True,
     )
@@ -69,6 +69,11 @@ class ModelSettings(Settings):
         "full",
         "Frames for the thinker: full, or encoder, the part that the encoder sees, a control for how much of "
         "a gain is the wider picture.",
+        rare=True,
+    )
+    keep_history: bool = setting(
+        False,
+        "Also encode the thinker's frames, for --guidance-source history.",
         rare=True,
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(

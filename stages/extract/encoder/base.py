@@ -124,22 +124,10 @@ class VideoEncoder(ABC):
     def arrays(self, clips: ClipSettings) -> tuple[ArraySpec, ...]:
         """The arrays of the feature set.
 
-        Raises StageError for windows that do not fill tubelets, or are longer than those the model was made
-        for.
+        Raises StageError for windows that `require_window` refuses.
         """
-        for name, number in (
-            ("observed-frames", clips.observed_frames),
-            ("future-frames", clips.future_frames),
-        ):
-            if number % self.tubelet:
-                raise StageError(
-                    f"--{name} {number} is not a multiple of the encoder's tubelet, {self.tubelet}"
-                )
-            if self.longest_window is not None and number > self.longest_window:
-                raise StageError(
-                    f"--{name} {number}: --encoder {self.folder.name!r} was made for windows of up to "
-                    f"{self.longest_window} frames; give fewer, or an encoder for longer ones"
-                )
+        self.require_window(clips.observed_frames, flag="--observed-frames")
+        self.require_window(clips.future_frames, flag="--future-frames")
         patches = self.grid[0] * self.grid[1]
         observed = (clips.observed_frames // self.tubelet, patches, self.width)
         future = (clips.future_frames // self.tubelet, patches, self.width)
@@ -153,6 +141,19 @@ class VideoEncoder(ABC):
                 dtype=self.dtype,
             ),
         )
+
+    def require_window(self, number: int, *, flag: str) -> None:
+        """Raise StageError for a window that does not fill tubelets, or is longer than the model takes.
+
+        `flag` asked for its `number` of frames.
+        """
+        if number % self.tubelet:
+            raise StageError(f"{flag} {number} is not a multiple of the encoder's tubelet, {self.tubelet}")
+        if self.longest_window is not None and number > self.longest_window:
+            raise StageError(
+                f"{flag} {number}: --encoder {self.folder.name!r} was made for windows of up to "
+                f"{self.longest_window} frames; give fewer, or an encoder for longer ones"
+            )
 
     def windows(self, clip: ClipRow) -> list[Sequence[int]]:
         """Frame indices of a clip's windows, observed first. Windows share frames, never a forward."""
@@ -172,10 +173,12 @@ class VideoEncoder(ABC):
             self._processor = processor
 
     def load(self) -> None:
-        """Load processor and weights. Raises StageError where a weight is missing."""
+        """Load processor and weights, once. Raises StageError where a weight is missing."""
+        if self._model is not None:
+            return
         self.load_processor()
         with explained_load_errors(self.folder, "encoder"):
-            self._model, report = self.model_class.from_pretrained(
+            model, report = self.model_class.from_pretrained(
                 self.folder.path,
                 dtype=getattr(torch, self.dtype),
                 attn_implementation=ATTENTION,
@@ -188,7 +191,7 @@ class VideoEncoder(ABC):
             raise StageError(
                 f"--encoder {self.folder.name!r} lacks {len(missing)} weights, e.g. {missing[0]!r}"
             )
-        self._model.eval().to(self.device)
+        self._model = model.eval().to(self.device)
 
     def preprocess(self, frames: FrameStack) -> Tensor:
         """Frames resized and cropped or padded, each by itself: `(F, 3, height, width)` uint8.

@@ -16,6 +16,7 @@ from thinkjepa.stages.data.framing import Framing
 from thinkjepa.stages.data.plan import ClipSettings
 from thinkjepa.stages.device import choose_device
 from thinkjepa.stages.extract.encoder.base import VideoEncoder, open_encoder
+from thinkjepa.stages.extract.encoder.history import HistoryEncoder
 from thinkjepa.stages.extract.models.runtime import choose_dtype, quiet_transformers
 from thinkjepa.stages.extract.models.weights import ModelFolder, find_model
 from thinkjepa.stages.extract.settings import GPU_BATCH, ModelSettings, VllmSettings
@@ -29,6 +30,7 @@ BYTES_PER_MB = 10**6
 FP8_ARRAYS: Mapping[Kind, tuple[str, tuple[str, ...]]] = {
     "thinker": ("tokens", ("tokens",)),
     "encoder": ("latents", ("observed", "future")),
+    "history": ("latents", ()),
 }
 """The value of `--fp8` that concerns each kind of set, and the arrays that it then stores in 8 bits."""
 
@@ -137,6 +139,8 @@ class FrozenModels:
 
     thinker: Thinker
     encoder: VideoEncoder
+    history: HistoryEncoder | None = None
+    """The encoder over the thinker's frames, where its features are kept."""
 
     @classmethod
     def find(
@@ -168,6 +172,7 @@ class FrozenModels:
                 thinker, settings, vllm, dtype=dtype, device=chosen, batch_size=batch_size, view=view
             ),
             video_encoder,
+            HistoryEncoder(video_encoder) if settings.keep_history else None,
         )
 
     def __enter__(self) -> FrozenModels:
@@ -181,8 +186,8 @@ class FrozenModels:
     @property
     def by_kind(self) -> dict[Kind, FrozenModel]:
         """The models by the kind of set that they fill, in the order in which they run."""
-        models: tuple[FrozenModel, ...] = (self.thinker, self.encoder)
-        return {model.kind: model for model in models}
+        models: tuple[FrozenModel | None, ...] = (self.thinker, self.encoder, self.history)
+        return {model.kind: model for model in models if model}
 
     @property
     def device(self) -> torch.device:
@@ -202,7 +207,7 @@ class FrozenModels:
     def sets(self, clips: ClipSettings, storing: Storing, *, batch_size: int = 1) -> dict[Kind, FeatureSet]:
         """The sets that a run fills.
 
-        Shards of both hold equally many clips, as a unit of work fills both, and whole batches, as forwards
+        Shards of all hold equally many clips, as a unit of work fills all, and whole batches, as forwards
         have as many rows for a part of one.
         """
         return _with_equal_shards(

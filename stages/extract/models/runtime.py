@@ -1,4 +1,4 @@
-"""The runtime of the frozen models: precision, recorded versions, memory, and threads next to them."""
+"""The runtime of the frozen models: precision, versions, memory, threads next to them, the device's speed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -94,3 +95,23 @@ def thread_beside(device: str, *, name: str) -> ThreadPoolExecutor:
 def _be_nice() -> None:
     me = threading.get_native_id()
     os.setpriority(os.PRIO_PROCESS, me, os.getpriority(os.PRIO_PROCESS, me) + NICENESS)
+
+
+PEAK_SECONDS = 1.0
+CPU_MATRIX_SIDE = 1024
+ACCELERATOR_MATRIX_SIDE = 8192
+"""A product of this side is 1.1 TFLOP: long against the start of a kernel. A CPU is busy with 2 GFLOP."""
+
+TERA = 1e12
+
+
+def measured_tflops(device: torch.device, dtype: torch.dtype) -> float:
+    """TFLOP/s of square matrix products in `dtype`, over about a second."""
+    side = CPU_MATRIX_SIDE if device.type == "cpu" else ACCELERATOR_MATRIX_SIDE
+    matrix = torch.ones(side, side, dtype=dtype, device=device)
+    float((matrix @ matrix)[0, 0])
+    started, products = time.perf_counter(), 0
+    while (seconds := time.perf_counter() - started) < PEAK_SECONDS:
+        float((matrix @ matrix)[0, 0])  # reading a value waits for the device
+        products += 1
+    return max(1, products) * 2 * side**3 / seconds / TERA

@@ -173,12 +173,12 @@ def test_nothing_observed_depends_on_the_future(
     follow from the length), through the installed command, with a neighbour of another size."""
     write_pair(tmp_path / "videos", split_frame=at, lengths=lengths)
     make_video(tmp_path / "videos" / "ab" / "neighbour.mp4", num_frames=75, size=(256, 128))
-    outcome = run_extract(
-        tmp_path / "videos", tmp_path / "cache", "--preset", preset, "--stride-s", 0.2, "--batch-size", 3
-    )
+    flags = ("--preset", preset, "--stride-s", 0.2, "--batch-size", 3, "--keep-history")
+    outcome = run_extract(tmp_path / "videos", tmp_path / "cache", *flags)
     assert outcome.status == 0, outcome.stderr
     cache = FeatureCache.open(tmp_path / "cache")
     thinker_set, encoder_set = sets_of(cache)
+    history_set = cache.choose_set("history").name
     clips: dict[str, dict[int, ClipRow]] = {"a": {}, "b": {}}
     for clip in cache.select(thinker_set, encoder_set):
         if clip.video in ("a/v.mp4", "b/v.mp4"):
@@ -188,7 +188,12 @@ def test_nothing_observed_depends_on_the_future(
 
     for split in at_split:
         pair = [clips[name][split].clip_id for name in ("a", "b")]
-        for name, array in ((thinker_set, "tokens"), (thinker_set, "pooled"), (encoder_set, "observed")):
+        for name, array in (
+            (thinker_set, "tokens"),
+            (thinker_set, "pooled"),
+            (encoder_set, "observed"),
+            (history_set, "pooled"),
+        ):
             read = cache.read(name, array, pair)
             assert read[0].numpy().tobytes() == read[1].numpy().tobytes(), (split, array)
         rows = [cache.index(thinker_set)[clip_id] for clip_id in pair]
@@ -198,7 +203,11 @@ def test_nothing_observed_depends_on_the_future(
     later = [split for split in clips["a"] if split > at]
     if preset == "dual":  # the control: once the difference lies in the past, everything differs
         pair = [clips[name][later[-1]].clip_id for name in ("a", "b")]
-        for name, array in ((thinker_set, "tokens"), (encoder_set, "observed")):
+        for name, array in (
+            (thinker_set, "tokens"),
+            (encoder_set, "observed"),
+            (history_set, "pooled"),
+        ):
             read = cache.read(name, array, pair)
             assert not torch.equal(read[0], read[1])
 
