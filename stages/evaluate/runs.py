@@ -14,7 +14,7 @@ from thinkjepa.stages.evaluate.compared.groups import EvaluatedRun
 from thinkjepa.stages.evaluate.metrics import VALIDATION_METRICS
 from thinkjepa.stages.evaluate.table import ClipTable, table_path
 from thinkjepa.stages.json_files import read_json
-from thinkjepa.stages.train.data.feature_sets import find_serving, serves
+from thinkjepa.stages.train.data.feature_sets import find_serving, guiding_record, serves
 from thinkjepa.stages.train.data.features import Features, build_features
 from thinkjepa.stages.train.data.sources import ORACLE_FILE, GuidanceSource, shuffled_source
 from thinkjepa.stages.train.fit.state import Checkpoint, load_model, shape_from_json
@@ -93,7 +93,8 @@ class TrainedRun:
         """
         cache, sets = self.cache(cache_dir), self.record["feature_sets"]
         encoder = find_serving(cache, "encoder", sets["encoder"], windows=windows)
-        thinker = find_serving(cache, "thinker", sets["thinker"]) if sets["thinker"] else None
+        guiding = guiding_record(sets)
+        thinker = find_serving(cache, *guiding) if guiding else None
         shape = self.shape
         features = build_features(
             cache,
@@ -103,7 +104,7 @@ class TrainedRun:
             joints=",".join(shape.head.joints) if shape.head else "auto",
             transform=shape.view,
             token_kinds=shape.token_kinds,
-            layers=tuple(sets["thinker"].get("layers", ())) if thinker else (),
+            layers=tuple(guiding[1].get("layers", ())) if guiding else (),
             windows=windows,
         )
         return replace(features, source=self.guidance_source) if thinker else features

@@ -34,6 +34,7 @@ from thinkjepa.stages.data.videos import SourceVideo
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.runs import TrainedRun
 from thinkjepa.stages.extract.encoder.base import VideoEncoder
+from thinkjepa.stages.extract.encoder.history import HistoryEncoder
 from thinkjepa.stages.extract.thinker.contract import HiddenStates
 from thinkjepa.stages.extract.work.frames import ClipDecoding
 from thinkjepa.stages.predict.models import as_stored, load_thinker, version_differences
@@ -228,6 +229,9 @@ class Watched:
         progress.advance(1)
         if self.thinker_set is None:
             return Seen(observed, None, None, warnings)
+        if features.source.kind == "history":
+            warnings += version_differences(encoder.origin, self.thinker_set)
+            return self._from_history(observed, encoder, warnings)
         if features.source.kind != "own":
             return self._from_source(observed, features, warnings)
         progress.note(f"loading {places.get('thinker') or self.thinker_set.source['model']} ...")
@@ -242,6 +246,13 @@ class Watched:
         pooled = states.to_features(self._clip.clip_id).arrays["pooled"]
         tokens = _tokens(states, features, self.thinker_set)
         return Seen(observed, features.of_layers(pooled)[None], tokens, warnings)
+
+    def _from_history(self, observed: Tensor, encoder: VideoEncoder, warnings: list[str]) -> Seen:
+        """The encoder's features of the thinker's frames, for which no thinker runs."""
+        history = HistoryEncoder(encoder)
+        windows = self._decoding.windows(self._clip, history)
+        (found,) = history.run([(self._clip, windows)], batch_size=1)
+        return Seen(observed, found.arrays["pooled"][None], None, warnings)
 
     def _from_source(self, observed: Tensor, features: Features, warnings: list[str]) -> Seen:
         """States of the control that the run was guided by, for which no thinker runs."""

@@ -26,7 +26,7 @@ from thinkjepa.stages.data.training_share import with_training_share
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.json_files import json_bytes, json_digest
 from thinkjepa.stages.train.costs import TrainingCosts, training_costs
-from thinkjepa.stages.train.data.feature_sets import set_record
+from thinkjepa.stages.train.data.feature_sets import set_records
 from thinkjepa.stages.train.data.features import Features, choose_features
 from thinkjepa.stages.train.data.oracle_table import column_by_clip
 from thinkjepa.stages.train.data.sources import GuidanceSource, oracle_source, shuffled_source
@@ -139,10 +139,7 @@ def plan_run(
         "schema": RUN_SCHEMA,
         "cache": str(cache_dir),
         "settings": {name: value for name, value in asdict(settings).items() if name != "threads"},
-        "feature_sets": {
-            "encoder": set_record(features.encoder),
-            "thinker": set_record(features.thinker) if features.thinker else None,
-        },
+        "feature_sets": set_records(features.encoder, features.thinker),
         "model": asdict(shape),
         "init_from_digest": warm_start.digest if warm_start else "",
         "oracle_digest": json_digest(source.to_json()) if (source := features.source).column else "",
@@ -167,8 +164,8 @@ def guidance_source(
         return GuidanceSource()
     if kind == "shuffled":
         return shuffled_source(clips.ids, seed=settings.seed)
-    if kind == "none":
-        return GuidanceSource("none")
+    if kind in ("none", "history"):
+        return GuidanceSource(kind)
     values = column_by_clip(oracle_table or Path(settings.oracle_table), column, features.clips)
     dim = features.thinker.arrays["pooled"].shape[-1]
     return oracle_source(values, column=column, train_ids=clips.ids["train"], dim=dim)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from thinkjepa.cache import FeatureCache, FeatureSet, Kind
+from thinkjepa.cache.records import set_differences
 from thinkjepa.cache.tables.catalog import named_origin
 from thinkjepa.stages.data.plan import with_windows
 from thinkjepa.stages.data.sampling import UNSPACED
@@ -27,6 +28,18 @@ def set_record(item: FeatureSet) -> dict[str, Any]:
     name, digest = named_origin(item.kind, _narrowed(item, windows=1))
     record: dict[str, Any] = {"name": name, "fingerprint": digest}
     return {**record, "layers": list(item.layers)} if item.kind == "thinker" else record
+
+
+def set_records(encoder: FeatureSet, guiding: FeatureSet | None) -> dict[str, dict[str, Any] | None]:
+    """The records of what a run reads, by kind: the thinker's is None where another set guides, or none."""
+    records: dict[str, dict[str, Any] | None] = {"encoder": set_record(encoder), "thinker": None}
+    return {**records, guiding.kind: set_record(guiding)} if guiding else records
+
+
+def guiding_record(records: Mapping[str, Mapping[str, Any] | None]) -> tuple[Kind, Mapping[str, Any]] | None:
+    """The kind and the record of the set that guides, of what `set_records` gave; None where none does."""
+    kinds: tuple[Kind, ...] = ("thinker", "history")
+    return next(((kind, record) for kind in kinds if (record := records.get(kind))), None)
 
 
 def serves(item: FeatureSet, wanted: Mapping[str, Any]) -> bool:
@@ -71,6 +84,36 @@ def choose_set(cache: FeatureCache, kind: Kind, selector: str | None, *, windows
     return chosen
 
 
+NOT_SHARED = ("sampling", "fp8", "versions")
+"""Parts of an origin in which an encoder's set and its history may differ."""
+
+
+def find_history(cache: FeatureCache, encoder: FeatureSet, thinker: FeatureSet | None) -> FeatureSet:
+    """The features that the encoder of a set has of a thinker's frames, or of any thinker's where it is None.
+
+    Raises StageError where the cache has none with clips, or several.
+    """
+
+    def shared(item: FeatureSet) -> dict[str, Any]:
+        return {name: value for name, value in item.origin.items() if name not in NOT_SHARED}
+
+    held = [item for item in cache.filled_sets("history") if shared(item) == shared(encoder)]
+    if thinker is not None:
+        held = [item for item in held if item.origin["sampling"] == thinker.origin["sampling"]]
+    if not held:
+        raise StageError(
+            f"--guidance-source history reads the encoder's features of the thinker's frames, and "
+            f"{str(cache.path)!r} has none: run thinkjepa-cache extract again with --keep-history"
+        )
+    if len(held) > 1:
+        named = "; ".join(f"{name} ({apart})" for name, apart in set_differences(held).items())
+        raise StageError(
+            f"--guidance-source history: several sets fit, {named}: name the thinker's set with --set, or "
+            "remove one (thinkjepa-cache rm --set)"
+        )
+    return held[0]
+
+
 def smallest(encoders: Sequence[FeatureSet], *, windows: int) -> FeatureSet:
     """The set with the fewest windows that are enough. Raises StageError where none has enough."""
     in_order = sorted(encoders, key=num_windows)
@@ -89,13 +132,13 @@ def _all_narrowed(item: FeatureSet, layers: Sequence[int]) -> Iterator[Mapping[s
     yield item.origin
     if item.kind == "thinker":
         yield {**item.origin, "layers": list(layers)}
-    else:
+    if item.kind == "encoder":
         yield from (_narrowed(item, windows=number) for number in range(1, num_windows(item)))
 
 
 def _narrowed(item: FeatureSet, *, windows: int) -> Mapping[str, Any]:
     """The origin with only the first windows; as it is where these need not be those of fewer windows."""
     sampling = item.origin.get("sampling", {})
-    if item.kind == "thinker" or num_windows(item) <= windows or sampling.get("rule") == UNSPACED:
+    if item.kind != "encoder" or num_windows(item) <= windows or sampling.get("rule") == UNSPACED:
         return item.origin
     return {**item.origin, "sampling": with_windows(sampling, windows)}

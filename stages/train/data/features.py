@@ -19,10 +19,16 @@ from thinkjepa.stages.data.sampling import UNSPACED
 from thinkjepa.stages.data.trajectories import Supervision
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train.data.batches import TokenBatch, batches_in_order, read_tokens
-from thinkjepa.stages.train.data.feature_sets import choose_set, smallest
+from thinkjepa.stages.train.data.feature_sets import choose_set, find_history, smallest
 from thinkjepa.stages.train.data.poses import ObservedPoses, TrajectoryBatch, observed_poses
 from thinkjepa.stages.train.data.sources import GuidanceSource
-from thinkjepa.stages.train.model.config import WITHOUT_THINKER, LatentGrid, LatentTransform, ThinkerShape
+from thinkjepa.stages.train.model.config import (
+    WITHOUT_THINKER,
+    LatentGrid,
+    LatentTransform,
+    ThinkerShape,
+    parse_source,
+)
 from thinkjepa.stages.train.settings import Task, TrainSettings
 
 KINDS_BATCH = 1024
@@ -74,6 +80,7 @@ class Features:
     cache: FeatureCache
     encoder: FeatureSet
     thinker: FeatureSet | None
+    """The set whose states guide: a thinker's, or the history of `--guidance-source history`."""
     clips: ClipSelection
     """Clips complete in all sets, with trajectories where `supervision` has them, sorted by id."""
     supervision: Supervision | None = None
@@ -245,9 +252,10 @@ def build_features(
     StageError where no clip is left, or the sets hold too few windows or no tokens.
     """
     if token_kinds and thinker is not None and "tokens" not in thinker.arrays:
+        extract = "extract them, or " if thinker.kind == "thinker" else ""
         raise StageError(
-            f"feature set {thinker.name} holds no tokens, which --guidance cross reads: extract them, or "
-            "train with --guidance film or adaln"
+            f"feature set {thinker.name} holds no tokens, which --guidance cross reads: {extract}train with "
+            "--guidance film or adaln"
         )
     clips = _complete_clips(cache, [item for item in (encoder, thinker) if item], only=only)
     supervision = None
@@ -299,17 +307,23 @@ def choose_features(
     Variant `jepa` reads no thinker states, and its clips are all the same limited to those that have them,
     where a thinker set is named or only one exists: all variants of one cache then train on the same clips.
     The set itself is no part of its features, so that another prompt with the same clips gives the same run.
+    The same holds for a run guided by the history, the encoder's features of this thinker's frames.
     """
     encoder, thinker = choose_set(cache, "encoder", encoder_set, windows=settings.rollout_windows), None
-    reads_thinker = settings.variant not in WITHOUT_THINKER
+    is_guided = settings.variant not in WITHOUT_THINKER
+    reads_history = is_guided and parse_source(settings.guidance_source)[0] == "history"
+    reads_thinker = is_guided and not reads_history
     if reads_thinker or thinker_set is not None or len(cache.filled_sets("thinker")) == 1:
         thinker = choose_set(cache, "thinker", thinker_set)
     if only is None and thinker and not reads_thinker:
         only = _complete_clips(cache, [encoder, thinker], only=None).clip_ids.to_pylist()
+    guiding = thinker if reads_thinker else None
+    if reads_history:
+        guiding = find_history(cache, encoder, thinker)
     return build_features(
         cache,
         encoder,
-        thinker if reads_thinker else None,
+        guiding,
         task=settings.task,
         joints=settings.joints,
         transform=settings.transform,

@@ -1,8 +1,9 @@
-"""Sources of the states that guide a run: the thinker's own, or a control of the same capacity.
+"""Sources of the states that guide a run: the thinker's own, or a control in their place.
 
     own       the clip's own states
     shuffled  another clip's: no information about the clip
     none      zeros, a single token of them for cross-attention
+    history   the encoder's features of the thinker's own frames: equal information, no language model
     oracle    the clip's class in a column of a table, one-hot in the first dims of every level and stream
 
 Partners of `shuffled` are a derangement within training, validation and test clips each, drawn by the seed
@@ -49,7 +50,7 @@ class GuidanceSource:
     @property
     def tells_of_clips(self) -> bool:
         """True where states say something of their clip. Without it, another clip's are no control."""
-        return self.kind in ("own", "oracle")
+        return self.kind in ("own", "history", "oracle")
 
     def read_from(self, clip_ids: Sequence[str]) -> Sequence[str]:
         """The clips whose stored states these clips are given."""
@@ -57,7 +58,7 @@ class GuidanceSource:
 
     def made(self, clip_ids: Sequence[str], *, dim: int) -> Tensor | None:
         """States `(clip, dim)` that are read of no cache; None where they are."""
-        if self.kind in ("own", "shuffled"):
+        if self.kind in ("own", "shuffled", "history"):
             return None
         states_BD = torch.zeros(len(clip_ids), dim)
         for index, clip_id in enumerate(clip_ids):
@@ -81,6 +82,8 @@ class GuidanceSource:
             return "shuffled: each clip is given the states of another clip of its split"
         if self.kind == "none":
             return "none: zeros instead of the thinker's states"
+        if self.kind == "history":
+            return "history: encoder features of the thinker's frames instead of its states"
         if self.kind == "own":
             return ""
         unknown = {name: sum(item not in self.class_of for item in ids) for name, ids in clip_ids.items()}

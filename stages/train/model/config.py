@@ -44,7 +44,7 @@ LevelChoice = Literal["all", "last", "middle"]
 
 StreamChoice = Literal["both", "prompt", "generated"]
 
-SourceKind = Literal["own", "shuffled", "none", "oracle"]
+SourceKind = Literal["own", "shuffled", "none", "history", "oracle"]
 
 PROMPT_KINDS, GENERATED_KINDS = ("text", "visual"), ("generated", "reasoning")
 
@@ -275,9 +275,9 @@ def parse_source(text: str) -> tuple[SourceKind, str]:
     kind, _, column = text.partition(":")
     if kind == "oracle" and column:
         return "oracle", column
-    if text in ("own", "shuffled", "none"):
+    if text in ("own", "shuffled", "none", "history"):
         return text, ""  # type: ignore[return-value]
-    raise StageError(f"--guidance-source {text!r}: give own, shuffled, none, or oracle:COLUMN")
+    raise StageError(f"--guidance-source {text!r}: give own, shuffled, none, history, or oracle:COLUMN")
 
 
 @pydantic_dataclass(frozen=True)
@@ -310,7 +310,8 @@ class GuidanceSettings(Settings):
     guidance_source: str = setting(
         "own",
         "States that guide, as controls of equal capacity: own (the thinker's of the clip), shuffled (of "
-        "another clip), none (zeros), or oracle:COLUMN (one-hot, of --oracle-table) (ours).",
+        "another clip), none (zeros), history (the encoder's of the thinker's frames: extract "
+        "--keep-history), or oracle:COLUMN (one-hot, of --oracle-table) (ours).",
         rare=True,
     )
     oracle_table: str = setting(

@@ -44,7 +44,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., P
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, videos: list[Path], run_extract: RunCommand) -> Path:
     folder = tmp_path_factory.mktemp("latents")
-    outcome = run_extract(videos[0].parent, folder / "cache", "--batch-size", 1)
+    outcome = run_extract(videos[0].parent, folder / "cache", "--batch-size", 1, "--keep-history")
     assert outcome.status == 0, outcome.stderr
     return train_run(folder / "cache", folder / "run")
 
@@ -241,6 +241,32 @@ def test_a_control_is_predicted_without_the_thinker(
     found = predicted(control, videos[2], frame=clip.split_frame)
     torch.testing.assert_close(found.latents.predicted, expected)
     assert found.warnings == ()
+
+
+def test_a_run_guided_by_the_history_is_given_that_of_a_new_video(
+    run: Path, videos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The forecast of a cached clip is that of the cache; pixels of the future do not move it, others do."""
+    cache = TrainedRun.open(run).cache(None).path
+    control = train_run(cache, tmp_path / "history", guidance_source="history", gate_learning_rate=0.1)
+    trained = TrainedRun.open(control)
+    features = trained.features(None)
+    clip = next(clip for clip in features.clips if clip.video_digest == file_digest(videos[2]))
+    batch = features.batch([clip.clip_id], torch.device("cpu"))
+    with torch.no_grad():
+        expected = trained.model()(batch.observed, batch.pooled, None).latents[0]
+    monkeypatch.setattr(frames, "load_thinker", None)
+    found = predicted(control, videos[2], frame=clip.split_frame)
+    assert torch.equal(found.latents.predicted, expected)
+    assert found.warnings == ()
+    changes = {"plain": None, "future": slice(24, None), "past": slice(0, 1)}
+    latents = {
+        name: predicted(control, lossless_video(tmp_path / f"{name}.mkv", change=change), frame=24).latents
+        for name, change in changes.items()
+    }
+    assert torch.equal(latents["future"].predicted, latents["plain"].predicted)
+    assert torch.equal(latents["past"].observed, latents["plain"].observed), "the first frame is in no window"
+    assert not torch.equal(latents["past"].predicted, latents["plain"].predicted), "but in the history"
 
 
 def test_an_oracle_says_that_it_does_not_know_a_new_video(

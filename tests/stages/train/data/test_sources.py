@@ -13,13 +13,22 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from thinkjepa.cache import FeatureCache
+from thinkjepa.cache import (
+    ArraySpec,
+    ClipFeatures,
+    FeatureCache,
+    FeatureSet,
+    WriteSession,
+    describe_set,
+)
 from thinkjepa.pipeline.report.training import describe_start
 from thinkjepa.stages.data.partition import SPLIT_NAMES, SplitRule
 from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.evaluate.compared.comparison import compare
 from thinkjepa.stages.evaluate.evaluation import evaluate, predictions, rows_of
 from thinkjepa.stages.evaluate.rollout import evaluate_rollout
-from thinkjepa.stages.evaluate.runs import TrainedRun
+from thinkjepa.stages.evaluate.runs import TrainedRun, read_evaluations
+from thinkjepa.stages.train.data.feature_sets import find_history
 from thinkjepa.stages.train.data.sources import GuidanceSource
 from thinkjepa.stages.train.events import RunStarts, TrainEvent
 from thinkjepa.stages.train.run import train
@@ -79,6 +88,87 @@ def forecasts(run_dir: Path, cache: Path, *, windows: int = 1) -> dict[str, torc
         assert latents is not None
         found |= {clip.clip_id: values for clip, values in zip(part, latents, strict=True)}
     return found
+
+
+def add_history(
+    cache: Path, *, altered: int | None = None, sampling: str = "sparse", most: int | None = None
+) -> FeatureSet:
+    """Give the first `most` clips a history: means of observed latents, that of number `altered` moved."""
+    opened = FeatureCache.open(cache)
+    encoder = opened.choose_set("encoder")
+    history = describe_set(
+        "history",
+        origin={**encoder.origin, "sampling": {"fingerprint": sampling}},
+        source=encoder.source,
+        arrays=(ArraySpec("pooled", ("layer", "stream", "dim"), (1, 2, 8), (1, 2, 8), "float32"),),
+        shard_bytes=64,
+        typical_clip_bytes=1,
+    )
+    made = []
+    for number, clip in enumerate(list(opened.clips.all())[:most]):
+        latents = opened.read(encoder.name, "observed", [clip.clip_id])[0].float()
+        pooled = torch.stack([latents.mean(dim=(0, 1)) + (number == altered), torch.zeros(8)])
+        made.append(ClipFeatures(clip.clip_id, {"pooled": pooled[None]}))
+    with WriteSession(cache) as session, session.writer(session.resolve(history)) as writer:
+        assert not writer.append(made)
+    return history
+
+
+@pytest.mark.parametrize("variant", ["thinkjepa", "vlm"])
+def test_a_run_guided_by_the_history_reads_it_and_no_thinker(
+    latent_cache: BuildCache, tmp_path: Path, variant: str
+) -> None:
+    """A change of one clip's history moves the forecast of this clip alone, one of its thinker's none."""
+    cache = latent_cache()
+    history = add_history(cache)
+    events: list[TrainEvent] = []
+    settings = {"guidance_source": "history", "variant": variant}
+    run(cache, tmp_path / "run", events, **settings)
+    trained = TrainedRun.open(tmp_path / "run")
+    sets = trained.record["feature_sets"]
+    assert (sets["history"]["name"], sets["thinker"]) == (history.name, None)
+    assert (trained.shape.thinker.levels, trained.shape.thinker.dim) == (1, 8)
+    (start,) = [event for event in events if isinstance(event, RunStarts)]
+    assert "guidance source  history: encoder features of the thinker's frames" in describe_start(start)
+    test_id = trained.clip_ids("test")[0]
+    number = [clip.clip_id for clip in FeatureCache.open(cache).clips.all()].index(test_id)
+    others = {name: latent_cache(name=name, altered=number) for name in ("thinker", "history")}
+    add_history(others["thinker"])
+    add_history(others["history"], altered=number)
+    found = forecasts(tmp_path / "run", cache)
+    assert differing(found, forecasts(tmp_path / "run", others["thinker"])) == set()
+    assert differing(found, forecasts(tmp_path / "run", others["history"])) == {test_id}
+    assert "shuffled_guidance" in evaluate(tmp_path / "run")["latent"]
+
+
+def test_runs_with_and_without_a_history_train_on_the_same_clips(
+    latent_cache: BuildCache, tmp_path: Path
+) -> None:
+    """Those that have the thinker's states too; and a set with other frames is not taken for it."""
+    cache = latent_cache()
+    add_history(cache)
+    other = add_history(cache, sampling="of another thinker", most=0)
+    with pytest.raises(StageError, match="thinkjepa-cache extract again with --keep-history"):
+        find_history(FeatureCache.open(cache), FeatureCache.open(cache).choose_set("encoder"), other)
+    for source in ("own", "history"):
+        run(cache, tmp_path / source, guidance_source=source)
+    records = [TrainedRun.open(tmp_path / source).record for source in ("own", "history")]
+    assert records[0]["clips"] == records[1]["clips"]
+    assert "history" not in records[0]["feature_sets"], "a record of other runs is as it was"
+    for source in ("own", "history"):
+        evaluate(tmp_path / source)
+    compared = compare(read_evaluations([tmp_path / "own", tmp_path / "history"], "test"))
+    assert len(compared["groups"]) == 2
+
+
+def test_a_cache_without_a_history_is_refused_in_one_line(latent_cache: BuildCache, tmp_path: Path) -> None:
+    cache = latent_cache(with_tokens=True)
+    with pytest.raises(StageError, match="run thinkjepa-cache extract again with --keep-history"):
+        run(cache, tmp_path / "run", guidance_source="history")
+    history = add_history(cache)
+    with pytest.raises(StageError, match=f"{history.name} holds no tokens.*: train with --guidance film"):
+        run(cache, tmp_path / "run", guidance_source="history", guidance="cross")
+    run(cache, tmp_path / "jepa", guidance_source="history", variant="jepa")  # reads none
 
 
 def differing(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> set[str]:
@@ -177,12 +267,14 @@ def test_unknown_classes_are_zeros_and_counted(latent_cache: BuildCache, tmp_pat
     assert f"oracle: 2 classes of moment; unknown of {counted} train" in describe_start(start)
 
 
-@pytest.mark.parametrize("source", ["shuffled", "none", "oracle:moment"])
+@pytest.mark.parametrize("source", ["shuffled", "none", "history", "oracle:moment"])
 def test_nothing_of_the_future_enters_a_forecast(
     latent_cache: BuildCache, tmp_path: Path, source: str
 ) -> None:
     """Not in evaluation, nor in a rollout: the difference is exactly zero."""
     cache, later = latent_cache(windows=2), latent_cache(name="later", windows=2, later=5.0)
+    for path in (cache, later):
+        add_history(path)
     table = write_table(cache, tmp_path / "table.csv")
     run(cache, tmp_path / "run", guidance_source=source, oracle_table=str(table))
     for windows in (1, 2):
@@ -205,7 +297,7 @@ def test_a_new_video_is_given_the_states_of_a_training_clip() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"guidance_source": "mine"}, "give own, shuffled, none, or oracle:COLUMN"),
+        ({"guidance_source": "mine"}, "give own, shuffled, none, history, or oracle:COLUMN"),
         ({"guidance_source": "oracle:moment", "oracle_table": ""}, "name it with --oracle-table"),
         ({"guidance_source": "oracle:colour"}, "has columns clip_id, moment; it needs"),
         ({"guidance_source": "oracle:moment", "oracle_table": "no/such.csv"}, "cannot be read as csv"),
