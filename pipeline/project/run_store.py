@@ -57,7 +57,7 @@ def kept_name(
     """The folder of a run in `runs_dir`."""
     determines = {
         "settings": asdict(replace(settings, threads=0)),
-        "split": asdict(split),
+        "split": split.to_json(),
         "selection": asdict(selection),
         "init_from": warm_start.digest if warm_start else "",
         **({"oracle": file_digest(oracle_table)} if oracle_table and oracle_table.is_file() else {}),

@@ -4,6 +4,9 @@ All videos of a group get the same split name, which follows from a hash of the 
 alone, so new videos move no group. Videos of equal content under two paths tie their groups together. Known
 groups and videos keep their split name, also after a file was renamed.
 
+`--partition official` takes the test videos from a folder instead: those under `test/`, as EgoDex has it. The
+others are divided into training and validation as above. A video under both is a test video alone.
+
 `CACHE/splits/<12 hex digits of the rule>.json` holds the rule, the grouping it resolved to, and the split
 name of every group and of every video (by content digest).
 """
@@ -12,17 +15,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from thinkjepa.cache.disk.lock import WAIT, WriteLock
 from thinkjepa.cache.records import fingerprint
+from thinkjepa.stages.data.groups import (
+    FEWEST_GROUPS,
+    TEST_FOLDER,
+    check_official,
+    group_of,
+    is_official_test,
+    linked_groups,
+    resolve_rule,
+)
 from thinkjepa.stages.data.history import Histories, stored_histories
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.json_files import read_json, write_json
@@ -35,47 +46,8 @@ SplitName = Literal["train", "validation", "test"]
 
 SPLIT_NAMES: tuple[SplitName, ...] = ("train", "validation", "test")
 
-FEWEST_GROUPS = len(SPLIT_NAMES)
-
 FAR = 0.5
 """A share of clips is far off where it differs from the one asked for by more than this part of it."""
-
-
-def resolve_rule(rule: str, video_paths: Iterable[str]) -> str:
-    """Resolve `auto`: `folder` where the videos are in at least three folders, else `video`."""
-    if rule != "auto":
-        return rule
-    folders = {group_of(path, "folder") for path in video_paths}
-    return "folder" if len(folders) >= FEWEST_GROUPS else "video"
-
-
-def group_of(video_path: str, rule: str) -> str:
-    """The group of a video, from its relative posix path.
-
-    `rule` is `folder` (the video's folder), `video` (each video alone), or a regular expression searched in
-    the path, whose first group, or whole match, names the group. `auto` is resolved beforehand. Raises
-    StageError where the expression does not compile or match.
-    """
-    if rule == "folder":
-        return PurePosixPath(video_path).parent.as_posix()
-    if rule == "video":
-        return video_path
-    try:
-        match = re.search(rule, video_path)
-    except re.error as error:
-        raise StageError(
-            f"grouping rule {rule!r} is neither 'auto', 'folder' nor 'video', and as a regular expression it "
-            f"does not compile: {error}"
-        ) from error
-    if match is None:
-        raise StageError(
-            f"video {video_path!r}: the grouping expression {rule!r} does not match; it must match every "
-            "relative path, or use 'folder' or 'video'"
-        )
-    group = match.group(1) if match.re.groups else match.group()
-    if not group:
-        raise StageError(f"video {video_path!r}: the grouping expression {rule!r} gives an empty group")
-    return str(group)
 
 
 @pydantic_dataclass(frozen=True)
@@ -84,13 +56,22 @@ class SplitRule(Settings):
 
     PANEL: ClassVar[str] = "Split"
 
+    partition: Literal["hash", "official"] = setting(
+        "hash",
+        "Where the test videos come from: hash, a draw of groups by the seed, or official, the videos under "
+        "test/ (EgoDex), while validation is drawn from the others.",
+        rare=True,
+    )
     group_by: str = setting(
         "auto",
-        "What is never divided: folder, video, auto (folder if there are at least 3), "
-        "or a regular expression on the relative path whose first group names the group.",
+        "What is never divided: folder, task (the folder's name, alike in part1/ and test/), "
+        "video, auto (folder if there are at least 3, task of an official partition), or a regular "
+        "expression on the relative path whose first group names the group.",
     )
     validation_fraction: float = setting(0.15, "Expected fraction of groups that select the best epoch.")
-    test_fraction: float = setting(0.15, "Expected fraction of groups that training never touches.")
+    test_fraction: float = setting(
+        0.15, "Expected fraction of groups that training never touches; not used with an official partition."
+    )
     split_seed: int = setting(0, "Seed of the partition, apart from the training seed.")
 
     def __post_init__(self) -> None:
@@ -100,6 +81,14 @@ class SplitRule(Settings):
                 f"split fractions validation={fractions[0]}, test={fractions[1]}: both must be above 0 and "
                 "their sum below 1, so that training, too, keeps some groups"
             )
+
+    @property
+    def is_official(self) -> bool:
+        return self.partition == "official"
+
+    def to_json(self) -> dict[str, Any]:
+        """All settings, without a partition by hash: records of before there was another stay equal."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("partition", "hash")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +113,7 @@ def assign_partition(
     for group in sorted(members.keys() & known.groups.keys()):
         for digest in members[group]:
             videos.setdefault(digest, known.groups[group])
-    clusters = _linked_groups({group: members[group] for group in members.keys() - known.groups.keys()})
+    clusters = linked_groups({group: members[group] for group in members.keys() - known.groups.keys()})
     chosen: dict[tuple[str, ...], SplitName] = {}
     free = []
     for cluster in clusters:
@@ -143,6 +132,21 @@ def assign_partition(
     return Partition(groups=groups, videos=videos)
 
 
+def hold_out(
+    members: Mapping[str, Collection[str]], test_digests: Collection[str], known: Partition
+) -> tuple[dict[str, set[str]], Partition]:
+    """Groups without the videos of an official test folder, and `known` with these as one more group of test.
+
+    What is known does not move. Groups that have test videos alone are left out.
+    """
+    tests = {digest for digest in test_digests if known.videos.get(digest, "test") == "test"}
+    videos: dict[str, SplitName] = {**dict.fromkeys(tests, "test"), **known.videos}
+    held = {digest for digest, name in videos.items() if name == "test"}
+    left = {group: set(own) - held for group, own in members.items()}
+    groups: dict[str, SplitName] = {**known.groups, f"{TEST_FOLDER}/": "test"}
+    return {group: own for group, own in left.items() if own}, Partition(groups=groups, videos=videos)
+
+
 def hashed_split_name(group: str, rule: SplitRule) -> SplitName:
     """The split name that the seed and a group's name determine.
 
@@ -150,29 +154,10 @@ def hashed_split_name(group: str, rule: SplitRule) -> SplitName:
     """
     digest = hashlib.sha256(f"{rule.split_seed}:{group}".encode()).digest()
     number = int.from_bytes(digest[:8], "big") / 2**64
-    if number < rule.test_fraction:
+    test_share = 0.0 if rule.is_official else rule.test_fraction
+    if number < test_share:
         return "test"
-    return "validation" if number < rule.test_fraction + rule.validation_fraction else "train"
-
-
-def _linked_groups(members: Mapping[str, Collection[str]]) -> list[tuple[str, ...]]:
-    """Groups that share a video, directly or through others; each cluster and the list are sorted."""
-    holders: dict[str, list[str]] = {}
-    for group in members:
-        for digest in members[group]:
-            holders.setdefault(digest, []).append(group)
-    clusters, seen = [], set[str]()
-    for start in sorted(members):
-        if start in seen:
-            continue
-        cluster, waiting = {start}, [start]
-        while waiting:
-            reached = {other for digest in members[waiting.pop()] for other in holders[digest]} - cluster
-            cluster |= reached
-            waiting.extend(reached)
-        seen |= cluster
-        clusters.append(tuple(sorted(cluster)))
-    return clusters
+    return "validation" if number < test_share + rule.validation_fraction else "train"
 
 
 def _fill_empty_splits(
@@ -214,7 +199,7 @@ class StoredPartition:
 
     def to_json(self) -> dict[str, object]:
         names = {"groups": dict(self.partition.groups), "videos": dict(self.partition.videos)}
-        return {"rule": asdict(self.rule), "grouping": self.grouping, **names}
+        return {"rule": self.rule.to_json(), "grouping": self.grouping, **names}
 
     def covers(self, videos: Collection[tuple[str, str]]) -> bool:
         """True if every video, a pair of path and content digest, has a split name."""
@@ -223,7 +208,7 @@ class StoredPartition:
 
 def partition_file(cache_dir: Path, rule: SplitRule) -> Path:
     """The file of a cache that keeps the partition of this rule."""
-    name = hashlib.sha256(json.dumps(asdict(rule), sort_keys=True).encode()).hexdigest()[:12]
+    name = hashlib.sha256(json.dumps(rule.to_json(), sort_keys=True).encode()).hexdigest()[:12]
     return cache_dir / "splits" / f"{name}.json"
 
 
@@ -252,11 +237,18 @@ def planned_partition(
     current = _read(path, rule) if path.exists() else None
     if current and current.covers(videos):
         return current
-    grouping = current.grouping if current else resolve_rule(rule.group_by, [path for path, _ in videos])
+    paths, known = [path for path, _ in videos], current.partition if current else Partition()
+    grouping = current.grouping if current else resolve_rule(rule.group_by, paths, official=rule.is_official)
     members: dict[str, set[str]] = {}
     for name, digest in videos:
         members.setdefault(group_of(name, grouping), set()).add(digest)
-    partition = assign_partition(members, rule=rule, known=current.partition if current else None)
+    if rule.is_official:
+        if current is None:
+            check_official(paths)
+        members, known = hold_out(
+            members, {digest for name, digest in videos if is_official_test(name)}, known
+        )
+    partition = assign_partition(members, rule=rule, known=known)
     return StoredPartition(rule=rule, grouping=grouping, partition=partition)
 
 
@@ -358,10 +350,12 @@ def split_sizes(clips: Iterable[tuple[SplitName, str, str]]) -> dict[SplitName, 
 
 def split_warning(sizes: Mapping[SplitName, SplitSize], rule: SplitRule, *, grouping: str) -> str:
     """Warning of sizes that are far from the fractions asked for, empty where none is."""
+    test = sizes["test"].share if rule.is_official else rule.test_fraction
+    validation = rule.validation_fraction * (1 - test if rule.is_official else 1)
     asked: dict[SplitName, float] = {
-        "train": 1 - rule.validation_fraction - rule.test_fraction,
-        "validation": rule.validation_fraction,
-        "test": rule.test_fraction,
+        "train": 1 - validation - test,
+        "validation": validation,
+        "test": test,
     }
     far = [name for name in SPLIT_NAMES if abs(sizes[name].share - asked[name]) > FAR * asked[name]]
     if not far:

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from thinkjepa.cache import ClipSelection
-from thinkjepa.stages.data.partition import PartitionedClips, group_of, split_sizes
+from thinkjepa.stages.data.groups import group_of
+from thinkjepa.stages.data.partition import PartitionedClips, split_sizes
 
 
 def shared_groups(groups: Iterable[str], *, share: float, seed: int) -> frozenset[str]:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from thinkjepa.cache import ClipRow
+from thinkjepa.stages.data.groups import group_of
 from thinkjepa.stages.data.history import history_s
 from thinkjepa.stages.data.joints import KEYPOINTS
-from thinkjepa.stages.data.partition import SplitName, as_split_name, group_of
+from thinkjepa.stages.data.partition import SplitName, as_split_name
 from thinkjepa.stages.data.tracked_files import labels_digest
 from thinkjepa.stages.device import choose_device
 from thinkjepa.stages.errors import StageError

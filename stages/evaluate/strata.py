@@ -6,13 +6,13 @@ guidance can tell nothing of what was before. A video's task is the name of its 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from thinkjepa.cache import ClipRow
+from thinkjepa.stages.data.groups import task_of
 from thinkjepa.stages.data.history import SAME_S, earlier_s
 from thinkjepa.stages.evaluate.scores import Floats, Parts
 from thinkjepa.stages.train.data.features import Features
@@ -76,11 +76,6 @@ def training_tasks(features: Features, train_ids: Sequence[str]) -> frozenset[st
     if len(clips) < len(set(train_ids)):
         return None
     return frozenset(task_of(video) for video in set(clips.values("video"))) - {""}
-
-
-def task_of(video: str) -> str:
-    """The name of a video's folder, wherever that folder is; empty for a video without one."""
-    return PurePosixPath(video).parent.name
 
 
 def task_seen(clips: Sequence[ClipRow], tasks: frozenset[str] | None) -> Floats:

@@ -9,15 +9,14 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from thinkjepa.stages.data.groups import group_of, resolve_rule
 from thinkjepa.stages.data.partition import (
     SPLIT_NAMES,
     Partition,
     SplitRule,
     assign_partition,
-    group_of,
     hashed_split_name,
     partition_file,
-    resolve_rule,
     stored_partition,
 )
 from thinkjepa.stages.errors import StageError
@@ -205,3 +204,76 @@ def test_nothing_is_stored_when_groups_are_too_few(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="at least 3 groups"):
         stored_partition(tmp_path, SplitRule(group_by="folder"), videos(2))
     assert not partition_file(tmp_path, SplitRule(group_by="folder")).exists()
+
+
+OFFICIAL = SplitRule(partition="official")
+
+
+def egodex(*parts: str, tasks: int = 8) -> list[tuple[str, str]]:
+    """Two videos of every task in each of these top folders."""
+    return [
+        (f"{part}/task{task}/{number}.mp4", f"{part}-{task}-{number}")
+        for part in parts
+        for task in range(tasks)
+        for number in range(2)
+    ]
+
+
+def test_an_official_partition_tests_on_the_test_folder_and_keeps_tasks_whole_elsewhere(
+    tmp_path: Path,
+) -> None:
+    found = stored_partition(tmp_path, OFFICIAL, egodex("part1", "part2", "test"))
+    assert found.grouping == "task"
+    names = {path: found.partition.videos[digest] for path, digest in egodex("part1", "part2", "test")}
+    assert all((name == "test") == path.startswith("test/") for path, name in names.items())
+    for task in range(8):  # a task of both parts is in training or in validation, never in both
+        own = {name for path, name in names.items() if f"/task{task}/" in path and name != "test"}
+        assert len(own) == 1
+    assert {"train", "validation"} <= set(names.values())
+    assert stored_partition(tmp_path, OFFICIAL, egodex("part1", "part2", "test")) == found
+
+
+def test_a_video_in_the_test_folder_and_elsewhere_is_tested_and_its_task_stays(tmp_path: Path) -> None:
+    videos = [*egodex("part1", "test"), ("part1/task3/copy.mp4", "test-3-0")]
+    partition = stored_partition(tmp_path, OFFICIAL, videos).partition
+    assert partition.videos["test-3-0"] == "test"
+    assert partition.videos["part1-3-0"] == partition.videos["part1-3-1"] != "test"
+
+
+def test_an_official_partition_does_not_move_when_videos_are_added(tmp_path: Path) -> None:
+    before = dict(stored_partition(tmp_path, OFFICIAL, egodex("part1", "test")).partition.videos)
+    grown = stored_partition(tmp_path, OFFICIAL, egodex("part1", "part2", "test", tasks=12)).partition
+    assert {digest: grown.videos[digest] for digest in before} == before
+    for task in range(8):
+        assert grown.videos[f"part2-{task}-0"] == grown.videos[f"part1-{task}-0"]
+    assert {grown.videos[f"test-{task}-1"] for task in range(12)} == {"test"}
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"), [(("part1",), "no video is under test/.*is part1"), (("test",), "all 16 videos are")]
+)
+def test_an_official_partition_needs_both_kinds_of_folders(
+    tmp_path: Path, parts: tuple[str, ...], reason: str
+) -> None:
+    with pytest.raises(StageError, match=reason):
+        stored_partition(tmp_path, OFFICIAL, egodex(*parts))
+    assert not partition_file(tmp_path, OFFICIAL).exists()
+
+
+def test_records_of_a_partition_by_hash_are_those_of_before() -> None:
+    assert SplitRule().to_json().keys() == {
+        "group_by",
+        "validation_fraction",
+        "test_fraction",
+        "split_seed",
+    }
+    assert partition_file(Path(), SplitRule()).name == "23dea56d6304.json"
+    assert OFFICIAL.to_json()["partition"] == "official"
+
+
+@pytest.mark.parametrize(
+    ("path", "task"),
+    [("part1/pour/3.mp4", "pour"), ("test/pour/8.mp4", "pour"), ("pour/3.mp4", "pour"), ("3.mp4", ".")],
+)
+def test_a_task_is_the_name_of_the_folder_wherever_it_is(path: str, task: str) -> None:
+    assert group_of(path, "task") == task

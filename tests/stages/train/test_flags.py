@@ -108,6 +108,7 @@ CASES: dict[str, tuple[object, ...]] = {
     "whiten_latents": (True,),
     "init_from": (CHECKPOINT,),
     "group_by": ("folder",),
+    "partition": ("official",),
     "validation_fraction": (0.4,),
     "test_fraction": (0.4,),
     "split_seed": (1,),
@@ -117,6 +118,7 @@ CASES: dict[str, tuple[object, ...]] = {
 BESIDE: dict[str, dict[str, object]] = {
     "anchor": {"head_inputs": "latents"},
     "cross_tokens": {"guidance": "cross"},
+    "warmup": {"epochs": 2},
     "weight_decay": {"epochs": 2},
 }
 """What a setting needs beside it to do anything."""
@@ -147,11 +149,12 @@ def sample(tmp_path_factory: pytest.TempPathFactory, tiny_models: Path) -> Path:
     """A folder with `features`, a cache of one video of each task, `selection.json` and `checkpoint`."""
     folder = tmp_path_factory.mktemp("sample")
     expand_shipped(folder / "all")
-    for task in sorted(path for path in (folder / "all").iterdir() if path.is_dir())[:NUM_VIDEOS]:
-        video = min(task.glob("*.mp4"))
-        (folder / "videos" / task.name).mkdir(parents=True)
+    tasks = sorted(path for path in (folder / "all").iterdir() if path.is_dir())[:NUM_VIDEOS]
+    for number, task in enumerate(tasks):
+        video, top = min(task.glob("*.mp4")), "test" if number == 0 else "part1"
+        (folder / "videos" / top / task.name).mkdir(parents=True)
         for file in (video, video.with_suffix(".hdf5")):
-            shutil.move(file, folder / "videos" / task.name / file.name)
+            shutil.move(file, folder / "videos" / top / task.name / file.name)
     report = extract(
         folder / "videos",
         folder / "features",

@@ -10,9 +10,10 @@ import pytest
 
 from thinkjepa.cache import FeatureCache
 from thinkjepa.pipeline.report.markdown import comparison_markdown
+from thinkjepa.stages.data.groups import task_of
 from thinkjepa.stages.evaluate.compared.comparison import compare
 from thinkjepa.stages.evaluate.compared.groups import EvaluatedRun
-from thinkjepa.stages.evaluate.strata import strata_of, task_of, task_seen, task_strata
+from thinkjepa.stages.evaluate.strata import strata_of, task_seen, task_strata
 
 AddRun = Callable[..., EvaluatedRun]
 BuildCache = Callable[..., Path]
