@@ -21,6 +21,7 @@ from thinkjepa.pipeline.cli.options import with_settings
 from thinkjepa.pipeline.cli.progress import TerminalProgress
 from thinkjepa.stages.data.partition import SplitName
 from thinkjepa.stages.device import DEVICES, THREADS_HELP, torch_threads
+from thinkjepa.stages.display import MILLIMETERS
 from thinkjepa.stages.errors import StageError
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def _described(prediction: Prediction, out: Path, figures: Path) -> str:
     lines = [f"{out}: {summary(prediction)}", SPLIT_NAME_WORDS[prediction.split_name]]
     if hands is None:
         return "\n".join([*lines, f"{figures}: the figures", f"no hands: {prediction.no_hands}"])
-    apart = "" if hands.distance_m is None else f", {1000 * hands.distance_m:.1f} mm from the true one"
+    apart = "" if hands.distance_m is None else f", {MILLIMETERS.amount(hands.distance_m)} from the true one"
     lines.append(f"{len(hands.joints)} joints over {len(frames.future_times_s)} frames{apart}")
     return "\n".join([*lines, f"{figures}: the joints, metres, and the figures"])
 

@@ -21,6 +21,7 @@ from thinkjepa.stages.data.framing import Framing, seen_box
 from thinkjepa.stages.data.joints import Bone, hand_bones
 from thinkjepa.stages.data.sampling import clock_text, seconds_ahead
 from thinkjepa.stages.data.trajectories import Poses, Positions, project, to_camera, to_world
+from thinkjepa.stages.display import MILLIMETERS
 from thinkjepa.stages.picture_style import PREDICTED, TRUE
 from thinkjepa.stages.predict.frames import ChosenFrames
 from thinkjepa.stages.predict.prediction import PredictedHands, Prediction
@@ -104,7 +105,7 @@ def drawn_frames(frames: ChosenFrames, hands: PredictedHands) -> Iterator[DrawnF
                 true = _pixels(hands, hands.true_m[step], shown)
                 behind = _behind({"predicted": predicted, "true": None if true is None else true[known]})
                 apart_m = np.linalg.norm(hands.positions_m[step] - hands.true_m[step], axis=-1)
-                distance = f"   {1000 * apart_m[known].mean():.0f} mm apart"
+                distance = f"   {MILLIMETERS.amount(apart_m[known].mean())} apart"
             if true is not None:
                 true[~known] = np.nan
         yield DrawnFrame(shown, predicted, true, False, f"future  {clock_text(seconds)}{distance}", behind)

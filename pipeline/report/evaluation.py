@@ -34,7 +34,6 @@ from thinkjepa.pipeline.report.verdict import (
     figure_text,
     is_main,
     model_verdicts,
-    number_text,
     question_verdicts,
     readout_lines,
 )
@@ -232,7 +231,8 @@ def _cell(entry: Mapping[str, Any], metric: Metric, *, whole: bool) -> str:
     figure = entry["metrics"].get(metric.name)
     if figure is None:
         return ""
-    return figure_text(figure) if whole else number_text(figure["mean"])
+    number = metric.unit.number
+    return figure_text(figure, number) if whole else number(figure["mean"])
 
 
 def _comparison_files(out: Path) -> list[str]:

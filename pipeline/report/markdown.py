@@ -15,12 +15,11 @@ from thinkjepa.pipeline.report.verdict import (
     figure_text,
     is_main,
     model_verdicts,
-    number_text,
     outcome,
     question_of,
     readout_lines,
-    signed_text,
 )
+from thinkjepa.stages.display import CLIPS, RANK
 from thinkjepa.stages.evaluate.compared.groups import TRAINED_ON
 from thinkjepa.stages.evaluate.metrics import METRICS, VALIDATION_METRICS, Metric, MetricKind, exhibited
 
@@ -137,7 +136,7 @@ def brackets_text(interval: Mapping[str, Any]) -> str:
 def _joint_conditions(comparison: Comparison, frames: Mapping[str, int]) -> Iterable[str]:
     where = " or ".join(FRAMES_OF_REFERENCE[frame] for frame in comparison["reference_frames"])
     yield (
-        f"- {count_of(len(comparison['joints']), 'joint')} in metres, in {where}; keypoints are "
+        f"- {count_of(len(comparison['joints']), 'joint')}: distances in mm, in {where}; keypoints are "
         f"{len(comparison['keypoints'])} of EgoDex's 12"
     )
     share = 100 * frames["counted"] / frames["labelled"] if frames["labelled"] else 0.0
@@ -164,7 +163,13 @@ def ranking_section(comparison: Comparison) -> list[str]:
         if all(name in row["validation"] for row in ranking["rows"])
         and name in ("validation_distance_m", "validation_latent_error", sorted_by)
     ]
-    header = ["", "variant", *varied, "seeds", *(f"{VALIDATION_METRICS[name]} ↓" for name in validation)]
+    header = [
+        "",
+        "variant",
+        *varied,
+        "seeds",
+        *(f"{VALIDATION_METRICS[name].label} ↓" for name in validation),
+    ]
     header += [f"test {head}" for head in _heads(shown, comparison)]
     rows = [
         [
@@ -179,8 +184,8 @@ def ranking_section(comparison: Comparison) -> list[str]:
     ]
     if ranking["clips"] == "validation":
         note = (
-            f"Sorted by {VALIDATION_METRICS[sorted_by]}: choose by it, and report the test columns of what "
-            "was chosen. ± is the standard deviation over seeds, brackets are intervals as above."
+            f"Sorted by {VALIDATION_METRICS[sorted_by].label}: choose by it, and report the test columns of "
+            "what was chosen. ± is the standard deviation over seeds, brackets are intervals as above."
         )
     else:
         note = (
@@ -192,7 +197,8 @@ def ranking_section(comparison: Comparison) -> list[str]:
 
 def _validation_text(row: Mapping[str, Any], name: str) -> str:
     mean, std = row["validation"][name], row["validation_seed_std"].get(name)
-    return number_text(mean) if std is None else f"{number_text(mean)} ± {number_text(std)}"
+    number = VALIDATION_METRICS[name].unit.number
+    return number(mean) if std is None else f"{number(mean)} ± {number(std)}"
 
 
 def entry_table(comparison: Comparison) -> str:
@@ -217,7 +223,7 @@ def detail_table(comparison: Comparison, kind: MetricKind) -> str:
     details = [metric for metric in METRICS.values() if metric.detail and metric.kind == kind]
     shown = available(details, means)
     rows = [
-        [entry["name"], *(_number_text(found.get(metric.name)) for metric in shown)]
+        [entry["name"], *(_number_text(metric, found.get(metric.name)) for metric in shown)]
         for entry, found in zip(entries, means, strict=True)
         if available(shown, [found])
     ]
@@ -230,9 +236,9 @@ def detail_lines(comparison: Comparison, kind: MetricKind) -> list[str]:
     if kind != "latent" or not found:
         return []
     return [
-        f"the true latents' effective rank is {number_text(found['effective_rank'])}, their variance ratio 1",
+        f"the true latents' effective rank is {RANK.number(found['effective_rank'])}, their variance ratio 1",
         f"an own future is told from {found['candidates']:.1f} others: by chance it is the first in "
-        f"{number_text(1 / (1 + found['candidates']))}",
+        f"{CLIPS.number(1 / (1 + found['candidates']))}",
     ]
 
 
@@ -259,11 +265,15 @@ def difference_notes(comparison: Comparison) -> str:
 
 
 def _difference_text(comparison: Comparison, item: Mapping[str, Any], metric: Metric) -> str:
-    if metric.name not in item["metrics"]:
+    text = _signed_text(item["metrics"], metric)
+    if not text:
         return ""
-    figure = item["metrics"][metric.name]
-    told_apart = outcome(metric.name, figure, evidence_of(comparison, item)) in ("better", "worse")
-    return signed_text(figure) + (" *" if told_apart else "")
+    found = outcome(metric.name, item["metrics"][metric.name], evidence_of(comparison, item))
+    return text + (" *" if found in ("better", "worse") else "")
+
+
+def _signed_text(figures: Mapping[str, Figure], metric: Metric) -> str:
+    return figure_text(figures[metric.name], metric.unit.signed) if metric.name in figures else ""
 
 
 def horizon_table(comparison: Comparison) -> str:
@@ -272,17 +282,17 @@ def horizon_table(comparison: Comparison) -> str:
     metrics = available(exhibited("horizon"), [entry["metrics"] for entry in main])
     if not metrics:
         return ""
-    name = metrics[0].name
-    shown = [entry for entry in main if name in entry["metrics"]]
+    metric = metrics[0]
+    shown = [entry for entry in main if metric.name in entry["metrics"]]
     rows = [
         [
             f"{step['seconds']:.2f}",
-            *(_mean_text(entry["horizon"][step["step"] - 1].get(name)) for entry in shown),
+            *(_mean_text(metric, entry["horizon"][step["step"] - 1]) for entry in shown),
         ]
         for step in comparison["horizon"]
     ]
     note = (
-        f"{metrics[0].label()} of each latent step. Seconds run from the last observed frame to the "
+        f"{metric.label()} of each latent step. Seconds run from the last observed frame to the "
         "middle of the step's frames."
     )
     return f"{note}\n\n{markdown_table(['seconds', *(entry['name'] for entry in shown)], rows)}"
@@ -298,20 +308,20 @@ def stratum_table(comparison: Comparison, kind: str) -> str:
     metrics = available(exhibited("horizon"), [entry["metrics"] for entry in main])
     if not metrics or not strata:
         return ""
-    name = metrics[0].name
-    shown = [entry["name"] for entry in main if name in entry["metrics"]]
+    metric = metrics[0]
+    shown = [entry["name"] for entry in main if metric.name in entry["metrics"]]
     asked = question_of(comparison)
     rows = []
     for stratum in strata:
-        cells = [_mean_text(stratum["entries"][entry].get(name)) for entry in shown]
+        cells = [_mean_text(metric, stratum["entries"][entry]) for entry in shown]
         cells += [
-            signed_text(item["metrics"][name]) if name in item["metrics"] else ""
+            _signed_text(item["metrics"], metric)
             for item in stratum["differences"]
             if (item["a"], item["b"]) == asked
         ]
         rows.append([stratum[kind], stratum["num_clips"], *cells])
     header = [kind, "clips", *shown, *([f"{asked[0]} - {asked[1]}"] if asked else [])]
-    return f"{metrics[0].label()} {STRATA[kind]}\n\n{markdown_table(header, rows)}"
+    return f"{metric.label()} {STRATA[kind]}\n\n{markdown_table(header, rows)}"
 
 
 def _heads(metrics: Sequence[Metric], comparison: Comparison) -> list[str]:
@@ -320,12 +330,15 @@ def _heads(metrics: Sequence[Metric], comparison: Comparison) -> list[str]:
 
 
 def _figure_texts(figures: Mapping[str, Figure], metrics: Sequence[Metric]) -> list[str]:
-    return [figure_text(figures[metric.name]) if metric.name in figures else "" for metric in metrics]
+    return [
+        figure_text(figures[metric.name], metric.unit.number) if metric.name in figures else ""
+        for metric in metrics
+    ]
 
 
-def _mean_text(figure: Figure | None) -> str:
-    return "" if figure is None else _number_text(figure["mean"])
+def _mean_text(metric: Metric, figures: Mapping[str, Figure]) -> str:
+    return _number_text(metric, figures[metric.name]["mean"]) if metric.name in figures else ""
 
 
-def _number_text(value: float | None) -> str:
-    return "" if value is None else number_text(value)
+def _number_text(metric: Metric, value: float | None) -> str:
+    return "" if value is None else metric.unit.number(value)

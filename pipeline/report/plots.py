@@ -76,7 +76,8 @@ def horizon_picture(comparison: Comparison) -> bytes:
         for axes, metric in zip(panels, metrics, strict=True):
             for entry in entries:
                 if metric.name in entry["metrics"]:
-                    points = [step.get(metric.name, NOT_KNOWN) for step in entry["horizon"]]
+                    steps = [step.get(metric.name, NOT_KNOWN) for step in entry["horizon"]]
+                    points = [_shown(figure, metric) for figure in steps]
                     band = entry["method"] == "model"
                     _draw_curve(
                         axes, seconds, points, label=entry["name"], look=looks[entry["name"]], band=band
@@ -96,7 +97,7 @@ def rollout_picture(rolled: Rolled) -> bytes:
         panels = figure.subplots(1, len(metrics), sharex=True, squeeze=False)[0]
         for axes, metric in zip(panels, metrics, strict=True):
             for entry in filter(is_main, rollout_entries(rolled, metric)):
-                found = [figures[metric.name] for figures in entry["horizons"]]
+                found = [_shown(figures[metric.name], metric) for figures in entry["horizons"]]
                 name, band = entry["name"], entry["method"] == "model"
                 _draw_curve(axes, seconds, found, label=name, look=looks[name], band=band)
             _name_curves(axes, metric)
@@ -109,6 +110,14 @@ def _intervals(comparison: Record) -> str:
     """The caption of lines and bands around means."""
     clips, videos = (counted(comparison[f"num_{name}s"], name) for name in ("clip", "video"))
     return f"95 % intervals, {clips} of {videos}"
+
+
+def _shown(figure: Record, metric: Metric) -> dict[str, float | None]:
+    """A figure in the unit of its axis."""
+    return {
+        end: None if figure[end] is None else metric.unit.scale * figure[end]
+        for end in ("mean", "low", "high")
+    }
 
 
 def _draw_curve(
@@ -180,7 +189,7 @@ def _dot_picture(
                 axes.axvline(0, color=BLACK, linewidth=0.8)
             for position, (_, found, looks) in enumerate(rows):
                 if metric.name in found:
-                    _draw_dot(axes, position, found[metric.name], looks[metric.name])
+                    _draw_dot(axes, position, _shown(found[metric.name], metric), looks[metric.name])
             axes.set_title(f"{metric.heading(last_frame_s=last_frame_s)} {metric.arrow}")
             axes.margins(x=0.08)
             axes.xaxis.set_major_locator(MaxNLocator(4))

@@ -20,7 +20,6 @@ from thinkjepa.pipeline.report.verdict import (
     figure_text,
     is_main,
     outcome,
-    signed_text,
 )
 from thinkjepa.stages.evaluate.metrics import METRICS, Metric, exhibited
 
@@ -76,8 +75,12 @@ def left_out_line(rolled: Rolled) -> str:
 
 def rollout_table(rolled: Rolled, metric: Metric, *, controls: bool = True) -> str:
     """A row per method, a column per horizon; without `controls` models and baselines only."""
+
+    def number(figure: Figure) -> str:
+        return figure_text(figure, metric.unit.number)
+
     rows = [
-        [entry["name"], entry["num_seeds"] or "", *_cells(entry, metric, figure_text)]
+        [entry["name"], entry["num_seeds"] or "", *_cells(entry, metric, number)]
         for entry in rollout_entries(rolled, metric)
         if controls or is_main(entry)
     ]
@@ -92,7 +95,7 @@ def difference_table(rolled: Rolled, metric: Metric) -> str:
 
         def text(figure: Figure, evidence: Any = evidence) -> str:
             starred = outcome(metric.name, figure, evidence) in ("better", "worse")
-            return signed_text(figure) + (" *" if starred else "")
+            return figure_text(figure, metric.unit.signed) + (" *" if starred else "")
 
         if any(metric.name in figures for figures in item["horizons"]):
             rows.append([item["a"], item["b"], *_cells(item, metric, text)])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from thinkjepa.pipeline.cli.console import counted, human_bytes
 from thinkjepa.stages.data.joints import HANDS_NEED_LABELS, describe_joints
 from thinkjepa.stages.data.partition import SPLIT_NAMES, SplitName, SplitSize
+from thinkjepa.stages.display import MILLIMETERS
 
 if TYPE_CHECKING:
     from thinkjepa.stages.train.events import EpochEnds, RunStarts
@@ -81,7 +82,7 @@ def describe_epoch(end: EpochEnds) -> str:
         f"{losses.validation_loss:.5f} validation" + (" (best so far)" if end.best else ""),
     ]
     if losses.validation_distance_m is not None:
-        parts.append(f"joints {1000 * losses.validation_distance_m:.1f} mm")
+        parts.append(f"joints {MILLIMETERS.amount(losses.validation_distance_m)}")
     if losses.latent_gradient is not None and losses.joint_gradient is not None:
         parts.append(f"gradients {losses.latent_gradient:.2g} latents {losses.joint_gradient:.2g} joints")
     return ", ".join(parts)
@@ -99,7 +100,9 @@ def describe_metrics(out: Path, metrics: dict[str, Any], *, was_finished: bool =
         f"latent persistence {metrics['persistence_validation_loss']:.5f}",
     ]
     if (distance_m := metrics.get("validation_distance_m")) is not None:
-        lines.append(f"  validation distance of {metrics['num_joints']} joints {1000 * distance_m:.1f} mm")
+        lines.append(
+            f"  validation distance of {metrics['num_joints']} joints {MILLIMETERS.amount(distance_m)}"
+        )
         if unlabelled := metrics["unlabelled"]["clips"]:
             lines.append(f"  left out {unlabelled} clips: {metrics['unlabelled']['first']}, for one")
     if (initial := metrics.get("initial_validation_loss")) is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from thinkjepa.stages.evaluate.compared.entries import MOST_GROUPS_BY_PAIRS, question_pair
-from thinkjepa.stages.evaluate.metrics import DECIMALS, METRICS
+from thinkjepa.stages.evaluate.metrics import METRICS
 
 Figure = Mapping[str, float | None]
 """Mean, low and high end of its interval."""
@@ -19,27 +19,11 @@ def is_main(entry: Mapping[str, Any]) -> bool:
     return entry["method"] == "model" or entry["group"] is None
 
 
-def number_text(value: float) -> str:
-    """`0.0612`"""
-    return f"{value:.{DECIMALS}f}"
-
-
-def signed_number(value: float, decimals: int = DECIMALS) -> str:
-    """`-0.0100`, `+0.0100`, and `0.0000` of what rounds to zero."""
-    text = f"{value:+.{decimals}f}"
-    return text if float(text) else text[1:]
-
-
-def figure_text(figure: Figure, text: Callable[[float], str] = number_text) -> str:
-    """`0.0612 [0.0580, 0.0640]`; without the interval where it is unknown."""
+def figure_text(figure: Figure, text: Callable[[float], str]) -> str:
+    """`61.2 [58.0, 64.0]`, each number by `text`; without the interval where it is unknown."""
     mean, low, high = figure["mean"], figure["low"], figure["high"]
     assert mean is not None, "scores that no clip has are left out"
     return text(mean) if low is None or high is None else f"{text(mean)} [{text(low)}, {text(high)}]"
-
-
-def signed_text(figure: Figure) -> str:
-    """`-0.0100 [-0.0120, -0.0080]`; without the interval where it is unknown."""
-    return figure_text(figure, signed_number)
 
 
 FEWEST_GROUPS, FEWEST_SEEDS = 10, 3
@@ -197,10 +181,7 @@ def readout_lines(comparison: Mapping[str, Any], metric: str, *, of: str | None 
     unit = METRICS[metric].unit
     lines = []
     for group in (name for name, method in scores if method == "readout_ceiling" and of in (None, name)):
-        whole, head = (
-            f"{unit.scale * scores[group, method]:.{unit.decimals}f}{unit.suffix}"
-            for method in ("model", "readout_ceiling")
-        )
+        whole, head = (unit.amount(scores[group, method]) for method in ("model", "readout_ceiling"))
         lines.append(
             f"{METRICS[metric].heading()}: of {group}'s {whole} its head alone has {head}, on TRUE future "
             "latents, which no prediction sees"
@@ -237,26 +218,24 @@ def _equal_below(metric: str, difference: float, of_b: float | None) -> str:
     if of_b and abs(difference / of_b) < EQUAL_SHARE:
         return f"{100 * EQUAL_SHARE:.4f} %"
     unit = METRICS[metric].unit
+    if not unit.rounds_to_zero(difference, more_decimals=MORE_DECIMALS):
+        return ""
     decimals = unit.decimals + MORE_DECIMALS
-    return "" if round(unit.scale * difference, decimals) else f"{10**-decimals:.{decimals}f}{unit.suffix}"
+    return f"{10**-decimals:.{decimals}f}{unit.suffix}"
 
 
 def _amount(metric: str, figure: Figure, sign: int, of_b: float | None, *, signed: bool = False) -> str:
     """`12.1 mm [9.0, 15.2] (18 %)`, times `sign`; the interval and the share where they are known."""
     unit = METRICS[metric].unit
-    decimals = unit.decimals
-    values = [sign * unit.scale * value for value in map(figure.get, ENDS) if value is not None]
-    mean, *ends = values
-    if max(map(abs, values)) < FEW * 10**-decimals:
-        decimals += MORE_DECIMALS
-    shown = [signed_number(value, decimals) for value in (mean, *sorted(ends))]
-    if not signed:
-        shown = [number.removeprefix("+") for number in shown]
+    mean, *ends = [sign * value for value in map(figure.get, ENDS) if value is not None]
+    few = max(abs(unit.scale * value) for value in (mean, *ends)) < FEW * 10**-unit.decimals
+    write = unit.signed if signed else unit.number
+    shown = [write(value, more_decimals=MORE_DECIMALS * few) for value in (mean, *sorted(ends))]
     text = f"{shown[0]}{unit.suffix}"
     if ends:
         text += f" [{shown[1]}, {shown[2]}]"
     if of_b:
-        share = 100 * abs(mean / unit.scale / of_b)
+        share = 100 * abs(mean / of_b)
         text += f" ({share:.0f} %)" if share >= 1 else f" ({share:.1g} %)"
     return text
 

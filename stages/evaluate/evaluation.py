@@ -21,6 +21,7 @@ from thinkjepa.stages.data.joints import KEYPOINTS
 from thinkjepa.stages.data.partition import SplitName, as_split_name
 from thinkjepa.stages.data.tracked_files import labels_digest
 from thinkjepa.stages.device import choose_device
+from thinkjepa.stages.display import DECIMALS
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.baselines import (
     METHODS,
@@ -33,7 +34,6 @@ from thinkjepa.stages.evaluate.details.latents import Gallery, LatentSpread
 from thinkjepa.stages.evaluate.details.views import view_columns
 from thinkjepa.stages.evaluate.learned import learn, num_lacking, reaching_ridge
 from thinkjepa.stages.evaluate.metrics import (
-    DECIMALS,
     POSE_BASELINES,
     counted_joint_frames,
     frames_ahead_s,

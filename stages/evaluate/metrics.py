@@ -22,6 +22,18 @@ from torch import Tensor
 from thinkjepa.cache import ClipRow
 from thinkjepa.stages.data.joints import KEYPOINTS
 from thinkjepa.stages.data.sampling import seconds_ahead
+from thinkjepa.stages.display import (
+    ABSOLUTE,
+    CLIPS,
+    COSINE,
+    LOSS,
+    MILLIMETERS,
+    RANK,
+    RATIO,
+    SHARE,
+    SQUARED,
+    Unit,
+)
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.details.hands import (
     hands_of,
@@ -33,33 +45,6 @@ from thinkjepa.stages.evaluate.details.hands import (
 MetricKind = Literal["trajectory", "latent"]
 Exhibit = Literal["page", "horizon", "distances", "rollout"]
 """The tables of page and ranking, the curves over the horizon, the dot pictures, the rollout report."""
-
-DECIMALS = 4
-"""Of a value in a table."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """The unit of a metric, in tables, on axes, and in sentences about differences."""
-
-    note: str
-    """Follows a metric's title in tables."""
-    axis: str
-    difference_axis: str
-    scale: int = 1
-    """Factor from a value to its number in a sentence, which has `decimals` and ends with `suffix`."""
-    decimals: int = DECIMALS
-    suffix: str = ""
-
-
-METERS = Unit(" (m)", "mean distance (m)", "difference (m)", scale=1000, decimals=1, suffix=" mm")
-SHARE = Unit("", "share of joints (0 to 1)", "difference of shares")
-ABSOLUTE = Unit("", "mean error (latent units)", "difference (latent units)")
-SQUARED = Unit(" (squared)", "mean squared error (latent units²)", "difference (latent units²)")
-COSINE = Unit("", "cosine (1: equal)", "difference of cosines")
-CLIPS = Unit("", "share of clips (0 to 1)", "difference of shares")
-RATIO = Unit("", "ratio", "difference of ratios")
-RANK = Unit("", "rank", "difference of ranks", decimals=1)
 
 POSE_BASELINES = (
     "ridge",
@@ -100,7 +85,7 @@ class Metric:
     """Methods without training that reports compare each model with in words, by this metric."""
 
     def label(self, *, last_frame_s: float | None = None) -> str:
-        """The name in a table, with its unit: `FDE at 0.35 s (m)`."""
+        """The name in a table, with its unit: `FDE at 0.35 s (mm)`."""
         when = f" at {last_frame_s:.2f} s" if self.at_last_frame and last_frame_s is not None else ""
         return f"{self.title}{when}{self.unit.note}"
 
@@ -131,22 +116,24 @@ def _set_figure(name: str, title: str, unit: Unit, *, better_when_larger: bool =
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("ade_m", "trajectory", "ADE", METERS, EVERYWHERE, by_step=True, to_beat=POSE_BASELINES),
-        Metric("fde_m", "trajectory", "FDE", METERS, ("page", "distances", "rollout"), at_last_frame=True),
+        Metric("ade_m", "trajectory", "ADE", MILLIMETERS, EVERYWHERE, by_step=True, to_beat=POSE_BASELINES),
+        Metric(
+            "fde_m", "trajectory", "FDE", MILLIMETERS, ("page", "distances", "rollout"), at_last_frame=True
+        ),
         Metric("acc_5cm", "trajectory", "within 5 cm", SHARE, ("page", "distances"), better_when_larger=True),
-        Metric("keypoint_m", "trajectory", "keypoints", METERS, ("distances",)),
-        Metric("moving_m", "trajectory", "joints that move", METERS, detail=True),
-        Metric("wrist_relative_m", "trajectory", "relative to the wrist", METERS, detail=True),
-        Metric("procrustes_m", "trajectory", "Procrustes-aligned", METERS, detail=True),
+        Metric("keypoint_m", "trajectory", "keypoints", MILLIMETERS, ("distances",)),
+        Metric("moving_m", "trajectory", "joints that move", MILLIMETERS, detail=True),
+        Metric("wrist_relative_m", "trajectory", "relative to the wrist", MILLIMETERS, detail=True),
+        Metric("procrustes_m", "trajectory", "Procrustes-aligned", MILLIMETERS, detail=True),
         Metric(
             "keypoint_best_seed_m",
             "trajectory",
             "keypoints, each clip's best seed",
-            METERS,
+            MILLIMETERS,
             best_of="keypoint_m",
         ),
-        Metric("inside_view_m", "trajectory", "joints the encoder sees", METERS, detail=True),
-        Metric("outside_view_m", "trajectory", "joints it does not see", METERS, detail=True),
+        Metric("inside_view_m", "trajectory", "joints the encoder sees", MILLIMETERS, detail=True),
+        Metric("outside_view_m", "trajectory", "joints it does not see", MILLIMETERS, detail=True),
         Metric("l1", "latent", "L1", ABSOLUTE, by_step=True),
         Metric("l2", "latent", "L2", SQUARED, EVERYWHERE, by_step=True, to_beat=LATENT_BASELINES),
         Metric("smooth_l1", "latent", "smooth L1", ABSOLUTE, by_step=True),
@@ -170,12 +157,25 @@ better of K predictions that one model draws: no model here draws any.
 TRAJECTORY_METRICS = tuple(name for name, metric in METRICS.items() if metric.kind == "trajectory")
 LATENT_METRICS = tuple(name for name, metric in METRICS.items() if metric.kind == "latent")
 
+
+@dataclass(frozen=True, slots=True)
+class ValidationMetric:
+    """A figure of validation clips in `metrics.json`: of the epoch whose weights were kept."""
+
+    title: str
+    unit: Unit
+
+    @property
+    def label(self) -> str:
+        """The name in a table, with its unit."""
+        return f"{self.title}{self.unit.note}"
+
+
 VALIDATION_METRICS = {
-    "validation_distance_m": "validation distance (m)",
-    "validation_latent_error": "validation latent error",
-    "validation_loss": "validation loss",
+    "validation_distance_m": ValidationMetric("validation distance", MILLIMETERS),
+    "validation_latent_error": ValidationMetric("validation latent error", ABSOLUTE),
+    "validation_loss": ValidationMetric("validation loss", LOSS),
 }
-"""Labels of the figures of validation clips in `metrics.json`: of the epoch whose weights were kept."""
 
 
 def exhibited(exhibit: Exhibit) -> list[Metric]:

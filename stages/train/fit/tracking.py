@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from thinkjepa.cache.disk.files import replace_file
+from thinkjepa.stages.display import MILLIMETERS
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.picture_style import (
     BASELINES,
@@ -131,7 +132,7 @@ def _picture(state: FitState, persistence_loss: float) -> bytes:
     training = [point.train_loss for point in curve]
     losses = [point.validation_loss for point in curve]
     latents = [point.validation_latent_error for point in curve]
-    joints_mm = [1000 * (point.validation_distance_m or 0.0) for point in curve]
+    joints_mm = [MILLIMETERS.scale * (point.validation_distance_m or 0.0) for point in curve]
     apart = not all(map(math.isclose, losses, latents))
     with_joints = curve[0].validation_distance_m is not None
     panels = 1 + apart + with_joints

@@ -248,7 +248,7 @@ def test_seeds_of_rollouts_are_averaged_paired_and_told_by_slope(
         assert figure["low"] < figure["mean"] < figure["high"]
     markdown = rollout_markdown(found)
     assert "- thinkjepa: 3 seeds (0, 1, 2)" in markdown
-    table = markdown.split("## By how much: ADE (m)")[1]
+    table = markdown.split("## By how much: ADE (mm)")[1]
     assert next(line for line in table.splitlines() if line.startswith("| a ")).endswith(" slope, per s |")
 
 
@@ -287,7 +287,7 @@ def test_the_command_rolls_every_variant_out(
         assert [item["steps"] for item in result["horizons"]] == [4, 8, 16, 32]
         mean = result["horizons"][3]["trajectory"]["model"]["ade_m"]["mean"]
         row = next(row for row in rows if row[0] == labels[name])
-        assert row[5].startswith(f"{mean:.4f} [")
+        assert row[5].startswith(f"{1000 * mean:.1f} [")
         assert all("[" in cell for cell in row[2:])
         assert f"| {labels[name]} " in text
     assert sum(row[0] == "constant velocity" for row in rows) == 2

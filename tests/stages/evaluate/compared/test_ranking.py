@@ -69,9 +69,9 @@ def test_the_table_says_which_clips_its_order_comes_from(runs: list[EvaluatedRun
     by_validation = comparison_markdown(compare(runs))
     row = next(line for line in by_validation.splitlines() if line.startswith("| 3 "))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[:5] == ["3", "thinkjepa", "film", "2", "0.3200 ± 0.0283"]
-    assert cells[6].startswith("0.2000 [")
-    assert "Sorted by validation distance (m): choose by it, and report the test columns" in by_validation
+    assert cells[:5] == ["3", "thinkjepa", "film", "2", "320.0 ± 28.3"]
+    assert cells[6].startswith("200.0 [")
+    assert "Sorted by validation distance (mm): choose by it, and report the test columns" in by_validation
     by_test = comparison_markdown(compare(runs, sort_by="ade_m"))
     assert "who chooses by this order chooses on the clips that the report stands on" in by_test
 

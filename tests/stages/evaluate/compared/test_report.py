@@ -32,10 +32,10 @@ def row_of(markdown: str, *starts: str) -> list[str]:
 def test_tables_have_means_with_intervals(add_run: AddRun) -> None:
     """Two groups 0.2 apart: a standard error of 0.1, times 12.706."""
     markdown = comparison_markdown(compare([add_run("jepa", 0, [0.1, 0.3]), add_run("jepa", 1, [0.1, 0.3])]))
-    assert row_of(markdown, "jepa", "2")[2] == "0.2000 [-1.0706, 1.4706]"
-    assert row_of(markdown, "constant pose", "")[2] == "0.5000 [0.5000, 0.5000]"
-    assert row_of(markdown, "jepa", "constant pose")[2] == "-0.3000 [-1.5706, +0.9706]"
-    assert row_of(markdown, "0.30")[1:3] == ["0.3000", "0.5000"]
+    assert row_of(markdown, "jepa", "2")[2] == "200.0 [-1070.6, 1470.6]"
+    assert row_of(markdown, "constant pose", "")[2] == "500.0 [500.0, 500.0]"
+    assert row_of(markdown, "jepa", "constant pose")[2] == "-300.0 [-1570.6, +970.6]"
+    assert row_of(markdown, "0.30")[1:3] == ["300.0", "500.0"]
 
 
 def test_times_count_from_the_last_observed_frame(add_run: AddRun) -> None:
@@ -43,7 +43,7 @@ def test_times_count_from_the_last_observed_frame(add_run: AddRun) -> None:
     comparison = compare([run])
     markdown = comparison_markdown(comparison)
     assert comparison["last_frame"] == {"seconds": 0.35, "seconds_min": 0.35, "seconds_max": 0.35}
-    assert "FDE at 0.35 s (m) ↓" in row_of(markdown, "method")
+    assert "FDE at 0.35 s (mm) ↓" in row_of(markdown, "method")
     assert [row_of(markdown, second)[0] for second in ("0.10", "0.30")] == ["0.10", "0.30"]
 
 
@@ -52,7 +52,7 @@ def test_the_conditions_of_the_figures_stand_above_them(add_run: AddRun) -> None
     assert "- 21 test clips of 21 videos in 21 groups (by video)" in markdown
     assert "- jepa: 1 seed (3)" in markdown
     assert "for other groups of videos and other seeds (t over groups, seeds crossed)" in markdown
-    assert "- 1 joint in metres, in the camera frame of the last observed frame" in markdown
+    assert "- 1 joint: distances in mm, in the camera frame of the last observed frame" in markdown
     assert "- 315 of 420 labelled joint-frames count (75.0 %)" in markdown
     assert "fewer than" not in markdown
 
@@ -100,13 +100,36 @@ def drawn(monkeypatch: pytest.MonkeyPatch, draw: Callable[..., bytes], compariso
 def test_small_differences_have_their_power_of_ten_in_the_label(
     add_run: AddRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wave = 1e-5 * np.cos(np.arange(len(MANY)))
-    comparison = compare([add_run("jepa", 0, MANY), add_run("vlm", 0, MANY + 3e-5 + wave)])
+    wave = 1e-8 * np.cos(np.arange(len(MANY)))
+    comparison = compare([add_run("jepa", 0, MANY), add_run("vlm", 0, MANY + 3e-8 + wave)])
     axes = drawn(monkeypatch, difference_picture, comparison).axes[0]
-    assert axes.get_xlabel() == "difference ($10^{-5}$ m)"
+    assert axes.get_xlabel() == "difference ($10^{-5}$ mm)"
     assert axes.xaxis.get_offset_text().get_text() == ""
     shown = [float(label.get_text().replace("−", "-")) for label in axes.get_xticklabels()]  # noqa: RUF001
     assert shown == pytest.approx([1e5 * tick for tick in axes.get_xticks()])
+
+
+def test_pictures_have_distances_in_millimetres(add_run: AddRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    comparison = compare([add_run("jepa", seed, MANY) for seed in range(2)])
+    model = next(entry for entry in comparison["entries"] if entry["method"] == "model")
+    in_m = model["metrics"]["ade_m"]
+    assert in_m["mean"] == pytest.approx(0.2), "JSON keeps metres"
+
+    curves = drawn(monkeypatch, horizon_picture, comparison).axes[0]
+    assert curves.get_ylabel() == "mean distance (mm)"
+    assert curves.lines[0].get_ydata() == pytest.approx([100.0, 300.0])
+    band = curves.collections[0].get_paths()[0].vertices[:, 1]  # type: ignore[index]
+    assert band.max() == pytest.approx(1000 * model["horizon"][1]["ade_m"]["high"])
+
+    dots = drawn(monkeypatch, distance_picture, comparison).axes[0]
+    assert dots.get_xlabel() == "mean distance (mm)"
+    interval, dot = dots.lines[:2]
+    assert interval.get_xdata() == pytest.approx([1000 * in_m["low"], 1000 * in_m["high"]])
+    assert dot.get_xdata() == pytest.approx([200.0])
+
+    differences = drawn(monkeypatch, difference_picture, comparison).axes[0]
+    assert differences.get_xlabel() == "difference (mm)"
+    assert differences.lines[2].get_xdata() == pytest.approx([-300.0])
 
 
 def test_the_last_marker_is_inside_the_axes(add_run: AddRun, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +176,7 @@ def test_a_page_has_one_table_and_the_verdicts_of_the_first_model(add_run: AddRu
     ]
     page = comparison_page(compare(runs), ["all tables: here"])
     assert page.count("| method") == 1
-    assert row_of(page, "jepa", "2")[2].startswith("0.2000 [")
+    assert row_of(page, "jepa", "2")[2].startswith("200.0 [")
     assert "ADE: jepa is better than vlm by 100.0 mm" in page
     assert page.endswith("all tables: here")
 

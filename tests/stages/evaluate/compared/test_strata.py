@@ -57,7 +57,7 @@ def test_each_stratum_has_its_own_means_and_differences(add_run: AddRun) -> None
     assert [item["metrics"]["ade_m"]["mean"] for item in found] == pytest.approx([0.0, -0.1])
     table = comparison_markdown(comparison).split("## Where: by length of history")[1]
     row = next(line for line in table.splitlines() if line.startswith("| 1.00 s"))
-    assert row.endswith("-0.1000 [-0.1000, -0.1000] |")
+    assert row.endswith("-100.0 [-100.0, -100.0] |")
     assert "by length of history" not in comparison_markdown(compare([add_run("vlm", 0, scores)]))
 
 

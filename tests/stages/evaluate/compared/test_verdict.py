@@ -14,11 +14,12 @@ from thinkjepa.pipeline.report.markdown import comparison_markdown
 from thinkjepa.pipeline.report.verdict import (
     Evidence,
     baseline_verdicts,
+    figure_text,
     model_verdicts,
     outcome,
-    signed_text,
     verdict,
 )
+from thinkjepa.stages.display import SQUARED
 from thinkjepa.stages.evaluate.compared.comparison import compare
 from thinkjepa.stages.evaluate.compared.groups import EvaluatedRun
 
@@ -96,7 +97,7 @@ def test_a_difference_of_rounding_is_equality(
 
 
 def test_what_rounds_to_zero_has_no_sign() -> None:
-    assert signed_text(figure(-4e-6, -0.0002, 4e-6)) == "0.0000 [-0.0002, 0.0000]"
+    assert figure_text(figure(-4e-6, -0.0002, 4e-6), SQUARED.signed) == "0.0000 [-0.0002, 0.0000]"
     found = figure(0.0000021, -4e-7, 0.0000031)
     assert outcome("l2", figure(2e-7, 1e-7, 3e-7), ENOUGH) == "no difference"
     line = verdict("a", "b", "l2", found, ENOUGH)

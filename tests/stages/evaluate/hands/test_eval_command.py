@@ -35,12 +35,12 @@ def test_one_run_gets_figures_table_and_picture(train_run: TrainRun) -> None:
     assert "Traceback" not in done.stderr
     ade_m = json.loads((run / "eval-test.json").read_text())["trajectory"]["model"]["ade_m"]
     row = next(line for line in done.stdout.splitlines() if line.startswith("| thinkjepa  "))
-    assert f"| {ade_m:.4f} [" in row
+    assert f" {1000 * ade_m:.1f} [" in row
     assert done.stdout.count("| method") == 1, "one table, the others are in the file"
     assert len(done.stdout.splitlines()) < 30
     assert max(map(len, done.stdout.splitlines()[:10])) <= 130
     markdown = (run / "eval-test.md").read_text()
-    assert f"| {ade_m:.4f} [" in next(
+    assert f" {1000 * ade_m:.1f} [" in next(
         line for line in markdown.splitlines() if line.startswith("| thinkjepa  ")
     )
     verdicts = [line for line in done.stdout.splitlines() if line.startswith(("ADE: ", "latent L2: "))]
