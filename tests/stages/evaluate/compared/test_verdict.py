@@ -53,6 +53,26 @@ def test_a_win_is_told_as_a_positive_amount() -> None:
     assert verdict("a", "b", "cosine", more_is_better, ENOUGH) == "a beats b by 0.0500 [0.0200, 0.0800]"
 
 
+@pytest.mark.parametrize(
+    ("metric", "of_b", "amount"),
+    [
+        ("ade_m", 1e-9, "12.0 mm [9.1, 15.3]"),
+        ("ade_m", 0.0, "12.0 mm [9.1, 15.3]"),
+        ("ade_m", 0.0000499, "12.0 mm [9.1, 15.3]"),
+        ("ade_m", 0.00048, "12.0 mm [9.1, 15.3] (25 times its 0.5 mm)"),
+        ("ade_m", 0.0012, "12.0 mm [9.1, 15.3] (10 times its 1.2 mm)"),
+        ("ade_m", 0.0013, "12.0 mm [9.1, 15.3] (923 %)"),
+        ("l2", 3e-10, "0.0120 [0.0091, 0.0153]"),
+        ("l2", 0.0001, "0.0120 [0.0091, 0.0153] (120 times its 0.0001)"),
+    ],
+)
+def test_a_method_that_is_nearly_exact_is_no_measure_of_a_percentage(
+    metric: str, of_b: float, amount: str
+) -> None:
+    line = verdict("jepa", "constant pose", metric, figure(0.012, 0.0091, 0.0153), ENOUGH, of_b=of_b)
+    assert line == f"jepa loses to constant pose by {amount}"
+
+
 @pytest.mark.parametrize("evidence", [ENOUGH, Evidence(num_groups=2, num_seeds=1)])
 def test_an_interval_that_holds_zero_is_no_difference(evidence: Evidence) -> None:
     found = figure(0.0003, -0.001, 0.0016)
