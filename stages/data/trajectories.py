@@ -50,15 +50,16 @@ def clip_trajectory(
     *,
     observed_frames: npt.ArrayLike,
     future_frames: npt.ArrayLike,
+    min_confidence: float = 0.0,
 ) -> Trajectory:
     """Cut the joints at a clip's frames: indices into the video, `(frame,)` and `(window, frame)`.
 
-    Joints that the labels lack have confidence 0.
+    Joints that the labels lack, or hold with less than `min_confidence`, have confidence 0: unknown.
     """
     observed, future = (np.asarray(frames, dtype=np.int64) for frames in (observed_frames, future_frames))
     camera_pose = None if labels.camera_poses is None else labels.camera_poses[observed[-1]]
-    observed_m, observed_confidence = _cut(labels, joints, observed)
-    future_m, future_confidence = _cut(labels, joints, future.reshape(-1))
+    observed_m, observed_confidence = _cut(labels, joints, observed, min_confidence)
+    future_m, future_confidence = _cut(labels, joints, future.reshape(-1), min_confidence)
     return Trajectory(
         observed_m=_in_camera(observed_m, camera_pose),
         observed_confidence=observed_confidence,
@@ -102,9 +103,11 @@ class Supervision:
     Holds frame numbers only; joints are read from the mapped labels, clip by clip.
     """
 
-    def __init__(self, table: LabelTable, clips: ClipSelection, *, joints: str) -> None:
+    def __init__(
+        self, table: LabelTable, clips: ClipSelection, *, joints: str, min_confidence: float = 0.0
+    ) -> None:
         """Raises StageError where no clip has labels, or none of the joints asked for."""
-        self._table, self._wanted = table, joints
+        self._table, self._wanted, self._min_confidence = table, joints, min_confidence
         self.never_known: tuple[str, ...] = ()
         """Chosen joints that `knowing` left out."""
         self.without: dict[str, str] = {}
@@ -127,15 +130,16 @@ class Supervision:
         """
         known = self._known(clip_ids)
         if not known:
+            lower = "lower --min-confidence, or " if self._min_confidence else ""
             raise StageError(
-                f"every joint has confidence 0 in the future of all {len(clip_ids)} training clips: no hand "
-                "can be learned; --task latent trains without"
+                f"every joint has confidence {self._unsure} in the future of all {len(clip_ids)} training "
+                f"clips: no hand can be learned; {lower}--task latent trains without"
             )
         unknown = [name for name in self.joints if name not in known]
         if unknown and not is_joint_set(self._wanted):
             raise StageError(
-                f"--joints: {unknown[0]!r} is labelled and never known: its confidence is 0 in the future of "
-                f"all {len(clip_ids)} training clips; known are {describe_joints(known)}"
+                f"--joints: {unknown[0]!r} is labelled and never known: its confidence is {self._unsure} in "
+                f"the future of all {len(clip_ids)} training clips; known are {describe_joints(known)}"
             )
         chosen = copy(self)
         chosen.joints = choose_joints(self._wanted, [known])
@@ -143,16 +147,22 @@ class Supervision:
         return chosen
 
     def _known(self, clip_ids: Collection[str]) -> tuple[str, ...]:
-        """Joints of any confidence above 0 in a future frame of any clip, in the labels' order."""
+        """Joints that are known in a future frame of any clip, in the labels' order."""
         labelled = dict.fromkeys(name for clip_id in clip_ids for name in self.labels_of(clip_id).joint_names)
         known: set[str] = set()
         for clip_id in clip_ids:
             if len(known) == len(labelled):
                 break
             labels, frames = self.labels_of(clip_id), self._clips[clip_id].future_frames
-            sure = np.flatnonzero(np.any(labels.confidences[frames.reshape(-1)] > 0, axis=0))
+            confidences = _sure(labels.confidences[frames.reshape(-1)], self._min_confidence)
+            sure = np.flatnonzero(np.any(confidences > 0, axis=0))
             known.update(labels.joint_names[place] for place in sure)
         return tuple(name for name in labelled if name in known)
+
+    @property
+    def _unsure(self) -> str:
+        """Confidences of unknown joints, in words."""
+        return f"below {self._min_confidence:g}" if self._min_confidence else "0"
 
     @property
     def clip_ids(self) -> frozenset[str]:
@@ -167,6 +177,7 @@ class Supervision:
             self.joints,
             observed_frames=clip.observed_frames,
             future_frames=clip.future_frames,
+            min_confidence=self._min_confidence,
         )
 
     def observed_times_s(self, clip_id: str) -> Poses:
@@ -227,8 +238,13 @@ def _find(table: LabelTable, video_digest: str) -> VideoLabels:
     return labels
 
 
-def _cut(labels: VideoLabels, joints: Sequence[str], frames: npt.NDArray[Any]) -> tuple[Positions, Positions]:
-    """Positions `(frame, joint, 3)` and confidences `(frame, joint)`, zeros for joints not held."""
+def _cut(
+    labels: VideoLabels, joints: Sequence[str], frames: npt.NDArray[Any], min_confidence: float
+) -> tuple[Positions, Positions]:
+    """Positions `(frame, joint, 3)` and confidences `(frame, joint)`, zeros for joints not held.
+
+    Confidences below the least one are 0.
+    """
     positions_m = np.zeros((len(frames), len(joints), 3), dtype=np.float32)
     confidences = np.zeros((len(frames), len(joints)), dtype=np.float32)
     places = {name: place for place, name in enumerate(labels.joint_names)}
@@ -236,7 +252,12 @@ def _cut(labels: VideoLabels, joints: Sequence[str], frames: npt.NDArray[Any]) -
     chosen = [places[joints[place]] for place in held]
     positions_m[:, held] = labels.positions_m[frames][:, chosen]
     confidences[:, held] = labels.confidences[frames][:, chosen]
-    return positions_m, confidences
+    return positions_m, _sure(confidences, min_confidence)
+
+
+def _sure(confidences: Positions, min_confidence: float) -> Positions:
+    """Confidences with 0 in place of those below the least one."""
+    return np.where(confidences < min_confidence, np.float32(0), confidences)
 
 
 def _in_camera(positions_m: Positions, camera_pose: Poses | None) -> Positions:

@@ -53,6 +53,11 @@ class TrainedRun:
         return int(self.record["settings"]["clips_per_forward"])
 
     @property
+    def min_confidence(self) -> float:
+        """Confidence below which joints are unknown to the run. Earlier versions had none."""
+        return float(self.record["settings"].get("min_confidence", 0.0))
+
+    @property
     def shape(self) -> ModelShape:
         return shape_from_json(self.record["model"])
 
@@ -102,6 +107,7 @@ class TrainedRun:
             thinker,
             task="trajectory" if shape.head else "latent",
             joints=",".join(shape.head.joints) if shape.head else "auto",
+            min_confidence=self.min_confidence,
             transform=shape.view,
             token_kinds=shape.token_kinds,
             layers=tuple(guiding[1].get("layers", ())) if guiding else (),

@@ -25,7 +25,13 @@ from thinkjepa.stages.data.framing import Framing
 from thinkjepa.stages.data.joints import HANDS_NEED_LABELS
 from thinkjepa.stages.data.labels.readers import find_labels
 from thinkjepa.stages.data.partition import SplitName
-from thinkjepa.stages.data.trajectories import Poses, Positions, clip_trajectory, reference_frame
+from thinkjepa.stages.data.trajectories import (
+    Poses,
+    Positions,
+    Trajectory,
+    clip_trajectory,
+    reference_frame,
+)
 from thinkjepa.stages.data.videos import SourceVideo, identify
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.runs import TrainedRun
@@ -172,7 +178,7 @@ class LabelledClip:
         poses = ObservedPoses.unknown(1, num_frames=len(observed), num_joints=len(self.joints))
         labelled = self.labels is not None and self.labels.num_frames > observed[-1]
         if self.labels is not None and labelled:
-            seen = clip_trajectory(self.labels, self.joints, observed_frames=observed, future_frames=[[]])
+            seen = self._trajectory(self.labels, future=[])
             poses = observed_poses([seen], [self.frames.observed_times_s])
         assert self.run.shape.head is not None
         if self.run.shape.head.anchor == "none" or poses.known.any():
@@ -209,8 +215,18 @@ class LabelledClip:
         future = [] if labels is None else [item for item in self.frames.future if item < labels.num_frames]
         if labels is None or not future or observed[-1] >= labels.num_frames:
             return None, None
-        found = clip_trajectory(labels, self.joints, observed_frames=observed, future_frames=[future])
+        found = self._trajectory(labels, future=future)
         return found.future_m[0], found.future_confidence[0]
+
+    def _trajectory(self, labels: VideoLabels, *, future: Sequence[int]) -> Trajectory:
+        """The joints as the run counts them, at the observed frames and at these of the future."""
+        return clip_trajectory(
+            labels,
+            self.joints,
+            observed_frames=self.frames.observed,
+            future_frames=[future],
+            min_confidence=self.run.min_confidence,
+        )
 
     def _camera_pose(self) -> Poses | None:
         last = self.frames.observed[-1]

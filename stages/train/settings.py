@@ -173,6 +173,7 @@ IDLE: Mapping[Variant, tuple[str, ...]] = MappingProxyType(
 """Settings that do nothing in a variant."""
 
 ONLY_OF_JOINTS = (
+    "min_confidence",
     "anchor",
     "head_inputs",
     "drop_poses",
@@ -240,6 +241,14 @@ class TrainSettings(PredictorSettings, GuidanceSettings, LossSettings, Optimizer
         "(joints where they are trained, else latents).",
     )
     joints: str = setting("auto", JOINTS_HELP, rare=True)
+    min_confidence: float = setting(
+        0.0,
+        "Joints whose label has a lower confidence, 0 to 1, count as unknown: in observed poses, losses, "
+        "metrics and baselines, in the run's evaluations too.",
+        rare=True,
+        ge=0,
+        le=1,
+    )
     anchor: Anchor = setting(
         "none",
         "Joints are predicted also where no pose was observed (none, the paper's), or only as "

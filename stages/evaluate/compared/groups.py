@@ -271,6 +271,12 @@ def _check_same_labels(runs: Sequence[EvaluatedRun]) -> None:
                 f"runs {one.name!r} and {other.name!r} predict {len(joints)} and {len(others)} joints that "
                 "are not the same: compare runs with the same --joints"
             )
+        least = [run.table.record["settings"].get("min_confidence", 0.0) for run in (one, other)]
+        if least[0] != least[1]:
+            raise StageError(
+                f"runs {one.name!r} and {other.name!r} count joints of other confidences (--min-confidence "
+                f"{least[0]:g} and {least[1]:g}): compare runs with the same"
+            )
         counted = (run.table.numbers("counted_joint_frames") for run in (one, other))
         if not np.equal(*counted).all():
             raise StageError(

@@ -240,6 +240,7 @@ def build_features(
     *,
     task: Task = "latent",
     joints: str = "auto",
+    min_confidence: float = 0.0,
     transform: LatentTransform | None = None,
     token_kinds: tuple[int, ...] = (),
     windows: int = 1,
@@ -260,7 +261,7 @@ def build_features(
     clips = _complete_clips(cache, [item for item in (encoder, thinker) if item], only=only)
     supervision = None
     if task == "trajectory" or (task == "auto" and any_labels(cache, clips)):
-        supervision = Supervision(cache.labels, clips, joints=joints)
+        supervision = Supervision(cache.labels, clips, joints=joints, min_confidence=min_confidence)
         clips = clips.only(supervision.clip_ids)
     features = Features(
         cache=cache,
@@ -326,6 +327,7 @@ def choose_features(
         guiding,
         task=settings.task,
         joints=settings.joints,
+        min_confidence=settings.min_confidence,
         transform=settings.transform,
         token_kinds=settings.token_kinds,
         windows=settings.rollout_windows,

@@ -227,6 +227,28 @@ def test_labels_beside_a_new_video_give_the_true_hand(run: Path, predict: RunCom
     assert outcome.json["mean_distance_m"] > 0
 
 
+def test_a_run_knows_no_joint_below_its_least_confidence(
+    run: Path, predict: RunCommand, tmp_path: Path
+) -> None:
+    """Neither as an observed pose nor as the truth."""
+    strict = shutil.copytree(run, tmp_path / "strict")
+    record = json.loads((run / "run.json").read_text())
+    record["settings"]["min_confidence"] = 0.6
+    (strict / "run.json").write_text(json.dumps(record))
+    video = lossless_video(tmp_path / "new.mkv", change=None)
+    rows = ["frame,joint,x,y,z,confidence,fx,fy,cx,cy"]
+    rows += [
+        f"{frame},{joint},0,0,0.5,{confidence},160,160,80,64"
+        for frame in range(NUM_FRAMES)
+        for joint, confidence in (("rightHand", 0.5), ("rightThumbTip", 0.7))
+    ]
+    video.with_suffix(".csv").write_text("\n".join(rows) + "\n")
+    outcome = predict(strict, video, tmp_path / "out.mp4")
+    assert outcome.status == 0, outcome.stderr
+    known = np.array(outcome.json["true_confidence"]).any(axis=0)
+    assert [name for name, is_known in zip(JOINTS, known, strict=True) if is_known] == ["rightThumbTip"]
+
+
 def test_wrong_use_is_refused_in_one_clear_line(
     run: Path, cache: Path, videos: list[Path], tiny_models: Path, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 from transformers import VJEPA2Config, VJEPA2Model
 
@@ -60,6 +61,7 @@ CASES: dict[str, tuple[object, ...]] = {
     "task": ("latent", "trajectory"),
     "select_by": ("joints", "latents", "loss"),
     "joints": ("keypoints", "all", "rightHand,rightThumbTip"),
+    "min_confidence": (0.5,),
     "anchor": ("last_pose",),
     "head_inputs": ("latents",),
     "drop_poses": (0.5,),
@@ -153,6 +155,8 @@ def sample(tmp_path_factory: pytest.TempPathFactory, tiny_models: Path) -> Path:
     for number, task in enumerate(tasks):
         video, top = min(task.glob("*.mp4")), "test" if number == 0 else "part1"
         (folder / "videos" / top / task.name).mkdir(parents=True)
+        with h5py.File(video.with_suffix(".hdf5"), "r+") as labels:
+            labels["confidences/rightThumbTip"][::2] = 0.4
         for file in (video, video.with_suffix(".hdf5")):
             shutil.move(file, folder / "videos" / top / task.name / file.name)
     report = extract(

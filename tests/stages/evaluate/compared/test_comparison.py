@@ -154,6 +154,8 @@ def test_runs_that_cannot_be_compared_are_refused_by_name(add_run: AddRun) -> No
         compare([one, add_run("vlm", 2, [0.1, 0.2], joints=("rightHand", "leftHand"))])
     with pytest.raises(StageError, match="labels changed between the evaluations of 'jepa-0' and 'vlm-3'"):
         compare([one, add_run("vlm", 3, [0.1, 0.2], counted=9)])
+    with pytest.raises(StageError, match=r"other confidences \(--min-confidence 0 and 0.5\)"):
+        compare([one, add_run("vlm", 3, [0.1, 0.2], counted=9, min_confidence=0.5)])
     with pytest.raises(StageError, match="'jepa-0' and 'vlm-4' predict other moments"):
         compare([one, add_run("vlm", 4, [0.1, 0.2], horizon_s=(0.05, 0.15))])
     with pytest.raises(StageError, match=r"not in one space .* nothing to compare"):

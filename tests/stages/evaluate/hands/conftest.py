@@ -95,15 +95,32 @@ def labelled_cache(latent_cache: Callable[..., Path], encoder_framing: Framing |
 
 @pytest.fixture
 def train_run(labelled_cache: Path, tmp_path: Path) -> TrainRun:
-    """A function that trains a small run on the labelled cache, `tmp_path/NAME`, and returns its folder."""
+    """A function that trains a small run, `tmp_path/NAME`, and returns its folder.
 
-    def build(name: str = "run", *, split: SplitRule | None = None, **changes: object) -> Path:
+    It reads the labelled cache unless `cache` names another.
+    """
+
+    def build(
+        name: str = "run", *, split: SplitRule | None = None, cache: Path | None = None, **changes: object
+    ) -> Path:
         train(
-            labelled_cache,
+            cache or labelled_cache,
             tmp_path / name,
             replace(SMALL, **changes),
             split=split or SplitRule(group_by="video", test_fraction=0.4),
         )
         return tmp_path / name
+
+    return build
+
+
+@pytest.fixture
+def relabelled_cache(latent_cache: Callable[..., Path]) -> Callable[..., Path]:
+    """A function that makes a cache as `labelled_cache`, `change` applied to the labels of each video."""
+
+    def build(name: str, change: Callable[[VideoLabels], VideoLabels]) -> Path:
+        cache = latent_cache(name=name)
+        write_hand_labels(cache, change=change)
+        return cache
 
     return build

@@ -224,9 +224,9 @@ def replace_labels(patch: pytest.MonkeyPatch, run: Path, *, of: str) -> None:
     original = trajectories.clip_trajectory
     test_videos = {clip_id.split("@")[0] for clip_id in TrainedRun.open(run).clip_ids("test")}
 
-    def altered(labels: VideoLabels, joints, *, observed_frames, future_frames):
+    def altered(labels: VideoLabels, joints, *, observed_frames, **rest):
         if labels.video_digest[:16] not in test_videos:
-            return original(labels, joints, observed_frames=observed_frames, future_frames=future_frames)
+            return original(labels, joints, observed_frames=observed_frames, **rest)
         after_split = np.arange(labels.num_frames) > np.max(observed_frames)
         chosen = after_split if of == "future" else ~after_split
         positions_m = np.where(chosen[:, None, None], labels.positions_m * 2 + 5, labels.positions_m)
@@ -246,6 +246,6 @@ def replace_labels(patch: pytest.MonkeyPatch, run: Path, *, of: str) -> None:
             video_digest=labels.video_digest,
             label_digest=labels.label_digest,
         )
-        return original(other, joints, observed_frames=observed_frames, future_frames=future_frames)
+        return original(other, joints, observed_frames=observed_frames, **rest)
 
     patch.setattr(trajectories, "clip_trajectory", altered)
