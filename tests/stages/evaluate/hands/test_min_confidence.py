@@ -41,7 +41,7 @@ def emptied(labels: VideoLabels) -> VideoLabels:
 
 
 def numbers_of(run: Path) -> tuple[dict[str, Any], str]:
-    """What a training reports, and the rows of its evaluation."""
+    """The figures that a training reports, and the rows of its evaluation."""
     evaluate(run)
     rows = pq.read_table(run / "eval-test.parquet").to_pylist()
     return json.loads((run / "metrics.json").read_text()), json.dumps(rows)
