@@ -152,11 +152,11 @@ def question_verdicts(comparison: Mapping[str, Any], metric: str) -> list[str]:
 
 
 def question_of(comparison: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The names of the first model of either variant in `QUESTION`; None where one has none."""
-    variants = {group["name"]: group["variant"] for group in comparison["groups"]}
+    """The names of the first model of either variant in `QUESTION`, no control; None where one has none."""
+    variants = {group["name"]: group["variant"] for group in comparison["groups"] if not group["control"]}
     ranking = comparison["ranking"]
     order = [row["name"] for row in ranking["rows"]] if ranking else list(variants)
-    return question_pair({name: variants[name] for name in order})
+    return question_pair({name: variants[name] for name in order if name in variants})
 
 
 def model_verdicts(comparison: Mapping[str, Any], metric: str, *, of: str | None = None) -> list[str]:

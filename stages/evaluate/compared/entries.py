@@ -104,7 +104,8 @@ def pairs(entries: Sequence[Entry], *, order: Sequence[str] = ()) -> list[tuple[
     models = {entry.name: entry for entry in entries if entry.method == "model"}
     chosen = list(combinations(models.values(), 2))
     if len(models) > MOST_GROUPS_BY_PAIRS and order:
-        asked = question_pair({name: str(models[name].group.variant) for name in order})  # type: ignore[union-attr]
+        groups = {name: group for name in order if (group := models[name].group)}
+        asked = question_pair({name: group.variant for name, group in groups.items() if not group.is_control})
         chosen = [
             (one, other)
             for one, other in chosen
@@ -124,7 +125,8 @@ def pairs(entries: Sequence[Entry], *, order: Sequence[str] = ()) -> list[tuple[
 def question_pair(variants: Mapping[str, str]) -> tuple[str, str] | None:
     """The names of the first model of either variant in `QUESTION`; None where one has none.
 
-    `variants` has the variant of each model, the best first.
+    `variants` has the variant of each model, the best first, without controls: what guides these is not the
+    thinker.
     """
     found = [next((name for name, own in variants.items() if own == variant), None) for variant in QUESTION]
     return (found[0], found[1]) if found[0] is not None and found[1] is not None else None

@@ -88,6 +88,11 @@ class RunGroup:
     def seeds(self) -> list[int]:
         return [run.seed for run in self.runs]
 
+    @property
+    def is_control(self) -> bool:
+        """True if other states than the thinker's of the clip guided its runs."""
+        return self.runs[0].description.get("guidance_source") not in (None, "own")
+
     def by_seed(self, score: Score) -> Floats | None:
         """Values `(seed, clip)`, NaN where a clip has none; None unless all runs have this score."""
         found = [run.table.scores.get(score) for run in self.runs]
@@ -112,11 +117,12 @@ def group_runs(runs: Sequence[EvaluatedRun]) -> list[RunGroup]:
 
 
 def group_records(groups: Sequence[RunGroup]) -> list[dict[str, Any]]:
-    """Name, variant, seeds and runs of each group."""
+    """Name, variant, seeds and runs of each group, and whether it is a control of guidance."""
     return [
         {
             "name": group.name,
             "variant": group.variant,
+            "control": group.is_control,
             "seeds": group.seeds,
             "runs": [run.name for run in group.runs],
         }
@@ -206,11 +212,14 @@ def _name(run: EvaluatedRun, settings: Sequence[str]) -> str:
 
 
 def different_data(groups: Sequence[RunGroup]) -> list[dict[str, Any]]:
-    """The data that not all groups were trained on alike, with each group's count and digest."""
+    """The data that not all groups were trained on alike, with each group's count and digest.
+
+    Labels are those of all clips, also where a share of the training groups is trained on.
+    """
     found = []
     for name in TRAINED_ON:
         of_group = {group.name: dict(group.runs[0].trained_on.get(name, {})) for group in groups}
-        if len({json_bytes(value) for value in of_group.values()}) > 1:
+        if len({value.get("sha256") for value in of_group.values()}) > 1:
             found.append({"data": name, "groups": of_group})
     return found
 

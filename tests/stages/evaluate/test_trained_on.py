@@ -76,6 +76,15 @@ def test_groups_on_other_clips_are_compared_with_a_warning(
     assert "warning" not in comparison_page(alike, [])
 
 
+def test_a_share_of_the_training_groups_is_no_other_labels(
+    latent_cache: BuildCache, evaluated: Callable[..., Path]
+) -> None:
+    cache = latent_cache(labelled=16)
+    runs = [evaluated(cache, f"share {share}", share=share) for share in (0.5, 1.0)]
+    found = compare(read_evaluations(runs, "test"))
+    assert [item["data"] for item in found["different_data"]] == ["train"]
+
+
 def test_seeds_on_other_labels_are_refused(latent_cache: BuildCache, evaluated: Callable[..., Path]) -> None:
     """Labels that were corrected between two trainings, and evaluated again after it."""
     cache = latent_cache(labelled=16)

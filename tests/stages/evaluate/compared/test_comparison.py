@@ -28,7 +28,13 @@ def test_seeds_are_averaged_clip_by_clip(add_run: AddRun) -> None:
     """Variances by hand: 0.0025 of two groups, and 0.0225 less 0.0025 of two seeds."""
     found = compare([add_run("jepa", 1, [0.3, 0.5]), add_run("jepa", 0, [0.1, 0.1])])
     assert found["groups"] == [
-        {"name": "jepa", "variant": "jepa", "seeds": [0, 1], "runs": ["jepa-0", "jepa-1"]}
+        {
+            "name": "jepa",
+            "variant": "jepa",
+            "control": False,
+            "seeds": [0, 1],
+            "runs": ["jepa-0", "jepa-1"],
+        }
     ]
     entry = entry_of(found, "jepa")
     assert entry["num_seeds"] == 2

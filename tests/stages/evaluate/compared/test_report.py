@@ -15,6 +15,7 @@ from thinkjepa.pipeline.report import plots as eval_plots
 from thinkjepa.pipeline.report.evaluation import comparison_page
 from thinkjepa.pipeline.report.markdown import comparison_markdown
 from thinkjepa.pipeline.report.plots import difference_picture, distance_picture, horizon_picture
+from thinkjepa.pipeline.report.verdict import question_of
 from thinkjepa.stages.evaluate.compared.comparison import compare
 from thinkjepa.stages.evaluate.compared.groups import EvaluatedRun
 from thinkjepa.stages.picture_style import png_bytes
@@ -214,6 +215,36 @@ def test_the_page_always_says_whether_guidance_helps(add_run: AddRun, others: in
     assert "ADE: thinkjepa beats jepa by 50.0 mm" in page
     assert "latent L2: thinkjepa beats jepa by 5.0" in page
     assert len(page.splitlines()) < 24, "a page"
+
+
+@pytest.mark.parametrize("others", [0, 8])
+def test_whether_guidance_helps_is_not_asked_of_a_control(add_run: AddRun, others: int) -> None:
+    """An oracle that wins, or the encoder's features, say nothing of the thinker."""
+    shifts = {"own": 0.0, "history": -0.04, "oracle:cue": -0.08, "": 0.05}
+    runs = [
+        replace(
+            add_run("thinkjepa", seed, MANY + shift + 0.001 * seed, guidance_source=source)
+            if source
+            else add_run("jepa", seed, MANY + shift + 0.001 * seed),
+            validation={"validation_distance_m": 0.3 + shift, "validation_latent_error": 1.0},
+        )
+        for source, shift in shifts.items()
+        for seed in range(3)
+    ]
+    runs += [
+        replace(
+            add_run("jepa", 0, MANY, width=width),
+            validation={"validation_distance_m": 1.0, "validation_latent_error": 1.0},
+        )
+        for width in range(1, others + 1)
+    ]
+    comparison = compare(runs)
+    controls = {group["name"] for group in comparison["groups"] if group["control"]}
+    assert controls == {f"thinkjepa (guidance_source {name})" for name in ("history", "oracle:cue")}
+    asked = question_of(comparison)
+    assert asked is not None
+    assert asked[0] == "thinkjepa (guidance_source own)"
+    assert any((item["a"], item["b"]) == asked for item in comparison["differences"])
 
 
 def test_left_out_latents_are_said_to_be(add_run: AddRun) -> None:
