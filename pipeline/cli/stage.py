@@ -38,13 +38,16 @@ DIGESTS = Path(".dvc", "tmp", "thinkjepa-digests.json")
 def clips_command(
     *,
     out: Annotated[Path, typer.Option(help="The manifest to write.")],
+    tables: Annotated[
+        Path | None, typer.Option(help="File for the digest of the oracle's table, if training reads one.")
+    ] = None,
     params: ParamsOption = DEFAULT_PARAMS,
 ) -> None:
     """List the videos with the digests of their contents, so that any change of the folder is seen.
 
     Only files that changed since the last run are read: digests are remembered in .dvc/tmp of the project.
     """
-    from thinkjepa.stages.data.tracked_files import folder_manifest
+    from thinkjepa.stages.data.tracked_files import folder_manifest, table_manifest
     from thinkjepa.stages.data.videos import DigestMemory
 
     settings = read_params(params)
@@ -53,6 +56,10 @@ def clips_command(
         manifest = folder_manifest(settings.videos, progress=progress, memory=memory)
     memory.save()
     write_json(out, manifest)
+    if tables:
+        training = settings.train.in_effect()  # the table counts only where a source reads it
+        table = settings.project / training.oracle_table if training.oracle_table else None
+        write_json(tables, table_manifest(table))
 
 
 @app.command("extract")
@@ -89,6 +96,7 @@ def extract_command(
         thinker_set=report.thinker_set,
         encoder_set=report.encoder_set,
         clip_ids=report.clip_ids,
+        history_set=report.history_set,
     )
     encoder_alone = without_thinker(settings.cache_dir, selection)
     for variant in get_args(Variant):

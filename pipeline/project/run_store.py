@@ -14,6 +14,7 @@ import os
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from thinkjepa.cache import file_digest, fingerprint
 from thinkjepa.cache.disk.files import replace_file
@@ -25,6 +26,7 @@ from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.runs import TrainedRun
 from thinkjepa.stages.extract.models.weights import find_model, weights_digest
 from thinkjepa.stages.train.init_from import WarmStart
+from thinkjepa.stages.train.model.config import parse_source
 from thinkjepa.stages.train.plan import library_versions, same_run
 from thinkjepa.stages.train.settings import TrainSettings
 
@@ -58,13 +60,21 @@ def kept_name(
     determines = {
         "settings": asdict(replace(settings, threads=0)),
         "split": split.to_json(),
-        "selection": asdict(selection),
+        "selection": _read_of(selection, settings),
         "init_from": warm_start.digest if warm_start else "",
         **({"oracle": file_digest(oracle_table)} if oracle_table and oracle_table.is_file() else {}),
         "threads": chosen_threads(settings.threads),
         "versions": library_versions(),
     }
     return f"{settings.variant}-{settings.seed}-{fingerprint(determines)[:DIGEST_HEX]}"
+
+
+def _read_of(selection: Selection, settings: TrainSettings) -> dict[str, Any]:
+    """The record of a selection, without the history in a run that is not guided by it."""
+    record = asdict(selection)
+    history = record.pop("history")
+    reads_history = parse_source(settings.guidance_source)[0] == "history"
+    return {**record, "history": history} if reads_history else record
 
 
 def find_kept(runs_dir: Path, run: Path) -> Path:

@@ -8,7 +8,7 @@ the digest of the chosen clips (ids and checksums). The list of clips is in the 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,15 @@ def _digest(path: Path, root: Path, memory: DigestMemory) -> str:
         return UNREADABLE
 
 
+def table_manifest(table: Path | None) -> dict[str, Any]:
+    """The content digest of the table that an oracle reads, empty where there is none."""
+    try:
+        digest = file_digest(table) if table else ""
+    except OSError:
+        digest = UNREADABLE
+    return {"schema": "thinkjepa.tables.v1", "oracle_table": digest}
+
+
 SELECTION_SCHEMA = "thinkjepa.selection.v1"
 
 
@@ -70,13 +79,25 @@ class Selection:
     """Digest of the videos' contents and relative names, from which the groups of a split follow."""
     labels: str = ""
     """Digest of the label files that the chosen clips' videos have hand labels from; empty where none has."""
+    history: str = ""
+    """Digest of the chosen clips' history, which only some runs read; empty where it is not kept."""
 
 
 def make_selection(
-    cache_dir: Path, *, thinker_set: str, encoder_set: str, clip_ids: Collection[str]
+    cache_dir: Path, *, thinker_set: str, encoder_set: str, clip_ids: Collection[str], history_set: str = ""
 ) -> Selection:
-    """Describe the chosen clips that are complete in both sets, and keep their list in the cache."""
-    return _selection(cache_dir, clip_ids, encoder_set=encoder_set, thinker_set=thinker_set)
+    """Describe the chosen clips that are complete in both sets, and keep their list in the cache.
+
+    `history_set` is empty where the encoder's features of the thinker's frames are not kept.
+    """
+    selection = _selection(cache_dir, clip_ids, encoder_set=encoder_set, thinker_set=thinker_set)
+    if not history_set:
+        return selection
+    from thinkjepa.cache import FeatureCache
+
+    ids = selected_clip_ids(cache_dir, selection)
+    checksums: list[str] = FeatureCache.open(cache_dir).index(history_set).values_of(ids, "checksum")
+    return replace(selection, history=fingerprint([history_set, *checksums]))
 
 
 def without_thinker(cache_dir: Path, selection: Selection) -> Selection:
@@ -110,9 +131,11 @@ def _selection(
 
 
 def write_selection(path: Path, selection: Selection) -> None:
-    """Write a selection. A file without labels has no key for them, as before there were labels."""
+    """Write a selection. A file without labels or history has no key for them, as before there were any."""
     record = asdict(selection)
-    write_json(path, {name: value for name, value in record.items() if name != "labels" or value})
+    write_json(
+        path, {name: value for name, value in record.items() if name not in ("labels", "history") or value}
+    )
 
 
 def read_selection(path: Path) -> Selection:

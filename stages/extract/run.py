@@ -340,6 +340,6 @@ def _announce(
         prompts = PromptSizes.count(clips, planned.videos, frozen.thinker)
         for problem in prompts.problems(clips):
             progress.note(f"warning: {problem}")
-    models = [model.folder.described for kind, model in frozen.by_kind.items() if kind in kinds]
+    models = dict.fromkeys(model.folder.described for kind, model in frozen.by_kind.items() if kind in kinds)
     copies = f", {workers} copies" if workers > 1 else ""
     progress.note(f"loading {', '.join(models)}{copies} ...")

@@ -169,6 +169,31 @@ def test_another_prompt_runs_nothing_of_a_variant_without_thinker(
     assert all((folder / "dvc_plots" / picture).is_file() for picture in pictures)
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_an_edited_table_trains_the_oracle_again_and_nothing_else(
+    tmp_path: Path, tiny_models: Path, make_video: Callable[..., Path]
+) -> None:
+    folder = tmp_path / "project"
+    for number in range(6):
+        make_video(folder / "videos" / f"{number}.mp4", num_frames=30 + number)
+    shutil.copytree(tiny_models, folder / "models")
+    table = folder / "kinds.csv"
+    table.write_text("video,kind\n" + "".join(f"{number}.mp4,{number % 2}\n" for number in range(6)))
+    project = Project(folder)
+    own = ["train@thinkjepa-0", "evaluate@thinkjepa-0", "report"]
+    oracle = {"guidance_source": "oracle:kind", "oracle_table": "kinds.csv"}
+    assert project.repro(train=oracle) == ["clips", "extract", *own]
+    first = json.loads((folder / RUN / "run.json").read_text())["oracle_digest"]
+    assert project.repro() == ["clips"]
+    table.write_text(table.read_text().replace("0.mp4,0", "0.mp4,1"))
+    assert project.repro() == ["clips", *own]
+    assert json.loads((folder / RUN / "run.json").read_text())["oracle_digest"] != first
+    assert project.repro(train={"guidance_source": "own"}) == ["clips", *own]
+    table.write_text("video,kind\n")
+    assert project.repro() == ["clips"], "no source reads it"
+
+
 @pytest.mark.parametrize("revisions", [["workspace"], ["HEAD", "workspace"]])
 def test_the_page_of_plots_names_a_revision_only_among_several(tmp_path: Path, revisions: list[str]) -> None:
     """Its style hides a paragraph in the only box of a picture's frame: this is how DVC nests them."""

@@ -42,6 +42,13 @@ def test_a_name_follows_from_all_that_determines_a_run() -> None:
     assert len({name, *others}) == 5
 
 
+def test_the_history_counts_in_runs_that_it_guides() -> None:
+    own, guided = TrainSettings(), TrainSettings(guidance_source="history")
+    for settings, names in ((own, 1), (guided, 2)):
+        selections = (SELECTION, replace(SELECTION, history="h"))
+        assert len({kept_name(settings, SplitRule(), item, None) for item in selections}) == names
+
+
 def test_a_run_is_found_by_its_record_wherever_its_cache_was(tmp_path: Path) -> None:
     kept(tmp_path / "runs" / "one", settings={"guidance": "film"})
     other = kept(tmp_path / "runs" / "two", settings={"guidance": "adaln"})

@@ -111,6 +111,37 @@ def test_queued_experiments_share_the_cache_and_end_in_one_table(project: Path) 
     )
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_a_sweep_over_sources_and_shares_trains_each_and_extracts_once(
+    project: Path, make_video: Callable[..., Path]
+) -> None:
+    """`own`, `shuffled` and `history` are three runs of one cache at each share, with the same test clips."""
+    sources, shares = ("own", "shuffled", "history"), (0.5, 1.0)
+    for number in range(5, 10):  # two videos or more in each split, whose states can be shuffled
+        make_video(project / "videos" / f"{number}.mp4", num_frames=30 + number, size=(160, 128))
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params["split"] |= {"test_fraction": 0.25, "validation_fraction": 0.25}
+    params["models"]["keep_history"] = True
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    command(project, "git", "commit", "--quiet", "--all", "--message", "history")
+    command(project, "dvc", "exp", "run", "--temp", "train")
+    before = {path: path.stat().st_mtime_ns for path in (project / "features").glob("*/index/*")}
+    (kept,) = (project / "runs").glob("*/run.json")
+    choices = ("-S", f"train.guidance_source={','.join(sources)}", "-S", "train.share=0.5,1.0")
+    command(project, "dvc", "exp", "run", "--queue", *choices)
+    command(project, "dvc", "exp", "run", "--run-all", "--jobs", "1")
+    runs = [json.loads(path.read_text()) for path in (project / "runs").glob("*/run.json")]
+    settings = {(run["settings"]["guidance_source"], run["settings"]["share"]) for run in runs}
+    assert len(runs) == len(settings) == len(sources) * len(shares)
+    assert settings == {(source, share) for source in sources for share in shares}
+    assert kept.is_file(), "the first run is the one of source own and share 1"
+    assert {path: path.stat().st_mtime_ns for path in (project / "features").glob("*/index/*")} == before
+    table = json.loads(command(project, "thinkjepa-eval", "--runs", "runs", "--json"))["ranking"]
+    assert table["varied"] == ["guidance_source", "share"]
+    assert len(table["rows"]) == len(runs)
+
+
 def test_paths_of_an_experiment_are_those_of_its_project(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
