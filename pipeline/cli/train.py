@@ -83,6 +83,7 @@ def train_command(
             settings,
             thinker_set=named.get("thinker"),
             encoder_set=named.get("encoder"),
+            history_set=named.get("history"),
             split=split,
             progress=bar,
             selection=read_selection(selection) if selection else None,
@@ -104,6 +105,7 @@ def _print_plan(
         settings,
         thinker_set=named.get("thinker"),
         encoder_set=named.get("encoder"),
+        history_set=named.get("history"),
         split=split,
     )
     history = describe_histories(clips.histories)

@@ -218,10 +218,13 @@ def plan_costs(
     thinker_set: str | None,
     encoder_set: str | None,
     split: SplitRule,
+    history_set: str | None = None,
 ) -> tuple[TrainingCosts, PartitionedClips]:
     """Costs and clips of `train` with these arguments. Nothing is trained or written."""
     cache = FeatureCache.open(cache_dir)
-    features = choose_features(cache, settings, thinker_set=thinker_set, encoder_set=encoder_set)
+    features = choose_features(
+        cache, settings, thinker_set=thinker_set, history_set=history_set, encoder_set=encoder_set
+    )
     clips = divide_clips(features, cache_dir, split, share=settings.share, partition_of=planned_partition)
     features = features.knowing(clips.ids["train"])
     features = replace(features, source=guidance_source(settings, features, clips))

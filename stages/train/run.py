@@ -64,6 +64,7 @@ def train(
     *,
     thinker_set: str | None = None,
     encoder_set: str | None = None,
+    history_set: str | None = None,
     split: SplitRule | None = None,
     progress: TrainProgress = ignore_steps,
     selection: Selection | None = None,
@@ -75,14 +76,14 @@ def train(
 ) -> dict[str, Any]:
     """Train one model on a cache, write the run to `out_dir` and return its metrics.
 
-    `thinker_set` and `encoder_set` name feature sets (or the beginning of their names). None takes the only
-    one there is. A `selection` names those that are read and limits the run to its clips. Without one, all
-    clips count. Without `split` the default rule divides them. A run that was interrupted continues.
-    `warm_start` is the checkpoint that settings.init_from names, `oracle_table` the file of
-    settings.oracle_table, None at its path. One process at a time writes a folder: another is refused, or
-    waits after a call of `on_wait`. Of several processes the main one reports. An unfinished run of other
-    settings or a folder of other files is refused, unless the caller `owns_out_dir`: then it is trained anew.
-    Raises StageError or CacheError for all that a user can correct.
+    `thinker_set`, `encoder_set` and `history_set` name feature sets (or the beginning of their names). None
+    takes the only one there is. A `selection` names those that are read and limits the run to its clips.
+    Without `split` the default rule divides them. A run that was interrupted continues. `warm_start` is the
+    checkpoint of settings.init_from, `oracle_table` the file of settings.oracle_table, None at its path.
+    One process at a time writes a folder: another is refused, or waits after a call of `on_wait`. Of several
+    processes the main one reports. An unfinished run of other settings or a folder of other files is refused,
+    unless the caller `owns_out_dir`: then it is trained anew. Raises StageError or CacheError for all that a
+    user can correct.
     """
     accelerator = make_accelerator(settings, out_dir)
     if not accelerator.is_main_process:
@@ -94,6 +95,7 @@ def train(
             FeatureCache.open(cache_dir),
             settings,
             thinker_set=selection.thinker or None if selection else thinker_set,
+            history_set=None if selection else history_set,
             encoder_set=selection.encoder if selection else encoder_set,
             only=selected_clip_ids(cache_dir, selection) if selection else None,
         )
@@ -101,13 +103,12 @@ def train(
         with accelerator.main_process_first():  # one process makes the split, the others read it
             clips = divide_clips(features, cache_dir, split or SplitRule(), share=settings.share)
         chosen = selecting_figure(settings, features, clips.ids["validation"])
-        settings, processes = replace(settings, select_by=chosen), accelerator.num_processes
         plan = plan_run(
             cache_dir,
-            settings,
+            replace(settings, select_by=chosen),
             features,
             clips,
-            num_processes=processes,
+            num_processes=accelerator.num_processes,
             warm_start=warm_start,
             oracle_table=oracle_table,
         )

@@ -88,17 +88,22 @@ NOT_SHARED = ("sampling", "fp8", "versions")
 """Parts of an origin in which an encoder's set and its history may differ."""
 
 
-def find_history(cache: FeatureCache, encoder: FeatureSet, thinker: FeatureSet | None) -> FeatureSet:
+def find_history(
+    cache: FeatureCache, encoder: FeatureSet, thinker: FeatureSet | None, selector: str | None = None
+) -> FeatureSet:
     """The features that the encoder of a set has of a thinker's frames, or of any thinker's where it is None.
 
-    Raises StageError where the cache has none with clips, or several.
+    `selector` is the beginning of its name, whatever the thinker. Raises StageError where the cache has none
+    with clips, or several.
     """
 
     def shared(item: FeatureSet) -> dict[str, Any]:
         return {name: value for name, value in item.origin.items() if name not in NOT_SHARED}
 
     held = [item for item in cache.filled_sets("history") if shared(item) == shared(encoder)]
-    if thinker is not None:
+    if selector:
+        held = [item for item in held if cache.find_set(selector) == item]
+    elif thinker is not None:
         held = [item for item in held if item.origin["sampling"] == thinker.origin["sampling"]]
     if not held:
         raise StageError(
@@ -107,10 +112,7 @@ def find_history(cache: FeatureCache, encoder: FeatureSet, thinker: FeatureSet |
         )
     if len(held) > 1:
         named = "; ".join(f"{name} ({apart})" for name, apart in set_differences(held).items())
-        raise StageError(
-            f"--guidance-source history: several sets fit, {named}: name the thinker's set with --set, or "
-            "remove one (thinkjepa-cache rm --set)"
-        )
+        raise StageError(f"--guidance-source history: several sets fit, {named}: name one with --set")
     return held[0]
 
 

@@ -300,6 +300,7 @@ def choose_features(
     settings: TrainSettings,
     *,
     thinker_set: str | None = None,
+    history_set: str | None = None,
     encoder_set: str | None = None,
     only: Collection[str] | None = None,
 ) -> Features:
@@ -320,7 +321,7 @@ def choose_features(
         only = _complete_clips(cache, [encoder, thinker], only=None).clip_ids.to_pylist()
     guiding = thinker if reads_thinker else None
     if reads_history:
-        guiding = find_history(cache, encoder, thinker)
+        guiding = find_history(cache, encoder, thinker, history_set)
     return build_features(
         cache,
         encoder,

@@ -150,6 +150,11 @@ def test_runs_with_and_without_a_history_train_on_the_same_clips(
     other = add_history(cache, sampling="of another thinker", most=0)
     with pytest.raises(StageError, match="thinkjepa-cache extract again with --keep-history"):
         find_history(FeatureCache.open(cache), FeatureCache.open(cache).choose_set("encoder"), other)
+    doubled = add_history(cache, sampling="of another thinker")
+    opened = FeatureCache.open(cache)
+    with pytest.raises(StageError, match=f"{doubled.name}.*: name one with --set"):
+        find_history(opened, opened.choose_set("encoder"), None)
+    assert find_history(opened, opened.choose_set("encoder"), None, doubled.name) == doubled
     for source in ("own", "history"):
         run(cache, tmp_path / source, guidance_source=source)
     records = [TrainedRun.open(tmp_path / source).record for source in ("own", "history")]
