@@ -82,8 +82,7 @@ def train(
     checkpoint of settings.init_from, `oracle_table` the file of settings.oracle_table, None at its path.
     One process at a time writes a folder: another is refused, or waits after a call of `on_wait`. Of several
     processes the main one reports. An unfinished run of other settings or a folder of other files is refused,
-    unless the caller `owns_out_dir`: then it is trained anew. Raises StageError or CacheError for all that a
-    user can correct.
+    unless the caller `owns_out_dir`. Raises StageError or CacheError for all that a user can correct.
     """
     accelerator = make_accelerator(settings, out_dir)
     if not accelerator.is_main_process:
