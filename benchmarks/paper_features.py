@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from thinkjepa.cache import ArraySpec, ClipFeatures, FeatureSet, WriteSession, describe_set
-from thinkjepa.stages.extract.thinker.contract import KIND, HiddenStates, thinker_arrays
+from thinkjepa.stages.extract.thinker.kept import KIND, Kept
+from thinkjepa.stages.extract.thinker.layout import WHOLE, VisualLayout
 
 OBSERVED = FUTURE = (16, 256, 1024)
 """`(T, P, D)`: 32 frames by tubelets of 2, 256 px by patches of 16 px, ViT-L's width; 8.4 MB in float16."""
@@ -20,6 +21,14 @@ OBSERVED = FUTURE = (16, 256, 1024)
 LAYERS, WIDTH = tuple(range(8)), 2048
 PROMPT_TOKENS, GENERATED_TOKENS = 1166, 15
 """States of a clip: 1,166 prompt tokens and those of 15 generated ones, 38.7 MB in float16."""
+
+TEXT_TOKENS = 12
+"""Prompt tokens after the visual ones."""
+
+LAYOUT = VisualLayout((128,) * 8, tuple((0.5 * pair, 0.5 * pair + 0.25) for pair in range(8)), (8, 16), WHOLE)
+"""1,024 visual tokens: 8 frame pairs of 8 x 16 places."""
+
+KEPT = Kept(slot_segments=1, text=True, tokens=True)
 
 GRID, TUBELET = (16, 16), 2
 """What training reads of an encoder set's origin."""
@@ -61,12 +70,17 @@ def _encoder_set(arrays: tuple[ArraySpec, ...]) -> FeatureSet:
 
 
 def thinker_set() -> FeatureSet:
-    """A thinker set of 8 layers x 2048."""
+    """A thinker set of 8 layers x 2048 with all its arrays."""
     return describe_set(
         "thinker",
-        origin={"layers": list(LAYERS), "dtype": DTYPE, "sampling": {"fingerprint": "benchmark"}},
+        origin={
+            "layers": list(LAYERS),
+            "dtype": DTYPE,
+            "sampling": {"fingerprint": "benchmark"},
+            **KEPT.origin,
+        },
         source={"model": "random"},
-        arrays=thinker_arrays(LAYERS, width=WIDTH, dtype=DTYPE),
+        arrays=KEPT.arrays(LAYERS, width=WIDTH, dtype=DTYPE),
         shard_bytes=SHARD_BYTES,
         typical_clip_bytes=len(LAYERS) * (PROMPT_TOKENS + GENERATED_TOKENS) * WIDTH * 2,
     )
@@ -92,16 +106,22 @@ def encoder_features(feature_set: FeatureSet, number: int) -> ClipFeatures:
 def thinker_features(number: int) -> ClipFeatures:
     """Token counts differ by up to 31 from clip to clip: frames of other sizes, other answers."""
     num_tokens = PROMPT_TOKENS + GENERATED_TOKENS + number % 32
-    kinds = torch.full((num_tokens,), KIND["visual"], dtype=torch.uint8)
+    kinds = torch.full((num_tokens,), KIND["text"], dtype=torch.uint8)
+    behind = PROMPT_TOKENS - TEXT_TOKENS
+    kinds[behind - sum(LAYOUT.sizes) : behind] = KIND["visual"]
     kinds[PROMPT_TOKENS:] = KIND["generated"]
-    states = HiddenStates(
-        hidden_LSD=random_values((len(LAYERS), num_tokens, WIDTH), seed=number),
-        token_kind_S=kinds,
-        token_ids=tuple(range(num_tokens - PROMPT_TOKENS + 1)),
+    states = random_values((len(LAYERS), num_tokens, WIDTH), seed=number)
+    arrays = KEPT.features(states, kinds, LAYOUT, prompt_token_count=PROMPT_TOKENS, split_time_s=4.0)
+    return ClipFeatures(
+        clip_id(number),
+        arrays,
+        token_count=num_tokens,
+        slot_count=len(arrays["slot_position"]),
+        text_count=len(arrays["text_kind"]),
         prompt_token_count=PROMPT_TOKENS,
-        text="a hand lifts the cup",
+        token_ids=tuple(range(num_tokens - PROMPT_TOKENS + 1)),
+        generated_text="a hand lifts the cup",
     )
-    return states.to_features(clip_id(number))
 
 
 def write_cache(root: Path, feature_set: FeatureSet, features: Iterable[ClipFeatures]) -> None:

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from thinkjepa.cache.records import (
+    RAGGED,
     STREAMS,
     TOKEN_CHUNK,
     TOKEN_KINDS,
@@ -57,6 +58,7 @@ _LAZY = {
 """Names by the module that defines them. No name is that of a module, which its import would replace."""
 
 __all__ = [
+    "RAGGED",
     "STREAMS",
     "TOKEN_CHUNK",
     "TOKEN_KINDS",

@@ -10,11 +10,12 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from thinkjepa.cache.reader import FeatureCache
-from thinkjepa.cache.records import KINDS, CacheError
+from thinkjepa.cache.records import KINDS, RAGGED, CacheError
 from thinkjepa.cache.tables.clips import ClipSelection
 
 Item = dict[str, Any]
-"""Tensors by array name, the clip's id as `clip_id`, and `token_count` where a ragged array is read."""
+"""Tensors by array name, the clip's id as `clip_id`, and the length of each ragged axis that is read, as
+`token_count`, `slot_count` or `text_count`."""
 
 
 class FeatureDataset(Dataset[Item]):
@@ -79,9 +80,9 @@ class FeatureDataset(Dataset[Item]):
         columns: dict[str, Any] = {"clip_id": clip_ids}
         for name, array in self._keys:
             longest = None
-            if "token" in self.cache.feature_sets[name].arrays[array].dims:
-                columns["token_count"] = self.cache.index(name).count_tokens(clip_ids).tolist()
-                longest = max(columns["token_count"], default=None)
+            if axis := self.cache.feature_sets[name].arrays[array].ragged:
+                lengths = self.cache.index(name).count_tokens(clip_ids, axis=axis).tolist()
+                columns[RAGGED[axis]], longest = lengths, max(lengths, default=None)
             columns[array] = self.cache.read(
                 name, array, clip_ids, layers=self._layers, tokens=longest, windows=self._windows
             )

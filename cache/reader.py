@@ -135,17 +135,17 @@ class FeatureCache:
         """Features of clips in the given order, `(clip, *array shape)` in the set's dtype.
 
         Of an array with a layer axis only `layers` are read, in that order: ids as in `FeatureSet.layers`. Of
-        one with a token axis the first `tokens` are read, and of one with a window axis the first `windows`.
-        None reads all. Ragged arrays are zero after each clip's token count
-        (`index(set_name)[clip_id].token_count`). `out` receives the values: a tensor, or buffers whose memory
-        is used until the next batch is read into them. Raises CacheError for a clip without features, for
-        an array or layer that the set lacks, and where stored bytes do not match their crc32c.
+        one with a ragged axis (tokens, slots or text) the first `tokens` entries are read, and of one with a
+        window axis the first `windows`. None reads all. Ragged arrays are zero after each clip's own length
+        (`index(set_name).count_tokens(clip_ids, axis=...)`). `out` receives the values: a tensor, or buffers
+        whose memory is used until the next batch is read into them. Raises CacheError for a clip without
+        features, for an array or layer that the set lacks, and where stored bytes do not match their crc32c.
         """
         spec = self._spec(set_name, array)
         rows = self._rows(set_name, clip_ids)
         part = Part(
             layers=None if layers is None else self._layer_positions(set_name, layers, spec),
-            tokens=tokens if "token" in spec.dims else None,
+            tokens=tokens if spec.ragged else None,
             windows=windows if "window" in spec.dims else None,
         )
         shape = (len(clip_ids), *part.shape(spec))

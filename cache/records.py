@@ -3,7 +3,7 @@
 Only the standard library is imported, so that commands which check settings start at once.
 
 Shape letters: L thinker layers, S tokens of a clip (ragged), D feature width, T latent time steps,
-P patches (row-major height x width), W future windows.
+P patches (row-major height x width), W future windows. Slots are means of a thinker's visual tokens.
 """
 
 from __future__ import annotations
@@ -80,8 +80,21 @@ SCALE, ERROR = "_scale", "_error"
 TOKEN_CHUNK = 64
 """Tokens per inner chunk: at the paper's sizes 64 x 2048 x 2 B = 256 KiB, and 1,166 tokens waste 4 %."""
 
-STREAMS = ("prompt", "generated")
-"""Order of the `stream` axis of `pooled`."""
+STREAMS = ("prompt", "visual", "text", "last", "generated")
+"""Order of the `stream` axis of `pooled`: means over all prompt tokens, over the visual ones, over the text
+after the last visual one, the last prompt token alone, and the mean over generated tokens."""
+
+FIRST_STREAMS = ("prompt", "generated")
+"""Streams of sets that name none, of versions up to 0.2."""
+
+STORAGE = ("keep", "slot_segments", "streams")
+"""Names in an origin that tell which arrays a set has of a model's states. They do not change any value."""
+
+RAGGED: Mapping[str, str] = {"token": "token_count", "slot": "slot_count", "text": "text_count"}
+"""Axes of which each clip has a length of its own, by their names, and the columns with that length."""
+
+POSITIONS = ("slot_position", "token_position")
+"""Arrays in which NaN has a meaning: the whole frame, or no place in it."""
 
 TOKEN_KINDS = ("text", "visual", "generated", "reasoning")
 """Values 1..4 of `token_kind`, where 0 marks the unused rest of the token axis."""
@@ -127,6 +140,11 @@ class ArraySpec:
         import torch
 
         return torch.uint8 if self.encoding == "fp8" else self.torch_dtype
+
+    @property
+    def ragged(self) -> str:
+        """The axis of which each clip has a length of its own, empty where there is none."""
+        return next((dim for dim in self.dims if dim in RAGGED), "")
 
     @property
     def clip_bytes(self) -> int:
@@ -185,6 +203,11 @@ class FeatureSet:
         return tuple(self.origin.get("layers", ()))
 
     @property
+    def streams(self) -> tuple[str, ...]:
+        """Streams in the order of the `stream` axis of `pooled`, empty for an encoder."""
+        return () if self.kind == "encoder" else tuple(self.origin.get("streams", FIRST_STREAMS))
+
+    @property
     def given_arrays(self) -> dict[str, ArraySpec]:
         """The arrays that features consist of, without the scales and errors that the writer adds."""
         encoded = [name for name, spec in self.arrays.items() if spec.encoding == "fp8"]
@@ -238,11 +261,19 @@ class ClipRow:
 
 @dataclass(frozen=True, slots=True)
 class ClipFeatures:
-    """Features of one clip to be written. Ragged arrays are shorter along their `token` axis."""
+    """Features of one clip to be written. Ragged arrays are shorter along their ragged axis.
+
+    `token_count` counts the thinker's states of the clip, whether or not they are stored. The size of the
+    video's frames is 0 where it is not known.
+    """
 
     clip_id: str
     arrays: Mapping[str, torch.Tensor]
     token_count: int = 0
+    slot_count: int = 0
+    text_count: int = 0
+    frame_width_px: int = 0
+    frame_height_px: int = 0
     prompt_token_count: int = 0
     token_ids: tuple[int, ...] = ()
     generated_text: str = ""
@@ -277,6 +308,10 @@ class IndexRow:
     row: int = -1
     shard: int = -1
     token_count: int = 0
+    slot_count: int = 0
+    text_count: int = 0
+    frame_width_px: int = 0
+    frame_height_px: int = 0
     prompt_token_count: int = 0
     token_ids: tuple[int, ...] = field(default=())
     generated_text: str = ""
@@ -288,6 +323,11 @@ class IndexRow:
     def failure(self) -> Failure:
         """The failure that the row records."""
         return Failure("", cast(FailureStage, self.stage), self.reason, clip_id=self.clip_id)
+
+
+def length_of(clip: ClipFeatures | IndexRow, spec: ArraySpec) -> int | None:
+    """A clip's own length along the ragged axis of an array, None for an array without one."""
+    return int(getattr(clip, RAGGED[spec.ragged])) if spec.ragged else None
 
 
 SHOWN_HEX = 12

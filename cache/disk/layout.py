@@ -6,7 +6,10 @@ from pathlib import Path
 
 from thinkjepa.cache.records import ArraySpec
 
-SCHEMA = "thinkjepa.cache.v1"
+SCHEMA = "thinkjepa.cache.v2"
+
+READABLE = (SCHEMA, "thinkjepa.cache.v1")
+"""Schemas that are read. Version 1 knows no ragged axes but `token`, and two streams."""
 
 
 def cache_json(root: Path) -> Path:

@@ -20,7 +20,7 @@ from numcodecs.zstd import Zstd
 from zarr.codecs import BloscCodec, BloscShuffle, ZstdCodec
 
 from thinkjepa.cache.disk.files import Bytes
-from thinkjepa.cache.records import ERROR, SCALE, ArraySpec, ClipFeatures, Codec, FeatureSet
+from thinkjepa.cache.records import ERROR, RAGGED, SCALE, ArraySpec, ClipFeatures, Codec, FeatureSet
 
 LARGEST = torch.finfo(torch.float8_e4m3fn).max
 
@@ -30,7 +30,7 @@ SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 def companions(spec: ArraySpec) -> tuple[ArraySpec, ArraySpec]:
     """The arrays stored with an fp8 array: each token's scale, and its relative L2 error."""
     axes = zip(spec.dims[:-1], spec.shape[:-1], spec.chunks[:-1], strict=True)
-    chunks = tuple(chunk if dim == "token" else size for dim, size, chunk in axes)
+    chunks = tuple(chunk if dim in RAGGED else size for dim, size, chunk in axes)
     scale = replace(
         spec,
         name=spec.name + SCALE,

@@ -184,6 +184,20 @@ class MappedShard:
         return encoded[:-CRC_BYTES]
 
 
+def stored_bytes(spec: ArraySpec, lengths: Mapping[str, int]) -> int:
+    """Bytes of one clip in an array's shards: whole chunks, each with its checksum, before compression.
+
+    A clip is as long as `lengths` says along a ragged axis (by the axis's name), and has only the chunks that
+    it reaches into.
+    """
+    sizes = [
+        lengths[name] if name == spec.ragged else size
+        for name, size in zip(spec.dims, spec.shape, strict=True)
+    ]
+    num_chunks = math.prod(math.ceil(size / chunk) for size, chunk in zip(sizes, spec.chunks, strict=True))
+    return num_chunks * (spec.chunk_bytes + CRC_BYTES)
+
+
 def chunk_number(grid: tuple[int, ...], row: int, position: tuple[int, ...]) -> int:
     """C-order number, within a shard, of the chunk at `position` of the clip in `row`."""
     return row * math.prod(grid) + int(np.ravel_multi_index(position, grid)) if grid else row

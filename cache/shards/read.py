@@ -32,7 +32,10 @@ Slices = tuple[slice, ...]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The part of each clip that is read: indices on the layer axis, first tokens and windows (None: all)."""
+    """The part of each clip that is read: indices on the layer axis, first tokens and windows (None: all).
+
+    `tokens` counts along whichever axis of the array is ragged.
+    """
 
     layers: tuple[int, ...] | None = None
     tokens: int | None = None
@@ -42,7 +45,7 @@ class Part:
         """Indices on every axis of a clip, in order, as a range where they start at 0 without a gap."""
         chosen: Mapping[str, Sequence[int] | None] = {
             "layer": self.layers,
-            "token": None if self.tokens is None else range(self.tokens),
+            spec.ragged: None if self.tokens is None else range(self.tokens),
             "window": None if self.windows is None else range(self.windows),
         }
         return tuple(

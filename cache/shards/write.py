@@ -28,7 +28,16 @@ from thinkjepa.cache.disk.files import (
 from thinkjepa.cache.disk.layout import index_file, journal_file, shard_file
 from thinkjepa.cache.disk.lines import LineFile
 from thinkjepa.cache.disk.lock import check_holder
-from thinkjepa.cache.records import ArraySpec, CacheError, ClipFeatures, Failure, FeatureSet, IndexRow
+from thinkjepa.cache.records import (
+    POSITIONS,
+    ArraySpec,
+    CacheError,
+    ClipFeatures,
+    Failure,
+    FeatureSet,
+    IndexRow,
+    length_of,
+)
 from thinkjepa.cache.shards.assignment import is_visible
 from thinkjepa.cache.shards.encoding import blocks, prepared
 from thinkjepa.cache.shards.format import ChunkEntry, ShardWriter, chunk_number, grow
@@ -37,6 +46,13 @@ from thinkjepa.cache.tables.parquet import INDEX_SCHEMA, write_table
 
 NOT_FINITE_BITS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7F800000}
 """Exponent bits that are all ones in inf and NaN. Testing them needs no float conversion."""
+
+ENTRIES = {
+    "token": ("tokens", "use fewer thinker frames or a lower resolution"),
+    "slot": ("slots", "use fewer --slot-segments or a lower --thinker-size"),
+    "text": ("text tokens", "use a shorter --prompt or fewer --max-new-tokens"),
+}
+"""What lies along a ragged axis, and the ways to have less of it."""
 
 FINITE_BLOCK = 1 << 18
 """Values tested at a time: 512 KB of float16 stay in the cache between the two passes."""
@@ -50,18 +66,24 @@ def clip_problem(features: ClipFeatures, feature_set: FeatureSet) -> str:
         values = features.arrays.get(name)
         if values is None:
             return f"{name} is missing"
-        ragged = spec.dims.index("token") if "token" in spec.dims else None
+        ragged = spec.dims.index(spec.ragged) if spec.ragged else None
         expected = tuple(values.shape[i] if i == ragged else size for i, size in enumerate(spec.shape))
         if tuple(values.shape) != expected or values.dtype != spec.torch_dtype:
             return f"{name} is {values.dtype} {tuple(values.shape)}, the set holds {spec.dtype} {spec.shape}"
-        if ragged is not None and values.shape[ragged] > spec.shape[ragged]:
-            return (
-                f"{name} has {values.shape[ragged]} tokens, the cache holds at most {spec.shape[ragged]}: "
-                "use fewer thinker frames or a lower resolution"
-            )
+        if ragged is not None and (problem := _length_problem(values.shape[ragged], spec, features)):
+            return problem
         if problem := _not_finite(values, spec, feature_set):
             return problem
     return ""
+
+
+def _length_problem(length: int, spec: ArraySpec, features: ClipFeatures) -> str:
+    """The fault of a length along the ragged axis in words, or an empty string."""
+    capacity, own = spec.shape[spec.dims.index(spec.ragged)], length_of(features, spec)
+    entries, remedy = ENTRIES[spec.ragged]
+    if length > capacity:
+        return f"{spec.name} has {length} {entries}, the cache holds at most {capacity}: {remedy}"
+    return "" if length == own else f"{spec.name} has {length} {entries}, the clip {own}"
 
 
 def features_checksum(features: ClipFeatures, feature_set: FeatureSet) -> str:
@@ -73,7 +95,7 @@ def features_checksum(features: ClipFeatures, feature_set: FeatureSet) -> str:
 
 def _not_finite(values: torch.Tensor, spec: ArraySpec, feature_set: FeatureSet) -> str:
     exponent = NOT_FINITE_BITS.get(values.dtype)
-    if exponent is None or _all_finite(_bits(values), exponent):
+    if exponent is None or spec.name in POSITIONS or _all_finite(_bits(values), exponent):
         return ""
     bad = (_bits(values) & exponent) == exponent
     first = int(bad.reshape(bad.shape[0], -1).any(axis=1).argmax())
@@ -237,6 +259,10 @@ class OpenShard:
             row=self.number * self.feature_set.rows_per_shard + slot,
             shard=self.number,
             token_count=features.token_count,
+            slot_count=features.slot_count,
+            text_count=features.text_count,
+            frame_width_px=features.frame_width_px,
+            frame_height_px=features.frame_height_px,
             prompt_token_count=features.prompt_token_count,
             token_ids=features.token_ids,
             generated_text=features.generated_text,

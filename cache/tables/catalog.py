@@ -11,9 +11,10 @@ from typing import Any
 
 from thinkjepa.cache.disk.checksums import read_listed, replace_listed
 from thinkjepa.cache.disk.files import explained_os_errors, refuse_links_out
-from thinkjepa.cache.disk.layout import SCHEMA, cache_json, extraction_file
+from thinkjepa.cache.disk.layout import READABLE, SCHEMA, cache_json, extraction_file
 from thinkjepa.cache.records import (
     SET_NAME_HEX,
+    STORAGE,
     ArraySpec,
     CacheError,
     Codec,
@@ -40,7 +41,7 @@ def read_catalog(root: Path) -> dict[str, FeatureSet]:
     with _explained_damage(path), explained_os_errors("read", path):
         content = json.loads(read_listed(path))
         schema = content["schema"]
-    if schema != SCHEMA:
+    if schema not in READABLE:
         raise CacheError(
             f"{str(root)!r} has schema {schema!r}, this version reads {SCHEMA!r}: "
             "use the version of thinkjepa that wrote it, or extract into a new folder"
@@ -121,19 +122,34 @@ MAX_ROWS_PER_SHARD = 256
 def resolve_set(wanted: FeatureSet, existing: Mapping[str, FeatureSet]) -> FeatureSet:
     """The existing set that serves as `wanted`, or `wanted` itself.
 
-    A set serves when it is the same, or differs only in having more thinker layers.
+    A set serves when it is the same, or differs only in having more thinker layers, arrays or streams.
     """
     if wanted.name in existing:
         return existing[wanted.name]
-    for candidate in existing.values():
-        same = {**candidate.origin, "layers": ()} == {**wanted.origin, "layers": ()}
-        if (
-            same
-            and candidate.kind == wanted.kind == "thinker"
-            and set(wanted.layers) <= set(candidate.layers)
-        ):
-            return candidate
-    return wanted
+    return next((item for item in existing.values() if _has_more(item, wanted)), wanted)
+
+
+def same_states(item: FeatureSet) -> Mapping[str, Any]:
+    """The origin without the choice of layers and arrays: sets that agree in it hold the same values.
+
+    Values in 8 bits are others, so these arrays count where a set has them.
+    """
+    left_out = ("layers", "fp8", *STORAGE)
+    return {name: value for name, value in item.origin.items() if name not in left_out}
+
+
+def _has_more(item: FeatureSet, wanted: FeatureSet) -> bool:
+    """True if a thinker's set holds all that another one would, the same to the last bit."""
+    if not item.kind == wanted.kind == "thinker" or same_states(item) != same_states(wanted):
+        return False
+    of_slots = item.origin.get("slot_segments"), wanted.origin.get("slot_segments")
+    return (
+        set(wanted.layers) <= set(item.layers)
+        and set(wanted.arrays) <= set(item.arrays)
+        and set(wanted.streams) <= set(item.streams)
+        and of_slots[1] in (None, of_slots[0])
+        and all(spec.encoding == item.arrays[name].encoding for name, spec in wanted.arrays.items())
+    )
 
 
 def find_set(feature_sets: Mapping[str, FeatureSet], selector: str) -> FeatureSet:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from thinkjepa.cache.disk.checksums import remove_listed
 from thinkjepa.cache.disk.layout import index_dir
-from thinkjepa.cache.records import IndexRow
+from thinkjepa.cache.records import RAGGED, IndexRow
 from thinkjepa.cache.tables.parquet import (
     INDEX_SCHEMA,
     TRIES,
@@ -115,8 +115,8 @@ class SetIndex(Mapping[str, IndexRow]):
         self._load()
 
     def _load(self) -> None:
-        for name in ("failed", "_token_counts"):
-            self.__dict__.pop(name, None)
+        self.__dict__.pop("failed", None)
+        self._counts: dict[str, Positions] = {}
         self._rows = ParquetRows(self._folder, columns=["clip_id", "row"], schema=INDEX_SCHEMA)
         ids, array_rows = self._rows.release("clip_id"), self._rows.release("row").to_numpy()
         ok = array_rows >= 0
@@ -134,7 +134,7 @@ class SetIndex(Mapping[str, IndexRow]):
     @property
     def token_counts(self) -> Positions:
         """Tokens of each of `clip_ids`."""
-        return self._current(lambda: self._token_counts)
+        return self._current(lambda: self._lengths("token"))
 
     def tokens_by_clip(self) -> dict[str, int]:
         """Tokens of every clip with features, 0 in an encoder's set."""
@@ -159,14 +159,15 @@ class SetIndex(Mapping[str, IndexRow]):
         positions[known] = self._array_rows[positions[known]]
         return positions
 
-    def count_tokens(self, clip_ids: Sequence[str]) -> Positions:
-        """Tokens of clips that have features."""
-        return self._current(lambda: self._token_counts[self._positions(clip_ids)])
+    def count_tokens(self, clip_ids: Sequence[str], *, axis: str = "token") -> Positions:
+        """Tokens of clips that have features, or their entries along another ragged axis."""
+        return self._current(lambda: self._lengths(axis)[self._positions(clip_ids)])
 
-    @cached_property
-    def _token_counts(self) -> Positions:
-        counts: Positions = self._rows.read_column("token_count").to_numpy()[self._ok].astype(np.int64)
-        return counts
+    def _lengths(self, axis: str) -> Positions:
+        if axis not in self._counts:
+            column = self._rows.read_column(RAGGED[axis]).to_numpy()
+            self._counts[axis] = column[self._ok].astype(np.int64)
+        return self._counts[axis]
 
     def _positions(self, clip_ids: Sequence[str]) -> Positions:
         if len(clip_ids) > FOUND_ONE_BY_ONE:

@@ -46,6 +46,10 @@ INDEX_SCHEMA = pa.schema(
         ("row", pa.int64()),
         ("shard", pa.int64()),
         ("token_count", pa.int32()),
+        ("slot_count", pa.int32()),
+        ("text_count", pa.int32()),
+        ("frame_width_px", pa.int32()),
+        ("frame_height_px", pa.int32()),
         ("prompt_token_count", pa.int32()),
         ("token_ids", pa.list_(pa.int32())),
         ("generated_text", pa.string()),
@@ -54,6 +58,9 @@ INDEX_SCHEMA = pa.schema(
         ("reason", pa.string()),
     ]
 )
+
+ADDED_COLUMNS = ("slot_count", "text_count", "frame_width_px", "frame_height_px")
+"""Columns that files of versions up to 0.2 lack. They are 0 there."""
 
 FAILURES_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("video", "stage", "reason", "clip_id", "video_digest")]
@@ -93,7 +100,13 @@ def _read_columns(raw: BinaryIO, schema: pa.Schema) -> pa.Table:
     some megabytes each for the next reading. Our tables are small.
     """
     with pq.ParquetFile(raw, page_checksum_verification=True) as file:
-        return file.read(columns=schema.names, use_threads=False).cast(schema)
+        held = [name for name in schema.names if name not in ADDED_COLUMNS or name in file.schema_arrow.names]
+        table = file.read(columns=held, use_threads=False)
+        num_rows = file.metadata.num_rows
+    for name in schema.names:
+        if name not in held:
+            table = table.append_column(name, pa.array(np.zeros(num_rows, dtype=np.int32)))
+    return table.select(schema.names).cast(schema)
 
 
 def _unreadable(path: Path, error: Exception) -> CacheError:

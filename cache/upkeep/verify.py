@@ -36,6 +36,7 @@ from thinkjepa.cache.records import (
     FeatureSet,
     IndexRow,
     fingerprint,
+    length_of,
 )
 from thinkjepa.cache.shards.format import ChunkEntry, is_intact
 from thinkjepa.cache.shards.write import clip_problem, features_checksum
@@ -153,10 +154,14 @@ def stored_features(cache: FeatureCache, feature_set: FeatureSet, row: IndexRow)
     return ClipFeatures(
         clip_id=row.clip_id,
         arrays={
-            name: cache.read(feature_set.name, name, [row.clip_id], tokens=row.token_count)[0]
-            for name in feature_set.arrays
+            name: cache.read(feature_set.name, name, [row.clip_id], tokens=length_of(row, spec))[0]
+            for name, spec in feature_set.arrays.items()
         },
         token_count=row.token_count,
+        slot_count=row.slot_count,
+        text_count=row.text_count,
+        frame_width_px=row.frame_width_px,
+        frame_height_px=row.frame_height_px,
         prompt_token_count=row.prompt_token_count,
         token_ids=row.token_ids,
         generated_text=row.generated_text,

@@ -15,7 +15,6 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
-from thinkjepa.cache import STREAMS
 from thinkjepa.pipeline.picture.clip_content import ClipContent, EncoderContent, ThinkerContent, WindowContent
 from thinkjepa.pipeline.picture.page import (
     BODY_PT,
@@ -55,6 +54,9 @@ THINKER = "#5b4b8a"
 
 STREAM_STYLES = {
     "prompt": ("prompt", THINKER, "o", "-"),
+    "visual": ("visual", THINKER, "v", ":"),
+    "text": ("text after the frames", THINKER, "^", "-."),
+    "last": ("last of the prompt", ORANGE, "D", ":"),
     "generated": ("generated, reasoning", ORANGE, "s", "--"),
 }
 """Label, which names the token kinds of the stream, color, marker and line."""
@@ -339,7 +341,7 @@ def _charts(thinker: ThinkerContent) -> Section:
 
 
 def _draw_norms(axes: Any, thinker: ThinkerContent) -> None:
-    for stream in STREAMS:
+    for stream in thinker.norms:
         name, color, marker, line = STREAM_STYLES[stream]
         values = [math.nan if norm is None else norm for norm in thinker.norms[stream]]
         named = name if any(map(math.isfinite, values)) else f"{name}: none"

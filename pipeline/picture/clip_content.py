@@ -18,7 +18,6 @@ from PIL import Image
 from torch import Tensor
 
 from thinkjepa.cache import (
-    STREAMS,
     TOKEN_KINDS,
     CacheError,
     ClipRow,
@@ -235,7 +234,6 @@ def _own_set(cache: FeatureCache, name: str, clip: ClipRow) -> FeatureSet:
 
 def _thinker_content(cache: FeatureCache, feature_set: FeatureSet, clip: ClipRow) -> ThinkerContent:
     pooled = cache.read(feature_set.name, "pooled", [clip.clip_id])[0]
-    kinds = cache.read(feature_set.name, "token_kind", [clip.clip_id])[0]
     shown = evenly(len(clip.thinker_frames), most=MAX_THINKER_FRAMES)
     return ThinkerContent(
         set_name=feature_set.name,
@@ -246,10 +244,19 @@ def _thinker_content(cache: FeatureCache, feature_set: FeatureSet, clip: ClipRow
         times_s=tuple(clip.thinker_times_s[index] for index in shown),
         view=feature_set.origin.get("preprocessing", {}).get("view"),
         layers=feature_set.layers,
-        norms={stream: _norms(pooled[:, index]) for index, stream in enumerate(STREAMS)},
-        token_counts={kind: int((kinds == number).sum()) for number, kind in enumerate(TOKEN_KINDS, start=1)},
+        norms={stream: _norms(pooled[:, index]) for index, stream in enumerate(feature_set.streams)},
+        token_counts=_token_counts(cache, feature_set, clip.clip_id),
         generated_text=cache.index(feature_set.name)[clip.clip_id].generated_text,
     )
+
+
+def _token_counts(cache: FeatureCache, feature_set: FeatureSet, clip_id: str) -> dict[str, int]:
+    """Tokens by kind, or of the prompt and generated where the set does not have each token's kind."""
+    if "token_kind" in feature_set.arrays:
+        kinds = cache.read(feature_set.name, "token_kind", [clip_id])[0]
+        return {kind: int((kinds == number).sum()) for number, kind in enumerate(TOKEN_KINDS, start=1)}
+    row = cache.index(feature_set.name)[clip_id]
+    return {"prompt": row.prompt_token_count, "generated": row.token_count - row.prompt_token_count}
 
 
 def _norms(pooled_LD: Tensor) -> tuple[float | None, ...]:

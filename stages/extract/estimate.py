@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 
 from thinkjepa.cache import ArraySpec, Failure, FeatureSet, Kind
+from thinkjepa.cache.shards.format import stored_bytes
 from thinkjepa.stages.data.decoding.client import DecodeError, VideoDecoder
 from thinkjepa.stages.data.plan import ClipSettings, PlannedFolder, plan_folder, record
 from thinkjepa.stages.data.repeated_frames import describe_repeats
@@ -32,7 +34,6 @@ from thinkjepa.stages.extract.figures import (
     index_bytes,
     known_clip_bytes,
     label_bytes,
-    stored_bytes,
 )
 from thinkjepa.stages.extract.models.costs import (
     EncoderCosts,
@@ -46,7 +47,7 @@ from thinkjepa.stages.extract.models.pair import FrozenModel, FrozenModels, Stor
 from thinkjepa.stages.extract.models.runtime import TERA, choose_dtype, decoder_beside, measured_tflops
 from thinkjepa.stages.extract.models.weights import ModelUnavailableError
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
-from thinkjepa.stages.extract.thinker.contract import TYPICAL_TOKENS
+from thinkjepa.stages.extract.thinker.kept import TYPICAL
 from thinkjepa.stages.extract.work.frames import RAW_BYTES, ClipDecoding
 from thinkjepa.stages.progress import Progress
 
@@ -71,10 +72,12 @@ FRAME_COPIES = 2
 
 @dataclass(frozen=True, slots=True)
 class ClipCost:
-    """Tokens and FLOPs of one clip in one model, and whether the cache can hold its features."""
+    """Tokens and FLOPs of one clip in one model, and what the cache can hold of its features."""
 
     num_tokens: int
     flops: int
+    lengths: Mapping[str, int] = field(default_factory=dict)
+    """Entries along the ragged axes of the set's arrays."""
     is_stored: bool = True
 
 
@@ -132,7 +135,8 @@ class DescribedModels:
             ClipCost(
                 prompts.num_tokens(size),
                 self.thinker.flops(size, new_tokens=prompts.new_tokens),
-                is_stored=prompts.fits(size),
+                lengths=prompts.lengths(size),
+                is_stored=not prompts.overlong(size),
             )
             for size in sizes
         ]
@@ -155,7 +159,7 @@ class DescribedModels:
         return ClipCost(sum(sequences), sum(map(self.encoder.flops, sequences)))
 
     def _figures(self, model: FrozenModel, parameters: int, costs: Sequence[ClipCost]) -> ModelFigures:
-        stored, item = [cost.num_tokens for cost in costs if cost.is_stored], self.sets[model.kind]
+        stored, item = [cost.lengths for cost in costs if cost.is_stored], self.sets[model.kind]
         array_bytes = {name: _stored_bytes(spec, stored) for name, spec in item.arrays.items()}
         of_shards = index_bytes(item, num_clips=len(stored))
         lengths = [cost.num_tokens for cost in costs]
@@ -207,11 +211,10 @@ class DescribedModels:
         )
 
 
-def _stored_bytes(spec: ArraySpec, clip_tokens: Sequence[int]) -> int:
-    """Bytes of clips with these numbers of tokens."""
-    return sum(
-        clip_tokens.count(number) * stored_bytes(spec, num_tokens=number) for number in set(clip_tokens)
-    )
+def _stored_bytes(spec: ArraySpec, clips: Sequence[Mapping[str, int]]) -> int:
+    """Bytes of clips with these lengths along ragged axes."""
+    counted = Counter(lengths.get(spec.ragged, 0) for lengths in clips)
+    return sum(number * stored_bytes(spec, {spec.ragged: length}) for length, number in counted.items())
 
 
 def estimate(
@@ -314,7 +317,8 @@ def _without_models(
     dtype = choose_dtype(models.dtype, choose_device(execution.device))
     clip_bytes = known_clip_bytes(models, clips, dtype=dtype)
     known = (
-        f"disk is by the models' published shapes, with {TYPICAL_TOKENS:,} thinker tokens a clip"
+        f"disk is by the models' published shapes, with {TYPICAL['token']:,} thinker tokens and "
+        f"{TYPICAL['slot']} slots a clip"
         if clip_bytes
         else "disk is not known: the models are none of the well-known ones"
     )
@@ -347,9 +351,10 @@ def _measured_decoding(
         started = time.perf_counter()
         try:
             for model in frozen.by_kind.values():
-                windows = decoding.windows(clip, model)
                 if model is not frozen.thinker or prompts.of(clip):
-                    model.prepare(clip, windows)
+                    decoding.prepared(clip, model)
+                else:
+                    decoding.windows(clip, model)
         except DecodeError as error:
             failure = Failure(clip.video, "decode", str(error), clip.clip_id, clip.video_digest)
             record([failure], planned.failures, progress)

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from thinkjepa.cache import ArraySpec, ClipRow, Failure, FeatureSet, Kind, WriteSession
-from thinkjepa.cache.shards.format import CRC_BYTES, INDEX_DTYPE
+from thinkjepa.cache import ClipRow, Failure, FeatureSet, Kind, WriteSession
+from thinkjepa.cache.shards.format import CRC_BYTES, INDEX_DTYPE, stored_bytes
 from thinkjepa.stages.data.history import Histories
 from thinkjepa.stages.data.labels.contract import LabelError
 from thinkjepa.stages.data.labels.readers import LabelFolder, LabelSource
@@ -22,7 +22,7 @@ from thinkjepa.stages.data.repeated_frames import RepeatedFrames
 from thinkjepa.stages.data.short_videos import ShortVideo
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.settings import ModelSettings, parse_layers
-from thinkjepa.stages.extract.thinker.contract import TYPICAL_TOKENS, thinker_arrays
+from thinkjepa.stages.extract.thinker.kept import TYPICAL, Kept
 
 
 @dataclass(slots=True)
@@ -149,18 +149,6 @@ class Estimate(FolderEstimate):
 GB = 10**9
 
 
-def stored_bytes(spec: ArraySpec, *, num_tokens: int) -> int:
-    """Bytes of one clip in an array's shards: whole chunks, each with its checksum.
-
-    Ragged arrays have only the chunks that their tokens reach into.
-    """
-    sizes = [
-        num_tokens if name == "token" else size for name, size in zip(spec.dims, spec.shape, strict=True)
-    ]
-    num_chunks = math.prod(math.ceil(size / chunk) for size, chunk in zip(sizes, spec.chunks, strict=True))
-    return num_chunks * (spec.chunk_bytes + CRC_BYTES)
-
-
 def index_bytes(feature_set: FeatureSet, *, num_clips: int) -> int:
     """Bytes of the indexes of a set's shards: a pair of offset and length for each chunk a shard may hold."""
     shards = math.ceil(num_clips / feature_set.rows_per_shard)
@@ -211,7 +199,7 @@ def require_space(session: WriteSession, sets: Mapping[Kind, FeatureSet], clips:
         kind: {clip.clip_id for clip in clips} - session.done_clip_ids(item) for kind, item in sets.items()
     }
     needed = sum(
-        len(missing[kind]) * stored_bytes(spec, num_tokens=TYPICAL_TOKENS)
+        len(missing[kind]) * stored_bytes(spec, TYPICAL)
         for kind, item in sets.items()
         for spec in item.arrays.values()
     )
@@ -270,8 +258,8 @@ def known_clip_bytes(models: ModelSettings, clips: ClipSettings, *, dtype: str) 
     if thinker is None or encoder is None:
         return None
     layers = parse_layers(models.layers, num_layers=thinker.num_layers)
-    arrays = thinker_arrays(layers, width=thinker.width, dtype=dtype)
-    states = sum(stored_bytes(spec, num_tokens=TYPICAL_TOKENS) for spec in arrays)
+    arrays = Kept.of(models).arrays(layers, width=thinker.width, dtype=dtype)
+    states = sum(stored_bytes(spec, TYPICAL) for spec in arrays)
     frames = clips.observed_frames + clips.future_windows * clips.future_frames
     values = math.ceil(frames / encoder.tubelet) * encoder.num_patches * encoder.width
     element: torch.dtype = getattr(torch, dtype)

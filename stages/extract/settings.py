@@ -86,9 +86,33 @@ class ModelSettings(Settings):
         rare=True,
     )
 
+    keep: str = setting(
+        "pooled,slots,text,tokens",
+        "What is stored of the thinker's states: pooled (means, always), slots (each place over time, each "
+        "frame over its places), text (tokens behind the frames), tokens (all); none: pooled alone.",
+    )
+    slot_segments: int = setting(
+        1, "Segments of the history over each of which slots average a place.", rare=True, ge=1
+    )
+
     def __post_init__(self) -> None:
+        parse_keep(self.keep)
         if not self.prompt.strip():
             raise ValueError("--prompt is empty: say what the thinker shall do with the frames")
+
+
+KEPT = ("pooled", "slots", "text", "tokens")
+"""What `--keep` may name."""
+
+
+def parse_keep(text: str) -> frozenset[str]:
+    """The names of `--keep`, with `pooled`, which is always kept. Raises ValueError for another name."""
+    names = [name for name in text.replace(",", " ").split() if name]
+    if names == ["none"]:
+        return frozenset({"pooled"})
+    if not names or not set(names) <= set(KEPT):
+        raise ValueError(f"--keep {text!r}: give some of {', '.join(KEPT)}, comma-separated, or none")
+    return frozenset({"pooled", *names})
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as image_ops
 
 from thinkjepa.stages.data.decoding.client import FrameStack
-from thinkjepa.stages.data.framing import Framing, fitted_size, seen_box
+from thinkjepa.stages.data.framing import Box, Framing, fitted_size, seen_box
 
 
 def as_video(frames: FrameStack) -> Tensor:
@@ -29,6 +29,14 @@ def viewed(frames: FrameStack, framing: Framing | None) -> FrameStack:
     box = seen_box(framing, width_px=frames.shape[2], height_px=frames.shape[1])
     left, top, right, bottom = box.inner_px()
     return frames[:, top:bottom, left:right]
+
+
+def view_box(framing: Framing | None, *, width_px: int, height_px: int) -> Box:
+    """The part of a frame that `viewed` gives, in shares of its width and height."""
+    if framing is None:
+        return Box(0.0, 0.0, 1.0, 1.0)
+    left, top, right, bottom = seen_box(framing, width_px=width_px, height_px=height_px).inner_px()
+    return Box(left / width_px, top / height_px, (right - left) / width_px, (bottom - top) / height_px)
 
 
 def shrink(frames: FrameStack, *, short_side_px: int) -> Tensor:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thinkjepa.cache import ClipRow, FeatureSet
+from thinkjepa.cache import STREAMS, ClipRow, FeatureSet
 from thinkjepa.stages.data.decoding.client import DecodeError, VideoDecoder, VideoInfo
 from thinkjepa.stages.data.plan import PlannedVideo
 from thinkjepa.stages.data.rates import measured_rate
@@ -41,6 +41,7 @@ from thinkjepa.stages.predict.models import as_stored, load_thinker, version_dif
 from thinkjepa.stages.progress import Progress
 from thinkjepa.stages.train.data.batches import TokenBatch, of_kinds, packed
 from thinkjepa.stages.train.data.features import Features
+from thinkjepa.stages.train.model.config import GUIDING_STREAMS
 
 LATE_S = 1.0
 """A split at the end lies up to a frame behind the last one: no video has fewer than one a second."""
@@ -239,20 +240,19 @@ class Watched:
         thinker = load_thinker(
             self.thinker_set, features.cache.path, place=places.get("thinker"), device=self.device
         )
-        windows = self._decoding.windows(self._clip, thinker)
-        states = thinker.generate([thinker.prepare(self._clip, windows)])[0]
+        states = thinker.generate([self._decoding.prepared(self._clip, thinker)])[0]
         warnings += version_differences(thinker.origin, self.thinker_set)
         progress.advance(1)
-        pooled = states.to_features(self._clip.clip_id).arrays["pooled"]
+        pooled = states.to_features(self._clip, thinker.kept).arrays["pooled"]
         tokens = _tokens(states, features, self.thinker_set)
-        return Seen(observed, features.of_layers(pooled)[None], tokens, warnings)
+        return Seen(observed, features.of_layers(_guiding(pooled))[None], tokens, warnings)
 
     def _from_history(self, observed: Tensor, encoder: VideoEncoder, warnings: list[str]) -> Seen:
         """The encoder's features of the thinker's frames, for which no thinker runs."""
         history = HistoryEncoder(encoder)
         windows = self._decoding.windows(self._clip, history)
         (found,) = history.run([(self._clip, windows)], batch_size=1)
-        return Seen(observed, found.arrays["pooled"][None], None, warnings)
+        return Seen(observed, _guiding(found.arrays["pooled"])[None], None, warnings)
 
     def _from_source(self, observed: Tensor, features: Features, warnings: list[str]) -> Seen:
         """States of the control that the run was guided by, for which no thinker runs."""
@@ -320,6 +320,11 @@ def watched(
     thinker = features.thinker if run.shape.thinker else None
     frames = choose_frames(info.times_s, split, encoder=features.encoder, thinker=thinker)
     return Watched(source, info, frames, thinker, decoder, device)
+
+
+def _guiding(pooled_LGD: Tensor) -> Tensor:
+    """The streams that batches hold, of all that are pooled."""
+    return pooled_LGD[:, [STREAMS.index(stream) for stream in GUIDING_STREAMS]]
 
 
 def _tokens(states: HiddenStates, features: Features, made: FeatureSet) -> TokenBatch | None:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from thinkjepa.cache import FeatureSet
+from thinkjepa.cache.records import STORAGE
 from thinkjepa.cache.shards.encoding import quantized, restored
 from thinkjepa.cache.tables.catalog import read_last_extraction
 from thinkjepa.stages.device import choose_device
@@ -22,7 +23,7 @@ from thinkjepa.stages.extract.settings import ModelSettings
 from thinkjepa.stages.extract.thinker.base import Thinker
 from thinkjepa.stages.extract.thinker.hooks import HookedThinker
 
-NOT_COMPARED = ("sampling", "versions", "fp8")
+NOT_COMPARED = ("sampling", "versions", "fp8", *STORAGE)
 """No properties of the model; other versions are only warned of."""
 
 
@@ -58,6 +59,8 @@ def load_thinker(made: FeatureSet, cache: Path, *, place: str | None, device: st
         thinker_size=origin["preprocessing"]["short_side_px"],
         frames_as=origin["preprocessing"].get("frames_as", "auto"),
         dtype=origin["dtype"],
+        keep=",".join(origin.get("keep", ("pooled", "tokens"))),
+        slot_segments=origin.get("slot_segments", 1),
     )
     folder = find_model(settings.thinker, revision=settings.revision, role="thinker")
     thinker = HookedThinker(

@@ -7,11 +7,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from thinkjepa.cache import STREAMS
 from thinkjepa.stages.train.data.batches import TokenBatch
 from thinkjepa.stages.train.data.features import Features
 from thinkjepa.stages.train.data.poses import ObservedPoses
-from thinkjepa.stages.train.model.config import ModelShape
+from thinkjepa.stages.train.model.config import GUIDING_STREAMS, ModelShape
 from thinkjepa.stages.train.model.forecast import build_model
 from thinkjepa.stages.train.settings import TrainSettings
 
@@ -101,7 +100,7 @@ def sequence_tokens(shape: ModelShape) -> int:
     if shape.variant != "vlm":
         return (grid.observed_steps + grid.future_steps) * grid.tokens_per_step
     assert shape.thinker is not None, "vlm has a thinker"
-    context = len(STREAMS) * len(shape.guidance.used_levels(shape.thinker.levels))
+    context = len(GUIDING_STREAMS) * len(shape.guidance.used_levels(shape.thinker.levels))
     return context + shape.trained_steps * grid.tokens_per_step
 
 
@@ -125,7 +124,7 @@ def forward_flops(
         if thinker is not None:
             states = torch.empty(1, thinker.levels, num_thinker_tokens, thinker.dim)
             tokens = TokenBatch(states, (num_thinker_tokens,))
-            pooled = torch.empty(1, thinker.levels, len(STREAMS), thinker.dim)
+            pooled = torch.empty(1, thinker.levels, len(GUIDING_STREAMS), thinker.dim)
         build_model(shape, seed=0)(
             torch.empty(1, grid.observed_steps, grid.tokens_per_step, grid.dim),
             pooled,

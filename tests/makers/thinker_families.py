@@ -9,11 +9,19 @@ from typing import Any
 import torch
 from tokenizers import AddedToken
 from transformers import (
+    CLIPImageProcessor,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3ImageProcessor,
+    Gemma3Processor,
     GenerationConfig,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     Idefics3ImageProcessor,
     Idefics3Processor,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
@@ -136,6 +144,56 @@ def _idefics3() -> tuple[Part, Part]:
     return _greedy(Idefics3ForConditionalGeneration(config), tokenizer), processor
 
 
+def _gemma3() -> tuple[Part, Part]:
+    tokenizer = _idefics_tokenizer(("<image>", "<boi>", "<eoi>"))
+    tokenizer._set_model_specific_special_tokens(
+        {"image_token": "<image>", "boi_token": "<boi>", "eoi_token": "<eoi>"}
+    )
+    processor = Gemma3Processor(
+        image_processor=Gemma3ImageProcessor(size={"height": FRAME_PX, "width": FRAME_PX}),
+        tokenizer=tokenizer,
+        image_seq_length=16,
+        chat_template=IDEFICS_TEMPLATE.replace("'<' + item.type + '>'", "'<boi>'"),
+    )
+    vision = {**_idefics_config(tokenizer)["vision_config"], "vision_use_head": False}
+    config = Gemma3Config(
+        text_config={"model_type": "gemma3_text", **_text(tokenizer), "head_dim": 16, "sliding_window": 4096},
+        vision_config={"model_type": "siglip_vision_model", **vision},
+        mm_tokens_per_image=16,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        boi_token_index=tokenizer.convert_tokens_to_ids("<boi>"),
+        eoi_token_index=tokenizer.convert_tokens_to_ids("<eoi>"),
+        dtype="float32",
+    )
+    model = Gemma3ForConditionalGeneration(config)
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.12)  # else 0
+    return _greedy(model, tokenizer), processor
+
+
+def _llava() -> tuple[Part, Part]:
+    tokenizer = _idefics_tokenizer()
+    vision = {**_idefics_config(tokenizer)["vision_config"], "patch_size": 16}
+    processor = LlavaProcessor(
+        image_processor=CLIPImageProcessor(
+            size={"height": FRAME_PX, "width": FRAME_PX}, do_center_crop=False
+        ),
+        tokenizer=tokenizer,
+        patch_size=16,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token="<image>",
+        chat_template=IDEFICS_TEMPLATE,
+    )
+    config = LlavaConfig(
+        text_config={"model_type": "llama", **_text(tokenizer)},
+        vision_config={"model_type": "clip_vision_model", **vision},
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-1,
+        dtype="float32",
+    )
+    return _greedy(LlavaForConditionalGeneration(config), tokenizer), processor
+
+
 def _idefics_config(tokenizer: Qwen2Tokenizer) -> Mapping[str, Any]:
     vision = {
         "hidden_size": 64,
@@ -156,9 +214,9 @@ def _idefics_config(tokenizer: Qwen2Tokenizer) -> Mapping[str, Any]:
     }
 
 
-def _idefics_tokenizer() -> Qwen2Tokenizer:
+def _idefics_tokenizer(tokens: tuple[str, ...] = IDEFICS_TOKENS) -> Qwen2Tokenizer:
     tokenizer = sample._byte_tokenizer()
-    tokenizer.add_tokens([AddedToken(token, special=True) for token in IDEFICS_TOKENS])
+    tokenizer.add_tokens([AddedToken(token, special=True) for token in tokens])
     return tokenizer
 
 
@@ -190,5 +248,7 @@ FAMILIES: Mapping[str, Callable[[], tuple[Part, Part]]] = {
     "qwen2.5-vl": _qwen2_5_vl,
     "smolvlm": _smolvlm,
     "idefics3": _idefics3,
+    "gemma3": _gemma3,
+    "llava": _llava,
 }
 """Qwen3-VL itself is the sample's thinker."""

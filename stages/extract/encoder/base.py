@@ -203,7 +203,9 @@ class VideoEncoder(ABC):
         resample = InterpolationMode[Resampling(self._processor.resample).name]
         return letterboxed(frames, self.frame_px, fill=self.padding, resample=resample)
 
-    def prepare(self, clip: ClipRow, windows: Sequence[Tensor]) -> Sequence[Tensor]:
+    def prepare(
+        self, clip: ClipRow, windows: Sequence[Tensor], *, frame_px: tuple[int, int]
+    ) -> Sequence[Tensor]:
         """The preprocessed windows of a clip, as they are."""
         return windows
 

@@ -40,8 +40,8 @@ class HistoryEncoder:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """The encoder's: frames apart, which the sampling names, nothing else determines the features."""
-        return self.encoder.origin
+        """The encoder's, with the streams: frames apart, which the sampling names, nothing else matters."""
+        return {**self.encoder.origin, "streams": list(STREAMS)}
 
     @property
     def source(self) -> dict[str, Any]:
@@ -75,7 +75,9 @@ class HistoryEncoder:
         """Frames as the encoder crops or pads them."""
         return self.encoder.preprocess(frames)
 
-    def prepare(self, clip: ClipRow, windows: Sequence[Tensor]) -> Sequence[Tensor]:
+    def prepare(
+        self, clip: ClipRow, windows: Sequence[Tensor], *, frame_px: tuple[int, int]
+    ) -> Sequence[Tensor]:
         """The preprocessed window of a clip, as it is."""
         return windows
 

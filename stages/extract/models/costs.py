@@ -25,11 +25,12 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from thinkjepa.cache import ClipRow
+from thinkjepa.cache.shards.write import ENTRIES
 from thinkjepa.stages.data.plan import PlannedVideo
 from thinkjepa.stages.extract.encoder.base import VideoEncoder
 from thinkjepa.stages.extract.models.weights import explained_load_errors
 from thinkjepa.stages.extract.thinker.base import Thinker
-from thinkjepa.stages.extract.thinker.contract import TOKEN_CAPACITY, TimedFrames
+from thinkjepa.stages.extract.thinker.contract import Prompt, TimedFrames
 from thinkjepa.stages.extract.thinker.hooks import find_decoder_layers
 
 ACTIVATION_WIDTHS = 24
@@ -54,6 +55,10 @@ class PromptSize:
 
     prompt_tokens: int
     visual_tokens: int
+    text_tokens: int
+    """After the last visual one."""
+    slots: int
+    """Means of visual tokens that are kept."""
     num_patches: int
     patches_per_frame: int
     pixel_bytes: int
@@ -170,11 +175,12 @@ def multiplied_weights(modules: Iterable[tuple[str, nn.Module]], *, experts_used
     return math.ceil(total)
 
 
-def prompt_size(thinker: Thinker, inputs: Any) -> PromptSize:
-    """Sizes of one clip's inputs as `Thinker.prompt` gives them."""
+def prompt_size(thinker: Thinker, prompt: Prompt) -> PromptSize:
+    """Sizes of one clip's prompt."""
+    inputs = prompt.inputs
     pixels = inputs["pixel_values_videos" if "pixel_values_videos" in inputs else "pixel_values"]
     ids = inputs["input_ids"][0].tolist()
-    visual = sum(token in thinker.visual_ids for token in ids)
+    is_visual = [token in thinker.visual_ids for token in ids]
     grids = [inputs[name] for name in ("video_grid_thw", "image_grid_thw") if name in inputs]
     if grids:
         num_patches = sum(frames * height * width for frames, height, width in grids[0].tolist())
@@ -183,7 +189,15 @@ def prompt_size(thinker: Thinker, inputs: Any) -> PromptSize:
         frames, _, height, width = pixels.shape[1:]
         per_frame = (height // thinker.patch_px) * (width // thinker.patch_px)
         num_patches = frames * per_frame
-    return PromptSize(len(ids), visual, num_patches, per_frame, pixels.nbytes)
+    return PromptSize(
+        prompt_tokens=len(ids),
+        visual_tokens=sum(is_visual),
+        text_tokens=is_visual[::-1].index(True) if any(is_visual) else len(ids),
+        slots=prompt.layout.num_slots(segments) if (segments := thinker.kept.slot_segments) else 0,
+        num_patches=num_patches,
+        patches_per_frame=per_frame,
+        pixel_bytes=pixels.nbytes,
+    )
 
 
 def _merges(name: str) -> bool:
@@ -215,6 +229,8 @@ class PromptSizes:
     sizes: Mapping[FrameSize, PromptSize]
     refused: Mapping[FrameSize, str]
     """Frame sizes that the processor does not take, with its reason."""
+    capacities: Mapping[str, int]
+    """The most entries of a clip that the cache holds along each ragged axis of the kept arrays."""
 
     @classmethod
     def count(
@@ -231,11 +247,14 @@ class PromptSizes:
             if shrunk not in by_shrunk:
                 by_shrunk[shrunk] = _processed(shrunk, group, thinker)
             found[size] = by_shrunk[shrunk]
+        arrays = thinker.kept.arrays(thinker.layers, width=thinker.width, dtype=thinker.dtype)
+        ragged = [spec for spec in arrays if spec.ragged]
         return cls(
             new_tokens=thinker.settings.max_new_tokens,
             videos=videos,
             sizes={size: result for size, result in found.items() if isinstance(result, PromptSize)},
             refused={size: result for size, result in found.items() if isinstance(result, str)},
+            capacities={spec.ragged: spec.shape[spec.dims.index(spec.ragged)] for spec in ragged},
         )
 
     def of(self, clip: ClipRow) -> PromptSize | None:
@@ -246,9 +265,15 @@ class PromptSizes:
         """States of a clip at most: the prompt and all generated tokens but the last."""
         return size.prompt_tokens + self.new_tokens - 1
 
-    def fits(self, size: PromptSize) -> bool:
-        """True if the cache can hold a clip of this size."""
-        return self.num_tokens(size) <= TOKEN_CAPACITY
+    def lengths(self, size: PromptSize) -> dict[str, int]:
+        """Entries of a clip along each ragged axis, by the axis's name."""
+        later = self.new_tokens - 1
+        return {"token": self.num_tokens(size), "slot": size.slots, "text": size.text_tokens + later}
+
+    def overlong(self, size: PromptSize) -> list[str]:
+        """Ragged axes along which the cache cannot hold a clip of this size."""
+        lengths = self.lengths(size)
+        return [axis for axis, capacity in self.capacities.items() if lengths[axis] > capacity]
 
     def problems(self, clips: Sequence[ClipRow]) -> list[str]:
         """One line per frame size whose clips will have no thinker features, with reason and remedy."""
@@ -257,10 +282,13 @@ class PromptSizes:
             who = f"{number} clips of {size[0]}x{size[1]} px will fail:"
             if size in self.refused:
                 lines.append(f"{who} the thinker's processor says {self.refused[size]}")
-            elif not self.fits(self.sizes[size]):
+                continue
+            lengths = self.lengths(self.sizes[size])
+            for axis in self.overlong(self.sizes[size]):
+                entries, remedy = ENTRIES[axis]
                 lines.append(
-                    f"{who} {self.num_tokens(self.sizes[size])} thinker tokens, the cache holds at most "
-                    f"{TOKEN_CAPACITY}; lower --thinker-size or --thinker-frames"
+                    f"{who} {lengths[axis]} thinker {entries}, the cache holds at most "
+                    f"{self.capacities[axis]}; {remedy}"
                 )
         return lines
 
@@ -281,6 +309,6 @@ def _processed(size: FrameSize, group: Sequence[ClipRow], thinker: Thinker) -> P
     width, height = size
     blank = torch.zeros((len(clip.thinker_frames), 3, height, width), dtype=torch.uint8)
     try:
-        return prompt_size(thinker, thinker.prompt(TimedFrames(blank, clip.thinker_times_s)).inputs)
+        return prompt_size(thinker, thinker.prompt(TimedFrames(blank, clip.thinker_times_s)))
     except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from thinkjepa.cache import ArraySpec, ClipFeatures, ClipRow, Codec, FeatureSet, Kind, describe_set
+from thinkjepa.cache.shards.format import stored_bytes
 from thinkjepa.stages.data.decoding.client import FrameStack
 from thinkjepa.stages.data.framing import Framing
 from thinkjepa.stages.data.plan import ClipSettings
@@ -21,14 +22,14 @@ from thinkjepa.stages.extract.models.runtime import choose_dtype, quiet_transfor
 from thinkjepa.stages.extract.models.weights import ModelFolder, find_model
 from thinkjepa.stages.extract.settings import GPU_BATCH, ModelSettings, VllmSettings
 from thinkjepa.stages.extract.thinker.base import Thinker
-from thinkjepa.stages.extract.thinker.contract import TOKEN_CAPACITY, TYPICAL_TOKENS
 from thinkjepa.stages.extract.thinker.hooks import HookedThinker
+from thinkjepa.stages.extract.thinker.kept import TYPICAL
 from thinkjepa.stages.extract.thinker.vllm.thinker import VllmThinker
 
 BYTES_PER_MB = 10**6
 
 FP8_ARRAYS: Mapping[Kind, tuple[str, tuple[str, ...]]] = {
-    "thinker": ("tokens", ("tokens",)),
+    "thinker": ("tokens", ("slots", "text_tokens", "tokens")),
     "encoder": ("latents", ("observed", "future")),
     "history": ("latents", ()),
 }
@@ -76,8 +77,11 @@ class FrozenModel(Protocol):
         """Frames `(frame, height, width, 3)` uint8, each by itself, as a tensor `(frame, ...)`."""
         ...
 
-    def prepare(self, clip: ClipRow, windows: Sequence[Tensor]) -> Any:
-        """The inputs of `run` for a clip, from its preprocessed windows. May run in another thread."""
+    def prepare(self, clip: ClipRow, windows: Sequence[Tensor], *, frame_px: tuple[int, int]) -> Any:
+        """The inputs of `run` for a clip, from its preprocessed windows. May run in another thread.
+
+        `frame_px` is the width and height of the video's frames.
+        """
         ...
 
     def load_processor(self) -> None:
@@ -117,10 +121,9 @@ def _described(
     source: Mapping[str, Any],
 ) -> FeatureSet:
     arrays = model.arrays(clips)
-    clip_bytes = sum(spec.clip_bytes for spec in arrays)
-    if any("token" in spec.dims for spec in arrays):
-        clip_bytes = clip_bytes * TYPICAL_TOKENS // TOKEN_CAPACITY
+    clip_bytes = sum(stored_bytes(spec, TYPICAL) for spec in arrays)
     part, names = FP8_ARRAYS[model.kind]
+    in_8_bits = [spec.name for spec in arrays if spec.name in names and storing.fp8 in (part, "all")]
     return describe_set(
         model.kind,
         origin=origin,
@@ -129,7 +132,7 @@ def _described(
         shard_bytes=storing.shard_mb * BYTES_PER_MB,
         typical_clip_bytes=clip_bytes,
         codec=storing.codec,
-        fp8_arrays=names if storing.fp8 in (part, "all") else (),
+        fp8_arrays=in_8_bits,
     )
 
 

@@ -6,7 +6,7 @@ A backend adds how hidden states are generated. The configuration describes a th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -30,11 +30,17 @@ from thinkjepa.stages.extract.thinker.contract import (
     HiddenStates,
     Prompt,
     TimedFrames,
-    thinker_arrays,
     token_kinds,
 )
+from thinkjepa.stages.extract.thinker.kept import Kept
+from thinkjepa.stages.extract.thinker.layout import (
+    VisualLayout,
+    cut_by_processor,
+    find_layout,
+    part_of_frame,
+)
 from thinkjepa.stages.extract.thinker.prompting import CLOCK_FPS, Prompting, choose_prompting
-from thinkjepa.stages.extract.views import shrink, viewed
+from thinkjepa.stages.extract.views import shrink, view_box, viewed
 
 
 class Thinker(ABC):
@@ -69,13 +75,14 @@ class Thinker(ABC):
                 if isinstance(token := getattr(config, name, None), int)
             )
         self.layers = parse_layers(settings.layers, num_layers=self.num_layers)
+        self.kept = Kept.of(settings)
         self.prompting: Prompting
         self._processor: Any = None
         self._stop_ids: frozenset[int] = frozenset()
 
     @property
     def origin(self) -> dict[str, Any]:
-        """Everything that determines the states, without the sampling of frames."""
+        """Everything that determines the states, and what is kept of them, without the sampling of frames."""
         return {
             "backend": self.backend,
             "weights": weights_digest(self.folder),
@@ -92,6 +99,7 @@ class Thinker(ABC):
                 **({"view": self.view} if self.view else {}),
             },
             "versions": library_versions(),
+            **self.kept.origin,
         }
 
     @property
@@ -105,7 +113,7 @@ class Thinker(ABC):
 
     def arrays(self, clips: ClipSettings) -> tuple[ArraySpec, ...]:
         """The arrays of the feature set."""
-        return thinker_arrays(self.layers, width=self.width, dtype=self.dtype)
+        return self.kept.arrays(self.layers, width=self.width, dtype=self.dtype)
 
     def windows(self, clip: ClipRow) -> list[Sequence[int]]:
         """Frame indices of the one window that a clip's prompt is made of."""
@@ -141,12 +149,27 @@ class Thinker(ABC):
 
     def prompt(self, source: TimedFrames) -> Prompt:
         """The model's inputs for the frames as they are chosen, never sampled again."""
-        return Prompt(self.prompting.inputs(source))
+        inputs = self.prompting.inputs(source)
+        return Prompt(inputs, self._layout(inputs, source))
 
-    def prepare(self, clip: ClipRow, windows: Sequence[Tensor]) -> Prompt:
+    def _layout(self, inputs: Mapping[str, Tensor], source: TimedFrames) -> VisualLayout:
+        height_px, width_px = source.frames.shape[-2:]
+        cut = cut_by_processor(self.prompting.part, width_px=width_px, height_px=height_px)
+        return find_layout(
+            inputs,
+            visual_ids=self.visual_ids,
+            times_s=source.times_s,
+            view=part_of_frame(source.view, cut),
+            frame_px=source.frame_px,
+            processor=self._processor,
+            model_type=self.config.model_type,
+        )
+
+    def prepare(self, clip: ClipRow, windows: Sequence[Tensor], *, frame_px: tuple[int, int]) -> Prompt:
         """The prompt of a clip's preprocessed frames. May run in another thread while the model works."""
         (frames,) = windows
-        return self.prompt(TimedFrames(frames, clip.thinker_times_s))
+        view = view_box(self.view, width_px=frame_px[0], height_px=frame_px[1])
+        return self.prompt(TimedFrames(frames, clip.thinker_times_s, view, frame_px))
 
     @abstractmethod
     def generate(self, prompts: Sequence[Prompt], *, batch_size: int = 1) -> list[HiddenStates]:
@@ -155,13 +178,15 @@ class Thinker(ABC):
     def run(self, prepared: Sequence[tuple[ClipRow, Prompt]], *, batch_size: int) -> list[ClipFeatures]:
         """Features of prepared clips, in their order."""
         states = self.generate([prompt for _, prompt in prepared], batch_size=batch_size)
-        return [item.to_features(clip.clip_id) for (clip, _), item in zip(prepared, states, strict=True)]
+        return [item.to_features(clip, self.kept) for (clip, _), item in zip(prepared, states, strict=True)]
 
     def hidden_states(self, sources: Sequence[TimedFrames], *, batch_size: int = 1) -> list[HiddenStates]:
         """Hidden states for every clip's preprocessed frames."""
         return self.generate([self.prompt(source) for source in sources], batch_size=batch_size)
 
-    def _as_hidden_states(self, hidden_LSD: Tensor, ids: Sequence[int], prompt_length: int) -> HiddenStates:
+    def _as_hidden_states(
+        self, hidden_LSD: Tensor, ids: Sequence[int], prompt_length: int, layout: VisualLayout
+    ) -> HiddenStates:
         """States of a prompt and its generation, cut after the first stop token."""
         prompt_ids = ids[:prompt_length]
         generated_ids = until_stop(ids[prompt_length:], self._stop_ids)
@@ -179,6 +204,7 @@ class Thinker(ABC):
             token_ids=(*prompt_ids, *generated_ids),
             prompt_token_count=len(prompt_ids),
             text=self._processor.tokenizer.decode(generated_ids, skip_special_tokens=True),
+            layout=layout,
         )
 
 

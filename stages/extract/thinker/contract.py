@@ -1,4 +1,4 @@
-"""The thinker's records and arrays: timed frames in, hidden states of chosen layers out.
+"""The thinker's records: timed frames in, hidden states of chosen layers out.
 
 Shape letters: L layers, S tokens (prompt, then all generated but the last), D width.
 Layer k is the residual stream that enters decoder layer k. 0 is the embeddings, N comes after the last layer
@@ -13,33 +13,36 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from thinkjepa.cache import TOKEN_CHUNK, TOKEN_KINDS, ArraySpec, ClipFeatures
-
-TOKEN_CAPACITY = 4096
-"""Length of the token axis on disk. Tokens that a clip does not have take no space."""
-
-TYPICAL_TOKENS = 1024
-"""Decides how many clips share a shard. The paper's prompt has 1,166 tokens."""
-
-KIND = {name: number for number, name in enumerate(TOKEN_KINDS, start=1)}
+from thinkjepa.cache import ClipFeatures, ClipRow
+from thinkjepa.stages.data.framing import Box
+from thinkjepa.stages.extract.thinker.kept import KIND, Kept
+from thinkjepa.stages.extract.thinker.layout import WHOLE, VisualLayout
 
 
 @dataclass(frozen=True, slots=True)
 class TimedFrames:
-    """Frames `(frame, 3, height, width)` uint8 of a clip, and their times in seconds."""
+    """Frames `(frame, 3, height, width)` uint8 of a clip, and their times in seconds.
+
+    `view` is the part of the video's frame that they show, in shares of its width and height. `frame_px` are
+    these, 0 where they are not known.
+    """
 
     frames: Tensor
     times_s: Sequence[float]
+    view: Box = WHOLE
+    frame_px: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """A model's inputs for one clip, on the CPU, with a batch axis of one.
 
-    `source` keeps the frames where an engine processes them by itself.
+    `layout` tells where its visual tokens are. `source` keeps the frames where an engine processes them by
+    itself.
     """
 
     inputs: Mapping[str, Tensor]
+    layout: VisualLayout
     source: TimedFrames | None = None
 
 
@@ -52,62 +55,29 @@ class HiddenStates:
     token_ids: tuple[int, ...]
     prompt_token_count: int
     text: str
+    layout: VisualLayout
 
-    def to_features(self, clip_id: str) -> ClipFeatures:
+    def to_features(self, clip: ClipRow, kept: Kept) -> ClipFeatures:
         """The arrays and columns that the cache stores of a clip."""
+        arrays = kept.features(
+            self.hidden_LSD,
+            self.token_kind_S,
+            self.layout,
+            prompt_token_count=self.prompt_token_count,
+            split_time_s=clip.split_time_s,
+        )
         return ClipFeatures(
-            clip_id=clip_id,
-            arrays={
-                "tokens": self.hidden_LSD,
-                "token_kind": self.token_kind_S,
-                "pooled": pool_streams(self.hidden_LSD, prompt_token_count=self.prompt_token_count),
-            },
+            clip_id=clip.clip_id,
+            arrays=arrays,
             token_count=self.hidden_LSD.shape[1],
+            slot_count=len(arrays.get("slot_position", ())),
+            text_count=len(arrays.get("text_kind", ())),
+            frame_width_px=self.layout.frame_px[0],
+            frame_height_px=self.layout.frame_px[1],
             prompt_token_count=self.prompt_token_count,
             token_ids=self.token_ids,
             generated_text=self.text,
         )
-
-
-def thinker_arrays(layers: Sequence[int], *, width: int, dtype: str) -> tuple[ArraySpec, ...]:
-    """The arrays of a thinker's feature set."""
-    depth = len(layers)
-    return (
-        ArraySpec(
-            name="tokens",
-            dims=("layer", "token", "dim"),
-            shape=(depth, TOKEN_CAPACITY, width),
-            chunks=(1, TOKEN_CHUNK, width),
-            dtype=dtype,
-        ),
-        ArraySpec(
-            name="token_kind",
-            dims=("token",),
-            shape=(TOKEN_CAPACITY,),
-            chunks=(TOKEN_CAPACITY,),
-            dtype="uint8",
-        ),
-        ArraySpec(
-            name="pooled",
-            dims=("layer", "stream", "dim"),
-            shape=(depth, 2, width),
-            chunks=(depth, 2, width),
-            dtype="float32",
-        ),
-    )
-
-
-def pool_streams(hidden_LSD: Tensor, *, prompt_token_count: int) -> Tensor:
-    """Means over prompt tokens and over generated tokens, `(layer, stream, dim)` float32.
-
-    FiLM and AdaLN read only these means, through a linear projection, so pooling before it is exact.
-    The generated stream is zero where there are no generated states.
-    """
-    values_LSD = hidden_LSD.float()
-    prompt, generated = values_LSD[:, :prompt_token_count], values_LSD[:, prompt_token_count:]
-    pooled_prompt = prompt.mean(dim=1)
-    pooled_generated = generated.mean(dim=1) if generated.shape[1] else torch.zeros_like(pooled_prompt)
-    return torch.stack([pooled_prompt, pooled_generated], dim=1)
 
 
 def token_kinds(

@@ -134,15 +134,17 @@ class HookedThinker(Thinker):
             indices = [index for index, other in enumerate(shapes) if other == shape]
             for start in range(0, len(indices), batch_size):
                 group = indices[start : start + batch_size]
-                rows = [prompts[index].inputs for index in group]
+                rows = [prompts[index] for index in group]
                 full = rows + rows[-1:] * (batch_size - len(rows))
                 states |= dict(zip(group, self._forward(full), strict=False))
         return [states[index] for index in range(len(prompts))]
 
     @torch.inference_mode()
-    def _forward(self, rows: Sequence[Mapping[str, Tensor]]) -> list[HiddenStates]:
+    def _forward(self, rows: Sequence[Prompt]) -> list[HiddenStates]:
         """One generation over inputs of one shape."""
-        inputs = {name: _joined([row[name] for row in rows]).to(self.device) for name in rows[0]}
+        inputs = {
+            name: _joined([row.inputs[name] for row in rows]).to(self.device) for name in rows[0].inputs
+        }
         prompt_length = inputs["input_ids"].shape[1]
         most_tokens = prompt_length + self.settings.max_new_tokens - 1
         with captured_states(self._decoder_layers, self.layers, most_tokens=most_tokens) as captured:
@@ -150,8 +152,8 @@ class HookedThinker(Thinker):
         states_BLSD = captured.states
         _check_prompt(sequences, inputs["input_ids"], num_states=states_BLSD.shape[2])
         return [
-            self._as_hidden_states(states_LSD, ids.tolist(), prompt_length)
-            for states_LSD, ids in zip(states_BLSD, sequences, strict=True)
+            self._as_hidden_states(states_LSD, ids.tolist(), prompt_length, row.layout)
+            for row, states_LSD, ids in zip(rows, states_BLSD, sequences, strict=True)
         ]
 
 

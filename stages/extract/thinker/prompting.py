@@ -22,6 +22,8 @@ class Prompting(ABC):
 
     as_video: bool
     """Whether frames are one video rather than images."""
+    part: Any
+    """The processor's visual part that frames go through."""
     options: dict[str, Any]
     """Arguments of the processor's visual part, besides frames and times."""
 
@@ -67,6 +69,7 @@ class VideoPrompting(Prompting):
 
     def __init__(self, processor: Any, prompt: str) -> None:
         super().__init__(processor, prompt)
+        self.part = processor.video_processor
         self.options = {"do_sample_frames": False}
         if hasattr(processor.video_processor, "cap_pixels_per_frame"):
             self.options["cap_pixels_per_frame"] = True
@@ -93,6 +96,7 @@ class FramePrompting(Prompting):
 
     def __init__(self, processor: Any, prompt: str) -> None:
         super().__init__(processor, prompt)
+        self.part = processor.image_processor
         self.options = {}
         if hasattr(processor.image_processor, "do_image_splitting"):
             self.options["do_image_splitting"] = False  # tiles would make 17 images of each frame

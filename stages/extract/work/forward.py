@@ -86,7 +86,7 @@ def prepare_batch(
         for model in models:
             own = inputs[model.kind]
             with _recorded(clip, model.kind, own.failures):
-                own.prepared.append((clip, model.prepare(clip, decoding.windows(clip, model))))
+                own.prepared.append((clip, decoding.prepared(clip, model)))
     return inputs
 
 

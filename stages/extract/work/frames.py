@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -71,6 +72,11 @@ class ClipDecoding:
         if clip.clip_id != self._clip_id or model.kind not in self._windows:
             self.load(clip, [model])
         return self._windows[model.kind]
+
+    def prepared(self, clip: ClipRow, model: FrozenModel) -> Any:
+        """The inputs of a model for a clip. Raises DecodeError, or the processor's own errors."""
+        size_px = self._videos[clip.video_digest].info.size_px
+        return model.prepare(clip, self.windows(clip, model), frame_px=size_px)
 
     def _put(self, filling: _Filling, index: int, frame: Tensor) -> None:
         self._kept[filling.kind, index] = filling.put(index, frame)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from thinkjepa.cache import FeatureCache, FeatureSet, Kind
-from thinkjepa.cache.records import set_differences
+from thinkjepa.cache.records import STORAGE, set_differences
 from thinkjepa.cache.tables.catalog import named_origin
 from thinkjepa.stages.data.plan import with_windows
 from thinkjepa.stages.data.sampling import UNSPACED
@@ -84,7 +84,7 @@ def choose_set(cache: FeatureCache, kind: Kind, selector: str | None, *, windows
     return chosen
 
 
-NOT_SHARED = ("sampling", "fp8", "versions")
+NOT_SHARED = ("sampling", "fp8", "versions", *STORAGE)
 """Parts of an origin in which an encoder's set and its history may differ."""
 
 
@@ -132,15 +132,22 @@ def smallest(encoders: Sequence[FeatureSet], *, windows: int) -> FeatureSet:
 def _all_narrowed(item: FeatureSet, layers: Sequence[int]) -> Iterator[Mapping[str, Any]]:
     """The set's own origin, and those of smaller requests that it holds."""
     yield item.origin
-    if item.kind == "thinker":
-        yield {**item.origin, "layers": list(layers)}
     if item.kind == "encoder":
         yield from (_narrowed(item, windows=number) for number in range(1, num_windows(item)))
+    else:
+        yield _narrowed(item, windows=1)
+    if item.kind == "thinker":
+        yield {**_narrowed(item, windows=1), "layers": list(layers)}
 
 
 def _narrowed(item: FeatureSet, *, windows: int) -> Mapping[str, Any]:
-    """The origin with only the first windows; as it is where these need not be those of fewer windows."""
+    """The origin with only the first windows; as it is where these need not be those of fewer windows.
+
+    A thinker's is without the choice of arrays, as sets of versions up to 0.2 have it.
+    """
+    if item.kind != "encoder":
+        return {name: value for name, value in item.origin.items() if name not in STORAGE}
     sampling = item.origin.get("sampling", {})
-    if item.kind != "encoder" or num_windows(item) <= windows or sampling.get("rule") == UNSPACED:
+    if num_windows(item) <= windows or sampling.get("rule") == UNSPACED:
         return item.origin
     return {**item.origin, "sampling": with_windows(sampling, windows)}

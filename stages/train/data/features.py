@@ -23,6 +23,7 @@ from thinkjepa.stages.train.data.feature_sets import choose_set, find_history, s
 from thinkjepa.stages.train.data.poses import ObservedPoses, TrajectoryBatch, observed_poses
 from thinkjepa.stages.train.data.sources import GuidanceSource
 from thinkjepa.stages.train.model.config import (
+    GUIDING_STREAMS,
     WITHOUT_THINKER,
     LatentGrid,
     LatentTransform,
@@ -169,11 +170,13 @@ class Features:
     def pooled(self, clip_ids: Sequence[str]) -> Tensor:
         """Pooled states of the source `(clip, level, stream, dim)`, float32, on the CPU."""
         assert self.thinker is not None, "asked for a thinker's states in a run without one"
-        levels, streams, dim = self.thinker.arrays["pooled"].shape
+        levels, _, dim = self.thinker.arrays["pooled"].shape
         if (made_BD := self.source.made(clip_ids, dim=dim)) is not None:
-            return made_BD[:, None, None].repeat(1, len(self.layers) or levels, streams, 1)
+            return made_BD[:, None, None].repeat(1, len(self.layers) or levels, len(GUIDING_STREAMS), 1)
         named = self.source.read_from(clip_ids)
-        return self.cache.read(self.thinker.name, "pooled", named, layers=self.layers or None).float()
+        pooled = self.cache.read(self.thinker.name, "pooled", named, layers=self.layers or None).float()
+        held = [self.thinker.streams.index(stream) for stream in GUIDING_STREAMS]
+        return pooled if held == list(range(pooled.shape[2])) else pooled[:, :, held]
 
     def tokens(self, clip_ids: Sequence[str]) -> TokenBatch:
         """Tokens of the source, of the kinds that are read, on the CPU, as stored."""

@@ -42,6 +42,9 @@ LevelAssignment = Literal["fixed", "mixture"]
 
 LevelChoice = Literal["all", "last", "middle"]
 
+GUIDING_STREAMS = ("prompt", "generated")
+"""Streams of the pooled states that batches hold, in this order."""
+
 StreamChoice = Literal["both", "prompt", "generated"]
 
 SourceKind = Literal["own", "shuffled", "none", "history", "oracle"]

@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from thinkjepa.cache import STREAMS as STREAM_NAMES
 from thinkjepa.stages.train.data.batches import ThinkerStates
 from thinkjepa.stages.train.data.statistics import StateStatistics
 from thinkjepa.stages.train.model.attention import Rotation, Span
 from thinkjepa.stages.train.model.config import (
+    GUIDING_STREAMS,
     GuidanceForm,
     GuidanceShape,
     StreamChoice,
@@ -87,7 +87,7 @@ def assign_levels(*, num_levels: int, depth: int) -> tuple[int, ...]:
     return tuple((2 * index * (num_levels - 1) + steps) // (2 * steps) for index in range(depth))
 
 
-STREAMS = len(STREAM_NAMES)
+STREAMS = len(GUIDING_STREAMS)
 
 SIGNATURE_PARTS = 4
 
@@ -97,7 +97,7 @@ class LinearByStream(nn.Module):
 
     def __init__(self, dim: int, width: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(dim, width, bias=False) for _ in STREAM_NAMES)
+        self.layers = nn.ModuleList(nn.Linear(dim, width, bias=False) for _ in GUIDING_STREAMS)
 
     def forward(self, states: Tensor) -> Tensor:
         mapped = zip(self.layers, states.unbind(-2), strict=True)
@@ -219,7 +219,7 @@ def only_streams(pooled: Tensor, streams: StreamChoice) -> Tensor:
     if streams == "both":
         return pooled
     keep = torch.zeros(STREAMS, 1, device=pooled.device, dtype=pooled.dtype)
-    keep[STREAM_NAMES.index(streams)] = 1
+    keep[GUIDING_STREAMS.index(streams)] = 1
     return pooled * keep
 
 

@@ -40,7 +40,7 @@ CRC_TABLE = [_crc_of_byte(byte) for byte in range(256)]
 def catalog(root: Path) -> list[Record]:
     """The feature sets of a cache."""
     content = json.loads((root / "cache.json").read_text("utf-8"))
-    assert content["schema"] == "thinkjepa.cache.v1"
+    assert content["schema"] == "thinkjepa.cache.v2"
     sets: list[Record] = content["feature_sets"]
     return sets
 

@@ -16,13 +16,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from thinkjepa.cache import FeatureCache
 from thinkjepa.cache.disk.layout import array_dir
+from thinkjepa.cache.shards.format import stored_bytes
 from thinkjepa.pipeline.report.extraction import describe_estimate
 from thinkjepa.stages.data.plan import ClipSettings
 from thinkjepa.stages.data.short_videos import ShortVideo
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.encoder.base import VideoEncoder, open_encoder
 from thinkjepa.stages.extract.estimate import estimate
-from thinkjepa.stages.extract.figures import Estimate, stored_bytes
+from thinkjepa.stages.extract.figures import Estimate
 from thinkjepa.stages.extract.models.costs import (
     count_parameters,
     encoder_costs,
@@ -32,8 +33,10 @@ from thinkjepa.stages.extract.models.costs import (
 )
 from thinkjepa.stages.extract.models.weights import MEMORY_FILE, find_model
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
-from thinkjepa.stages.extract.thinker.contract import TimedFrames, thinker_arrays
+from thinkjepa.stages.extract.thinker.contract import TimedFrames
 from thinkjepa.stages.extract.thinker.hooks import HookedThinker
+from thinkjepa.stages.extract.thinker.kept import Kept
+from thinkjepa.stages.extract.thinker.layout import WHOLE, VisualLayout
 from thinkjepa.stages.progress import NoProgress
 
 CPU = torch.device("cpu")
@@ -153,7 +156,7 @@ def test_thinker_flops_agree_with_the_counter(tiny_models: Path, size: tuple[int
     frames = TimedFrames(torch.zeros((8, 3, *size), dtype=torch.uint8), [0.5 * i for i in range(8)])
     counted = counted_flops(lambda: thinker.hidden_states([frames]), thinker._model)
     predicted = thinker_costs(thinker).flops(
-        prompt_size(thinker, thinker.prompt(frames).inputs), new_tokens=NEW_TOKENS
+        prompt_size(thinker, thinker.prompt(frames)), new_tokens=NEW_TOKENS
     )
     assert predicted == pytest.approx(counted, rel=0.15)
 
@@ -173,10 +176,24 @@ def test_only_the_experts_in_use_count() -> None:
 
 @pytest.mark.parametrize(("num_tokens", "chunks"), [(1, 1), (64, 1), (65, 2), (1166, 19)])
 def test_tokens_are_stored_in_whole_chunks_with_a_checksum(num_tokens: int, chunks: int) -> None:
-    tokens, kind, pooled = thinker_arrays((1, 5), width=32, dtype="bfloat16")
-    assert stored_bytes(tokens, num_tokens=num_tokens) == 2 * chunks * (64 * 32 * 2 + 4)
-    assert stored_bytes(kind, num_tokens=num_tokens) == 4096 + 4
-    assert stored_bytes(pooled, num_tokens=num_tokens) == 2 * 2 * 32 * 4 + 4
+    kept = Kept(slot_segments=0, text=False, tokens=True)
+    pooled, tokens, kind, position = kept.arrays((1, 5), width=32, dtype="bfloat16")
+    lengths = {"token": num_tokens}
+    assert stored_bytes(tokens, lengths) == 2 * chunks * (64 * 32 * 2 + 4)
+    assert stored_bytes(kind, lengths) == 4096 + 4
+    assert stored_bytes(pooled, lengths) == 2 * 5 * 32 * 4 + 4
+    assert stored_bytes(position, lengths) == -(-num_tokens // 256) * (256 * 4 * 4 + 4)
+
+
+@pytest.mark.parametrize(("columns", "most_bytes"), [(8, 4_000_000), (14, 5_500_000)])
+def test_the_default_keeps_few_bytes_of_the_papers_thinker(columns: int, most_bytes: int) -> None:
+    """Square videos and 16:9 at --thinker-size 256: 8 layers of 2048, 16 frames, 12 + 15 text tokens."""
+    kept = Kept.of(ModelSettings(keep="pooled,slots,text"))
+    layout = VisualLayout((8 * columns,) * 8, ((0.0, 0.1),) * 8, (8, columns), WHOLE)
+    lengths = {"slot": layout.num_slots(kept.slot_segments), "text": 12 + 15}
+    arrays = kept.arrays(tuple(range(8)), width=2048, dtype="bfloat16")
+    assert sum(stored_bytes(spec, lengths) for spec in arrays) <= most_bytes
+    assert sum(spec.name in ("slots", "text_tokens", "pooled") for spec in arrays) == 3
 
 
 def test_hours_follow_from_flops_peak_and_decoding(figures: Estimate) -> None:

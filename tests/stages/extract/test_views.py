@@ -175,7 +175,8 @@ def test_a_prediction_finds_models_of_the_same_views(caches: dict[str, Path]) ->
         history = thinker.preprocess(decoder.frames(video, clip.thinker_frames))
     stored = cache.read(sets["letterbox"].name, "observed", [clip.clip_id])
     assert torch.equal(encoder.encode([observed]), stored)
-    states = thinker.generate([thinker.prepare(clip, [history])])[0].to_features(clip.clip_id)
+    prompt = thinker.prepare(clip, [history], frame_px=(128, 96))
+    states = thinker.generate([prompt])[0].to_features(clip, thinker.kept)
     pooled = cache.read(sets["narrow"].name, "pooled", [clip.clip_id])[0]
     assert torch.equal(states.arrays["pooled"], pooled)
 

@@ -18,7 +18,8 @@ from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.models.weights import ModelFolder, weights_digest
 from thinkjepa.stages.extract.settings import ModelSettings, VllmSettings
 from thinkjepa.stages.extract.thinker.base import Thinker, as_stop_ids
-from thinkjepa.stages.extract.thinker.contract import TOKEN_CAPACITY, HiddenStates, Prompt, TimedFrames
+from thinkjepa.stages.extract.thinker.contract import HiddenStates, Prompt, TimedFrames
+from thinkjepa.stages.extract.thinker.kept import TOKEN_CAPACITY
 from thinkjepa.stages.extract.thinker.prompting import clock_metadata
 from thinkjepa.stages.extract.thinker.vllm.engine import Engine, Limits, Request, Response
 from thinkjepa.stages.extract.thinker.vllm.process import VllmProcess, vllm_versions
@@ -112,7 +113,8 @@ class VllmThinker(Thinker):
 
     def prompt(self, source: TimedFrames) -> Prompt:
         """The frames, and the tokens that vLLM's own processor has to make of them."""
-        return Prompt({"input_ids": super().prompt(source).inputs["input_ids"]}, source)
+        whole = super().prompt(source)
+        return Prompt({"input_ids": whole.inputs["input_ids"]}, whole.layout, source)
 
     def generate(self, prompts: Sequence[Prompt], *, batch_size: int = 1) -> list[HiddenStates]:
         """As promised. Any lengths share a batch: neighbors change rounding at most."""
@@ -176,7 +178,9 @@ class VllmThinker(Thinker):
             response, prompt_ids, layers=len(self.layers), width=self.width, dtype=self.dtype
         ):
             raise StageError(f"vllm's answer does not fit: {problem}; use --backend transformers")
-        return self._as_hidden_states(response.hidden_SLD.transpose(0, 1), ids, len(prompt_ids))
+        return self._as_hidden_states(
+            response.hidden_SLD.transpose(0, 1), ids, len(prompt_ids), prompt.layout
+        )
 
 
 def response_problem(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from thinkjepa.cache import TOKEN_KINDS
+from thinkjepa.cache import STREAMS, TOKEN_KINDS
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.encoder.base import open_encoder
 from thinkjepa.stages.extract.models.weights import find_model
@@ -21,10 +21,10 @@ from thinkjepa.stages.extract.thinker.contract import (
     KIND,
     HiddenStates,
     TimedFrames,
-    pool_streams,
     token_kinds,
 )
 from thinkjepa.stages.extract.thinker.hooks import HookedThinker
+from thinkjepa.stages.extract.thinker.kept import pool_streams
 from thinkjepa.stages.extract.thinker.prompting import clock_metadata
 
 ALL_LAYERS = "0,1,2,3,4,5,6"
@@ -121,8 +121,10 @@ def test_n_generated_tokens_give_n_minus_1_states(tiny_models: Path) -> None:
         )[0]
         assert len(output.token_ids) - output.prompt_token_count == number
         assert output.hidden_LSD.shape[1] == output.prompt_token_count + number - 1
-        pooled = pool_streams(output.hidden_LSD, prompt_token_count=output.prompt_token_count)
-        assert bool(pooled[:, 1].any()) == (number > 1)
+        pooled = pool_streams(
+            output.hidden_LSD, output.token_kind_S, prompt_token_count=output.prompt_token_count
+        )
+        assert bool(pooled[:, STREAMS.index("generated")].any()) == (number > 1)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
@@ -177,12 +179,22 @@ def test_the_processors_clock_ends_with_the_last_frame() -> None:
 
 def test_pooling_before_a_projection_equals_pooling_after_it(thinker: HookedThinker) -> None:
     output = thinker.hidden_states([random_frames(10)])[0]
-    pooled = pool_streams(output.hidden_LSD, prompt_token_count=output.prompt_token_count)
+    pooled = pool_streams(
+        output.hidden_LSD, output.token_kind_S, prompt_token_count=output.prompt_token_count
+    )
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(64, 32, generator=generator, dtype=torch.float64) / 8
     projected = output.hidden_LSD.double() @ weight
     at = output.prompt_token_count
-    expected = torch.stack([projected[:, :at].mean(dim=1), projected[:, at:].mean(dim=1)], dim=1)
+    visual = (output.token_kind_S == KIND["visual"]).nonzero().flatten()
+    means = {
+        "prompt": projected[:, :at],
+        "visual": projected[:, visual],
+        "text": projected[:, int(visual[-1]) + 1 : at],
+        "last": projected[:, [at - 1]],
+        "generated": projected[:, at:],
+    }
+    expected = torch.stack([means[stream].mean(dim=1) for stream in STREAMS], dim=1)
     assert (pooled.double() @ weight - expected).abs().max() < 1e-6
 
 

@@ -78,7 +78,7 @@ def test_prompt_and_generated_tokens_have_states_and_kinds(thinker: HookedThinke
     assert len(output.token_ids) == len(prompt_ids) + NEW_TOKENS
     assert output.hidden_LSD.shape == (len(thinker.layers), len(output.token_ids) - 1, thinker.width)
     kinds = output.token_kind_S.tolist()
-    size = prompt_size(thinker, thinker.prompt(frames).inputs)
+    size = prompt_size(thinker, thinker.prompt(frames))
     assert kinds.count(KIND["visual"]) == size.visual_tokens > 0
     assert size.num_patches >= size.visual_tokens
     assert set(kinds[len(prompt_ids) :]) <= {KIND["generated"], KIND["reasoning"]}
