@@ -25,10 +25,23 @@ from thinkjepa.cache import (
 from thinkjepa.stages.data.framing import Framing
 from thinkjepa.stages.data.plan import with_windows
 from thinkjepa.stages.train.model.config import LatentGrid, ModelShape, ThinkerShape, TrunkShape, Variant
+from thinkjepa.stages.train.settings import TrainSettings
 
 GRID = LatentGrid(observed_steps=3, future_steps=2, height=2, width=3, dim=8)
 THINKER = ThinkerShape(levels=3, dim=10)
 TUBELET = 2
+TINY_JEPA = TrainSettings(
+    variant="jepa",
+    epochs=1,
+    depth=1,
+    width=24,
+    heads=2,
+    fusion_width=16,
+    head_width=16,
+    device="cpu",
+    tracker="none",
+)
+"""Settings that train in a second on such a cache."""
 FPS = 10.0
 TOKEN_CAPACITY = 16
 MASSIVE_DIM, MASSIVE = 4, 3000.0

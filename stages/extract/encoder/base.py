@@ -80,6 +80,7 @@ class VideoEncoder(ABC):
         self.device = device
         self._model: Any = None
         self._processor: Any = None
+        self._read_shape()
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -258,6 +259,10 @@ class VideoEncoder(ABC):
         num_steps, num_patches = pixels.shape[1] // self.tubelet, self.grid[0] * self.grid[1]
         latents = self._latents(pixels).reshape(rows, num_steps, num_patches, self.width)
         return latents[: len(windows)].cpu()
+
+    @abstractmethod
+    def _read_shape(self) -> None:
+        """Set tubelet, width, grid, frame size and longest window from configuration and processor."""
 
     @abstractmethod
     def _cropped(self, frames: FrameStack) -> Tensor:

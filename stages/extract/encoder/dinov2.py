@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, Dinov2Model, Dinov2WithRegistersModel
 
 from thinkjepa.stages.data.decoding.client import FrameStack
 from thinkjepa.stages.extract.encoder.base import VideoEncoder
-from thinkjepa.stages.extract.models.weights import ModelFolder
-from thinkjepa.stages.extract.settings import EncoderFit
 from thinkjepa.stages.extract.views import as_video
 
 
@@ -26,16 +23,8 @@ class Dinov2Encoder(VideoEncoder):
     model_class = Dinov2Model
     tubelet = 1
 
-    def __init__(
-        self,
-        folder: ModelFolder,
-        config: Any,
-        *,
-        dtype: str,
-        device: torch.device,
-        fit: EncoderFit = "crop",
-    ) -> None:
-        super().__init__(folder, config, dtype=dtype, device=device, fit=fit)
+    def _read_shape(self) -> None:
+        config = self.config
         self.width = int(config.hidden_size)
         self.load_processor()
         crop = self._processor.crop_size

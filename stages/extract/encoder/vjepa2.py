@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import AutoVideoProcessor, VJEPA2Model
 
 from thinkjepa.stages.data.decoding.client import FrameStack
 from thinkjepa.stages.extract.encoder.base import VideoEncoder
-from thinkjepa.stages.extract.models.weights import ModelFolder
-from thinkjepa.stages.extract.settings import EncoderFit
 from thinkjepa.stages.extract.views import as_video
 
 
@@ -22,16 +19,8 @@ class VJepa2Encoder(VideoEncoder):
     model_type = "vjepa2"
     model_class = VJEPA2Model
 
-    def __init__(
-        self,
-        folder: ModelFolder,
-        config: Any,
-        *,
-        dtype: str,
-        device: torch.device,
-        fit: EncoderFit = "crop",
-    ) -> None:
-        super().__init__(folder, config, dtype=dtype, device=device, fit=fit)
+    def _read_shape(self) -> None:
+        config = self.config
         self.tubelet, self.width = int(config.tubelet_size), int(config.hidden_size)
         side = int(config.crop_size)
         self.frame_px, self.grid = (side, side), (side // config.patch_size, side // config.patch_size)

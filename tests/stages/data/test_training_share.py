@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from latent_cache import TINY_JEPA
 
 from thinkjepa.cache import FeatureCache
 from thinkjepa.stages.data.partition import SplitRule, partition_clips, planned_partition
@@ -46,16 +47,13 @@ def test_only_training_clips_are_left_out_and_whole_groups(latent_cache: BuildCa
 
 
 def test_a_run_records_its_share_and_its_clips(latent_cache: BuildCache, tmp_path: Path) -> None:
-    settings = TrainSettings(
-        variant="jepa", epochs=1, depth=1, width=24, heads=2, device="cpu", tracker="none"
-    )
     cache, ids = latent_cache(), {}
     for seed, share in ((0, 0.3), (1, 0.3), (0, 1.0)):
         out = tmp_path / f"{seed}-{share}"
         train(
             cache,
             out,
-            replace(settings, share=share, seed=seed),
+            replace(TINY_JEPA, share=share, seed=seed),
             thinker_set=None,
             encoder_set=None,
             split=BY_VIDEO,

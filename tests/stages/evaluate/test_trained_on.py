@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from latent_cache import TINY_JEPA
 
 from thinkjepa.cache import FeatureCache
 from thinkjepa.pipeline.report.evaluation import comparison_page
@@ -19,20 +20,8 @@ from thinkjepa.stages.evaluate.evaluation import evaluate
 from thinkjepa.stages.evaluate.runs import read_evaluations
 from thinkjepa.stages.json_files import read_json
 from thinkjepa.stages.train.run import train
-from thinkjepa.stages.train.settings import TrainSettings
 
 BuildCache = Callable[..., Path]
-TINY = TrainSettings(
-    variant="jepa",
-    epochs=1,
-    depth=1,
-    width=24,
-    heads=2,
-    fusion_width=16,
-    head_width=16,
-    device="cpu",
-    tracker="none",
-)
 
 
 @pytest.fixture
@@ -40,7 +29,7 @@ def evaluated(tmp_path: Path) -> Callable[..., Path]:
     """A function that trains a run on a cache, evaluates it and returns its folder."""
 
     def build(cache: Path, name: str, **changes: Any) -> Path:
-        train(cache, tmp_path / name, replace(TINY, **changes), split=SplitRule(group_by="video"))
+        train(cache, tmp_path / name, replace(TINY_JEPA, **changes), split=SplitRule(group_by="video"))
         evaluate(tmp_path / name, cache_dir=cache)
         return tmp_path / name
 

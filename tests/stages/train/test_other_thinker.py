@@ -9,18 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from latent_cache import TINY_JEPA
 
 from thinkjepa.cache import ClipFeatures, FeatureCache, WriteSession, describe_set
 from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.data.tracked_files import Selection, make_selection, selected_clip_ids, without_thinker
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train.run import train
-from thinkjepa.stages.train.settings import TrainSettings
 
 BuildCache = Callable[..., Path]
-TINY = TrainSettings(
-    variant="jepa", epochs=1, batch_size=8, depth=1, width=24, heads=2, device="cpu", tracker="none"
-)
+TINY = replace(TINY_JEPA, batch_size=8)
 
 
 def ask_again(cache_dir: Path, prompt: str, *, failed: int = 0) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from latent_cache import TINY_JEPA
 
 from thinkjepa.cache import FeatureCache
 from thinkjepa.pipeline.report.training import describe_start
@@ -22,21 +23,16 @@ from thinkjepa.stages.train.data.features import choose_features
 from thinkjepa.stages.train.data.statistics import TOKEN_CLIPS, token_sample, token_statistics
 from thinkjepa.stages.train.events import RunStarts, TrainEvent
 from thinkjepa.stages.train.run import train
-from thinkjepa.stages.train.settings import TrainSettings
 
 BuildCache = Callable[..., Path]
-CROSS = TrainSettings(
+CROSS = replace(
+    TINY_JEPA,
+    variant="thinkjepa",
     guidance="cross",
     epochs=2,
     batch_size=2,
     clips_per_forward=1,
-    depth=1,
-    width=24,
-    heads=2,
-    head_width=16,
     gate_learning_rate=0.1,
-    device="cpu",
-    tracker="none",
 )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from latent_cache import encoder_set
+from latent_cache import TINY_JEPA, encoder_set
 
 from thinkjepa.cache import (
     ArraySpec,
@@ -36,19 +36,9 @@ from thinkjepa.stages.train.run import train
 from thinkjepa.stages.train.settings import TrainSettings
 
 BuildCache = Callable[..., Path]
-TINY = TrainSettings(
-    variant="jepa",
-    epochs=1,
-    depth=1,
-    width=24,
-    heads=2,
-    fusion_width=16,
-    device="cpu",
-    tracker="none",
-)
 
 
-def train_on(cache: Path, out: Path, settings: TrainSettings = TINY) -> Path:
+def train_on(cache: Path, out: Path, settings: TrainSettings = TINY_JEPA) -> Path:
     train(
         cache,
         out,
@@ -93,7 +83,7 @@ def test_seeds_on_sets_with_other_windows_are_one_group(latent_cache: BuildCache
     caches = [latent_cache(), latent_cache(name="more", windows=3)]
     runs = []
     for seed, cache in enumerate(caches):
-        runs.append(train_on(cache, tmp_path / f"run-{seed}", replace(TINY, seed=seed)))
+        runs.append(train_on(cache, tmp_path / f"run-{seed}", replace(TINY_JEPA, seed=seed)))
         evaluate(runs[-1])
     records = [read_json(run / "run.json")["feature_sets"]["encoder"] for run in runs]
     assert records[0] == records[1]
@@ -108,11 +98,11 @@ def test_training_takes_the_set_with_as_many_windows_as_it_reads(
 ) -> None:
     cache = latent_cache()
     latent_cache(windows=3, kinds=("encoder",))
-    settings = replace(TINY, rollout_windows=windows)
+    settings = replace(TINY_JEPA, rollout_windows=windows)
     features = choose_features(FeatureCache.open(cache), settings)
     assert features.encoder.arrays["future"].shape[0] == held
     with pytest.raises(StageError, match="--future-windows 4"):
-        choose_features(FeatureCache.open(cache), replace(TINY, rollout_windows=4))
+        choose_features(FeatureCache.open(cache), replace(TINY_JEPA, rollout_windows=4))
 
 
 def test_a_rollout_takes_no_set_that_an_extraction_left_empty(
@@ -160,7 +150,7 @@ def replace_levels(spec: ArraySpec, levels: int) -> ArraySpec:
 
 def test_a_run_reads_its_layers_of_a_set_with_more(latent_cache: BuildCache, tmp_path: Path) -> None:
     cache = latent_cache()
-    run = train_on(cache, tmp_path / "run", replace(TINY, variant="thinkjepa", gate_learning_rate=0.1))
+    run = train_on(cache, tmp_path / "run", replace(TINY_JEPA, variant="thinkjepa", gate_learning_rate=0.1))
     before = evaluate(run)
     wide = more_layers(cache, [0, 5, 1, 2])
     assert FeatureCache.open(cache).choose_set("thinker").name == wide.name
