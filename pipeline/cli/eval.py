@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,10 +10,10 @@ import typer
 
 from thinkjepa.pipeline.cli.console import JsonOption, errors, loading, new_single_app, print_result, run_app
 from thinkjepa.pipeline.cli.help import examples
-from thinkjepa.pipeline.cli.options import with_settings
+from thinkjepa.pipeline.cli.options import DeviceOption, RunCacheOption, ThreadsOption, with_settings
 from thinkjepa.pipeline.cli.progress import TerminalProgress
 from thinkjepa.stages.data.partition import SplitName
-from thinkjepa.stages.device import DEVICES, THREADS_HELP, torch_threads
+from thinkjepa.stages.device import torch_threads
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.progress import Progress
 
@@ -56,10 +57,7 @@ def eval_command(
         ),
     ] = None,
     split: Annotated[SplitName, typer.Option(help="Which of the run's clips are measured.")] = "test",
-    cache_dir: Annotated[
-        Path | None,
-        typer.Option("--cache-dir", help="The cache, where it is no longer where the run found it."),
-    ] = None,
+    cache_dir: RunCacheOption = None,
     rollout: Annotated[
         str | None,
         typer.Option(
@@ -69,8 +67,8 @@ def eval_command(
             "steps, e.g. 4,8,16,32. The cache needs as many future windows (extract --future-windows).",
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help=f"Where to compute: {DEVICES}.")] = "auto",
-    threads: Annotated[int, typer.Option(min=0, help=THREADS_HELP)] = 0,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = 0,
     again: Annotated[
         bool, typer.Option("--again", help="Evaluate runs anew that have an evaluation of their weights.")
     ] = False,
@@ -83,23 +81,14 @@ def eval_command(
     numbers that fit a line) into the run. Several: evaluates those that are not evaluated yet and writes
     comparison.json, comparison.md, horizon.png, distances.png and differences.png to --out: a row per
     setting, the best on validation clips first, seeds aggregated, differences paired by clip. --rollout
-    writes rollout-SPLIT.json, .md and .png. Brackets are 95 % intervals, for other groups of videos and other
-    seeds.
+    writes rollout-SPLIT.json, .md and .png. Brackets are 95 % intervals, for other groups and other seeds.
     """
     chosen = chosen_runs(run or [], runs)
     with loading():
         context.with_resource(torch_threads(threads))
     with TerminalProgress(errors) as progress:
-        if rollout is not None:
-            place = out or (runs / COMPARISON if runs else None)
-            result, page = _rolled_out(chosen, rollout, place, split, cache_dir, device, progress)
-        elif len(chosen) == 1 and out is None:
-            result, page = _one(chosen[0], split, cache_dir, device, progress)
-        else:
-            place = out or (runs / COMPARISON if runs else None)
-            result, page = _several(
-                chosen, place, split, cache_dir, device, progress, again=again, sort_by=sort
-            )
+        how = Measurement(split, cache_dir, device, progress)
+        result, page = _measure(how, chosen, out, runs, rollout=rollout, again=again, sort_by=sort)
     print_result(json, result, page)
 
 
@@ -113,57 +102,70 @@ def chosen_runs(named: list[Path], beneath: Path | None) -> list[Path]:
     return list({path.resolve(): path for path in found}.values())
 
 
-def _one(
-    run: Path, split: SplitName, cache_dir: Path | None, device: str, progress: Progress
-) -> tuple[dict[str, Any], str]:
-    from thinkjepa.pipeline.report.evaluation import evaluate_run
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Clips, cache, device and progress of a measurement. Each way to measure returns figures and a page."""
 
-    return evaluate_run(run, split=split, cache_dir=cache_dir, device=device, progress=progress)
+    split: SplitName
+    cache_dir: Path | None
+    device: str
+    progress: Progress
+
+    def evaluate(self, run: Path) -> tuple[dict[str, Any], str]:
+        """Evaluate one run, into its folder."""
+        from thinkjepa.pipeline.report.evaluation import evaluate_run
+
+        return evaluate_run(
+            run, split=self.split, cache_dir=self.cache_dir, device=self.device, progress=self.progress
+        )
+
+    def compare(
+        self, runs: list[Path], out: Path | None, *, again: bool, sort_by: str | None
+    ) -> tuple[dict[str, Any], str]:
+        """Compare runs in `out`, those without an evaluation of their weights evaluated first, or all."""
+        from thinkjepa.pipeline.report.evaluation import write_comparison
+        from thinkjepa.stages.evaluate.runs import is_evaluated, read_evaluations
+
+        if out is None:
+            raise StageError(f"{len(runs)} runs to compare: name a folder for the comparison with --out")
+        for path in runs:
+            if again or not is_evaluated(path, self.split, cache_dir=self.cache_dir):
+                self.evaluate(path)
+        comparison, page = write_comparison(out, read_evaluations(runs, self.split), sort_by=sort_by)
+        return dict(comparison), page
+
+    def roll_out(self, runs: list[Path], horizons: str, out: Path | None) -> tuple[dict[str, Any], str]:
+        """Roll runs out over horizons such as `4,8`, into their folders, and compare them in `out`."""
+        from thinkjepa.pipeline.report.evaluation import parse_horizons, roll_out_runs
+
+        return roll_out_runs(
+            runs,
+            horizons=parse_horizons(horizons),
+            split=self.split,
+            cache_dir=self.cache_dir,
+            device=self.device,
+            out=out,
+            progress=self.progress,
+        )
 
 
-def _rolled_out(
+def _measure(
+    how: Measurement,
     chosen: list[Path],
-    horizons: str,
     out: Path | None,
-    split: SplitName,
-    cache_dir: Path | None,
-    device: str,
-    progress: Progress,
-) -> tuple[dict[str, Any], str]:
-    from thinkjepa.pipeline.report.evaluation import parse_horizons, roll_out_runs
-
-    return roll_out_runs(
-        chosen,
-        horizons=parse_horizons(horizons),
-        split=split,
-        cache_dir=cache_dir,
-        device=device,
-        out=out,
-        progress=progress,
-    )
-
-
-def _several(
-    chosen: list[Path],
-    out: Path | None,
-    split: SplitName,
-    cache_dir: Path | None,
-    device: str,
-    progress: Progress,
+    beneath: Path | None,
     *,
+    rollout: str | None,
     again: bool,
     sort_by: str | None,
 ) -> tuple[dict[str, Any], str]:
-    from thinkjepa.pipeline.report.evaluation import write_comparison
-    from thinkjepa.stages.evaluate.runs import is_evaluated, read_evaluations
-
-    if out is None:
-        raise StageError(f"{len(chosen)} runs to compare: name a folder for the comparison with --out")
-    for path in chosen:
-        if again or not is_evaluated(path, split, cache_dir=cache_dir):
-            _one(path, split, cache_dir, device, progress)
-    comparison, page = write_comparison(out, read_evaluations(chosen, split), sort_by=sort_by)
-    return dict(comparison), page
+    """Figures and page of what the flags ask for. Runs beneath a folder are compared there by default."""
+    place = out or (beneath / COMPARISON if beneath else None)
+    if rollout is not None:
+        return how.roll_out(chosen, rollout, place)
+    if len(chosen) == 1 and out is None:
+        return how.evaluate(chosen[0])
+    return how.compare(chosen, place, again=again, sort_by=sort_by)
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ from thinkjepa.cache import ThinkJepaError
 from thinkjepa.cache.disk.layout import cache_json
 from thinkjepa.cache.records import CacheError
 from thinkjepa.pipeline.cli.help import ADVANCED
+from thinkjepa.stages.device import DEVICES, THREADS_HELP
 from thinkjepa.stages.settings import SettingsError, flag_name
 
 Settings = TypeVar("Settings")
@@ -39,6 +40,13 @@ FOLDERS = {"videos": "videos", "cache_dir": "cache_dir"}
 ParamsOption = Annotated[
     Path | None,
     typer.Option("--params", help="Take from this params.yaml what no flag says."),
+]
+
+DeviceOption = Annotated[str, typer.Option(help=f"Where to compute: {DEVICES}.")]
+ThreadsOption = Annotated[int, typer.Option(min=0, help=THREADS_HELP)]
+RunCacheOption = Annotated[
+    Path | None,
+    typer.Option("--cache-dir", help="The run's cache, where it is no longer where the run found it."),
 ]
 
 
@@ -202,6 +210,13 @@ def _option(item: Field[Any], kind: type[Any]) -> inspect.Parameter:
     return inspect.Parameter(
         item.name, inspect.Parameter.KEYWORD_ONLY, default=item.default, annotation=Annotated[hint, option]
     )
+
+
+def setting_option(kind: type[Any], name: str) -> typer.models.OptionInfo:
+    """The option of one setting, for a command that takes it without the rest of its group."""
+    item = next(item for item in fields(kind) if item.name == name)
+    option: typer.models.OptionInfo = typing.get_args(_option(item, kind).annotation)[1]
+    return option
 
 
 def _choices(hint: Any) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json as json_format
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,17 +18,27 @@ from thinkjepa.pipeline.cli.console import (
     run_app,
 )
 from thinkjepa.pipeline.cli.help import examples
-from thinkjepa.pipeline.cli.options import with_settings
+from thinkjepa.pipeline.cli.options import (
+    DeviceOption,
+    RunCacheOption,
+    ThreadsOption,
+    parse_settings,
+    setting_option,
+    with_settings,
+)
 from thinkjepa.pipeline.cli.progress import TerminalProgress
 from thinkjepa.stages.data.partition import SplitName
-from thinkjepa.stages.device import DEVICES, THREADS_HELP, torch_threads
+from thinkjepa.stages.device import torch_threads
 from thinkjepa.stages.display import MILLIMETERS
 from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.extract.settings import ExecutionSettings
 
 if TYPE_CHECKING:
     from thinkjepa.stages.predict.prediction import Prediction
 
 app = new_single_app()
+
+DECODE_TIMEOUT = setting_option(ExecutionSettings, "decode_timeout")
 
 SPLIT_NAME_WORDS: dict[SplitName | None, str] = {
     "train": "one of the run's training videos: the run was fitted to it",
@@ -74,21 +85,16 @@ def predict_command(
     split_time: Annotated[
         float | None, typer.Option(help="Where the future begins, seconds from the video's start.")
     ] = None,
-    cache_dir: Annotated[
-        Path | None,
-        typer.Option("--cache-dir", help="The run's cache, where it is no longer where the run found it."),
-    ] = None,
+    cache_dir: RunCacheOption = None,
     thinker: Annotated[
         str | None, typer.Option(help="The thinker's folder or hub name, where it has moved.")
     ] = None,
     encoder: Annotated[
         str | None, typer.Option(help="The encoder's folder or hub name, where it has moved.")
     ] = None,
-    device: Annotated[str, typer.Option(help=f"Where to compute: {DEVICES}.")] = "auto",
-    threads: Annotated[int, typer.Option(min=0, help=THREADS_HELP)] = 0,
-    decode_timeout: Annotated[
-        float, typer.Option(help="Seconds without an answer after which the decoder is ended.")
-    ] = 60.0,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = 0,
+    decode_timeout: Annotated[float, DECODE_TIMEOUT] = ExecutionSettings.decode_timeout,
     json: JsonOption = False,
 ) -> None:
     """Predict the future of one video: latents, and the hands' joints where the run was trained with labels.
@@ -100,34 +106,70 @@ def predict_command(
     """
     if out.suffix not in (".mp4", ".png"):
         raise StageError(f"--out {str(out)!r}: give a name that ends in .mp4 or .png")
-    with loading():
-        from thinkjepa.cache.disk.files import replace_file
-        from thinkjepa.cache.disk.lock import WAIT, WriteLock
-        from thinkjepa.stages.predict.frames import SplitChoice
-        from thinkjepa.stages.predict.prediction import predict
-
-    context.with_resource(WriteLock(out.parent, file=out.name, remedy=f"{WAIT}, or choose another --out"))
-    context.with_resource(torch_threads(threads))
-    with TerminalProgress(errors) as progress:
-        prediction = predict(
-            run,
-            video,
-            split=SplitChoice(frame=split_frame, time_s=split_time),
-            places={"thinker": thinker, "encoder": encoder},
-            cache_dir=cache_dir,
-            device=device,
-            decode_timeout_s=decode_timeout,
-            progress=progress,
-            need_hands=out.suffix == ".mp4",
-        )
-        for warning in prediction.warnings:
-            progress.note(f"warning: {warning}")
-    record = prediction.to_json()
+    execution = parse_settings(ExecutionSettings, {"device": device, "decode_timeout": decode_timeout})
+    request = Request(run, video, split_frame, split_time, cache_dir, thinker, encoder)
+    _reserve(context, out, threads)
+    prediction = request.predict(execution, need_hands=out.suffix == ".mp4")
     joints_file = joints_out or out.with_suffix(".json")
-    with errors.status("drawing"):
-        replace_file(out, _drawn(prediction, out.suffix, decode_timeout_s=decode_timeout))
-    replace_file(joints_file, json_format.dumps(record, allow_nan=False).encode() + b"\n")
+    record = _write(prediction, out, joints_file, decode_timeout_s=decode_timeout)
     print_result(json, {**record, "overlay": str(out)}, _described(prediction, out, joints_file))
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A video whose future is asked for, the run that predicts it, and where the run's parts have moved."""
+
+    run: Path
+    video: Path
+    split_frame: int | None
+    split_time_s: float | None
+    cache_dir: Path | None
+    thinker: str | None
+    encoder: str | None
+
+    def predict(self, execution: ExecutionSettings, *, need_hands: bool) -> Prediction:
+        """The prediction. Its warnings are shown."""
+        with loading():
+            from thinkjepa.stages.predict.frames import SplitChoice
+            from thinkjepa.stages.predict.prediction import predict
+
+        with TerminalProgress(errors) as progress:
+            prediction = predict(
+                self.run,
+                self.video,
+                split=SplitChoice(frame=self.split_frame, time_s=self.split_time_s),
+                places={"thinker": self.thinker, "encoder": self.encoder},
+                cache_dir=self.cache_dir,
+                device=execution.device,
+                decode_timeout_s=execution.decode_timeout,
+                progress=progress,
+                need_hands=need_hands,
+            )
+            for warning in prediction.warnings:
+                progress.note(f"warning: {warning}")
+        return prediction
+
+
+def _reserve(context: typer.Context, out: Path, threads: int) -> None:
+    """Hold the file to write and set torch's threads until the command ends."""
+    with loading():
+        from thinkjepa.cache.disk.lock import WAIT, WriteLock
+
+        context.with_resource(torch_threads(threads))
+    context.with_resource(WriteLock(out.parent, file=out.name, remedy=f"{WAIT}, or choose another --out"))
+
+
+def _write(
+    prediction: Prediction, out: Path, joints_file: Path, *, decode_timeout_s: float
+) -> dict[str, Any]:
+    """Write the picture or video and the figures, which are returned."""
+    from thinkjepa.cache.disk.files import replace_file
+
+    record = prediction.to_json()
+    with errors.status("drawing"):
+        replace_file(out, _drawn(prediction, out.suffix, decode_timeout_s=decode_timeout_s))
+    replace_file(joints_file, json_format.dumps(record, allow_nan=False).encode() + b"\n")
+    return record
 
 
 def _drawn(prediction: Prediction, suffix: str, *, decode_timeout_s: float) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -65,13 +65,11 @@ def train_command(
     epoch is chosen on the validation clips; the test clips are never read.
     """
     with loading():
-        from thinkjepa.cache import FeatureCache
         from thinkjepa.pipeline.project.run_store import find_warm_start
         from thinkjepa.stages.data.tracked_files import read_selection
         from thinkjepa.stages.train.run import train
 
-    cache = FeatureCache.open(cache_dir)
-    named = {cache.find_set(text).kind: text for text in feature_set or ()}
+    named = _named_sets(cache_dir, feature_set or ())
     if plan:
         _print_plan(cache_dir, settings, split, named, json=json)
         return
@@ -92,6 +90,14 @@ def train_command(
         )
     if os.environ.get("RANK", "0") == "0":  # of several processes that torchrun or accelerate starts
         print_result(json, {"run": str(out), **metrics}, describe_metrics(out, metrics, was_finished=done))
+
+
+def _named_sets(cache_dir: Path, names: Sequence[str]) -> dict[Kind, str]:
+    """The names by the kind of the sets that they mean. Raises CacheError for one that means none."""
+    from thinkjepa.cache import FeatureCache
+
+    cache = FeatureCache.open(cache_dir)
+    return {cache.find_set(name).kind: name for name in names}
 
 
 def _print_plan(

@@ -230,6 +230,10 @@ def test_a_completion_script_is_shown_for_the_shell() -> None:
     [
         (("thinkjepa-cache", "extract", "--videos", "empty", "--cache-dir", "c"), "no videos under 'empty'"),
         (("thinkjepa-cache", "estimate", "--videos", "empty"), "no videos under 'empty'"),
+        (
+            ("thinkjepa-predict", "--run", "r", "--video", "v.mp4", "-o", "v.mp4", "--decode-timeout", "0"),
+            "--decode-timeout 0.0: give seconds above 0",
+        ),
         (("thinkjepa-predict", "--run", "r", "--video", "v.mp4", "-o", "v.gif"), "ends in .mp4 or .png"),
     ],
 )
