@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -37,11 +37,8 @@ class Stopping:
 
 @contextmanager
 def noted_signals(progress: Progress) -> Iterator[Stopping]:
-    """Note SIGINT and SIGTERM for as long as the context lasts; nothing is noted outside the main thread."""
+    """Note SIGINT and SIGTERM for as long as the context lasts; a second SIGINT ends the run at once."""
     stopping = Stopping()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopping
-        return
 
     def note(number: int, frame: FrameType | None) -> None:
         if stopping.signal and number == signal.SIGINT:
@@ -49,27 +46,31 @@ def noted_signals(progress: Progress) -> Iterator[Stopping]:
         stopping.signal = number
         progress.note("stopping after the batch in flight; Ctrl-C again ends at once")
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with _handled(note, signal.SIGINT, signal.SIGTERM):
         yield stopping
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
-def noted_sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, for as long as the context lasts; never set outside the main thread."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
+def noted_sigterm() -> Iterator[Stopping]:
+    """Note SIGTERM for as long as the context lasts; SIGINT ends the run at once, as ever."""
+    stopping = Stopping()
 
     def note(number: int, frame: FrameType | None) -> None:
-        asked.set()
+        stopping.signal = number
 
-    before = signal.signal(signal.SIGTERM, note)
+    with _handled(note, signal.SIGTERM):
+        yield stopping
+
+
+@contextmanager
+def _handled(note: Callable[[int, FrameType | None], None], *numbers: int) -> Iterator[None]:
+    """Have `note` called at signals for as long as the context lasts; never outside the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
-        yield asked
+        yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -4,7 +4,6 @@ Data order is a pure function of (seed, epoch, step). No global random state is 
 normalized over the global batch, whatever the number of processes and the size of micro-batches.
 """
 
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
@@ -18,7 +17,7 @@ from torch import Tensor
 from thinkjepa.cache import BatchBuffers
 from thinkjepa.stages.device import BusyMachine
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.signals import EXIT_TERMINATED, noted_sigterm
+from thinkjepa.stages.signals import Stopping, noted_sigterm
 from thinkjepa.stages.train.data.batches import (
     MicroBatch,
     batches_in_order,
@@ -234,8 +233,7 @@ def fit(
             state = state.after(losses, model)
             save(state)
             report(EpochEnds(losses, settings.epochs, best=state.best is losses))
-            if stop.is_set():
-                raise SystemExit(EXIT_TERMINATED)
+            stop.end()
     return state
 
 
@@ -246,11 +244,11 @@ def train_epoch(
     *,
     progress: TrainProgress,
     save: Callable[[FitState], None],
-    stop: threading.Event,
+    stop: Stopping,
 ) -> PartialEpoch:
     """Train the rest of the epoch after `state`. Returns what it came to, each clip's loss at its own step.
 
-    Saves every `save_every_s`, and before SystemExit where `stop` is set.
+    Saves every `save_every_s`, and before SystemExit where `stop` asks for it.
     """
     trainer.model.train()
     use_whole_head(trainer)
@@ -264,11 +262,10 @@ def train_epoch(
             done = PartialEpoch(number, total, *(gradients or done[2:]))
             log_step(trainer.accelerator, trainer.optimizer, step=step.done + 1, loss=loss)
             progress(epoch=epoch, step=number, total_steps=len(batches), loss=loss)
-            if stop.is_set() or time.monotonic() - saved_s >= trainer.settings.save_every_s:
+            if stop.asked or time.monotonic() - saved_s >= trainer.settings.save_every_s:
                 save(replace(state, partial=done))
                 saved_s = time.monotonic()
-            if stop.is_set():
-                raise SystemExit(EXIT_TERMINATED)
+            stop.end()
     return done
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from thinkjepa.cache import FeatureCache, LabelTable, WriteSession
 from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.data.trajectories import Supervision
 from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.signals import Stopping
 from thinkjepa.stages.train.data.features import Features, choose_features
 from thinkjepa.stages.train.events import RunStarts, TrainEvent, report_nothing
 from thinkjepa.stages.train.fit.loop import Trainer, epoch_losses, train_epoch, validation_losses
@@ -99,7 +99,7 @@ def test_eight_clips_are_learned_by_heart_to_5_mm(
         FitState(),
         progress=ignore_steps,
         save=lambda state: None,
-        stop=threading.Event(),
+        stop=Stopping(),
     )
     assert len(clips) == 8
     assert float(validation_losses(trainer, clips)[DISTANCE_M]) < 0.005 < 0.01 < before_m
