@@ -34,7 +34,7 @@ from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.settings import ExecutionSettings
 
 if TYPE_CHECKING:
-    from thinkjepa.stages.predict.prediction import Prediction
+    from thinkjepa.stages.predict.prediction import PredictedHands, Prediction
 
 app = new_single_app()
 
@@ -191,9 +191,25 @@ def _described(prediction: Prediction, out: Path, figures: Path) -> str:
     lines = [f"{out}: {summary(prediction)}", SPLIT_NAME_WORDS[prediction.split_name]]
     if hands is None:
         return "\n".join([*lines, f"{figures}: the figures", f"no hands: {prediction.no_hands}"])
-    apart = "" if hands.distance_m is None else f", {MILLIMETERS.amount(hands.distance_m)} from the true one"
-    lines.append(f"{len(hands.joints)} joints over {len(frames.future_times_s)} frames{apart}")
+    num_frames = len(frames.future_times_s)
+    apart = described_distance(hands, num_frames)
+    lines.append(f"{len(hands.joints)} joints over {num_frames} frames{apart}")
     return "\n".join([*lines, f"{figures}: the joints, metres, and the figures"])
+
+
+def described_distance(hands: PredictedHands, num_frames: int) -> str:
+    """The distance to the true hand, and that of the true hand from where it was last observed.
+
+    `num_frames` are those that were predicted. Empty where no true joint is known in them.
+    """
+    if hands.distance_m is None:
+        return ""
+    apart = f", {MILLIMETERS.amount(hands.distance_m)} from the true hand"
+    if hands.still_distance_m is not None:
+        apart += f", which is {MILLIMETERS.amount(hands.still_distance_m)} from where it was last observed"
+    if hands.num_labelled_frames < num_frames:
+        apart += f" (in the {hands.num_labelled_frames} frames with labels)"
+    return apart
 
 
 def main() -> None:

@@ -37,6 +37,8 @@ GREY = (70, 70, 70)
 GHOST_OPACITY = 0.6
 """Opacity of the true hand under the predicted one."""
 
+VIDEO_ENDED = "the video has ended: its last frame stays"
+
 OBSERVED_NOTE = "observed: both models' input; hands are drawn from the split on"
 
 Color = tuple[int, ...]
@@ -94,7 +96,7 @@ def drawn_frames(frames: ChosenFrames, hands: PredictedHands) -> Iterator[DrawnF
     for index, seconds in zip(frames.observed, observed_s, strict=True):
         yield DrawnFrame(index, None, None, True, f"observed  {clock_text(seconds)}")
     for step, seconds in enumerate(ahead_s):
-        shown = frames.future[step] if step < len(frames.future) else frames.split_frame - 1
+        shown = (*frames.observed, *frames.future[: step + 1])[-1]
         true, distance = None, ""
         predicted = _pixels(hands, hands.positions_m[step], shown)
         behind = _behind({"predicted": predicted})
@@ -108,7 +110,8 @@ def drawn_frames(frames: ChosenFrames, hands: PredictedHands) -> Iterator[DrawnF
                 distance = f"   {MILLIMETERS.amount(apart_m[known].mean())} apart"
             if true is not None:
                 true[~known] = np.nan
-        yield DrawnFrame(shown, predicted, true, False, f"future  {clock_text(seconds)}{distance}", behind)
+        note = behind if step < len(frames.future) else behind or VIDEO_ENDED
+        yield DrawnFrame(shown, predicted, true, False, f"future  {clock_text(seconds)}{distance}", note)
 
 
 def _behind(hands: Mapping[str, Pixels | None]) -> str:

@@ -129,7 +129,14 @@ def repeat_warnings(times_s: Times, frames: ChosenFrames) -> list[str]:
     found = f"{repeated} of {sum(map(len, windows))} frames repeat the frame before them"
     begins_s = float(times_s[frames.split_frame - 1]) - (len(frames.observed) - 1) / frames.fps
     if begins_s < times_s[0] - TOLERANCE_S:
-        return [f"{found}: the observed window begins before the video does; give a later --split-time"]
+        span_s = float(times_s[frames.split_frame - 1]) - begins_s
+        lasts_s = float(times_s[-1] - times_s[0])
+        remedy = (
+            "give a later --split-time"
+            if lasts_s + TOLERANCE_S >= span_s
+            else f"it takes {span_s:.2f} s, the video lasts {lasts_s:.2f} s"
+        )
+        return [f"{found}: the observed window begins before the video does; {remedy}"]
     rate = measured_rate(times_s)
     own = f"{rate.fps:g}" if rate else "fewer"
     return [
@@ -156,7 +163,8 @@ def _split_frame(times_s: Times, split: SplitChoice, *, future_span_s: float, fp
     elif split.time_s is not None:
         if not 0 <= split.time_s - times_s[0] <= times_s[-1] - times_s[0] + LATE_S:
             raise StageError(
-                f"split time {split.time_s:g} s of a video from {times_s[0]:.2f} s to {times_s[-1]:.2f} s"
+                f"split time {split.time_s:g} s of a video from {times_s[0]:.2f} s to {times_s[-1]:.2f} s: "
+                "give one between them"
             )
         chosen = int(np.searchsorted(times_s, split.time_s - TOLERANCE_S))
     else:

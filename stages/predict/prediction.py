@@ -126,13 +126,34 @@ class PredictedHands:
     true_confidence: Positions | None
     camera_pose: Poses | None
     """Of the last observed frame, camera to the labels' world; None where unknown."""
+    last_pose_m: Positions | None
+    """Last observed position of each joint `(joint, 3)`, NaN where there is none; None without labels."""
 
     @property
     def distance_m(self) -> float | None:
         """Mean distance of predicted and true joints, over what is labelled."""
+        return self._distance_from(self.positions_m)
+
+    @property
+    def still_distance_m(self) -> float | None:
+        """As `distance_m`, of joints that stay where they were last observed.
+
+        None where a labelled joint was not observed: the two would be means over different joints.
+        """
+        if self.last_pose_m is None:
+            return None
+        distance_m = self._distance_from(np.repeat(self.last_pose_m[None], len(self.positions_m), axis=0))
+        return None if distance_m is None or np.isnan(distance_m) else distance_m
+
+    @property
+    def num_labelled_frames(self) -> int:
+        """Future frames in which the true position of a joint is known."""
+        return 0 if self.true_confidence is None else int((self.true_confidence > 0).any(axis=1).sum())
+
+    def _distance_from(self, positions_m: Positions) -> float | None:
         if self.true_m is None or self.true_confidence is None or not self.true_confidence.any():
             return None
-        distances = np.linalg.norm(self.positions_m[: len(self.true_m)] - self.true_m, axis=-1)
+        distances = np.linalg.norm(positions_m[: len(self.true_m)] - self.true_m, axis=-1)
         return float(distances[self.true_confidence > 0].mean())
 
     def to_json(self) -> dict[str, Any]:
@@ -146,6 +167,7 @@ class PredictedHands:
             "true_positions_m": None if self.true_m is None else _rounded(self.true_m),
             "true_confidence": None if self.true_confidence is None else self.true_confidence.tolist(),
             "mean_distance_m": self.distance_m,
+            "still_distance_m": self.still_distance_m,
         }
 
 
@@ -199,6 +221,8 @@ class LabelledClip:
         labels = self.labels
         true_m, true_confidence = self._truth()
         stored = "/".join(self.run.record["reference_frames"])
+        poses = self.poses()
+        last_m = poses.last_pose_m.masked_fill(poses.last_known[..., None] == 0, torch.nan)
         return PredictedHands(
             joints=self.joints,
             positions_m=joints_m[0].flatten(0, 1).numpy(),
@@ -207,6 +231,7 @@ class LabelledClip:
             true_m=true_m,
             true_confidence=true_confidence,
             camera_pose=self._camera_pose(),
+            last_pose_m=last_m[0].numpy() if labels else None,
         )
 
     def _truth(self) -> tuple[Positions, Positions] | tuple[None, None]:

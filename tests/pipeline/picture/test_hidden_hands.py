@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from thinkjepa.cache import VideoLabels
+from thinkjepa.pipeline.cli.predict import described_distance
 from thinkjepa.pipeline.picture.labels import Tile
-from thinkjepa.pipeline.picture.overlay import drawn_frames
+from thinkjepa.pipeline.picture.overlay import VIDEO_ENDED, drawn_frames
 from thinkjepa.stages.data.framing import Box
 from thinkjepa.stages.predict.frames import ChosenFrames
 from thinkjepa.stages.predict.prediction import PredictedHands
@@ -34,7 +36,7 @@ def hands(
     known = np.ones((2, 3), np.float32)
     known[0, 2] = 0
     labels = LABELS if intrinsics else replace(LABELS, intrinsics=None)
-    return PredictedHands(JOINTS, positions_m[0], "camera", labels, positions_m[1], known, None)
+    return PredictedHands(JOINTS, positions_m[0], "camera", labels, positions_m[1], known, None, None)
 
 
 def test_joints_behind_the_camera_are_left_out_and_counted() -> None:
@@ -58,3 +60,31 @@ def test_a_tile_counts_known_joints_without_a_pixel() -> None:
     points = np.array([[1.0, 2.0], [np.nan, np.nan], [np.nan, np.nan]])
     tile = Tile(0, 0.0, np.zeros((4, 4, 3), np.uint8), points, np.array([1.0, 0.5, 0.0]), (), Box(0, 0, 4, 4))
     assert tile.num_behind == 1
+
+
+def test_past_the_end_of_a_video_its_last_frame_stays_and_the_caption_says_so() -> None:
+    """The last frame of the future, not the last observed one; of a video that ends at the split that one."""
+    shown = hands(predicted_z=(0.5, 0.5, 0.5), true_z=(0.5, 0.5, 0.5))
+    whole, part, none = (
+        list(drawn_frames(replace(FRAMES, future=future), shown))[2:] for future in ((2, 3), (2,), ())
+    )
+    assert [(frame.frame, frame.note) for frame in whole] == [(2, ""), (3, "")]
+    assert [(frame.frame, frame.note) for frame in part] == [(2, ""), (2, VIDEO_ENDED)]
+    assert [(frame.frame, frame.note) for frame in none] == [(1, VIDEO_ENDED), (1, VIDEO_ENDED)]
+
+
+def test_the_distance_is_told_next_to_that_of_a_hand_that_stays() -> None:
+    """In the first frame the last joint is not labelled, so that nothing is known of it there."""
+    moved = replace(
+        hands(predicted_z=(0.5, 0.6, 0.5), true_z=(0.5, 0.5, 0.5)),
+        last_pose_m=np.array([[0.5, 0.5, 0.5], [0.5, 0.5, 0.5], [0.5, 0.5, 0.6]], np.float32),
+    )
+    assert moved.distance_m == pytest.approx(0.02)  # of five joint-frames one is 10 cm off
+    assert moved.still_distance_m == pytest.approx(0.02)
+    told = ", 20.0 mm from the true hand, which is 20.0 mm from where it was last observed"
+    assert described_distance(moved, 2) == told
+    assert described_distance(moved, 3) == f"{told} (in the 2 frames with labels)"
+    unseen = replace(moved, last_pose_m=np.array([[0.5] * 3, [0.5] * 3, [np.nan] * 3], np.float32))
+    assert unseen.still_distance_m is None, "the joint came into view later"
+    assert described_distance(unseen, 2) == ", 20.0 mm from the true hand"
+    assert described_distance(replace(moved, true_confidence=np.zeros((2, 3))), 2) == ""

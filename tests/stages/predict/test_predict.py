@@ -117,6 +117,9 @@ def test_a_cached_clip_is_predicted_as_from_the_cache(
     )
     distance = np.linalg.norm(found - true_m, axis=-1).mean()
     assert outcome.json["mean_distance_m"] == pytest.approx(distance, abs=2e-5)
+    last_m = to_camera(labels.positions_m[clip.observed_frames[-1]], camera)
+    stays = np.linalg.norm(last_m - true_m, axis=-1).mean()
+    assert outcome.json["still_distance_m"] == pytest.approx(stays, abs=2e-5)
     assert json.loads((tmp_path / "out.json").read_text())["positions_m"] == outcome.json["positions_m"]
 
 
@@ -195,6 +198,11 @@ def test_a_video_without_labels_is_drawn_without_hands(
     [
         (5, 30, "the run reads 10 frames a second, the video has 5;"),
         (10, 3, "the observed window begins before the video does; give a later --split-time"),
+        (
+            200,
+            40,
+            "the observed window begins before the video does; it takes 0.70 s, the video lasts 0.49 s",
+        ),
         (30, 60, ""),
     ],
 )
@@ -271,7 +279,7 @@ def test_wrong_use_is_refused_in_one_clear_line(
     long.with_suffix(".csv").write_text("\n".join(["frame,joint,x,y,z", *rows]))
     cases += [
         (run, long, SplitChoice(), {}, r"'long.csv': has labels for 80 frames, the video has 40"),
-        (run, videos[0], SplitChoice(time_s=100.0), {}, "split time 100 s of a video from 0.00 s to 3.90 s"),
+        (run, videos[0], SplitChoice(time_s=100.0), {}, "from 0.00 s to 3.90 s: give one between them"),
         (run, videos[0], SplitChoice(time_s=float("nan")), {}, "split time nan s"),
     ]
     for where, video, split, places, message in cases:
