@@ -53,7 +53,7 @@ class LineFile:
         return records
 
     def append(self, records: Iterable[Mapping[str, Any]], *, durable: bool = True) -> None:
-        """Append records, in place of a torn line. `durable` syncs them to the disk."""
+        """Append records. A torn last line is cut off first. `durable` syncs the records to the disk."""
         with explained_os_errors("write", self.path):
             self._cut_torn_line()
             write_all(self._file.fileno(), [encoded(records)])

@@ -74,7 +74,7 @@ class ClipSelection(Sequence[ClipRow]):
         return self._ids.take(pa.array(self.positions))
 
     def by_clip_id(self) -> ClipSelection:
-        """Sorted by clip_id, each id once."""
+        """The selection sorted by clip_id, each id once: of equal ids the last one."""
         ids = self.clip_ids
         once = last_of_equal(ids)
         order = pc.sort_indices(ids.take(pa.array(once))).to_numpy()

@@ -213,8 +213,8 @@ def merge_command(
     print_result(
         json,
         {"cache": str(out), **asdict(report)},
-        f"{out}: {report.feature_sets} sets, {report.clips} clips; "
-        f"{report.copied} features copied, {report.shared} in several caches",
+        f"{out}: {counted(report.feature_sets, 'set')}, {counted(report.clips, 'clip')}; "
+        f"{counted(report.copied, 'feature')} copied, {report.shared} in several caches",
     )
 
 

@@ -176,7 +176,7 @@ class TrainingBar(_Bars):
             self._losses, self._steps_of_epoch = 0.0, 0
 
     def __call__(self, *, epoch: int, step: int, total_steps: int, loss: float) -> None:
-        """One optimizer step is done; epochs and steps count from 1."""
+        """Show that one optimizer step is done. Epochs and steps count from 1, steps anew in each epoch."""
         epochs = self._start.epochs if self._start else epoch
         done, total = (epoch - 1) * total_steps + step, epochs * total_steps
         if self._task is None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from thinkjepa.cache import ThinkJepaError
 from thinkjepa.cache.disk.files import explained_os_errors
+from thinkjepa.pipeline.cli.console import counted
 from thinkjepa.pipeline.project.params import Params, params_text, read_params
 from thinkjepa.stages.data.videos import SUFFIXES, find_videos
 from thinkjepa.stages.errors import StageError
@@ -128,7 +129,9 @@ def _described_videos(folder: Path) -> list[str]:
     except StageError as error:
         return [str(error)]
     files = sum(path.is_file() for path in folder.rglob("*"))
-    return [f"{found} videos ({', '.join(SUFFIXES)}) of {files} files under {str(folder)!r}"]
+    return [
+        f"{counted(found, 'video')} ({', '.join(SUFFIXES)}) of {counted(files, 'file')} under {str(folder)!r}"
+    ]
 
 
 def _workload(params: Params) -> list[str]:
@@ -136,8 +139,8 @@ def _workload(params: Params) -> list[str]:
     variants, seeds = len(params.variants), len(params.seeds)
     models, train = params.models, params.train
     lines = [
-        f"training: {variants * seeds} runs (variants x seeds: {variants} x {seeds}) "
-        f"of {train.epochs} epochs, depth {train.depth}"
+        f"training: {counted(variants * seeds, 'run')} (variants x seeds: {variants} x {seeds}) "
+        f"of {counted(train.epochs, 'epoch')}, depth {train.depth}"
     ]
     if not Path(models.thinker).is_dir():
         lines += [

@@ -330,4 +330,4 @@ def describe_removal(removal: Removal) -> str:
     what = (
         f"set {removal.feature_sets[0]}" if removal.feature_sets else counted(len(removal.clip_ids), "clip")
     )
-    return f"{what}, {removal.num_shards} shard files, {human_bytes(removal.freed_bytes)}"
+    return f"{what}, {counted(removal.num_shards, 'shard file')}, {human_bytes(removal.freed_bytes)}"

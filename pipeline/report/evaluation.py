@@ -162,7 +162,8 @@ def rollout_page(rolled: Rolled, name: Path) -> str:
     metric = rolled_metrics(rolled)[0]
     return "\n".join(
         [
-            f"{rolled['num_clips']} {rolled['split']} clips of {rolled['num_videos']} videos. "
+            f"{count_of(rolled['num_clips'], rolled['split'] + ' clip')} of "
+            f"{count_of(rolled['num_videos'], 'video')}. "
             f"{metric.label()} {metric.arrow} up to each horizon, with the seconds from the last observed "
             "frame to its end.",
             *data_warnings(rolled),

@@ -34,9 +34,9 @@ def describe_import(report: LabelReport, cache_dir: Path) -> str:
     """One line: videos with labels, those stored now, and those that could not be read."""
     broken = f", {len(report.failures)} could not be read (see above)" if report.failures else ""
     return (
-        f"{report.labelled_videos} videos with labels in {cache_dir}: {report.added} stored now, "
-        f"{report.labelled_videos - report.added} already there; {report.unlabelled_videos} videos have no "
-        f"label file{broken}"
+        f"{counted(report.labelled_videos, 'video')} with labels in {cache_dir}: {report.added} stored now, "
+        f"{report.labelled_videos - report.added} already there; "
+        f"{counted(report.unlabelled_videos, 'video')} without a label file{broken}"
     )
 
 
@@ -79,7 +79,7 @@ def _table(check: FolderCheck) -> list[str]:
     worst = sorted(check.usable, key=_badness, reverse=True)[:WORST]
     lines = [header, *(_row(item) for item in worst)]
     rest = len(check.usable) - len(worst)
-    return [*lines, f"... and {rest} videos with less of it"] if rest else lines
+    return [*lines, f"... and {counted(rest, 'video')} with less of it"] if rest else lines
 
 
 def _badness(item: VideoCheck) -> tuple[int, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,7 +83,7 @@ def horizon_picture(comparison: Comparison) -> bytes:
                         axes, seconds, points, label=entry["name"], look=looks[entry["name"]], band=band
                     )
             _name_curves(axes, metric)
-        figure.suptitle(f"lines: means; bands: {_intervals(comparison)}", fontsize="small")
+        figure.suptitle(_means_caption("means", comparison, panels), fontsize="small")
         legend_below(figure, panels)
         return png_bytes(figure)
 
@@ -101,15 +101,24 @@ def rollout_picture(rolled: Rolled) -> bytes:
                 name, band = entry["name"], entry["method"] == "model"
                 _draw_curve(axes, seconds, found, label=name, look=looks[name], band=band)
             _name_curves(axes, metric)
-        figure.suptitle(f"lines: means over clips; bands: {_intervals(rolled)}", fontsize="small")
+        figure.suptitle(_means_caption("means over clips", rolled, panels), fontsize="small")
         legend_below(figure, panels)
         return png_bytes(figure)
 
 
+def _means_caption(means: str, comparison: Record, panels: Iterable[Axes]) -> str:
+    """The caption of lines and of the bands around them; bands only where intervals are known."""
+    bands = "; bands: 95 % intervals" if any(axes.collections for axes in panels) else ""
+    return f"lines: {means}{bands}, {_clips(comparison)}"
+
+
 def _intervals(comparison: Record) -> str:
-    """The caption of lines and bands around means."""
+    return f"95 % intervals, {_clips(comparison)}"
+
+
+def _clips(comparison: Record) -> str:
     clips, videos = (counted(comparison[f"num_{name}s"], name) for name in ("clip", "video"))
-    return f"95 % intervals, {clips} of {videos}"
+    return f"{clips} of {videos}"
 
 
 def _shown(figure: Record, metric: Metric) -> dict[str, float | None]:
@@ -125,8 +134,8 @@ def _draw_curve(
 ) -> None:
     """Means over the horizon, with their intervals as a band."""
     axes.plot(seconds, [point["mean"] for point in points], label=label, **look)
-    if band:
-        lows, highs = (np.array([point[end] for point in points], float) for end in ("low", "high"))
+    lows, highs = (np.array([point[end] for point in points], float) for end in ("low", "high"))
+    if band and np.isfinite(lows).any():
         axes.fill_between(seconds, lows, highs, color=look["color"], alpha=BAND_ALPHA, linewidth=0)
 
 

@@ -78,8 +78,9 @@ def describe_histories(histories: Histories) -> str:
             "no clip has a history beyond the observed window: the thinker sees no more time than the encoder"
         )
     share = histories.clips / histories.of_clips
+    have = "has" if histories.clips == 1 else "have"
     return (
-        f"{histories.clips} of {histories.of_clips} clips ({share:.0%}) have no history beyond the observed "
-        f"window, so the thinker sees no more time there than the encoder; --min-history-s above "
+        f"{histories.clips} of {histories.of_clips} clips ({share:.0%}) {have} no history beyond the "
+        f"observed window, so the thinker sees no more time there than the encoder; --min-history-s above "
         f"{histories.observed_s:.2f} cuts later clips"
     )

@@ -62,10 +62,11 @@ def described_rates(rates: Mapping[str, FrameRate]) -> str:
     uneven = "" if rates[slowest].is_steady else ", by the median gap of its uneven frames"
     if not faster:
         return f"--dense-fps auto: {fps:g} frames a second, the rate of the videos{uneven}"
+    are, give = ("is", "gives") if faster == 1 else ("are", "give")
     return (
         f"--dense-fps auto: {fps:g} frames a second, the rate of {slowest!r}{uneven}; {faster} of "
-        f"{len(rates)} videos are faster, up to {fastest:g}, and give only some of their frames: a number "
-        "sets another rate, frames of slower videos repeat then"
+        f"{len(rates)} videos {are} faster, up to {fastest:g}, and {give} only some of their frames: a "
+        "number sets another rate, frames of slower videos repeat then"
     )
 
 

@@ -34,7 +34,7 @@ class TrainedRun:
     def open(cls, path: Path) -> "TrainedRun":
         """Raises StageError where `path` holds no finished run, or one of another schema."""
         if not (path / "run.json").is_file():
-            raise StageError(f"{str(path)!r} has no run.json: it is no finished training run")
+            raise StageError(_no_run(path))
         record = read_json(path / "run.json")
         if record.get("schema") != RUN_SCHEMA:
             raise StageError(
@@ -169,6 +169,15 @@ def candidates(recorded: Path, folder: Path) -> list[Path]:
     """Paths that a relative path may mean: from the current folder, from `folder`, from those above it."""
     folder = folder.resolve()
     return [recorded, *(above / recorded for above in (folder, *folder.parents))]
+
+
+def _no_run(path: Path) -> str:
+    """The message for a path that is no finished run, with one beneath it where there is one."""
+    if not path.exists():
+        return f"{str(path)!r} is no finished training run: there is no such folder"
+    if below := sorted(found.parent for found in path.glob("**/run.json")):
+        return f"{str(path)!r} is no finished training run, but one is beneath it: {str(below[0])!r}"
+    return f"{str(path)!r} has no run.json: it is no finished training run"
 
 
 def runs_under(folder: Path) -> list[Path]:

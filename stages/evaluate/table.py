@@ -83,7 +83,7 @@ class ClipTableWriter:
         return self
 
     def append(self, columns: Mapping[str, pa.Array]) -> None:
-        """Add rows; every part has the same columns, of the same types."""
+        """Add rows. Every call gives the same columns, of the same types."""
         self._waiting.append(pa.table(dict(columns)).replace_schema_metadata(self._metadata))
         if sum(map(len, self._waiting)) >= CLIPS_OF_A_ROW_GROUP:
             self._flush()

@@ -127,7 +127,7 @@ def _stratum_record(
 
 
 def _seed_std(entry: Entry) -> dict[str, float]:
-    """Standard deviation over seeds of each metric's mean over clips; empty with one seed."""
+    """Standard deviation over seeds of each metric's mean over clips. No metric is in it with one seed."""
     return {
         metric: float(np.nanmean(values, axis=1).std(ddof=1))
         for metric, values in entry.of_whole_future().items()

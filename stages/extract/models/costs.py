@@ -66,7 +66,11 @@ class PromptSize:
 
 @dataclass(frozen=True, slots=True)
 class ThinkerCosts:
-    """Costs of a thinker. Weights count per token, the tower's per patch, the merger's per visual token."""
+    """Costs of a thinker, from the sizes of its parts.
+
+    Each token goes once through `decoder_weights`, each patch through `tower_weights`, each visual token
+    through `merger_weights`, and each generated token through `head_weights`.
+    """
 
     parameters: int
     decoder_weights: int

@@ -171,7 +171,7 @@ def _draw(
     axes.set_xlabel("epoch")
     margin = min(0.5, 0.05 * (epochs[-1] - epochs[0])) or 0.5
     axes.set_xlim(epochs[0] - margin, epochs[-1] + margin)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     _scale(axes, [*validation, *(value for values in more for value in values)])
 
 

@@ -16,6 +16,8 @@ from commands import run_command
 from PIL import Image
 
 from thinkjepa.cache import FeatureCache
+from thinkjepa.pipeline.report.labels import describe_import
+from thinkjepa.stages.data.labels.storing import LabelReport
 from thinkjepa.stages.data.tracked_files import (
     folder_manifest,
     make_selection,
@@ -300,3 +302,11 @@ def test_hostile_names_and_links_out_of_the_folder_are_only_reported(
     assert "'linked.hdf5' is not a plain file in the folder" in done.stdout
     assert "\x1b" not in done.stdout
     assert (tmp_path / "p.png").stat().st_size > 10_000
+
+
+def test_an_import_counts_one_as_one() -> None:
+    one = LabelReport(labelled_videos=1, added=1, unlabelled_videos=1)
+    said = describe_import(one, Path("features"))
+    assert (
+        said == "1 video with labels in features: 1 stored now, 0 already there; 1 video without a label file"
+    )

@@ -78,6 +78,13 @@ def test_the_axis_ends_with_the_epochs(tmp_path: Path, monkeypatch: pytest.Monke
     assert 3 < last <= 3.5
 
 
+def test_a_single_epoch_has_one_tick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figure, _ = drawn(tmp_path, LATENTS[:1], monkeypatch)
+    axes = figure.axes[0]
+    first, last = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if first <= tick <= last] == [1]
+
+
 def test_a_logarithmic_axis_is_taken_where_values_differ_by_much(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

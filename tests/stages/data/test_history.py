@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -64,6 +65,8 @@ def test_the_first_split_of_every_video_has_no_history_beyond_the_observed_windo
     line = describe_histories(found)
     assert line.startswith(f"3 of {len(clips)} clips ({3 / len(clips):.0%}) have no history beyond")
     assert f"--min-history-s above {found.observed_s:.2f} cuts later clips" in line
+    assert describe_histories(replace(found, clips=1)).startswith(f"1 of {len(clips)} clips (")
+    assert ") has no history beyond" in describe_histories(replace(found, clips=1))
 
 
 def test_clips_have_the_history_that_is_asked_for(folder: Path) -> None:

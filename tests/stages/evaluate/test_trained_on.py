@@ -17,11 +17,29 @@ from thinkjepa.stages.data.partition import SplitRule, clip_digests
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.compared.comparison import compare
 from thinkjepa.stages.evaluate.evaluation import evaluate
-from thinkjepa.stages.evaluate.runs import read_evaluations
+from thinkjepa.stages.evaluate.runs import TrainedRun, read_evaluations
 from thinkjepa.stages.json_files import read_json
 from thinkjepa.stages.train.run import train
 
 BuildCache = Callable[..., Path]
+
+
+def test_what_is_named_in_place_of_a_run_is_said(tmp_path: Path) -> None:
+    inside = tmp_path / "runs" / "first"
+    inside.mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    (inside / "run.json").write_text("{}")
+    for name, message in (
+        ("missing", f"{str(tmp_path / 'missing')!r} is no finished training run: there is no such folder"),
+        ("empty", f"{str(tmp_path / 'empty')!r} has no run.json: it is no finished training run"),
+        (
+            "runs",
+            f"{str(tmp_path / 'runs')!r} is no finished training run, but one is beneath it: {str(inside)!r}",
+        ),
+    ):
+        with pytest.raises(StageError) as caught:
+            TrainedRun.open(tmp_path / name)
+        assert str(caught.value) == message
 
 
 @pytest.fixture

@@ -133,6 +133,16 @@ def test_pictures_have_distances_in_millimetres(add_run: AddRun, monkeypatch: py
     assert differences.lines[2].get_xdata() == pytest.approx([-300.0])
 
 
+@pytest.mark.parametrize(("num_groups", "bands"), [(len(MANY), "; bands: 95 % intervals"), (1, "")])
+def test_the_caption_names_bands_only_where_there_are_some(
+    add_run: AddRun, monkeypatch: pytest.MonkeyPatch, num_groups: int, bands: str
+) -> None:
+    comparison = compare([add_run("jepa", 0, MANY[:num_groups])])
+    figure = drawn(monkeypatch, horizon_picture, comparison)
+    assert bool(figure.axes[0].collections) == bool(bands)
+    assert figure.get_suptitle().startswith(f"lines: means{bands}, {comparison['num_clips']} clip")
+
+
 def test_the_last_marker_is_inside_the_axes(add_run: AddRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps late in a horizon are near each other, measured by an axis from 0."""
     comparison = compare([add_run("jepa", 0, 5 + MANY / 100, horizon_s=(0.98, 1.0))])
