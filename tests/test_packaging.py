@@ -39,12 +39,14 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel built by the installed setuptools, without network."""
     out = tmp_path_factory.mktemp("dist")
-    subprocess.run(
+    built = subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, source],
         check=True,
         capture_output=True,
+        text=True,
         timeout=200,
     )
+    (out / "build.log").write_text(built.stdout + built.stderr)
     (wheel,) = out.glob("*.whl")
     return wheel
 
@@ -86,6 +88,12 @@ def test_a_project_is_made_from_the_wheel_alone(wheel, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(str(tmp_path / "site"))
     assert (tmp_path / "project" / "dvc.yaml").read_text() == (ROOT / "dvc.yaml").read_text()
+
+
+def test_building_the_wheel_warns_of_no_folder_that_would_be_left_out(wheel):
+    log = (wheel.parent / "build.log").read_text()
+    assert "Successfully built" in log
+    assert "absent from the `packages` configuration" not in log
 
 
 def test_wheel_says_that_it_is_typed(wheel_names):

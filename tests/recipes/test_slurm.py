@@ -51,6 +51,15 @@ def test_the_slurm_job_extracts_then_trains_and_evaluates_each_variant(slurm: di
     ]
 
 
+def test_every_step_has_the_cores_of_the_job(slurm: dict[str, str], tmp_path: Path) -> None:
+    """As srun reads their number, which it does not take from the job."""
+    (tmp_path / "srun").write_text('#!/bin/bash\necho "$1" "$SRUN_CPUS_PER_TASK" >> "$CALLS"\n')
+    status, calls = submit({**slurm, "SLURM_CPUS_PER_TASK": "8"})
+    assert status == 0
+    assert calls[0] == ["thinkjepa-cache", "8"]
+    assert {cores for _, cores in calls} == {"8"}
+
+
 def test_a_slurm_job_out_of_time_goes_back_into_the_queue(slurm: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "srun").write_text(SLOW_SRUN)
     status, calls = submit(slurm)
