@@ -11,6 +11,9 @@ from dataclasses import dataclass
 DECIMALS = 4
 """Of a number whose unit says nothing else."""
 
+MANY_TIMES = 10
+"""From so many times a value on, a difference is a factor of it and no percentage."""
+
 
 @dataclass(frozen=True, slots=True)
 class Unit:
@@ -39,6 +42,18 @@ class Unit:
     def amount(self, value: float) -> str:
         """The number and its unit, for a sentence: `61.2 mm`."""
         return f"{self.number(value)}{self.suffix}"
+
+    def share(self, difference: float, of: float) -> str:
+        """The size of a difference by a stored value: `18 %`, or `25 times its 0.3 mm`.
+
+        Empty where that value rounds to zero, by which nothing can be measured.
+        """
+        if self.rounds_to_zero(of):
+            return ""
+        share = abs(difference / of)
+        if share >= MANY_TIMES:
+            return f"{share:,.0f} times its {self.amount(of)}"
+        return f"{100 * share:.0f} %" if share >= 0.01 else f"{100 * share:.1g} %"
 
     def rounds_to_zero(self, value: float, *, more_decimals: int = 0) -> bool:
         """True if the number of a stored value has no digit but 0."""

@@ -19,6 +19,7 @@ from thinkjepa.pipeline.picture.page import BOX_WORDS, draw_box, outlined, short
 from thinkjepa.pipeline.picture.playback import prediction_mp4
 from thinkjepa.stages.data.framing import Box
 from thinkjepa.stages.data.sampling import clock_text, seconds_ahead
+from thinkjepa.stages.display import SQUARED
 from thinkjepa.stages.picture_style import (
     GREEN,
     GREY,
@@ -186,9 +187,11 @@ def summary(prediction: Prediction) -> str:
     if latents.errors is None or latents.persistence_errors is None:
         return f"{text}; the video ends before that: nothing to compare with"
     mse, still = float(latents.errors.mean()), float(latents.persistence_errors.mean())
+    share = SQUARED.share(mse - still, still)
+    apart = f" ({'+' if mse > still else '-'}{share})" if share else ""
     return (
-        f"{text}: MSE {mse:.4f}, persistence {still:.4f} ({mse / max(still, 1e-12) - 1:+.0%}); the most "
-        f"similar step is the true one in {latents.num_found} of {number}"
+        f"{text}: MSE {SQUARED.number(mse)}, persistence {SQUARED.number(still)}{apart}; the most similar "
+        f"step is the true one in {latents.num_found} of {number}"
     )
 
 

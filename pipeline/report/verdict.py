@@ -34,9 +34,6 @@ ENDS = ("mean", "low", "high")
 FEW, MORE_DECIMALS = 10, 2
 """Amounts below FEW units of the last decimal get two decimals more."""
 
-MANY_TIMES = 10
-"""A difference of at least this many times the other method's score is said as a factor, not in percent."""
-
 EQUAL_SHARE = 1e-6
 """A smaller difference, as a share of the other method's score, is one of rounding."""
 
@@ -237,19 +234,8 @@ def _amount(metric: str, figure: Figure, sign: int, of_b: float | None, *, signe
     text = f"{shown[0]}{unit.suffix}"
     if ends:
         text += f" [{shown[1]}, {shown[2]}]"
-    share = _share(metric, mean, of_b)
+    share = "" if of_b is None else unit.share(mean, of_b)
     return f"{text} ({share})" if share else text
-
-
-def _share(metric: str, difference: float, of_b: float | None) -> str:
-    """`18 %` of the other method's score, or `25 times its 0.3 mm`. Empty where that score rounds to 0."""
-    unit = METRICS[metric].unit
-    if of_b is None or unit.rounds_to_zero(of_b):
-        return ""
-    share = abs(difference / of_b)
-    if share >= MANY_TIMES:
-        return f"{share:,.0f} times its {unit.amount(of_b)}"
-    return f"{100 * share:.0f} %" if share >= 0.01 else f"{100 * share:.1g} %"
 
 
 def _seeds(metric: str, by_seed: Sequence[float], *, better: bool) -> str:

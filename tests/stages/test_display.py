@@ -35,6 +35,20 @@ def test_a_number_has_the_digits_of_its_unit(value: float, number: str, signed: 
     assert MILLIMETERS.rounds_to_zero(value) == (number == "0.0")
 
 
+@pytest.mark.parametrize(
+    ("difference", "of", "share"),
+    [
+        (0.012, 0.06, "20 %"),
+        (-0.00004, 0.06, "0.07 %"),
+        (0.012, 0.00048, "25 times its 0.5 mm"),
+        (0.012, 0.00004, ""),
+        (0.012, 0.0, ""),
+    ],
+)
+def test_a_difference_is_a_share_of_what_is_not_nearly_zero(difference: float, of: float, share: str) -> None:
+    assert MILLIMETERS.share(difference, of) == share
+
+
 def test_a_small_number_may_have_more_digits() -> None:
     assert MILLIMETERS.number(0.00004, more_decimals=2) == "0.040"
     assert not MILLIMETERS.rounds_to_zero(0.00004, more_decimals=2)

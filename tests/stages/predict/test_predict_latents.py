@@ -17,7 +17,7 @@ from PIL import Image
 
 from thinkjepa.cache import file_digest
 from thinkjepa.pipeline.picture.latent_panels import PANEL_SHORT_SIDE_PX, LatentColors, LatentPanels
-from thinkjepa.pipeline.picture.latents import BACKGROUND
+from thinkjepa.pipeline.picture.latents import BACKGROUND, summary
 from thinkjepa.pipeline.picture.playback import TIMELINE_PX, held_frames
 from thinkjepa.stages.data.framing import VJEPA2_FRAMING, letterbox_framing
 from thinkjepa.stages.evaluate.metrics import latent_metrics
@@ -176,6 +176,22 @@ def test_the_nearest_step_is_sought_in_both_windows() -> None:
     np.testing.assert_allclose(latents.persistence_errors[:, 3], [1.0, 4.0, 9.0])
     ended = latents_of([0.0, 1.0], [2.1], None)
     assert (ended.nearest, ended.num_found, ended.errors) == ((1,), None, None)
+
+
+@pytest.mark.parametrize(
+    ("last", "told"),
+    [
+        (2.0, "MSE 1.0000, persistence 0.0000; the most"),
+        (2.1, "MSE 1.0000, persistence 0.0100 (+99 times its 0.0100); the most"),
+        (4.0, "MSE 1.0000, persistence 4.0000 (-75 %); the most"),
+    ],
+)
+def test_the_error_is_told_by_that_of_persistence_where_there_is_one(
+    run: Path, videos: list[Path], last: float, told: str
+) -> None:
+    """In the first case nothing moves: the last observed step is the future, exactly."""
+    moved = replace(predicted(run, videos[0]), latents=latents_of([0.0, last], [3.0, 3.0], [2.0, 2.0]))
+    assert told in summary(moved)
 
 
 def test_predicted_latents_are_painted_by_the_components_of_the_true_ones() -> None:
