@@ -46,7 +46,7 @@ from thinkjepa.stages.evaluate.metrics import (
 from thinkjepa.stages.evaluate.over_clips import JointErrors, figures_over_clips, skills
 from thinkjepa.stages.evaluate.partners import permutations_of
 from thinkjepa.stages.evaluate.runs import TrainedRun
-from thinkjepa.stages.evaluate.scores import INTERVAL_METHOD, Floats, figures_by_kind
+from thinkjepa.stages.evaluate.scores import figures_by_kind
 from thinkjepa.stages.evaluate.strata import (
     Stratum,
     beyond_window_s,
@@ -63,6 +63,7 @@ from thinkjepa.stages.evaluate.table import (
     numbers,
     table_path,
 )
+from thinkjepa.stages.intervals import INTERVAL_METHOD, Floats
 from thinkjepa.stages.json_files import read_json, write_json
 from thinkjepa.stages.progress import NoProgress, Progress
 from thinkjepa.stages.train.data.features import Batch, Features

@@ -35,14 +35,9 @@ from thinkjepa.stages.evaluate.evaluation import (
 )
 from thinkjepa.stages.evaluate.metrics import METRICS, frames_ahead_s, step_horizons_s
 from thinkjepa.stages.evaluate.runs import TrainedRun
-from thinkjepa.stages.evaluate.scores import (
-    INTERVAL_METHOD,
-    Floats,
-    Score,
-    Scores,
-    figures_by_kind,
-)
+from thinkjepa.stages.evaluate.scores import Score, Scores, figures_by_kind
 from thinkjepa.stages.evaluate.table import ClipTable, numbers
+from thinkjepa.stages.intervals import INTERVAL_METHOD, Floats
 from thinkjepa.stages.json_files import write_json
 from thinkjepa.stages.progress import NoProgress, Progress
 from thinkjepa.stages.train.data.features import Features

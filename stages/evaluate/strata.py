@@ -14,7 +14,7 @@ import numpy.typing as npt
 from thinkjepa.cache import ClipRow
 from thinkjepa.stages.data.groups import task_of
 from thinkjepa.stages.data.history import SAME_S, earlier_s
-from thinkjepa.stages.evaluate.scores import Floats, Parts
+from thinkjepa.stages.intervals import Floats, Parts
 from thinkjepa.stages.train.data.features import Features
 
 MOST_BINS = 3

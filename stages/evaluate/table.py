@@ -38,7 +38,8 @@ from thinkjepa.cache.disk.files import explained_os_errors
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.baselines import METHODS
 from thinkjepa.stages.evaluate.metrics import METRICS, MetricKind
-from thinkjepa.stages.evaluate.scores import Clusters, Floats, Score, Scores
+from thinkjepa.stages.evaluate.scores import Score, Scores
+from thinkjepa.stages.intervals import Clusters, Floats
 from thinkjepa.stages.json_files import json_bytes
 
 EVALUATION_SCHEMA = "thinkjepa.eval.v4"

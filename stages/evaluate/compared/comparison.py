@@ -24,8 +24,8 @@ from thinkjepa.stages.evaluate.compared.ranking import ranking_of
 from thinkjepa.stages.evaluate.evaluation import joint_frames
 from thinkjepa.stages.evaluate.metrics import horizon_summary, time_summary
 from thinkjepa.stages.evaluate.over_clips import figures_over_clips
-from thinkjepa.stages.evaluate.scores import INTERVAL_METHOD, Clusters
 from thinkjepa.stages.evaluate.strata import Stratum, strata_of, task_strata
+from thinkjepa.stages.intervals import INTERVAL_METHOD, Clusters
 
 COMPARISON_SCHEMA = "thinkjepa.comparison.v2"
 

@@ -10,7 +10,8 @@ from thinkjepa.stages.evaluate.baselines import METHODS
 from thinkjepa.stages.evaluate.compared.groups import RunGroup
 from thinkjepa.stages.evaluate.metrics import METRICS, Metric
 from thinkjepa.stages.evaluate.over_clips import figures_over_clips
-from thinkjepa.stages.evaluate.scores import Floats, Parts, Score
+from thinkjepa.stages.evaluate.scores import Score
+from thinkjepa.stages.intervals import Floats, Parts
 
 MOST_GROUPS_BY_PAIRS = 6
 """Of more groups, not every two are compared: twenty settings would make 190 pairs."""

@@ -8,8 +8,9 @@ from typing import Any, get_args
 import numpy as np
 
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.evaluate.scores import Floats, Score
+from thinkjepa.stages.evaluate.scores import Score
 from thinkjepa.stages.evaluate.table import ClipTable
+from thinkjepa.stages.intervals import Floats
 from thinkjepa.stages.json_files import json_bytes
 from thinkjepa.stages.train.model.config import Variant
 from thinkjepa.stages.train.settings import TrainSettings, idle_settings

@@ -17,7 +17,8 @@ from thinkjepa.stages.evaluate.compared.groups import (
     one_latent_space,
 )
 from thinkjepa.stages.evaluate.rollout import SLOPE, RolledOut
-from thinkjepa.stages.evaluate.scores import INTERVAL_METHOD, Clusters, Figure, Parts, Score
+from thinkjepa.stages.evaluate.scores import Score
+from thinkjepa.stages.intervals import INTERVAL_METHOD, Clusters, Figure, Parts
 
 ROLLOUTS_SCHEMA = "thinkjepa.rollouts.v1"
 

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.evaluate.scores import Floats, Score
+from thinkjepa.stages.evaluate.scores import Score
 from thinkjepa.stages.evaluate.table import EVALUATION_SCHEMA, ClipTable, ClipTableWriter, lists, numbers
+from thinkjepa.stages.intervals import Floats
 
 RECORD = {"schema": EVALUATION_SCHEMA}
 

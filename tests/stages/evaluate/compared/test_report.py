@@ -52,7 +52,7 @@ def test_the_conditions_of_the_figures_stand_above_them(add_run: AddRun) -> None
     markdown = comparison_markdown(compare([add_run("jepa", 3, MANY, counted=15)]))
     assert "- 21 test clips of 21 videos in 21 groups (by video)" in markdown
     assert "- jepa: 1 seed (3)" in markdown
-    assert "for other groups of videos and other seeds (t over groups, seeds crossed)" in markdown
+    assert "and other seeds (t over groups, seeds crossed, skewness corrected)" in markdown
     assert "- 1 joint: distances in mm, in the camera frame of the last observed frame" in markdown
     assert "- 315 of 420 labelled joint-frames count (75.0 %)" in markdown
     assert "fewer than" not in markdown
