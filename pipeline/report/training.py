@@ -82,7 +82,8 @@ def describe_epoch(end: EpochEnds) -> str:
         f"{losses.validation_loss:.5f} validation" + (" (best so far)" if end.best else ""),
     ]
     if losses.validation_distance_m is not None:
-        parts.append(f"joints {MILLIMETERS.amount(losses.validation_distance_m)}")
+        ridge = " (ridge)" if losses.head_share == 0 else ""
+        parts.append(f"joints {MILLIMETERS.amount(losses.validation_distance_m)}{ridge}")
     if losses.latent_gradient is not None and losses.joint_gradient is not None:
         parts.append(f"gradients {losses.latent_gradient:.2g} latents {losses.joint_gradient:.2g} joints")
     return ", ".join(parts)
@@ -100,8 +101,9 @@ def describe_metrics(out: Path, metrics: dict[str, Any], *, was_finished: bool =
         f"latent persistence {metrics['persistence_validation_loss']:.5f}",
     ]
     if (distance_m := metrics.get("validation_distance_m")) is not None:
+        ridge = ", the ridge's: no more counts of the head" if metrics.get("head_share") == 0 else ""
         lines.append(
-            f"  validation distance of {metrics['num_joints']} joints {MILLIMETERS.amount(distance_m)}"
+            f"  validation distance of {metrics['num_joints']} joints {MILLIMETERS.amount(distance_m)}{ridge}"
         )
         if unlabelled := metrics["unlabelled"]["clips"]:
             lines.append(f"  left out {unlabelled} clips: {metrics['unlabelled']['first']}, for one")

@@ -278,6 +278,8 @@ class PartitionedClips:
     sizes: Mapping[SplitName, SplitSize]
     histories: Histories = field(default_factory=Histories)
     """Of all clips: how many have no history beyond the observed window."""
+    groups: Mapping[str, str] = field(default_factory=dict)
+    """The group of each clip, by its id."""
     whole_sizes: Mapping[SplitName, SplitSize] | None = None
     """Sizes before a share of the training groups was taken; None where all of them train."""
 
@@ -324,12 +326,14 @@ def partition_clips(
     stored = partition_of(cache_dir, rule, sorted(set(zip(videos, digests, strict=True))))
     names = [stored.partition.videos[digest] for digest in digests]
     groups = [group_of(video, stored.grouping) for video in videos]
-    named = list(zip(clips.clip_ids.to_pylist(), names, strict=True))
+    clip_ids: list[str] = clips.clip_ids.to_pylist()
+    named = list(zip(clip_ids, names, strict=True))
     return PartitionedClips(
         stored=stored,
         ids={name: tuple(clip_id for clip_id, own in named if own == name) for name in SPLIT_NAMES},
         sizes=split_sizes(zip(names, groups, digests, strict=True)),
         histories=stored_histories(clips),
+        groups=dict(zip(clip_ids, groups, strict=True)),
     )
 
 

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from thinkjepa.cache import ClipSelection
-from thinkjepa.stages.data.groups import group_of
 from thinkjepa.stages.data.partition import PartitionedClips, split_sizes
 
 
@@ -30,10 +29,8 @@ def with_training_share(clips: PartitionedClips, rows: ClipSelection, *, share: 
     """
     if share == 1:
         return clips
-    of_clip = dict(zip(rows.clip_ids.to_pylist(), rows.values("video"), strict=True))
-    digests = dict(zip(of_clip, rows.values("video_digest"), strict=True))
-    group = {clip_id: group_of(video, clips.stored.grouping) for clip_id, video in of_clip.items()}
-    train_ids = clips.ids["train"]
+    digests = dict(zip(rows.clip_ids.to_pylist(), rows.values("video_digest"), strict=True))
+    group, train_ids = clips.groups, clips.ids["train"]
     kept = shared_groups(
         (group[clip_id] for clip_id in train_ids), share=share, seed=clips.stored.rule.split_seed
     )

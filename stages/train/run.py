@@ -31,7 +31,8 @@ from thinkjepa.stages.train.data.ridge import fit_ridge
 from thinkjepa.stages.train.data.sources import ORACLE_FILE
 from thinkjepa.stages.train.data.statistics import latent_statistics, thinker_statistics
 from thinkjepa.stages.train.events import Report, RunStarts, report_nothing
-from thinkjepa.stages.train.fit.loop import TrainProgress, fit, persistence_loss, untrained_loss
+from thinkjepa.stages.train.fit.loop import TrainProgress, fit, untrained_loss
+from thinkjepa.stages.train.fit.losses import persistence_loss
 from thinkjepa.stages.train.fit.processes import make_accelerator, only_writer
 from thinkjepa.stages.train.fit.state import FitState, ResumeFile, save_weights
 from thinkjepa.stages.train.fit.tracking import tracked, write_curve
@@ -205,6 +206,7 @@ def carry_out(
             resume=resume,
             progress=progress,
             report=report,
+            groups=clips.groups,
         )
     metrics = run_metrics(plan, state) | before
     if accelerator.is_main_process:
@@ -327,7 +329,7 @@ def _joint_metrics(plan: RunPlan, state: FitState) -> dict[str, Any]:
     reason = without[min(without)] if without else ""
     return {
         "validation_distance_m": state.best.validation_distance_m,
-        "head_share": float(state.best_weights["head.share"]),
+        "head_share": state.best.head_share,
         "num_joints": len(supervision.joints),
         "unlabelled": {"clips": len(without), "first": reason},
     }

@@ -5,7 +5,7 @@ normalized over the global batch, whatever the number of processes and the size 
 """
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -29,6 +29,7 @@ from thinkjepa.stages.train.data.batches import (
 from thinkjepa.stages.train.data.features import Batch, Features
 from thinkjepa.stages.train.data.poses import ObservedPoses
 from thinkjepa.stages.train.events import EpochEnds, Report, report_nothing
+from thinkjepa.stages.train.fit.head_share import choose_share, clusters_of, distances_by_share
 from thinkjepa.stages.train.fit.losses import (
     COLUMNS,
     DISTANCE_M,
@@ -37,10 +38,7 @@ from thinkjepa.stages.train.fit.losses import (
     LATENT_PART,
     LOSS,
     WITH_DISTANCE,
-    joint_distance,
-    latent_mse,
     per_sample_losses,
-    persistence,
 )
 from thinkjepa.stages.train.fit.optimizer import Step, make_optimizer, set_rates
 from thinkjepa.stages.train.fit.state import EpochLosses, FitState, PartialEpoch, ResumeFile
@@ -66,6 +64,8 @@ class Trainer:
     features: Features
     accelerator: Accelerator
     settings: TrainSettings
+    groups: Mapping[str, str] = field(default_factory=dict)
+    """The group of each clip by its id, of those that validate."""
     buffers: tuple[BatchBuffers, ...] = field(default_factory=new_buffers)
 
     def micro_batches(self, batch: tuple[str, ...]) -> list[MicroBatch]:
@@ -115,23 +115,32 @@ class Trainer:
                 unit_m=self._joint_unit_m(clips.poses),
                 latent_unit=self.latent_unit,
             )
-            if step is None:
-                losses = torch.cat((losses, self._distances_by_share(forecast.joints_m, clips)), dim=1)
+            if step is None and forecast.joints_m is not None:
+                by_share = distances_by_share(self.head, forecast.joints_m, clips)
+                losses = torch.cat((losses, by_share), dim=1)
             yield losses * weights.unsqueeze(1)
 
-    def _distances_by_share(self, joints_m: Tensor | None, clips: Batch) -> Tensor:
-        """Each clip's joint distance at each share of the head, `(clip, share)`, metres."""
-        if joints_m is None or clips.trajectory is None:
-            return torch.empty(len(clips.observed), 0, device=clips.observed.device)
-        target, counted = clips.trajectory, clips.trajectory.counted.float()
-        found = self.head.at_shares(joints_m, target.poses)
-        return torch.stack([joint_distance(one, target.future_m, counted) for one in found], dim=1)
+    def losses_by_clip(self, batch: tuple[str, ...], stored: Iterator[Batch]) -> Tensor:
+        """The weighted losses of a global batch's clips, float64 on the CPU, equal on all processes."""
+        found: Tensor | None = None
+        for part, losses in zip(self.micro_batches(batch), self.losses(batch, stored), strict=True):
+            if found is None:
+                found = losses.new_zeros(len(batch), losses.shape[1])
+            found[[batch.index(clip_id) for clip_id in part.clip_ids]] += losses
+        gathered: Tensor = self.accelerator.reduce(found, reduction="sum")
+        return gathered.cpu().double()
 
     @property
     def head(self) -> TrajectoryHead:
         """The head of a model that has one."""
         head: TrajectoryHead = self.accelerator.unwrap_model(self.model).head
         return head
+
+    @property
+    def head_share(self) -> float | None:
+        """The share of the head that counts. None without a head."""
+        has_head = self.accelerator.unwrap_model(self.model).head is not None
+        return float(self.head.share) if has_head else None
 
     @property
     def with_next_steps(self) -> bool:
@@ -179,12 +188,17 @@ class Trainer:
     def finite_means(self, totals: Tensor, batch: tuple[str, ...]) -> Tensor:
         """Mean losses of a global batch from this process' sums. Raises StageError if any is not finite."""
         means: Tensor = self.accelerator.reduce(totals, reduction="sum").cpu().double() / len(batch)
-        if not means.isfinite().all():  # equal on all processes, so that all of them stop
-            raise StageError(
-                f"loss is {float(means[LOSS])} on clips {', '.join(batch)}: check their features "
-                "(thinkjepa-cache verify); if those are finite, lower the learning rate"
-            )
-        return means
+        return checked(means, batch)
+
+
+def checked(means: Tensor, batch: tuple[str, ...]) -> Tensor:
+    """The mean losses of a global batch, which all processes have. Raises StageError if any is not finite."""
+    if not means.isfinite().all():  # equal on all processes, so that all of them stop
+        raise StageError(
+            f"loss is {float(means[LOSS])} on clips {', '.join(batch)}: check their features "
+            "(thinkjepa-cache verify); if those are finite, lower the learning rate"
+        )
+    return means
 
 
 def fit(
@@ -198,9 +212,11 @@ def fit(
     resume: ResumeFile,
     progress: TrainProgress,
     report: Report = report_nothing,
+    groups: Mapping[str, str] | None = None,
 ) -> FitState:
     """Train `model` (whose weights change) and return the curve with the best epoch's weights.
 
+    `groups` has the group of each validation clip by its id. Without it, each video is one.
     Where `resume` holds an interrupted fit it is continued, to the same result as an uninterrupted one.
     SIGTERM raises SystemExit after the current step, or after the epoch while that is validated.
     """
@@ -208,7 +224,7 @@ def fit(
     wrapped, wrapped_optimizer = accelerator.prepare(model, optimizer)
     found = resume.load(model, optimizer)  # after prepare, which moved the parameters to their device
     state = replace(found, select_by=settings.select_by)
-    trainer = Trainer(wrapped, wrapped_optimizer, features, accelerator, settings)
+    trainer = Trainer(wrapped, wrapped_optimizer, features, accelerator, settings, groups or {})
 
     def save(state: FitState) -> None:
         if accelerator.is_main_process:
@@ -228,7 +244,9 @@ def fit(
             )
             done = train_epoch(trainer, batches, state, progress=after_step, save=save, stop=stop)
             validation = validation_losses(trainer, validation_ids)
-            losses = epoch_losses(epoch, done, validation, num_clips=len(train_ids))
+            losses = replace(
+                epoch_losses(epoch, done, validation, num_clips=len(train_ids)), head_share=trainer.head_share
+            )
             log_epoch(accelerator, step=epoch * len(batches), losses=losses)
             state = state.after(losses, model)
             save(state)
@@ -313,24 +331,25 @@ def gradient_norms(trainer: Trainer, losses: Tensor) -> tuple[float, float | Non
 def validation_losses(trainer: Trainer, clip_ids: Sequence[str]) -> Tensor:
     """Mean losses of the model over all `clip_ids`, by the columns of `per_sample_losses`, float64.
 
-    The distance is the mean over the clips that have one, NaN where none has. It is that of the best share
-    of the head, which the head has from then on. The loss is that of the whole head.
+    The distance is the mean over the clips that have one, NaN where none has. It is that of the share of the
+    head that `choose_share` chooses, which the head has from then on. The loss is that of the whole head.
     """
     trainer.model.eval()
     use_whole_head(trainer)
-    totals: Tensor | float = 0.0
+    found = []
     batches = batches_in_order(clip_ids, batch_size=trainer.settings.batch_size)
     with closing(trainer.stored(batches)) as stored:
         for batch in batches:
-            summed = torch.stack([losses.sum(dim=0) for losses in trainer.losses(batch, stored)]).sum(dim=0)
-            totals = totals + trainer.finite_means(summed, batch) * len(batch)
-    assert isinstance(totals, Tensor), "a split has clips"
-    means, by_share = (totals / len(clip_ids))[: len(COLUMNS)], totals[len(COLUMNS) :]
-    if len(by_share):
-        best = int(by_share.argmin())
-        trainer.head.share.fill_(trainer.head.shares[best])
-        totals[DISTANCE_M] = by_share[best]
-    means[DISTANCE_M] = totals[DISTANCE_M] / totals[WITH_DISTANCE]
+            found.append(trainer.losses_by_clip(batch, stored))
+            checked(found[-1].mean(dim=0), batch)
+    losses = torch.cat(found)
+    means, by_share = losses[:, : len(COLUMNS)].mean(dim=0), losses[:, len(COLUMNS) :]
+    distances = by_share.masked_fill(losses[:, [WITH_DISTANCE]] == 0, torch.nan)
+    means[DISTANCE_M] = torch.nan
+    if distances.shape[1]:
+        chosen = choose_share(distances, clusters_of(clip_ids, trainer.groups))
+        trainer.head.share.fill_(trainer.head.shares[chosen])
+        means[DISTANCE_M] = distances[:, chosen].nanmean()
     return means
 
 
@@ -364,14 +383,3 @@ def epoch_losses(epoch: int, done: PartialEpoch, validation: Tensor, *, num_clip
         latent_gradient=done.latent_gradient,
         joint_gradient=done.joint_gradient,
     )
-
-
-@torch.no_grad()
-def persistence_loss(features: Features, clip_ids: Sequence[str], *, batch_size: int) -> float:
-    """Mean squared error of latent persistence over all `clip_ids`, for comparison."""
-    total = 0.0
-    for batch in batches_in_order(clip_ids, batch_size=batch_size):
-        clips = features.batch(batch, torch.device("cpu"))
-        repeated = persistence(clips.observed, future_steps=clips.future.shape[1])
-        total += float(latent_mse(repeated, clips.future).double().sum())
-    return total / len(clip_ids)

@@ -5,11 +5,14 @@ error a function of this module that `per_sample_losses` adds. Only a term that 
 model touches a third, `model/forecast.py`. Mean squared errors are the paper's (arXiv 2603.22281).
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from thinkjepa.stages.train.data.features import Batch
+from thinkjepa.stages.train.data.batches import batches_in_order
+from thinkjepa.stages.train.data.features import Batch, Features
 from thinkjepa.stages.train.model.forecast import Forecast
 from thinkjepa.stages.train.settings import LatentLoss, TrainSettings
 
@@ -113,3 +116,14 @@ def _weighted(errors_BTKJ: Tensor, confidence_BTKJ: Tensor) -> Tensor:
 def persistence(observed: Tensor, *, future_steps: int) -> Tensor:
     """The last observed latent step, repeated over the future: the baseline of every forecast."""
     return observed[:, -1:].expand(-1, future_steps, -1, -1)
+
+
+@torch.no_grad()
+def persistence_loss(features: Features, clip_ids: Sequence[str], *, batch_size: int) -> float:
+    """Mean squared error of latent persistence over all `clip_ids`, for comparison."""
+    total = 0.0
+    for batch in batches_in_order(clip_ids, batch_size=batch_size):
+        clips = features.batch(batch, torch.device("cpu"))
+        repeated = persistence(clips.observed, future_steps=clips.future.shape[1])
+        total += float(latent_mse(repeated, clips.future).double().sum())
+    return total / len(clip_ids)

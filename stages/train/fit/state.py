@@ -33,7 +33,7 @@ class EpochLosses:
     The loss is the weighted sum that is minimized. The other columns are the latents' mean
     squared error and, where trajectories are predicted, the joints' mean distance in metres.
     Gradients are norms, over the forecaster's parameters, of the gradient of each part of the loss
-    on the first clips of the epoch.
+    on the first clips of the epoch. `head_share` is the share of the head that the distance is of.
     """
 
     epoch: int
@@ -43,6 +43,7 @@ class EpochLosses:
     validation_distance_m: float | None = None
     latent_gradient: float | None = None
     joint_gradient: float | None = None
+    head_share: float | None = None
 
 
 SELECTED: Mapping[str, str] = {
@@ -77,17 +78,23 @@ class FitState:
 
     @property
     def best(self) -> EpochLosses:
-        """The epoch that is best on validation, the first of equals."""
-        return min(self.curve, key=self.selected)
+        """The epoch that is best on validation: of equal ones, that of the best latents.
+
+        Epochs that keep the ridge have equal joints.
+        """
+        return min(self.curve, key=self._order)
 
     def selected(self, losses: EpochLosses) -> float:
         """The figure of an epoch by which the best one is chosen."""
         return float(getattr(losses, SELECTED[self.select_by]))
 
+    def _order(self, losses: EpochLosses) -> tuple[float, float]:
+        return self.selected(losses), losses.validation_latent_error
+
     def after(self, losses: EpochLosses, model: nn.Module) -> "FitState":
         """The state after one more epoch, which left `model` as it is."""
         weights = self.best_weights
-        if not self.curve or self.selected(losses) < self.selected(self.best):
+        if not self.curve or self._order(losses) < self._order(self.best):
             weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
         return FitState((*self.curve, losses), weights, select_by=self.select_by)
 

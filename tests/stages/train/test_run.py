@@ -17,7 +17,7 @@ from thinkjepa.cache import CacheError, FeatureCache
 from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train.data.features import choose_features
-from thinkjepa.stages.train.fit.loop import persistence_loss
+from thinkjepa.stages.train.fit.losses import persistence_loss
 from thinkjepa.stages.train.plan import divide_clips
 from thinkjepa.stages.train.run import train
 from thinkjepa.stages.train.settings import TrainSettings

@@ -62,7 +62,7 @@ def test_a_run_keeps_and_names_the_best_epoch(
     metrics = run(latent_cache(labelled=16), tmp_path / "run", select_by=asked, learning_rate=3e-2)
     with (tmp_path / "run" / "curve.csv").open() as file:
         curve = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-    best = min(curve, key=lambda row: row[SELECTED[chosen]])
+    best = min(curve, key=lambda row: (row[SELECTED[chosen]], row["validation_latent_error"]))
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     value = best[SELECTED[chosen]]
     assert record["selection"] == {"by": chosen, "value": value, "epoch": best["epoch"]}
