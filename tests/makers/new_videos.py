@@ -16,8 +16,17 @@ from thinkjepa.stages.train.settings import TrainSettings
 SIZE = (160, 128)
 FPS, NUM_FRAMES = 10, 40
 TINY = TrainSettings(
-    epochs=1, batch_size=4, depth=2, width=24, heads=2, fusion_width=16, head_width=32, device="cpu"
+    epochs=1,
+    batch_size=4,
+    depth=2,
+    width=24,
+    heads=2,
+    fusion_width=16,
+    head_width=32,
+    device="cpu",
+    latent_target="latents",
 )
+"""One step of it. Changes start at zero: guidance would not move them before the second step."""
 
 
 def train_run(cache: Path, out: Path, **settings: Any) -> Path:

@@ -250,10 +250,10 @@ class PredictorSettings(Settings):
         ge=1,
     )
     latent_target: LatentTarget = setting(
-        "latents",
-        "Output of the predictor: latents (the paper's), or their change from the last observed step, "
-        "which starts at zero, so that training starts as latent persistence (ours). Variant vlm, which "
-        "reads no latents, puts out latents.",
+        "change",
+        "Output of the predictor: change of the latents from the last observed step, which starts at "
+        "zero, so that training starts as latent persistence (ours), or latents (the paper's, and what a "
+        "checkpoint of --init-from predicts). Variant vlm, which reads no latents, puts out latents.",
     )
     whiten_latents: bool = setting(
         False,

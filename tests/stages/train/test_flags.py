@@ -106,7 +106,7 @@ CASES: dict[str, tuple[object, ...]] = {
     "attention": ("bidirectional",),
     "attention_kernel": ("blocks",),  # flex is refused without a GPU: test_flex_attention.py
     "latent_pool": (1,),
-    "latent_target": ("change",),
+    "latent_target": ("latents",),
     "whiten_latents": (True,),
     "init_from": (CHECKPOINT,),
     "group_by": ("folder",),
@@ -290,7 +290,7 @@ PAIRED = {
         "drop_guidance": 0.0,
         "latent_loss": "mse",
         "normalise_targets": False,
-        "latent_target": "latents",
+        "latent_target": "change",
         "whiten_latents": False,
         "next_step_weight": 0.0,
         "trajectory_units": "metres",

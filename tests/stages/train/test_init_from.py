@@ -24,7 +24,16 @@ from thinkjepa.stages.train.settings import TrainSettings
 BuildCache = Callable[..., Path]
 BuildShape = Callable[..., ModelShape]
 
-TINY = TrainSettings(epochs=1, batch_size=4, depth=2, width=24, heads=2, fusion_width=16, device="cpu")
+TINY = TrainSettings(
+    epochs=1,
+    batch_size=4,
+    depth=2,
+    width=24,
+    heads=2,
+    fusion_width=16,
+    device="cpu",
+    latent_target="latents",  # what the checkpoint's output layer predicts
+)
 
 
 @pytest.fixture(scope="module")

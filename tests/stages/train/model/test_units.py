@@ -170,7 +170,7 @@ def test_changes_beat_persistence_where_masks_from_nothing_lose_to_it(
 
 def test_a_run_from_before_the_setting_predicts_latents(latent_cache: BuildCache, tmp_path: Path) -> None:
     """Its record has no target, and its weights are read as they are."""
-    run(latent_cache(), tmp_path / "run")
+    run(latent_cache(), tmp_path / "run", latent_target="latents")
     path = tmp_path / "run" / "run.json"
     record = json.loads(path.read_text())
     assert record["model"].pop("target") == {"kind": "latents", "whitened": False}
