@@ -139,8 +139,8 @@ def same_states(item: FeatureSet) -> Mapping[str, Any]:
 
 
 def _has_more(item: FeatureSet, wanted: FeatureSet) -> bool:
-    """True if a thinker's set holds all that another one would, the same to the last bit."""
-    if not item.kind == wanted.kind == "thinker" or same_states(item) != same_states(wanted):
+    """True if a thinker's set, or a history, holds all that another would, the same to the last bit."""
+    if item.kind != wanted.kind or item.kind == "encoder" or same_states(item) != same_states(wanted):
         return False
     of_slots = item.origin.get("slot_segments"), wanted.origin.get("slot_segments")
     return (

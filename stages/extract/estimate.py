@@ -11,7 +11,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,8 +151,10 @@ class DescribedModels:
         """The part of the encoder over the thinker's frames: its weights are the encoder's."""
         if self.frozen.history is None:
             return None
-        costs = [self._encoder_cost(self.history_frames)] * len(planned.clips)
-        return self._figures(self.frozen.history, 0, costs)
+        (num_frames,) = self.history_frames
+        lengths = {"slot": self.frozen.history.num_slots(num_frames)}
+        cost = replace(self._encoder_cost([num_frames]), lengths=lengths)
+        return self._figures(self.frozen.history, 0, [cost] * len(planned.clips))
 
     def _encoder_cost(self, windows: Sequence[int]) -> ClipCost:
         sequences = [number for window in self.sequences(windows) for number in window]

@@ -36,6 +36,7 @@ from thinkjepa.stages.evaluate.runs import TrainedRun
 from thinkjepa.stages.extract.encoder.base import VideoEncoder
 from thinkjepa.stages.extract.encoder.history import HistoryEncoder
 from thinkjepa.stages.extract.thinker.contract import HiddenStates
+from thinkjepa.stages.extract.thinker.kept import Kept
 from thinkjepa.stages.extract.work.frames import ClipDecoding
 from thinkjepa.stages.predict.models import as_stored, load_thinker, version_differences
 from thinkjepa.stages.progress import Progress
@@ -257,9 +258,11 @@ class Watched:
 
     def _from_history(self, observed: Tensor, encoder: VideoEncoder, warnings: list[str]) -> Seen:
         """The encoder's features of the thinker's frames, for which no thinker runs."""
-        history = HistoryEncoder(encoder)
-        windows = self._decoding.windows(self._clip, history)
-        (found,) = history.run([(self._clip, windows)], batch_size=1)
+        assert self.thinker_set is not None, "the history guides this run"
+        segments = self.thinker_set.origin.get("slot_segments", 0)
+        history = HistoryEncoder(encoder, Kept(segments, text=False, tokens=False))
+        inputs = self._decoding.prepared(self._clip, history)
+        (found,) = history.run([(self._clip, inputs)], batch_size=1)
         return Seen(observed, _guiding(found.arrays["pooled"])[None], None, warnings)
 
     def _from_source(self, observed: Tensor, features: Features, warnings: list[str]) -> Seen:

@@ -2,7 +2,8 @@
 
 All thinker frames of a clip go through the encoder as one window, in their order. They lie before the split
 by the rule that chose them, so that no feature knows of the future. What comes out is stored as the thinker's
-states are: a `pooled` array with a level and streams.
+states are, with one level: means in the streams of what is seen, and slots, each patch over the steps of a
+segment of the history and each step over its patches, with their positions.
 
 Shape letters as in the encoder's contract.
 """
@@ -10,7 +11,7 @@ Shape letters as in the encoder's contract.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -18,12 +19,23 @@ from torch import Tensor
 
 from thinkjepa.cache import STREAMS, ArraySpec, ClipFeatures, ClipRow, Kind
 from thinkjepa.stages.data.decoding.client import FrameStack
+from thinkjepa.stages.data.framing import Box, grid_box
 from thinkjepa.stages.data.plan import ClipSettings
 from thinkjepa.stages.extract.encoder.base import VideoEncoder
 from thinkjepa.stages.extract.models.weights import ModelFolder
+from thinkjepa.stages.extract.settings import ModelSettings
+from thinkjepa.stages.extract.thinker.kept import Kept
+from thinkjepa.stages.extract.thinker.layout import VisualLayout
+
+LEVELS = (0,)
+"""Positions of the levels: the encoder's last layer alone."""
 
 VISUAL_STREAMS = frozenset({"prompt", "visual"})
 """Streams that a mean over what is seen belongs to. The others are of text, and absent."""
+
+
+FrameSize = tuple[int, int]
+"""Width and height in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +43,14 @@ class HistoryEncoder:
     """An encoder as a frozen model of its own, which reads the thinker's frames. Both share the weights."""
 
     encoder: VideoEncoder
+    kept: Kept
+    """Slots, or means alone. There is no text."""
     kind: ClassVar[Kind] = "history"
+
+    @classmethod
+    def of(cls, encoder: VideoEncoder, settings: ModelSettings) -> HistoryEncoder:
+        """The history that `--keep` and `--slot-segments` ask for."""
+        return cls(encoder, replace(Kept.of(settings), text=False, tokens=False))
 
     @property
     def folder(self) -> ModelFolder:
@@ -40,8 +59,8 @@ class HistoryEncoder:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """The encoder's, with the streams: frames apart, which the sampling names, nothing else matters."""
-        return {**self.encoder.origin, "streams": list(STREAMS)}
+        """The encoder's, with the arrays kept. The sampling names the frames, nothing else matters."""
+        return {**self.encoder.origin, **self.kept.origin}
 
     @property
     def source(self) -> dict[str, Any]:
@@ -56,8 +75,12 @@ class HistoryEncoder:
         """The arrays of the feature set. Raises StageError where the frames are no window of the encoder."""
         number = int(clips.thinker_sampling["frames"])
         self.encoder.require_window(number, flag="--keep-history with --thinker-frames")
-        pooled = (1, len(STREAMS), self.encoder.width)
-        return (ArraySpec("pooled", ("layer", "stream", "dim"), pooled, pooled, "float32"),)
+        return self.kept.arrays(LEVELS, width=self.encoder.width, dtype=self.encoder.dtype)
+
+    def num_slots(self, num_frames: int) -> int:
+        """Slots of a clip with so many thinker frames."""
+        times_s = [0.0] * num_frames
+        return self._layout(times_s, (1, 1)).num_slots(self.kept.slot_segments) if self._has_slots else 0
 
     def windows(self, clip: ClipRow) -> list[Sequence[int]]:
         """The thinker's frames, as one window."""
@@ -76,20 +99,54 @@ class HistoryEncoder:
         return self.encoder.preprocess(frames)
 
     def prepare(
-        self, clip: ClipRow, windows: Sequence[Tensor], *, frame_px: tuple[int, int]
-    ) -> Sequence[Tensor]:
-        """The preprocessed window of a clip, as it is."""
-        return windows
+        self, clip: ClipRow, windows: Sequence[Tensor], *, frame_px: FrameSize
+    ) -> tuple[Tensor, FrameSize]:
+        """The preprocessed window of a clip, as it is, and the size of the video's frames."""
+        (window,) = windows
+        return window, frame_px
 
     def run(
-        self, prepared: Sequence[tuple[ClipRow, Sequence[Tensor]]], *, batch_size: int
+        self, prepared: Sequence[tuple[ClipRow, tuple[Tensor, FrameSize]]], *, batch_size: int
     ) -> list[ClipFeatures]:
         """Features of prepared clips, in their order."""
-        latents_BTPD = self.encoder.encode([window for _, (window,) in prepared], batch_size=batch_size)
+        latents_BTPD = self.encoder.encode([window for _, (window, _) in prepared], batch_size=batch_size)
         return [
-            ClipFeatures(clip.clip_id, {"pooled": pool_history(latents_TPD)})
-            for (clip, _), latents_TPD in zip(prepared, latents_BTPD, strict=True)
+            self._features(clip, latents_TPD, frame_px)
+            for (clip, (_, frame_px)), latents_TPD in zip(prepared, latents_BTPD, strict=True)
         ]
+
+    def _features(self, clip: ClipRow, latents_TPD: Tensor, frame_px: FrameSize) -> ClipFeatures:
+        arrays = {"pooled": pool_history(latents_TPD)}
+        if self._has_slots:
+            layout, segments = self._layout(clip.thinker_times_s, frame_px), self.kept.slot_segments
+            slots_LND = layout.slots(latents_TPD.flatten(0, 1)[None], segments=segments)
+            arrays["slots"] = slots_LND.to(latents_TPD.dtype)
+            arrays["slot_position"] = layout.slot_positions(clip.split_time_s, segments=segments)
+        return ClipFeatures(
+            clip.clip_id,
+            arrays,
+            slot_count=len(arrays.get("slot_position", ())),
+            frame_width_px=frame_px[0],
+            frame_height_px=frame_px[1],
+        )
+
+    @property
+    def _has_slots(self) -> bool:
+        return self.kept.slot_segments > 0
+
+    def _layout(self, times_s: Sequence[float], frame_px: FrameSize) -> VisualLayout:
+        """The encoder's patches as visual tokens: a group is a latent step, its grid that of the patches."""
+        (width, height), tubelet = frame_px, self.encoder.tubelet
+        box = grid_box(self.encoder.framing, width_px=width, height_px=height)
+        starts = range(0, len(times_s), tubelet)
+        rows, columns = self.encoder.grid
+        return VisualLayout(
+            sizes=(rows * columns,) * len(starts),
+            spans_s=tuple((times_s[start], times_s[start + tubelet - 1]) for start in starts),
+            grid=self.encoder.grid,
+            view=Box(box.left / width, box.top / height, box.width / width, box.height / height),
+            frame_px=frame_px,
+        )
 
 
 def pool_history(latents_TPD: Tensor) -> Tensor:

@@ -175,7 +175,7 @@ class FrozenModels:
                 thinker, settings, vllm, dtype=dtype, device=chosen, batch_size=batch_size, view=view
             ),
             video_encoder,
-            HistoryEncoder(video_encoder) if settings.keep_history else None,
+            HistoryEncoder.of(video_encoder, settings) if settings.keep_history else None,
         )
 
     def __enter__(self) -> FrozenModels:

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from thinkjepa.cache import FeatureCache, FeatureSet, Kind
-from thinkjepa.cache.records import STORAGE, set_differences
-from thinkjepa.cache.tables.catalog import named_origin
+from thinkjepa.cache.records import STORAGE, canonical_json, set_differences
+from thinkjepa.cache.tables.catalog import named_origin, same_states
 from thinkjepa.stages.data.plan import with_windows
 from thinkjepa.stages.data.sampling import UNSPACED
 from thinkjepa.stages.errors import StageError
@@ -110,10 +110,11 @@ def find_history(
             f"--guidance-source history reads the encoder's features of the thinker's frames, and "
             f"{str(cache.path)!r} has none: run thinkjepa-cache extract again with --keep-history"
         )
-    if len(held) > 1:
+    kept = {item.origin["slot_segments"] for item in held if "slot_segments" in item.origin}
+    if len({canonical_json(same_states(item)) for item in held}) > 1 or len(kept) > 1:
         named = "; ".join(f"{name} ({apart})" for name, apart in set_differences(held).items())
         raise StageError(f"--guidance-source history: several sets fit, {named}: name one with --set")
-    return held[0]
+    return max(held, key=lambda item: (len(item.arrays), len(item.streams)))  # others hold less of it
 
 
 def smallest(encoders: Sequence[FeatureSet], *, windows: int) -> FeatureSet:

@@ -198,7 +198,7 @@ def test_nothing_observed_depends_on_the_future(
             (thinker_set, "tokens"),
             (thinker_set, "pooled"),
             (encoder_set, "observed"),
-            (history_set, "pooled"),
+            *((history_set, array) for array in ("pooled", "slots", "slot_position")),
         ):
             read = cache.read(name, array, pair)
             assert read[0].numpy().tobytes() == read[1].numpy().tobytes(), (split, array)
@@ -213,6 +213,7 @@ def test_nothing_observed_depends_on_the_future(
             (thinker_set, "tokens"),
             (encoder_set, "observed"),
             (history_set, "pooled"),
+            (history_set, "slots"),
         ):
             read = cache.read(name, array, pair)
             assert not torch.equal(read[0], read[1])

@@ -63,6 +63,8 @@ def test_it_is_added_to_a_cache_and_leaves_the_other_sets_alone(
     assert report["extracted"] == report["clips"] == len(cache.select(history.name, *before.feature_sets))
     again = run_extract(videos, cache_dir).json  # the cache remembers the flag
     assert (again["extracted"], again["history_set"]) == (0, history.name)
+    fewer = run_extract(videos, cache_dir, "--keep", "pooled").json
+    assert (fewer["extracted"], fewer["history_set"]) == (0, history.name), "it holds that, too"
     without = run_extract(videos, cache_dir, "--no-keep-history").json
     assert (without["extracted"], without["history_set"]) == (0, "")
     assert (without["thinker_set"], without["encoder_set"]) == (report["thinker_set"], report["encoder_set"])
@@ -88,6 +90,41 @@ def test_it_is_the_mean_of_the_latents_of_one_window_of_the_thinkers_frames(
                 assert (states - wanted).abs().max() <= 1e-5 * mean.abs().max(), stream
     first, last = cache.read(history.name, "pooled", [clips[0].clip_id, clips[-1].clip_id])
     assert not torch.equal(first, last)
+
+
+def test_its_slots_are_places_over_time_and_steps_over_places(
+    with_history: tuple[Path, dict[str, Any]], videos: Path, encoder: VideoEncoder
+) -> None:
+    """By hand: values, seconds before the split, and centers of the patches of the middle square."""
+    cache = FeatureCache.open(with_history[0])
+    (history,) = cache.filled_sets("history")
+    rows, columns = encoder.grid
+    share = encoder.frame_px[0] / encoder.framing["resize"]["shortest_edge"]  # type: ignore[index]
+    with VideoDecoder(timeout_s=60) as decoder:
+        for clip in cache.select(history.name)[:2]:
+            raw = decoder.frames(videos / clip.video, clip.thinker_frames)
+            (latents,) = encoder.encode([encoder.preprocess(raw)])
+            row = cache.index(history.name)[clip.clip_id]
+            assert row.slot_count == rows * columns + len(latents)
+            assert (row.frame_width_px, row.frame_height_px) == (raw.shape[2], raw.shape[1])
+            slots, positions = (
+                cache.read(history.name, array, [clip.clip_id])[0] for array in ("slots", "slot_position")
+            )
+            wanted = torch.cat([latents.mean(dim=0), latents.mean(dim=1)])
+            assert (slots[0, : row.slot_count] - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+            times_s, split_s = clip.thinker_times_s, clip.split_time_s
+            short = min(raw.shape[1:3])
+            for number in (0, columns + 1, rows * columns - 1):
+                place = torch.tensor(divmod(number, columns)) + 0.5
+                center_px = (place / rows - 0.5) * share * short + torch.tensor(raw.shape[1:3]) / 2
+                middle_s, span_s = (times_s[0] + times_s[-1]) / 2, times_s[-1] - times_s[0]
+                expected = [split_s - middle_s, span_s, *(center_px / torch.tensor(raw.shape[1:3])).tolist()]
+                half_a_pixel = 0.5 / encoder.frame_px[0]  # sides are resized to whole pixels
+                assert positions[number].tolist() == pytest.approx(expected, abs=half_a_pixel)
+            last_s = split_s - (times_s[-2] + times_s[-1]) / 2
+            expected = [last_s, times_s[-1] - times_s[-2]]
+            assert positions[row.slot_count - 1, :2].tolist() == pytest.approx(expected, abs=1e-4)
+            assert positions[rows * columns : row.slot_count, 2:].isnan().all()
 
 
 def test_frames_that_are_no_window_of_the_encoder_are_refused(
@@ -123,6 +160,8 @@ def test_its_cost_is_estimated(videos: Path, tiny_models: Path, encoder: VideoEn
     assert kept.history is not None
     assert kept.history.total_flops == plain.encoder.total_flops // 2, "one window of 8 frames next to two"
     assert kept.history.array_bytes["pooled"] >= kept.clips * len(STREAMS) * encoder.width * 4
+    places = encoder.grid[0] * encoder.grid[1]
+    assert kept.history.array_bytes["slots"] >= kept.clips * (places + 4) * encoder.width * 4
     assert kept.disk_bytes - plain.disk_bytes == kept.history.disk_bytes
     assert kept.model_hours > plain.model_hours
     assert kept.memory.weights_bytes == plain.memory.weights_bytes
