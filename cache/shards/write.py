@@ -48,7 +48,7 @@ NOT_FINITE_BITS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32:
 """Exponent bits that are all ones in inf and NaN. Testing them needs no float conversion."""
 
 ENTRIES = {
-    "token": ("tokens", "use fewer thinker frames or a lower resolution"),
+    "token": ("tokens", "use fewer --thinker-frames or a lower --thinker-size, or --keep without tokens"),
     "slot": ("slots", "use fewer --slot-segments or a lower --thinker-size"),
     "text": ("text tokens", "use a shorter --prompt or fewer --max-new-tokens"),
 }

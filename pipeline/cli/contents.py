@@ -18,6 +18,7 @@ from thinkjepa.pipeline.cli.console import (
     confirmed,
     counted,
     errors,
+    loading,
     print_result,
 )
 from thinkjepa.pipeline.cli.help import examples
@@ -216,6 +217,55 @@ def merge_command(
         f"{out}: {counted(report.feature_sets, 'set')}, {counted(report.clips, 'clip')}; "
         f"{counted(report.copied, 'feature')} copied, {report.shared} in several caches",
     )
+
+
+@app.command(
+    "upgrade",
+    epilog=examples(
+        "thinkjepa-cache upgrade features --videos videos",
+        "thinkjepa-cache upgrade features --videos videos --set thinker-3f --keep pooled,slots",
+    ),
+)
+def upgrade_command(
+    *,
+    cache: CacheArgument,
+    videos: Annotated[Path, typer.Option(help="Folder of its videos, which are asked for their size.")],
+    keep: Annotated[str, typer.Option(help="Arrays of the new set, as of extract.")] = "pooled,slots,text",
+    slot_segments: Annotated[int, typer.Option(min=1, help="Segments of the history, as of extract.")] = 1,
+    feature_set: Annotated[
+        str, typer.Option("--set", metavar="NAME", help="The thinker's set, where there are several.")
+    ] = "",
+    thinker: Annotated[
+        str, typer.Option(help="Where the thinker is now: its processor is used, its weights are not.")
+    ] = "",
+    json: JsonOption = False,
+) -> int:
+    """Make slots, text tokens and all streams of a thinker's set that has its tokens, without a model.
+
+    They are written as a set next to it, the same to the last bit as an extraction would make it. What is no
+    longer wanted is removed with rm --set. Run it again after an interruption. Exit status 3 where a clip's
+    video is missing.
+    """
+    with loading():
+        from thinkjepa.stages.extract.upgrade import upgrade
+
+    with TerminalProgress(errors) as progress:
+        report = upgrade(
+            cache,
+            videos,
+            keep=keep,
+            slot_segments=slot_segments,
+            selector=feature_set,
+            thinker=thinker,
+            progress=progress,
+        )
+    lines = [
+        f"{report.feature_set}: {counted(report.upgraded, 'clip')} made of the tokens of {report.source}, "
+        f"{report.already_there} already there",
+        *(f"  no video: {clip}" for clip in report.missing),
+    ]
+    print_result(json, {"cache": str(cache), **asdict(report)}, "\n".join(lines))
+    return EXIT_FAILURES if report.missing else EXIT_DONE
 
 
 @app.command(

@@ -282,10 +282,10 @@ def _set_lines(item: dict[str, Any]) -> list[str]:
     lines.append("  frames " + ", ".join(f"{name} {value}" for name, value in sampling.items()))
     for name, array in item["arrays"].items():
         shape = " x ".join(f"{dim} {n}" for dim, n in zip(array["dims"], array["shape"], strict=True))
-        lines.append(f"  {name:<10} {array['dtype']:<8} {shape} ({human_bytes(array['bytes'])})")
+        lines.append(f"  {name:<14} {array['dtype']:<8} {shape} ({human_bytes(array['bytes'])})")
         if error := array.get("fp8_error"):
             off = f"tokens are off by {error['mean']:.1%}, {error['max']:.1%} at most"
-            lines.append(f"  {'':<10} kept in 8 bits: {off}")
+            lines.append(f"  {'':<14} kept in 8 bits: {off}")
     if item["tokens_per_clip"]:
         lines.append("  tokens per clip {} to {}".format(*item["tokens_per_clip"]))
     if warning := item.get("repeated_frames", {}).get("warning"):

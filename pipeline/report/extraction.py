@@ -82,7 +82,23 @@ def _model_rows(figures: Estimate) -> list[tuple[str, ...]]:
         ("tokens per clip", *[_tokens(model) for model in models]),
         ("compute per clip", *[f"{model.total_flops / clips / TERA:.3g} TFLOP" for model in models]),
         ("disk per clip", *[human_bytes(model.disk_bytes / clips) for model in models]),
+        *_array_rows(models, clips),
         ("disk", *[human_bytes(model.disk_bytes) for model in models]),
+    ]
+
+
+def _array_rows(models: Sequence[ModelFigures], clips: int) -> list[tuple[str, ...]]:
+    """A row per kept array, with its bytes a clip in each model's column."""
+    names = dict.fromkeys(name for model in models for name in model.array_bytes)
+    return [
+        (
+            f"  {name}",
+            *[
+                human_bytes(model.array_bytes[name] / clips) if name in model.array_bytes else "-"
+                for model in models
+            ],
+        )
+        for name in names
     ]
 
 

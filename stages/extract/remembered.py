@@ -105,6 +105,8 @@ def _settings_of(thinker: FeatureSet, encoder: FeatureSet, *, keep_history: bool
         "thinker_view": "encoder" if preprocessing.get("view") else None,
         "encoder_fit": encoder.origin.get("preprocessing", {}).get("fit"),
         "dtype": origin.get("dtype"),
+        "keep": ",".join(origin["keep"]) if "keep" in origin else None,
+        "slot_segments": origin.get("slot_segments"),
         "keep_history": keep_history or None,
         "fp8": FP8_SETS["fp8" in origin, "fp8" in encoder.origin],
     }

@@ -79,7 +79,7 @@ def values(cache_dir: Path) -> dict[tuple[str, str], torch.Tensor]:
     for name, feature_set in cache.feature_sets.items():
         clip_ids = sorted(cache.index(name).clip_ids.to_pylist())
         for array in feature_set.arrays:
-            found[feature_set.kind, array] = cache.read(name, array, clip_ids).float()
+            found[feature_set.kind, array] = cache.read(name, array, clip_ids).float().nan_to_num(nan=-1.0)
     return found
 
 

@@ -90,16 +90,21 @@ class Thinker(ABC):
             "prompt": self.settings.prompt,
             "max_new_tokens": self.settings.max_new_tokens,
             "dtype": self.dtype,
-            "preprocessing": {
-                "files": preprocessing_digest(self.folder),
-                "short_side_px": self.settings.thinker_size,
-                "cap_pixels_per_frame": True,
-                "clock_fps": CLOCK_FPS,
-                **({"frames_as": "images"} if self.settings.frames_as == "images" else {}),
-                **({"view": self.view} if self.view else {}),
-            },
+            "preprocessing": self.preprocessing,
             "versions": library_versions(),
             **self.kept.origin,
+        }
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """Everything that determines the model's inputs, given frames and prompt."""
+        return {
+            "files": preprocessing_digest(self.folder),
+            "short_side_px": self.settings.thinker_size,
+            "cap_pixels_per_frame": True,
+            "clock_fps": CLOCK_FPS,
+            **({"frames_as": "images"} if self.settings.frames_as == "images" else {}),
+            **({"view": self.view} if self.view else {}),
         }
 
     @property

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from thinkjepa.cache import FeatureCache
 from thinkjepa.cache.disk.layout import array_dir
 from thinkjepa.cache.shards.format import stored_bytes
+from thinkjepa.pipeline.cli.console import human_bytes
 from thinkjepa.pipeline.report.extraction import describe_estimate
 from thinkjepa.stages.data.plan import ClipSettings
 from thinkjepa.stages.data.short_videos import ShortVideo
@@ -300,8 +301,10 @@ def test_models_out_of_reach_leave_clips_frames_and_gigabytes(
     for name in ("clips", "videos", "failed_videos", "dense_fps", "thinker_frames", "encoder_windows"):
         assert found[name] == getattr(figures, name), name
     assert found["encoder_frames"] == 8 * found["encoder_windows"] == 16 * found["clips"]
-    tokens, latents = 8 * 1024 * 2048 * 2, 8 * 256 * 1024 * 2  # layers, tokens, width; steps, patches, width
-    assert found["disk_bytes"] / found["clips"] == pytest.approx(tokens + latents, rel=0.01)
+    tokens, slots, text = 1024, 3 * 24, 32
+    states = 8 * (tokens + slots + text) * 2048 * 2 + 8 * 5 * 2048 * 4  # layers, entries, width; streams
+    latents = 8 * 256 * 1024 * 2  # steps, patches, width
+    assert found["disk_bytes"] / found["clips"] == pytest.approx(states + latents, rel=0.01)
     assert found["hours"] is found["thinker"] is found["memory"] is None
     assert "'Qwen/Qwen3-VL-2B-Thinking' is no local folder, and HF_HOME" in found["warnings"][-1]
     others = run_command(
@@ -355,3 +358,10 @@ def test_wrong_use_is_one_line(run_command: Callable[..., Any], tmp_path: Path) 
     assert outcome.stdout == ""
     assert outcome.stderr.count("\n") == 1
     assert "No such file or directory" in outcome.stderr
+
+
+def test_the_table_shows_what_each_kept_array_takes(figures: Estimate) -> None:
+    lines = describe_estimate(figures).splitlines()
+    for name, size in figures.thinker.array_bytes.items():
+        (line,) = [line for line in lines if line.startswith(f"  {name} ")]
+        assert human_bytes(size / figures.clips) in line

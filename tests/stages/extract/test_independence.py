@@ -51,7 +51,7 @@ def features_of(tiny_models: Path) -> Callable[..., Features]:
         )
         cache = FeatureCache.open(cache_dir)
         return {
-            (clip_id, array): cache.read(name, array, [clip_id])[0]
+            (clip_id, array): cache.read(name, array, [clip_id])[0].nan_to_num(nan=-1.0)
             for name, item in cache.feature_sets.items()
             for array in item.arrays
             for clip_id in cache.index(name).clip_ids.to_pylist()
