@@ -270,13 +270,13 @@ class ClipFeatures:
     clip_id: str
     arrays: Mapping[str, torch.Tensor]
     token_count: int = 0
+    prompt_token_count: int = 0
+    token_ids: tuple[int, ...] = ()
+    generated_text: str = ""
     slot_count: int = 0
     text_count: int = 0
     frame_width_px: int = 0
     frame_height_px: int = 0
-    prompt_token_count: int = 0
-    token_ids: tuple[int, ...] = ()
-    generated_text: str = ""
 
 
 DROPPED = "verify"

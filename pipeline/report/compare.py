@@ -190,6 +190,11 @@ def _check_comparable(a: FeatureSet, b: FeatureSet) -> None:
     if a.kind == "thinker" and not set(a.layers) & set(b.layers):
         raise CacheError(f"{a.name} (layers {_listed(a)}) and {b.name} ({_listed(b)}) share no layer")
     for array in STATES[a.kind]:
+        if lacking := [item.name for item in (a, b) if array not in item.arrays]:
+            raise CacheError(
+                f"{lacking[0]} keeps no {array}, by which {a.kind} sets are compared: extract with --keep "
+                f"pooled,slots,text,{array}"
+            )
         shape_a, shape_b = (item.arrays[array].shape for item in (a, b))
         skipped = 1 if a.kind == "thinker" else 0  # the number of layers may differ
         if shape_a[skipped:] != shape_b[skipped:]:

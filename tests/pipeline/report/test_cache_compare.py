@@ -190,3 +190,21 @@ def test_cosine_of_zero_vectors_is_defined() -> None:
     a = torch.tensor([[0.0, 0.0], [0.0, 0.0], [1.0, 0.0]])
     b = torch.tensor([[0.0, 0.0], [1.0, 0.0], [-2.0, 0.0]])
     assert cosines(a, b).tolist() == [1.0, 0.0, -1.0]
+
+
+def test_sets_without_all_tokens_are_refused_in_one_line(tmp_path: Path) -> None:
+    pooled = ArraySpec("pooled", ("layer", "stream", "dim"), (2, 5, 4), (2, 5, 4), "float32")
+    origin = {"layers": [1, 5], "prompt": "q", "dtype": "float32", "sampling": SAMPLING}
+    without = describe_set(
+        "thinker", origin=origin, source={}, arrays=(pooled,), shard_bytes=10**6, typical_clip_bytes=1000
+    )
+    names = write(
+        tmp_path / "c",
+        [
+            (thinker((1, 5), "float32"), [thought(CLIP_IDS[0], states_of(2))]),
+            (without, [ClipFeatures(CLIP_IDS[0], {"pooled": torch.ones(2, 5, 4)})]),
+        ],
+    )
+    done = run(tmp_path / "c", *names)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"{names[1]} keeps no tokens" in done.stderr
