@@ -116,7 +116,7 @@ class SetIndex(Mapping[str, IndexRow]):
 
     def _load(self) -> None:
         self.__dict__.pop("failed", None)
-        self._counts: dict[str, Positions] = {}
+        self._numbers: dict[str, Positions] = {}
         self._rows = ParquetRows(self._folder, columns=["clip_id", "row"], schema=INDEX_SCHEMA)
         ids, array_rows = self._rows.release("clip_id"), self._rows.release("row").to_numpy()
         ok = array_rows >= 0
@@ -134,7 +134,7 @@ class SetIndex(Mapping[str, IndexRow]):
     @property
     def token_counts(self) -> Positions:
         """Tokens of each of `clip_ids`."""
-        return self._current(lambda: self._lengths("token"))
+        return self._current(lambda: self._numbers_of("token_count"))
 
     def tokens_by_clip(self) -> dict[str, int]:
         """Tokens of every clip with features, 0 in an encoder's set."""
@@ -161,13 +161,24 @@ class SetIndex(Mapping[str, IndexRow]):
 
     def count_tokens(self, clip_ids: Sequence[str], *, axis: str = "token") -> Positions:
         """Tokens of clips that have features, or their entries along another ragged axis."""
-        return self._current(lambda: self._lengths(axis)[self._positions(clip_ids)])
+        return self._current(lambda: self._numbers_of(RAGGED[axis])[self._positions(clip_ids)])
 
-    def _lengths(self, axis: str) -> Positions:
-        if axis not in self._counts:
-            column = self._rows.read_column(RAGGED[axis]).to_numpy()
-            self._counts[axis] = column[self._ok].astype(np.int64)
-        return self._counts[axis]
+    def frame_px(self, clip_id: str) -> tuple[int, int] | None:
+        """Width and height of the frames of a clip that has features, None where they are not known."""
+        width, height = self._current(
+            lambda: [
+                int(self._numbers_of(column)[self._positions([clip_id])[0]])
+                for column in ("frame_width_px", "frame_height_px")
+            ]
+        )
+        return (width, height) if width and height else None
+
+    def _numbers_of(self, column: str) -> Positions:
+        """A column of whole numbers of all clips with features."""
+        if column not in self._numbers:
+            found = self._rows.read_column(column).to_numpy()
+            self._numbers[column] = found[self._ok].astype(np.int64)
+        return self._numbers[column]
 
     def _positions(self, clip_ids: Sequence[str]) -> Positions:
         if len(clip_ids) > FOUND_ONE_BY_ONE:

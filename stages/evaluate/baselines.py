@@ -14,9 +14,9 @@ from thinkjepa.stages.evaluate.learned import Learned
 from thinkjepa.stages.evaluate.metrics import MetricKind
 from thinkjepa.stages.evaluate.motion import constant_velocity, damped_velocity, future_times_s
 from thinkjepa.stages.evaluate.partners import Partners
-from thinkjepa.stages.train.data.batches import TokenBatch
 from thinkjepa.stages.train.data.features import Batch, Features
 from thinkjepa.stages.train.data.poses import ObservedPoses
+from thinkjepa.stages.train.data.tokens import TokenBatch
 from thinkjepa.stages.train.fit.losses import persistence
 from thinkjepa.stages.train.model.forecast import ForecastModel
 from thinkjepa.stages.train.model.ridge import PoseRidge
@@ -66,7 +66,7 @@ class SplitInputs:
     pooled: Tensor | None
     """`(batch, level, stream, dim)`"""
     tokens: TokenBatch | None
-    """The thinker's tokens, None where the model reads none."""
+    """The thinker's slots and tokens, None where the model reads none."""
     shuffled: tuple[tuple[Tensor, TokenBatch | None], ...]
     """Both of another clip each, once for every permutation; empty where the model has no thinker."""
     poses: ObservedPoses | None
@@ -99,7 +99,7 @@ def inputs_at_split(
     shuffled = []
     for partners in permutations:
         others = [partners[clip.clip_id] for clip in clips]
-        tokens = features.tokens(others).to(device) if features.token_kinds else None
+        tokens = features.tokens(others).to(device) if features.reading else None
         shuffled.append((features.pooled(others).to(device), tokens))
     return SplitInputs(
         observed=batch.observed,

@@ -99,8 +99,8 @@ class TrainedRun:
         cache, sets = self.cache(cache_dir), self.record["feature_sets"]
         encoder = find_serving(cache, "encoder", sets["encoder"], windows=windows)
         guiding = guiding_record(sets)
-        thinker = find_serving(cache, *guiding) if guiding else None
         shape = self.shape
+        thinker = find_serving(cache, *guiding, arrays=shape.reading.arrays) if guiding else None
         features = build_features(
             cache,
             encoder,
@@ -109,7 +109,8 @@ class TrainedRun:
             joints=",".join(shape.head.joints) if shape.head else "auto",
             min_confidence=self.min_confidence,
             transform=shape.view,
-            token_kinds=shape.token_kinds,
+            reading=shape.reading,
+            streams=shape.thinker.streams if shape.thinker else (),
             layers=tuple(guiding[1].get("layers", ())) if guiding else (),
             windows=windows,
         )

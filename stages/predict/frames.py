@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thinkjepa.cache import STREAMS, ClipRow, FeatureSet
+from thinkjepa.cache import ClipRow, FeatureSet
 from thinkjepa.stages.data.decoding.client import DecodeError, VideoDecoder, VideoInfo
 from thinkjepa.stages.data.plan import PlannedVideo
 from thinkjepa.stages.data.rates import measured_rate
@@ -35,14 +35,13 @@ from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.runs import TrainedRun
 from thinkjepa.stages.extract.encoder.base import VideoEncoder
 from thinkjepa.stages.extract.encoder.history import HistoryEncoder
-from thinkjepa.stages.extract.thinker.contract import HiddenStates
 from thinkjepa.stages.extract.thinker.kept import Kept
 from thinkjepa.stages.extract.work.frames import ClipDecoding
 from thinkjepa.stages.predict.models import as_stored, load_thinker, version_differences
 from thinkjepa.stages.progress import Progress
-from thinkjepa.stages.train.data.batches import TokenBatch, of_kinds, packed
 from thinkjepa.stages.train.data.features import Features
-from thinkjepa.stages.train.model.config import GUIDING_STREAMS
+from thinkjepa.stages.train.data.states import clip_tokens
+from thinkjepa.stages.train.data.tokens import TokenBatch, packed
 
 LATE_S = 1.0
 """A split at the end lies up to a frame behind the last one: no video has fewer than one a second."""
@@ -241,7 +240,7 @@ class Watched:
             return Seen(observed, None, None, warnings)
         if features.source.kind == "history":
             warnings += version_differences(encoder.origin, self.thinker_set)
-            return self._from_history(observed, encoder, warnings)
+            return self._from_history(observed, encoder, features, warnings)
         if features.source.kind != "own":
             return self._from_source(observed, features, warnings)
         progress.note(f"loading {places.get('thinker') or self.thinker_set.source['model']} ...")
@@ -252,18 +251,52 @@ class Watched:
         states = thinker.generate([self._decoding.prepared(self._clip, thinker)])[0]
         warnings += version_differences(thinker.origin, self.thinker_set)
         progress.advance(1)
-        pooled = states.to_features(self._clip, thinker.kept).arrays["pooled"]
-        tokens = _tokens(states, features, self.thinker_set)
-        return Seen(observed, features.of_layers(_guiding(pooled))[None], tokens, warnings)
+        made = states.to_features(self._clip, thinker.kept).arrays
+        return self._of_states(observed, made, features, warnings)
 
-    def _from_history(self, observed: Tensor, encoder: VideoEncoder, warnings: list[str]) -> Seen:
+    def _from_history(
+        self, observed: Tensor, encoder: VideoEncoder, features: Features, warnings: list[str]
+    ) -> Seen:
         """The encoder's features of the thinker's frames, for which no thinker runs."""
         assert self.thinker_set is not None, "the history guides this run"
         segments = self.thinker_set.origin.get("slot_segments", 0)
         history = HistoryEncoder(encoder, Kept(segments, text=False, tokens=False))
         inputs = self._decoding.prepared(self._clip, history)
         (found,) = history.run([(self._clip, inputs)], batch_size=1)
-        return Seen(observed, _guiding(found.arrays["pooled"])[None], None, warnings)
+        return self._of_states(observed, found.arrays, features, warnings)
+
+    def _of_states(
+        self, observed: Tensor, made: Mapping[str, Tensor], features: Features, warnings: list[str]
+    ) -> Seen:
+        """Inputs from the arrays that were made of the clip, as the run reads them from the cache."""
+        item = self.thinker_set
+        assert item is not None, "states are of a set that the run reads"
+        chosen = [item.streams.index(name) for name in features.thinker_shape.streams]
+        pooled = features.of_layers(made["pooled"].float())[None, :, chosen]
+
+        def load(name: str) -> Tensor:
+            stored = as_stored(made[name], name, item)
+            return features.of_layers(stored) if "layer" in item.arrays[name].dims else stored
+
+        tokens = None
+        if features.reading:
+            on_grid = features.on_grid(self._known_size_px(features), step_s=self._step_s(features))
+            read = clip_tokens(
+                features.reading, load, held=made, on_grid=on_grid if features.reading.positioned else None
+            )
+            tokens = packed([read]).to(torch.device("cpu"))
+        return Seen(observed, pooled, tokens, warnings)
+
+    def _known_size_px(self, features: Features) -> tuple[int, int] | None:
+        """The frames' size, None where the run learned places without that of its clips."""
+        assert self.thinker_set is not None
+        first = features.clips.clip_ids[0].as_py()
+        known = features.cache.index(self.thinker_set.name).frame_px(first)
+        return self.info.size_px if known else None
+
+    def _step_s(self, features: Features) -> float:
+        """Seconds of a latent step."""
+        return features.tubelet / self.frames.fps
 
     def _from_source(self, observed: Tensor, features: Features, warnings: list[str]) -> Seen:
         """States of the control that the run was guided by, for which no thinker runs."""
@@ -274,7 +307,7 @@ class Watched:
                 f"the run was guided by {source.column}, and does not know it of this video and split: "
                 "predicted without guidance",
             ]
-        tokens = features.tokens(clip_ids).to(torch.device("cpu")) if features.token_kinds else None
+        tokens = features.tokens(clip_ids).to(torch.device("cpu")) if features.reading else None
         return Seen(observed, features.pooled(clip_ids), tokens, warnings)
 
     def future_latents(self, encoder: VideoEncoder, features: Features) -> Tensor | None:
@@ -331,16 +364,3 @@ def watched(
     thinker = features.thinker if run.shape.thinker else None
     frames = choose_frames(info.times_s, split, encoder=features.encoder, thinker=thinker)
     return Watched(source, info, frames, thinker, decoder, device)
-
-
-def _guiding(pooled_LGD: Tensor) -> Tensor:
-    """The streams that batches hold, of all that are pooled."""
-    return pooled_LGD[:, [STREAMS.index(stream) for stream in GUIDING_STREAMS]]
-
-
-def _tokens(states: HiddenStates, features: Features, made: FeatureSet) -> TokenBatch | None:
-    """The tokens that guide by cross-attention, as a batch of one clip; None where none do."""
-    if not (kinds := features.token_kinds):
-        return None
-    hidden_LSD = features.of_layers(as_stored(states.hidden_LSD, "tokens", made))
-    return packed([of_kinds(hidden_LSD, states.token_kind_S, kinds)]).to(torch.device("cpu"))

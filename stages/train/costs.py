@@ -4,13 +4,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from thinkjepa.stages.train.data.batches import TokenBatch
 from thinkjepa.stages.train.data.features import Features
 from thinkjepa.stages.train.data.poses import ObservedPoses
-from thinkjepa.stages.train.model.config import GUIDING_STREAMS, ModelShape
+from thinkjepa.stages.train.data.states import AXES
+from thinkjepa.stages.train.data.tokens import TokenBatch
+from thinkjepa.stages.train.model.config import ModelShape
 from thinkjepa.stages.train.model.forecast import build_model
 from thinkjepa.stages.train.settings import TrainSettings
 
@@ -22,7 +24,7 @@ STEP_TO_FORWARD = 3
 SAVED_PER_TOKEN = 14
 """Numbers per channel that a block keeps of a token for the backward (counted with saved-tensor hooks)."""
 
-SAVED_BY_GUIDANCE = {"film": 1, "adaln": 6, "cross": 1}
+SAVED_BY_GUIDANCE = {"film": 1, "adaln": 6, "cross": 1, "spatial": 1}
 """Saved numbers per channel that each kind of guidance adds."""
 
 STATE_PER_PARAMETER_BYTES = 16
@@ -65,7 +67,7 @@ def training_costs(features: Features, shape: ModelShape, settings: TrainSetting
         flops_per_clip=STEP_TO_FORWARD
         * forward_flops(shape, num_tokens, with_next_steps=with_next_steps, windows=settings.rollout_windows),
         memory_bytes=memory_bytes(shape, settings, num_tokens, num_parameters=parameters["total"]),
-        read_bytes_per_clip=read_bytes_per_clip(features, num_tokens),
+        read_bytes_per_clip=read_bytes_per_clip(features),
     )
 
 
@@ -100,7 +102,7 @@ def sequence_tokens(shape: ModelShape) -> int:
     if shape.variant != "vlm":
         return (grid.observed_steps + grid.future_steps) * grid.tokens_per_step
     assert shape.thinker is not None, "vlm has a thinker"
-    context = len(GUIDING_STREAMS) * len(shape.guidance.used_levels(shape.thinker.levels))
+    context = len(shape.thinker.streams) * len(shape.guidance.used_levels(shape.thinker.levels))
     return context + shape.trained_steps * grid.tokens_per_step
 
 
@@ -123,17 +125,25 @@ def forward_flops(
         tokens, pooled = None, None
         if thinker is not None:
             states = torch.empty(1, thinker.levels, num_thinker_tokens, thinker.dim)
-            tokens = TokenBatch(states, (num_thinker_tokens,))
-            pooled = torch.empty(1, thinker.levels, len(GUIDING_STREAMS), thinker.dim)
+            tokens = _tokens(shape, states)
+            pooled = torch.empty(1, thinker.levels, len(thinker.streams), thinker.dim)
         build_model(shape, seed=0)(
             torch.empty(1, grid.observed_steps, grid.tokens_per_step, grid.dim),
             pooled,
             _no_poses(shape),
-            tokens if shape.token_kinds else None,
+            tokens if shape.reading else None,
             with_next_steps=with_next_steps,
             num_steps=windows * grid.future_steps,
         )
     return int(counter.get_total_flops())
+
+
+def _tokens(shape: ModelShape, states: Tensor) -> TokenBatch:
+    """States of one clip that are read one by one, slots where the model reads slots."""
+    number = states.shape[2]
+    slots = (number,) if shape.reading.slots else ()
+    positions = torch.empty(1, number, 3) if shape.reading.positioned else None
+    return TokenBatch(states, (number,), slots, positions)
 
 
 def _no_poses(shape: ModelShape) -> ObservedPoses | None:
@@ -147,34 +157,43 @@ def _no_poses(shape: ModelShape) -> ObservedPoses | None:
 def saved_bytes_per_clip(shape: ModelShape, num_thinker_tokens: int) -> int:
     """Float32 activations that one clip's backward needs, latents included. An estimate."""
     width, grid, tokens = shape.trunk.width, shape.grid, sequence_tokens(shape)
-    guided = shape.variant == "thinkjepa" or bool(shape.token_kinds)
+    guided = shape.variant == "thinkjepa" or bool(shape.reading)
     kept = SAVED_PER_TOKEN + (SAVED_BY_GUIDANCE[shape.guidance.kind] if guided else 0)
     numbers = shape.trunk.depth * kept * tokens * width
     numbers += (grid.observed_steps + 3 * grid.future_steps) * grid.tokens_per_step * grid.dim
-    if shape.token_kinds and shape.thinker is not None:
-        numbers += shape.trunk.depth * (5 * tokens + 3 * num_thinker_tokens) * width
+    if shape.reading and shape.thinker is not None:
+        if shape.guidance.kind == "spatial" and shape.variant != "vlm":
+            numbers += shape.trunk.depth * grid.tokens_per_step * (3 * width + 2 * shape.fusion_width)
+        else:
+            numbers += shape.trunk.depth * (5 * tokens + 3 * num_thinker_tokens) * width
         numbers += 2 * shape.thinker.levels * num_thinker_tokens * (shape.thinker.dim + width)
     return int(4 * numbers)
 
 
-def read_bytes_per_clip(features: Features, num_thinker_tokens: int) -> int:
+def read_bytes_per_clip(features: Features) -> int:
     """Bytes that a batch reads of the cache for each clip."""
     observed, future = features.encoder.arrays["observed"], features.encoder.arrays["future"]
     total = observed.clip_bytes + future.clip_bytes // future.shape[0] * features.windows
     if features.thinker is None:
         return total
     total += features.thinker.arrays["pooled"].clip_bytes
-    if features.token_kinds:
-        spec = features.thinker.arrays["tokens"]
+    for name in features.reading.arrays:
+        spec = features.thinker.arrays[name]
         levels, _, dim = spec.shape
-        total += levels * num_thinker_tokens * dim * spec.torch_dtype.itemsize
-        total += features.thinker.arrays["token_kind"].clip_bytes
+        total += levels * round(mean_length(features, name)) * dim * spec.torch_dtype.itemsize
+    if features.reading.kinds:
+        total += features.thinker.arrays[f"{AXES[features.reading.array]}_kind"].clip_bytes
     return total
 
 
 def thinker_tokens(features: Features) -> int:
-    """Tokens of a clip on average, as the index has them. 0 where tokens are not read."""
-    if features.thinker is None or not features.token_kinds:
-        return 0
-    counts = features.cache.index(features.thinker.name).token_counts
-    return round(float(counts.mean())) if len(counts) else 0
+    """Slots and tokens of a clip on average, as the index has them. 0 where none are read one by one."""
+    return round(sum(mean_length(features, name) for name in features.reading.arrays))
+
+
+def mean_length(features: Features, array: str) -> float:
+    """Mean number of a clip's entries in a ragged array."""
+    assert features.thinker is not None, "states are of a thinker"
+    index = features.cache.index(features.thinker.name)
+    counts = index.count_tokens(index.clip_ids.to_pylist(), axis=features.thinker.arrays[array].ragged)
+    return float(counts.mean()) if len(counts) else 0.0

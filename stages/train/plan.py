@@ -30,8 +30,10 @@ from thinkjepa.stages.train.data.feature_sets import set_records
 from thinkjepa.stages.train.data.features import Features, choose_features
 from thinkjepa.stages.train.data.oracle_table import column_by_clip
 from thinkjepa.stages.train.data.sources import GuidanceSource, oracle_source, shuffled_source
+from thinkjepa.stages.train.data.states import settled_guidance
 from thinkjepa.stages.train.init_from import WarmStart
-from thinkjepa.stages.train.model.config import TOKEN_PARTS, HeadShape, ModelShape, parse_source
+from thinkjepa.stages.train.model.config import WITHOUT_THINKER, HeadShape, ModelShape, parse_source
+from thinkjepa.stages.train.model.reading import TOKEN_PARTS
 from thinkjepa.stages.train.settings import SelectBy, TrainSettings
 
 RUN_SCHEMA = "thinkjepa.run.v2"
@@ -53,7 +55,7 @@ class RunPlan:
     record: Mapping[str, Any]
     warm_start: WarmStart | None = None
     without_tokens: Mapping[SplitName, int] = field(default_factory=dict)
-    """Clips of each split that have no token of the kinds that are read one by one. Empty where none are."""
+    """Clips of each split that have no slot or token that is read one by one. Empty where none are."""
 
     @property
     def key(self) -> str:
@@ -139,7 +141,7 @@ def plan_run(
         "schema": RUN_SCHEMA,
         "cache": str(cache_dir),
         "settings": {name: value for name, value in asdict(settings).items() if name != "threads"},
-        "feature_sets": set_records(features.encoder, features.thinker),
+        "feature_sets": set_records(features.encoder, features.thinker, features.reading),
         "model": asdict(shape),
         "init_from_digest": warm_start.digest if warm_start else "",
         "oracle_digest": json_digest(source.to_json()) if (source := features.source).column else "",
@@ -174,18 +176,20 @@ def guidance_source(
 def clips_without_tokens(
     features: Features, clips: PartitionedClips, settings: TrainSettings
 ) -> dict[SplitName, int]:
-    """Clips of each split without a token of the kinds that are read. Empty where no kinds are read.
+    """Clips of each split without a slot or token that is read. Empty where none are read one by one.
 
     Raises StageError where that is all training clips: nothing could be learned of tokens.
     """
-    if not features.token_kinds or features.thinker is None:
+    if not features.reading or features.thinker is None:
         return {}
-    counts = {name: features.count_tokens(ids, features.token_kinds) for name, ids in clips.ids.items()}
+    counts = {name: features.count_tokens(ids) for name, ids in clips.ids.items()}
     if not counts["train"].any():
         held = [
             kind
             for number, kind in enumerate(TOKEN_KINDS, start=1)
-            if features.count_tokens(clips.ids["train"], [number]).any()
+            if features.count_tokens(
+                clips.ids["train"], replace(features.reading, slots=False, kinds=(number,))
+            ).any()
         ]
         names = [name for name, kinds in TOKEN_PARTS.items() if set(kinds) & set(held)]
         raise StageError(
@@ -201,10 +205,12 @@ def model_shape(features: Features, settings: TrainSettings) -> ModelShape:
         variant=settings.variant,
         grid=features.grid,
         trunk=settings.trunk,
-        thinker=None if settings.variant == "jepa" else features.thinker_shape,
+        thinker=None if settings.variant in WITHOUT_THINKER else features.thinker_shape,
         fusion_width=settings.fusion_width,
         head=head_shape(features, settings),
-        guidance=settings.guidance_shape,
+        guidance=settings.guidance_shape
+        if settings.variant in WITHOUT_THINKER
+        else settled_guidance(settings.guidance_shape, features.thinker),
         view=settings.transform,
         target=settings.target,
         windows=settings.rollout_windows,

@@ -135,6 +135,7 @@ PAPER: Mapping[str, Any] = MappingProxyType(
         "fusion_width": 512,
         "guidance": "film",
         "guidance_form": "paper",
+        "use_streams": "prompt,generated",
         "latent_loss": "mse",
         "latent_target": "latents",
         "latent_weight": 1.0,
@@ -185,7 +186,12 @@ ONLY_OF_JOINTS = (
 """Settings that do nothing in a run on latents alone."""
 
 ONLY_OF_CROSS = ("guidance", "levels", "cross_tokens", "gate_learning_rate")
-"""Settings that do nothing in `vlm`, either, unless it reads tokens."""
+"""Settings that do nothing in `vlm`, either, unless it reads states one by one."""
+
+IDLE_OF_GUIDANCE: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"cross": ("fusion_width", "guidance_form"), "spatial": ("guidance_form",)}
+)
+"""Settings that do nothing under a kind of guidance."""
 
 
 def idle_settings(settings: Mapping[str, Any]) -> frozenset[str]:
@@ -193,14 +199,16 @@ def idle_settings(settings: Mapping[str, Any]) -> frozenset[str]:
 
     The variant tells, the kind of guidance, and whether the run has joints.
     """
-    variant, cross = settings["variant"], settings.get("guidance") == "cross"
+    variant, guidance = settings["variant"], settings.get("guidance")
     idle = frozenset(IDLE[variant])
-    if variant == "vlm" and not cross:
+    if variant == "vlm" and guidance not in ("cross", "spatial"):
         idle |= frozenset(ONLY_OF_CROSS)
     if not str(settings.get("guidance_source", "own")).startswith("oracle"):
         idle |= {"oracle_table"}
+    if guidance != "cross":
+        idle |= {"cross_tokens"}
     if variant == "thinkjepa":
-        idle |= {"fusion_width", "guidance_form"} if cross else {"cross_tokens"}
+        idle |= frozenset(IDLE_OF_GUIDANCE.get(str(guidance), ()))
     if settings.get("anchor") == "last_pose" or settings.get("head_inputs") == "latents":
         idle |= {"drop_poses"}
     return idle | frozenset(ONLY_OF_JOINTS) if settings.get("task") == "latent" else idle
@@ -300,7 +308,8 @@ class TrainSettings(PredictorSettings, GuidanceSettings, LossSettings, Optimizer
 
     def __post_init__(self) -> None:
         """Refuse what fits no model: heads that do not divide the width, token kinds that no stream has."""
-        _ = self.trunk, self.guidance_shape.token_kinds
+        _ = self.trunk
+        self.guidance_shape.check_names()
         if parse_source(self.guidance_source)[0] == "oracle" and not self.oracle_table:
             raise StageError(
                 f"--guidance-source {self.guidance_source} needs a table with the column: name it with "
@@ -338,8 +347,3 @@ class TrainSettings(PredictorSettings, GuidanceSettings, LossSettings, Optimizer
         """Output of the predictor. Variant `vlm` knows no latents that a change could be added to."""
         kind = "latents" if self.variant == "vlm" else self.latent_target
         return PredictionTarget(kind, whitened=self.whiten_latents)
-
-    @property
-    def token_kinds(self) -> tuple[int, ...]:
-        """Kinds of thinker tokens that are read one by one. None where means are enough."""
-        return self.guidance_shape.kinds_read_by(self.variant)

@@ -20,8 +20,9 @@ import torch
 from thinkjepa.cache import STREAMS, FeatureCache
 from thinkjepa.stages.device import choose_device
 from thinkjepa.stages.train.model.attention import attend, frame_causal_spans
-from thinkjepa.stages.train.model.config import GuidanceShape, ModelShape
+from thinkjepa.stages.train.model.config import ModelShape
 from thinkjepa.stages.train.model.flex_attention import flex_attend
+from thinkjepa.stages.train.model.reading import GuidanceShape
 from thinkjepa.stages.train.model.variants import build_forecaster
 
 DEVICE = os.environ.get("THINKJEPA_TEST_DEVICE", "cuda")
@@ -167,7 +168,7 @@ def test_shut_gates_equal_the_unguided_predictor_to_the_last_bit(
 
 def thinker_inputs(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, Any]:
     """Observed latents, pooled states and tokens of three clips."""
-    from thinkjepa.stages.train.data.batches import TokenBatch
+    from thinkjepa.stages.train.data.tokens import TokenBatch
 
     generator = torch.Generator().manual_seed(5)
     sizes = ((3, 3, 6, 8), (3, 3, 2, 10), (3, 3, 7, 10))

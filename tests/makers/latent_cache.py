@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from thinkjepa.cache import (
+    STREAMS,
     ArraySpec,
     ClipFeatures,
     ClipRow,
@@ -22,6 +23,7 @@ from thinkjepa.cache import (
     WriteSession,
     describe_set,
 )
+from thinkjepa.cache.records import FIRST_STREAMS
 from thinkjepa.stages.data.framing import Framing
 from thinkjepa.stages.data.plan import with_windows
 from thinkjepa.stages.train.model.config import LatentGrid, ModelShape, ThinkerShape, TrunkShape, Variant
@@ -44,6 +46,10 @@ TINY_JEPA = TrainSettings(
 """Settings that train in a second on such a cache."""
 FPS = 10.0
 TOKEN_CAPACITY = 16
+SLOT_CAPACITY, TEXT_CAPACITY = 12, 8
+THINKER_GRID = (2, 2)
+FRAME_SLOTS = 2
+FRAME_PX = (320, 240)
 MASSIVE_DIM, MASSIVE = 4, 3000.0
 SPLITS = (8, 20)
 JOINTS = ("rightHand", "rightThumbTip", "rightIndexFingerTip")
@@ -76,8 +82,8 @@ def latent_cache(tmp_path: Path) -> BuildCache:
     is added to all that lies behind the last split: latents, joints and cameras. `relabelled` labels have a
     digest of their own, as corrected ones have. Hands of the first `out_of_view` videos are known in no frame
     from the first split on. A second call of the same `name` adds sets to that cache. Only sets of `kinds`
-    are written. All that a `thinking` model generates is reasoning. The
-    thinker's states of clip number `altered` are others.
+    are written. All that a `thinking` model generates is reasoning. The thinker's states of clip number
+    `altered` are others. A set `with_slots` has them, text and five streams, higher by `altered_seen`.
     """
 
     def build(
@@ -87,8 +93,10 @@ def latent_cache(tmp_path: Path) -> BuildCache:
         windows: int = 1,
         labelled: int = 0,
         with_tokens: bool = False,
+        with_slots: bool = False,
         thinking: bool = False,
         altered: int | None = None,
+        altered_seen: float = 0.0,
         later: float = 0.0,
         later_in: Collection[str] | None = None,
         relabelled: bool = False,
@@ -97,7 +105,8 @@ def latent_cache(tmp_path: Path) -> BuildCache:
         kinds: Collection[Kind] = ("encoder", "thinker"),
     ) -> Path:
         root = tmp_path / name
-        encoder, thinker = encoder_set(windows, framing), thinker_set(with_tokens=with_tokens)
+        encoder = encoder_set(windows, framing)
+        thinker = thinker_set(with_tokens=with_tokens, with_slots=with_slots)
         clips = [clip_row(video, split, windows) for video in range(num_videos) for split in SPLITS]
         laters = {
             clip.video_digest: later if later_in is None or clip.video_digest[:16] in later_in else 0.0
@@ -108,11 +117,12 @@ def latent_cache(tmp_path: Path) -> BuildCache:
         ]
         if altered is not None:
             features[altered][1].arrays["pooled"].add_(1.0)
-        if with_tokens:
-            features = [
-                (latents, _with_tokens(states, number, thinking=thinking))
-                for number, (latents, states) in enumerate(features)
-            ]
+        for number, (latents, states) in enumerate(features):
+            if with_tokens:
+                states = _with_tokens(states, number, thinking=thinking)
+            if with_slots:
+                states = with_seen(states, number, added=altered_seen)
+            features[number] = latents, states
         with WriteSession(root) as session:
             session.add_clips(clips)
             labels = [_labels(video, windows, laters) for video in range(labelled)]
@@ -155,8 +165,9 @@ def encoder_set(windows: int, framing: Framing | None) -> FeatureSet:
     )
 
 
-def thinker_set(*, with_tokens: bool) -> FeatureSet:
-    shape = (THINKER.levels, 2, THINKER.dim)
+def thinker_set(*, with_tokens: bool, with_slots: bool = False) -> FeatureSet:
+    streams = STREAMS if with_slots else FIRST_STREAMS
+    shape = (THINKER.levels, len(streams), THINKER.dim)
     arrays = [ArraySpec("pooled", ("layer", "stream", "dim"), shape, shape, "float32")]
     if with_tokens:
         tokens = (THINKER.levels, TOKEN_CAPACITY, THINKER.dim)
@@ -165,14 +176,27 @@ def thinker_set(*, with_tokens: bool) -> FeatureSet:
             ArraySpec("tokens", ("layer", "token", "dim"), tokens, chunks, "float16"),
             ArraySpec("token_kind", ("token",), (TOKEN_CAPACITY,), (TOKEN_CAPACITY,), "uint8"),
         ]
+    if with_slots:
+        arrays += slot_arrays()
+    kept = {"keep": ["pooled", "slots", "text"], "streams": list(streams)} if with_slots else {}
     return describe_set(
         "thinker",
-        origin={"layers": [0, 1, 2], "sampling": {"fingerprint": "sparse"}},
+        origin={"layers": [0, 1, 2], "sampling": {"fingerprint": "sparse"}, **kept},
         source={"model": "tiny"},
         arrays=tuple(arrays),
         shard_bytes=64,
         typical_clip_bytes=1,
     )
+
+
+def slot_arrays() -> list[ArraySpec]:
+    slots, text = (THINKER.levels, SLOT_CAPACITY, THINKER.dim), (THINKER.levels, TEXT_CAPACITY, THINKER.dim)
+    return [
+        ArraySpec("slots", ("layer", "slot", "dim"), slots, (1, 4, THINKER.dim), "float16"),
+        ArraySpec("slot_position", ("slot", "axis"), (SLOT_CAPACITY, 4), (SLOT_CAPACITY, 4), "float32"),
+        ArraySpec("text_tokens", ("layer", "text", "dim"), text, (1, 4, THINKER.dim), "float16"),
+        ArraySpec("text_kind", ("text",), (TEXT_CAPACITY,), (TEXT_CAPACITY,), "uint8"),
+    ]
 
 
 def clip_row(video: int, split_frame: int, windows: int) -> ClipRow:
@@ -252,3 +276,37 @@ def _with_tokens(pooled: ClipFeatures, number: int, *, thinking: bool) -> ClipFe
     )
     arrays = {**pooled.arrays, "tokens": tokens.half(), "token_kind": kinds}
     return ClipFeatures(pooled.clip_id, arrays, token_count=count, prompt_token_count=count - 1)
+
+
+def with_seen(pooled: ClipFeatures, number: int, *, added: float = 0.0) -> ClipFeatures:
+    """Five streams, slots of a grid of 2 x 2 places and of two frames, and one to three tokens of text.
+
+    Dim 0 of each says the direction, as in the pooled states.
+    """
+    generator = torch.Generator().manual_seed(2000 + number)
+    rows, columns = THINKER_GRID
+    num_slots, num_text = rows * columns + FRAME_SLOTS, 1 + number % 3
+    prompt, generated = pooled.arrays["pooled"].unbind(1)
+    between = torch.randn(3, *prompt.shape, generator=generator)
+    slots, text = (
+        torch.randn(THINKER.levels, count, THINKER.dim, generator=generator)
+        for count in (num_slots, num_text)
+    )
+    for states in (between, slots, text):
+        states[..., 0] = prompt[0, 0]
+        states += added
+    places = [
+        (1.0, 2.0, (row + 0.5) / rows, (column + 0.5) / columns)
+        for row in range(rows)
+        for column in range(columns)
+    ]
+    frames = [(1.5 - frame, 1.0, torch.nan, torch.nan) for frame in range(FRAME_SLOTS)]
+    arrays = {
+        **pooled.arrays,
+        "pooled": torch.stack((prompt, *between, generated), dim=1),
+        "slots": slots.half(),
+        "slot_position": torch.tensor([*places, *frames]),
+        "text_tokens": text.half(),
+        "text_kind": torch.tensor([1, 3, 4][:num_text], dtype=torch.uint8),
+    }
+    return replace(pooled, arrays=arrays, slot_count=num_slots, text_count=num_text)

@@ -1,4 +1,4 @@
-"""Batches: which clips make up which, their thinker tokens, and reading ahead.
+"""Batches: which clips make up which, and reading ahead.
 
 Batches are pure functions of ids, seed and epoch, so that a run can be repeated. A thread reads them ahead of
 their use, into buffers that are used again and again: a fresh buffer of 270 MB costs as much in page faults
@@ -12,10 +12,7 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import TypeVar
 
-import torch
-from torch import Tensor
-
-from thinkjepa.cache import BatchBuffers, FeatureCache
+from thinkjepa.cache import BatchBuffers
 from thinkjepa.stages.train.randomness import epoch_order
 
 
@@ -55,75 +52,6 @@ def micro_batches(
     largest = -(-len(batch) // num_processes)
     parts = [own[start : start + most_clips] for start in range(0, largest, most_clips)]
     return [MicroBatch(part, (1.0,) * len(part)) if part else MicroBatch(batch[:1], (0.0,)) for part in parts]
-
-
-@dataclass(frozen=True, slots=True)
-class TokenBatch:
-    """Chosen tokens of some clips, packed to the front of the token axis, zeros after them."""
-
-    states: Tensor
-    """`(batch, level, token, dim)`, as long as the clip that has most, and at least one token long."""
-    counts: tuple[int, ...]
-    """Tokens of each clip, maybe 0."""
-
-    def to(self, device: torch.device) -> "TokenBatch":
-        """In float32 on `device`."""
-        return TokenBatch(self.states.to(device).float(), self.counts)
-
-
-@dataclass(frozen=True, slots=True)
-class ThinkerStates:
-    """The thinker's states of a batch."""
-
-    pooled: Tensor
-    """`(batch, level, stream, dim)`"""
-    tokens: TokenBatch | None = None
-    """For cross-attention."""
-    guided: Tensor | None = None
-    """`(batch,)`: a sample where it is 0 is forecast without the thinker. None guides all."""
-
-
-def read_tokens(
-    cache: FeatureCache,
-    set_name: str,
-    clip_ids: Sequence[str],
-    *,
-    kinds: Sequence[int],
-    layers: Sequence[int] | None = None,
-) -> TokenBatch:
-    """The tokens of these kinds (values of `token_kind`), in the clips' and the tokens' order, on the CPU.
-
-    `layers` are those to read, None for all.
-    """
-    buffers = BatchBuffers(pinned=False)
-
-    def chosen(clip_id: str) -> Tensor:
-        """Clip by clip, as the tokens of other kinds would take several times the batch's memory."""
-        (count,) = cache.index(set_name).count_tokens([clip_id]).tolist()
-        states_LSD, kind_S = (
-            cache.read(set_name, array, [clip_id], layers=layers, tokens=count, out=buffers)[0]
-            for array in ("tokens", "token_kind")
-        )
-        return of_kinds(states_LSD, kind_S, kinds)
-
-    return packed(chosen(clip_id) for clip_id in clip_ids)
-
-
-def of_kinds(states_LSD: Tensor, kind_S: Tensor, kinds: Sequence[int]) -> Tensor:
-    """A clip's tokens of these kinds (values of `token_kind`), in their order."""
-    keep_S = torch.isin(kind_S, torch.tensor(list(kinds), dtype=kind_S.dtype))
-    return states_LSD[:, keep_S]
-
-
-def packed(clips: Iterable[Tensor]) -> TokenBatch:
-    """A batch of clips' tokens `(level, token, dim)`."""
-    chosen = list(clips)
-    longest = max(1, *(states.shape[1] for states in chosen))
-    levels, _, dim = chosen[0].shape
-    packed_BLSD = torch.zeros(len(chosen), levels, longest, dim, dtype=chosen[0].dtype)
-    for index, states_LSD in enumerate(chosen):
-        packed_BLSD[index, :, : states_LSD.shape[1]] = states_LSD
-    return TokenBatch(packed_BLSD, tuple(states.shape[1] for states in chosen))
 
 
 Request = TypeVar("Request")

@@ -7,7 +7,7 @@ extraction of one window and of these layers alone would name its set.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from thinkjepa.cache import FeatureCache, FeatureSet, Kind
@@ -16,6 +16,9 @@ from thinkjepa.cache.tables.catalog import named_origin, same_states
 from thinkjepa.stages.data.plan import with_windows
 from thinkjepa.stages.data.sampling import UNSPACED
 from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.train.model.reading import TokenReading
+
+MEANS = TokenReading()
 
 
 def num_windows(encoder: FeatureSet) -> int:
@@ -23,17 +26,26 @@ def num_windows(encoder: FeatureSet) -> int:
     return encoder.arrays["future"].shape[0]
 
 
-def set_record(item: FeatureSet) -> dict[str, Any]:
-    """The record of what a run reads of a set: its name with one window, its fingerprint, its layers."""
+def set_record(item: FeatureSet, reading: TokenReading = MEANS) -> dict[str, Any]:
+    """The record of what a run reads of a set: its name with one window, its fingerprint, its layers.
+
+    Segments of time are those of the slots, where `reading` has slots.
+    """
     name, digest = named_origin(item.kind, _narrowed(item, windows=1))
     record: dict[str, Any] = {"name": name, "fingerprint": digest}
-    return {**record, "layers": list(item.layers)} if item.kind == "thinker" else record
+    if item.kind == "thinker":
+        record["layers"] = list(item.layers)
+    if reading.slots:
+        record["slot_segments"] = item.origin.get("slot_segments")
+    return record
 
 
-def set_records(encoder: FeatureSet, guiding: FeatureSet | None) -> dict[str, dict[str, Any] | None]:
+def set_records(
+    encoder: FeatureSet, guiding: FeatureSet | None, reading: TokenReading = MEANS
+) -> dict[str, dict[str, Any] | None]:
     """The records of what a run reads, by kind: the thinker's is None where another set guides, or none."""
     records: dict[str, dict[str, Any] | None] = {"encoder": set_record(encoder), "thinker": None}
-    return {**records, guiding.kind: set_record(guiding)} if guiding else records
+    return {**records, guiding.kind: set_record(guiding, reading)} if guiding else records
 
 
 def guiding_record(records: Mapping[str, Mapping[str, Any] | None]) -> tuple[Kind, Mapping[str, Any]] | None:
@@ -47,19 +59,29 @@ def serves(item: FeatureSet, wanted: Mapping[str, Any]) -> bool:
     layers = wanted.get("layers", item.layers)
     if not set(layers) <= set(item.layers):
         return False
+    segments = item.origin.get("slot_segments")
+    if wanted.get("slot_segments", segments) != segments:
+        return False
     narrowed = {named_origin(item.kind, origin)[1] for origin in _all_narrowed(item, layers)}
     return wanted["fingerprint"] in narrowed
 
 
 def find_serving(
-    cache: FeatureCache, kind: Kind, wanted: Mapping[str, Any], *, windows: int = 1
+    cache: FeatureCache,
+    kind: Kind,
+    wanted: Mapping[str, Any],
+    *,
+    windows: int = 1,
+    arrays: Collection[str] = (),
 ) -> FeatureSet:
     """The set that holds what a run read, and `windows` future windows, with the fewest more.
 
-    A set without features of any clip serves only where there is no other. Raises StageError where none does.
+    A set that has no features of any clip, or lacks one of `arrays`, serves only where there is no other.
+    Raises StageError where none does.
     """
     serving = [item for item in cache.feature_sets.values() if item.kind == kind and serves(item, wanted)]
     held = [item for item in serving if cache.is_filled(item)] or serving
+    held = [item for item in held if set(arrays) <= set(item.arrays)] or held
     if not held:
         names = ", ".join(sorted(cache.feature_sets)) or "none"
         raise StageError(

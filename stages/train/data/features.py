@@ -14,26 +14,40 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from thinkjepa.cache import BatchBuffers, ClipSelection, FeatureCache, FeatureSet
+from thinkjepa.stages.data.framing import set_framing
 from thinkjepa.stages.data.repeated_frames import unequal_starts
 from thinkjepa.stages.data.sampling import UNSPACED
 from thinkjepa.stages.data.trajectories import Supervision
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.train.data.batches import TokenBatch, batches_in_order, read_tokens
+from thinkjepa.stages.train.data.batches import batches_in_order
 from thinkjepa.stages.train.data.feature_sets import choose_set, find_history, smallest
+from thinkjepa.stages.train.data.on_grid import OnGrid, grid_part
 from thinkjepa.stages.train.data.poses import ObservedPoses, TrajectoryBatch, observed_poses
 from thinkjepa.stages.train.data.sources import GuidanceSource
+from thinkjepa.stages.train.data.states import (
+    ClipArrays,
+    clip_tokens,
+    count_states,
+    read_pooled,
+    require_states,
+    settled_guidance,
+)
+from thinkjepa.stages.train.data.tokens import ClipTokens, TokenBatch, packed
 from thinkjepa.stages.train.model.config import (
-    GUIDING_STREAMS,
     WITHOUT_THINKER,
     LatentGrid,
     LatentTransform,
     ThinkerShape,
     parse_source,
 )
+from thinkjepa.stages.train.model.reading import TokenReading, split_names
 from thinkjepa.stages.train.settings import Task, TrainSettings
 
 KINDS_BATCH = 1024
 """Clips whose tokens' kinds are read at once: four megabytes."""
+
+SHORTEST_S = 1e-3
+"""Of an observed window. One that repeats a single frame would divide by zero."""
 
 
 def transformed_grid(grid: LatentGrid, transform: LatentTransform) -> LatentGrid:
@@ -87,8 +101,10 @@ class Features:
     supervision: Supervision | None = None
     """Hand trajectories of the clips; None in a run on latents alone."""
     transform: LatentTransform = field(default_factory=LatentTransform)
-    token_kinds: tuple[int, ...] = ()
-    """Kinds of thinker tokens that batches hold next to the pooled states."""
+    reading: TokenReading = field(default_factory=TokenReading)
+    """The thinker's states that batches hold one by one, next to the pooled ones."""
+    streams: tuple[str, ...] = ()
+    """Streams of the pooled states that are read. Empty: all of the set."""
     windows: int = 1
     """Future windows that batches hold. More than one is rolled out."""
     layers: tuple[int, ...] = ()
@@ -128,7 +144,7 @@ class Features:
             future=future_BMTPD.flatten(1, 2),
             pooled=self.pooled(clip_ids) if self.thinker else None,
             trajectory=self.trajectories(clip_ids, torch.device("cpu")) if self.supervision else None,
-            tokens=self.tokens(clip_ids) if self.token_kinds else None,
+            tokens=self.tokens(clip_ids) if self.reading else None,
         )
 
     def transformed(self, stored: Batch, device: torch.device) -> Batch:
@@ -170,37 +186,69 @@ class Features:
     def pooled(self, clip_ids: Sequence[str]) -> Tensor:
         """Pooled states of the source `(clip, level, stream, dim)`, float32, on the CPU."""
         assert self.thinker is not None, "asked for a thinker's states in a run without one"
-        levels, _, dim = self.thinker.arrays["pooled"].shape
-        if (made_BD := self.source.made(clip_ids, dim=dim)) is not None:
-            return made_BD[:, None, None].repeat(1, len(self.layers) or levels, len(GUIDING_STREAMS), 1)
-        named = self.source.read_from(clip_ids)
-        pooled = self.cache.read(self.thinker.name, "pooled", named, layers=self.layers or None).float()
-        held = [self.thinker.streams.index(stream) for stream in GUIDING_STREAMS]
-        return pooled if held == list(range(pooled.shape[2])) else pooled[:, :, held]
+        shape = self.thinker_shape
+        if (made_BD := self.source.made(clip_ids, dim=shape.dim)) is not None:
+            return made_BD[:, None, None].repeat(1, shape.levels, len(shape.streams), 1)
+        named, layers = self.source.read_from(clip_ids), self.layers or None
+        return read_pooled(self.cache, self.thinker, named, layers=layers, streams=shape.streams)
 
     def tokens(self, clip_ids: Sequence[str]) -> TokenBatch:
-        """Tokens of the source, of the kinds that are read, on the CPU, as stored."""
-        assert self.thinker is not None, "asked for a thinker's states in a run without one"
-        levels, _, dim = self.thinker.arrays["pooled"].shape
-        if (made_BD := self.source.made(clip_ids, dim=dim)) is not None:
-            counts = self.source.count_made(clip_ids).tolist()
-            return TokenBatch(
-                made_BD[:, None, None].repeat(1, len(self.layers) or levels, 1, 1), tuple(counts)
-            )
-        named, layers = self.source.read_from(clip_ids), self.layers or None
-        return read_tokens(self.cache, self.thinker.name, named, kinds=self.token_kinds, layers=layers)
+        """Slots and tokens of the source that are read, on the CPU, as stored.
 
-    def count_tokens(self, clip_ids: Sequence[str], kinds: Sequence[int]) -> Tensor:
-        """Tokens of these kinds that the source has of each clip, `(clip,)`."""
+        States that are made are a single one, in the middle of the frame at the split.
+        """
+        assert self.thinker is not None, "asked for a thinker's states in a run without one"
+        shape = self.thinker_shape
+        if (made_BD := self.source.made(clip_ids, dim=shape.dim)) is not None:
+            counts = self.source.count_made(clip_ids).tolist()
+            made = made_BD[:, None, None].repeat(1, shape.levels, 1, 1).unbind()
+            return packed([self._made_token(*each) for each in zip(made, counts, strict=True)])
+        arrays, held = ClipArrays(self.cache, self.thinker, layers=self.layers or None), self.thinker.arrays
+        return packed(
+            [
+                clip_tokens(self.reading, arrays.of(clip_id), held=held, on_grid=self._placed(clip_id))
+                for clip_id in self.source.read_from(clip_ids)
+            ]
+        )
+
+    def _made_token(self, states_LSD: Tensor, count: int) -> ClipTokens:
+        positions = OnGrid(self.grid, 1.0).middle[None, :] if self.reading.positioned else None
+        return ClipTokens(
+            states_LSD[:, :count],
+            count if self.reading.slots else None,
+            None if positions is None else positions[:count],
+        )
+
+    def count_tokens(self, clip_ids: Sequence[str], reading: TokenReading | None = None) -> Tensor:
+        """Slots and tokens that the source has of each clip to be read, `(clip,)`."""
         assert self.thinker is not None, "asked for a thinker's states in a run without one"
         if self.source.made((), dim=0) is not None:
             return self.source.count_made(clip_ids)
-        wanted, named = torch.tensor(list(kinds), dtype=torch.uint8), self.source.read_from(clip_ids)
+        named = self.source.read_from(clip_ids)
         counts = [
-            torch.isin(self.cache.read(self.thinker.name, "token_kind", batch), wanted).sum(dim=1)
+            count_states(self.cache, self.thinker, batch, reading or self.reading)
             for batch in batches_in_order(named, batch_size=KINDS_BATCH)
         ]
         return torch.cat(counts) if counts else torch.zeros(0, dtype=torch.int64)
+
+    def _placed(self, clip_id: str) -> OnGrid | None:
+        """A clip's moments and places on the grid. None where no positions are read."""
+        if not self.reading.positioned:
+            return None
+        assert self.thinker is not None
+        size_px = self.cache.index(self.thinker.name).frame_px(clip_id)
+        return self.on_grid(size_px, step_s=self._step_s(clip_id))
+
+    def on_grid(self, size_px: tuple[int, int] | None, *, step_s: float) -> OnGrid:
+        """Moments and places on the grid, of a video of this width and height (None: unknown)."""
+        return OnGrid(self.grid, step_s, grid_part(set_framing(self.encoder.source), size_px))
+
+    def _step_s(self, clip_id: str) -> float:
+        """Seconds of a latent step: those of the sampling's rate, or of the clip where it has none."""
+        if fps := self.encoder.origin["sampling"].get("fps"):
+            return self.tubelet / float(fps)
+        times_s = self.clips.only([clip_id])[0].observed_times_s
+        return self.tubelet * max(times_s[-1] - times_s[0], SHORTEST_S) / (len(times_s) - 1)
 
     def of_layers(self, states_LND: Tensor) -> Tensor:
         """The levels that are read, of states `(level, ...)` of all layers that the set has."""
@@ -228,12 +276,12 @@ class Features:
         )
 
     @property
-    def thinker_shape(self) -> ThinkerShape | None:
-        """Sizes of the pooled states; None without a thinker."""
-        if self.thinker is None:
-            return None
+    def thinker_shape(self) -> ThinkerShape:
+        """Sizes and streams of the pooled states that are read, of a run with a thinker."""
+        assert self.thinker is not None, "asked for a thinker's states in a run without one"
         levels, _, dim = self.thinker.arrays["pooled"].shape
-        return ThinkerShape(levels=len(self.layers) or levels, dim=dim)
+        streams = self.streams or self.thinker.streams
+        return ThinkerShape(levels=len(self.layers) or levels, dim=dim, streams=streams)
 
 
 def build_features(
@@ -245,7 +293,8 @@ def build_features(
     joints: str = "auto",
     min_confidence: float = 0.0,
     transform: LatentTransform | None = None,
-    token_kinds: tuple[int, ...] = (),
+    reading: TokenReading | None = None,
+    streams: tuple[str, ...] = (),
     windows: int = 1,
     layers: tuple[int, ...] = (),
     only: Collection[str] | None = None,
@@ -253,14 +302,10 @@ def build_features(
     """The features of these sets, limited to the clips `only`, in batches that hold what is asked for.
 
     Task `trajectory` limits them to clips with hand labels; `auto` does so where any clip has them. Raises
-    StageError where no clip is left, or the sets hold too few windows or no tokens.
+    StageError where no clip is left, or the sets hold too few windows, or lack an array or stream.
     """
-    if token_kinds and thinker is not None and "tokens" not in thinker.arrays:
-        extract = "extract them, or " if thinker.kind == "thinker" else ""
-        raise StageError(
-            f"feature set {thinker.name} holds no tokens, which --guidance cross reads: {extract}train with "
-            "--guidance film or adaln"
-        )
+    if thinker is not None:
+        require_states(thinker, reading or TokenReading(), streams)
     clips = _complete_clips(cache, [item for item in (encoder, thinker) if item], only=only)
     supervision = None
     if task == "trajectory" or (task == "auto" and any_labels(cache, clips)):
@@ -273,7 +318,8 @@ def build_features(
         clips=clips,
         supervision=supervision,
         transform=transform or LatentTransform(),
-        token_kinds=token_kinds,
+        reading=reading or TokenReading(),
+        streams=streams,
         layers=layers,
     )
     return features.reaching(windows=windows)
@@ -325,6 +371,7 @@ def choose_features(
     guiding = thinker if reads_thinker else None
     if reads_history:
         guiding = find_history(cache, encoder, thinker, history_set)
+    guidance = settled_guidance(settings.guidance_shape, guiding) if guiding else None
     return build_features(
         cache,
         encoder,
@@ -333,7 +380,8 @@ def choose_features(
         joints=settings.joints,
         min_confidence=settings.min_confidence,
         transform=settings.transform,
-        token_kinds=settings.token_kinds,
+        reading=guidance.reading() if guidance else None,
+        streams=split_names(guidance.use_streams) if guidance else (),
         windows=settings.rollout_windows,
         only=only,
     )

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from thinkjepa.stages.train.data.batches import batches_in_order
 from thinkjepa.stages.train.data.features import Features
+from thinkjepa.stages.train.data.tokens import TokenBatch
+from thinkjepa.stages.train.model.reading import TokenReading
 from thinkjepa.stages.train.randomness import epoch_order
 
 SAMPLE_CLIPS = 4096
@@ -31,7 +33,8 @@ SMALLEST_STD_M = 1e-3  # of joints that hardly move: their errors are not blown 
 class StateStatistics:
     """Mean and scale, float32: `(x - mean) / scale` is of order one.
 
-    Shape `(level, stream, dim)` of pooled states, `(level, dim)` of tokens.
+    Shape `(level, stream, dim)` of pooled states, `(level, dim)` of slots or of tokens, `(2, level, dim)` of
+    both.
     """
 
     mean: Tensor
@@ -58,13 +61,28 @@ def token_statistics(clips: Iterable[Tensor]) -> StateStatistics:
 
     Massive activations of a few tokens make their dims' scales large, so that these hardly count elsewhere.
     """
-    count = total = squares = torch.zeros((), dtype=torch.float64)
+    moments = Moments()
     for states_LSD in clips:
+        moments.add(states_LSD)
+    return moments.statistics()
+
+
+class Moments:
+    """Sums over tokens, in float64."""
+
+    def __init__(self) -> None:
+        self._count = self._total = self._squares = torch.zeros((), dtype=torch.float64)
+
+    def add(self, states_LSD: Tensor) -> None:
+        """Count tokens `(level, token, dim)`."""
         states = states_LSD.double()
-        count = count + states.shape[1]
-        total = total + states.sum(dim=1)
-        squares = squares + states.square().sum(dim=1)
-    return _state_statistics(count, total, squares)
+        self._count = self._count + states.shape[1]
+        self._total = self._total + states.sum(dim=1)
+        self._squares = self._squares + states.square().sum(dim=1)
+
+    def statistics(self) -> StateStatistics:
+        """Statistics of all that was counted."""
+        return _state_statistics(self._count, self._total, self._squares)
 
 
 def _state_statistics(count: Tensor, total: Tensor, squares: Tensor) -> StateStatistics:
@@ -90,7 +108,7 @@ def latent_statistics(features: Features, train_ids: Sequence[str]) -> LatentSta
     The change is that of each future step from the last observed step. Its mean is not taken off, so that no
     change stays zero. Floors are those of the thinker's states: a dim that hardly varies is not blown up.
     """
-    latents_alone = replace(features, thinker=None, supervision=None, token_kinds=(), windows=1)
+    latents_alone = replace(features, thinker=None, supervision=None, reading=TokenReading(), windows=1)
     total, squares, changes = (torch.zeros((), dtype=torch.float64) for _ in range(3))
     count = num_changes = 0
     for (clip_id,) in sample_batches(train_ids, most=LATENT_CLIPS, batch_size=1):
@@ -142,21 +160,35 @@ def joint_statistics(batches: Iterable[tuple[Tensor, Tensor]]) -> JointStatistic
 def thinker_statistics(
     features: Features, train_ids: Sequence[str]
 ) -> tuple[StateStatistics, StateStatistics | None]:
-    """Statistics of the training clips' pooled states and of their tokens, None where none are read."""
+    """Statistics of the training clips' pooled states and of their slots and tokens, None without any."""
     pooled = pooled_statistics(features.pooled(batch) for batch in sample_batches(train_ids))
-    if not features.token_kinds:
+    if not features.reading:
         return pooled, None
-    return pooled, token_statistics(
-        features.tokens([clip_id]).states[0] for clip_id in token_sample(features, train_ids)
+    clips = (features.tokens([clip_id]) for clip_id in token_sample(features, train_ids))
+    if not (features.reading.slots and features.reading.kinds):
+        return pooled, token_statistics(clip.states[0] for clip in clips)
+    return pooled, slot_and_token_statistics(clips)
+
+
+def slot_and_token_statistics(clips: Iterable[TokenBatch]) -> StateStatistics:
+    """Statistics `(2, level, dim)` of the slots and of the tokens of batches of one clip each."""
+    slots, tokens = Moments(), Moments()
+    for clip in clips:
+        states_LSD, (num_slots,) = clip.states[0, :, : clip.counts[0]], clip.slots
+        slots.add(states_LSD[:, :num_slots])
+        tokens.add(states_LSD[:, num_slots:])
+    apart = [part.statistics() for part in (slots, tokens)]
+    return StateStatistics(
+        torch.stack([part.mean for part in apart]), torch.stack([part.scale for part in apart])
     )
 
 
 def token_sample(features: Features, train_ids: Sequence[str]) -> list[str]:
-    """The clips that token statistics are of, drawn from all that have tokens, the same in every process.
+    """The clips that token statistics are of, drawn from all that have some, the same in every process.
 
     Neighbours would be clips of two or three videos: ids begin with the video's.
     """
-    has_tokens = features.count_tokens(train_ids, features.token_kinds) > 0
+    has_tokens = features.count_tokens(train_ids) > 0
     drawn = [index for index in epoch_order(len(train_ids), seed=0, epoch=0) if has_tokens[index]]
     return [train_ids[index] for index in sorted(drawn[:TOKEN_CLIPS])]
 

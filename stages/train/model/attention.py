@@ -26,7 +26,7 @@ BASE = 10_000.0
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """Cosine and sine of every token's angles, `(token, rotated dims)`, float32."""
+    """Cosine and sine of every token's angles, `(..., token, rotated dims)`, float32."""
 
     cos: Tensor
     sin: Tensor
@@ -51,12 +51,12 @@ def grid_positions(
 
 
 def rotation_at(positions: Tensor, *, head_dim: int) -> Rotation:
-    """The rotation of tokens at `positions` `(token, 3)`. Position (0, 0, 0) is not rotated."""
+    """The rotation of tokens at `positions` `(..., token, 3)`. Position (0, 0, 0) is not rotated."""
     half = axis_dims(head_dim) // 2
     exponents = torch.arange(half, dtype=torch.float32, device=positions.device) / half
     frequencies = 1.0 / BASE**exponents
-    angles = positions.unsqueeze(-1) * frequencies  # (N, 3, half)
-    tiled = angles.repeat(1, 1, 2).flatten(1)
+    angles = positions.unsqueeze(-1) * frequencies  # (..., N, 3, half)
+    tiled = torch.cat((angles, angles), dim=-1).flatten(-2)
     return Rotation(cos=tiled.cos(), sin=tiled.sin())
 
 

@@ -10,16 +10,22 @@ Shape letters, as tensors' names end in them all over `stages.train`:
     U blocks of queries and V blocks of keys, of the compiled attention kernel
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from thinkjepa.cache import TOKEN_KINDS
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.settings import Settings, part_of, setting
+from thinkjepa.stages.train.model.reading import (
+    FIRST_STREAMS,
+    GuidanceForm,
+    GuidanceKind,
+    GuidanceShape,
+    LevelAssignment,
+    LevelChoice,
+    TokenReading,
+)
 
 AttentionPattern = Literal["frame_causal", "bidirectional"]
 
@@ -34,38 +40,7 @@ LatentTarget = Literal["latents", "change"]
 
 HeadInputs = Literal["poses", "latents"]
 
-GuidanceKind = Literal["film", "adaln", "cross"]
-
-GuidanceForm = Literal["shared", "paper"]
-
-LevelAssignment = Literal["fixed", "mixture"]
-
-LevelChoice = Literal["all", "last", "middle"]
-
-GUIDING_STREAMS = ("prompt", "generated")
-"""Streams of the pooled states that batches hold, in this order."""
-
-StreamChoice = Literal["both", "prompt", "generated"]
-
 SourceKind = Literal["own", "shuffled", "none", "history", "oracle"]
-
-PROMPT_KINDS, GENERATED_KINDS = ("text", "visual"), ("generated", "reasoning")
-
-TOKEN_PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "all": TOKEN_KINDS,
-        "prompt": PROMPT_KINDS,
-        "text": ("text",),
-        "visual": ("visual",),
-        "generated": GENERATED_KINDS,
-        "reasoning": ("reasoning",),
-        "answer": ("generated",),
-    }
-)
-"""Kinds of the cache by the names of `--cross-tokens`.
-
-Generated are all that the thinker generated, as in `--use-streams`: its reasoning, and its answer, which
-few tokens of a thinking model do not reach."""
 
 SMALLEST_HEAD_DIM = 6  # a pair of dims for each of the three axes
 
@@ -87,10 +62,11 @@ class LatentGrid:
 
 @dataclass(frozen=True, slots=True)
 class ThinkerShape:
-    """The thinker's pooled states of one clip: number of levels (stored layers) and their dim."""
+    """The thinker's pooled states of one clip: number of levels (stored layers), their dim, their streams."""
 
     levels: int
     dim: int
+    streams: tuple[str, ...] = FIRST_STREAMS
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,43 +85,6 @@ class PredictionTarget:
 
     kind: LatentTarget = "latents"
     whitened: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class GuidanceShape:
-    """Guidance of the predictor's depths by the thinker's levels and streams."""
-
-    kind: GuidanceKind = "film"
-    levels: LevelAssignment = "fixed"
-    use_levels: LevelChoice = "all"
-    use_streams: StreamChoice = "both"
-    cross_tokens: str = "all"
-    form: GuidanceForm = "shared"
-
-    def used_levels(self, num_levels: int) -> tuple[int, ...]:
-        """Levels that guide, in order, of those stored."""
-        if self.use_levels == "all":
-            return tuple(range(num_levels))
-        return (num_levels - 1,) if self.use_levels == "last" else (num_levels // 2,)
-
-    @property
-    def token_kinds(self) -> tuple[int, ...]:
-        """Values of the cache's `token_kind` that cross-attention reads. Raises StageError for none."""
-        names = [name.strip() for name in self.cross_tokens.split(",")]
-        if unknown := [name for name in names if name not in TOKEN_PARTS]:
-            raise StageError(f"cross_tokens has {unknown[0]!r}, it may have {', '.join(TOKEN_PARTS)}")
-        stream = TOKEN_PARTS["all" if self.use_streams == "both" else self.use_streams]
-        kinds = {kind for name in names for kind in TOKEN_PARTS[name]} & set(stream)
-        if not kinds:
-            raise StageError(
-                f"cross_tokens {self.cross_tokens!r} has no token of the {self.use_streams} stream, to which "
-                "use_streams limits it: change one of the two"
-            )
-        return tuple(number for number, kind in enumerate(TOKEN_KINDS, start=1) if kind in kinds)
-
-    def kinds_read_by(self, variant: Variant) -> tuple[int, ...]:
-        """Kinds of thinker tokens that a model of this variant reads one by one."""
-        return self.token_kinds if variant != "jepa" and self.kind == "cross" else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,9 +153,9 @@ class ModelShape:
         return self.windows * self.grid.future_steps
 
     @property
-    def token_kinds(self) -> tuple[int, ...]:
-        """Kinds of thinker tokens that the model reads one by one. None where means are enough."""
-        return self.guidance.kinds_read_by(self.variant)
+    def reading(self) -> TokenReading:
+        """The thinker's states that the model reads one by one. None where means are enough."""
+        return TokenReading() if self.thinker is None else self.guidance.reading()
 
 
 AttentionKernel = Literal["blocks", "flex"]
@@ -291,9 +230,10 @@ class GuidanceSettings(Settings):
 
     guidance: GuidanceKind = setting(
         "film",
-        "How variant thinkjepa is guided at each depth: film (scale and shift of a block's "
-        "input), adaln (of its normed inputs, and its outputs' sizes) or cross (attention over tokens, "
-        "which variant vlm then reads, too, next to pooled states).",
+        "How variant thinkjepa is guided at each depth: film (scale and shift of a block's input), adaln "
+        "(of its normed inputs, and its outputs' sizes), cross (attention over slots and text, with their "
+        "times and places) or spatial (film of each patch, from the slots nearest to it, ours). Variant "
+        "vlm reads the same states.",
     )
     levels: LevelAssignment = setting(
         "fixed", "Thinker layer that guides a depth: fixed (early to late) or a learned mixture."
@@ -301,13 +241,18 @@ class GuidanceSettings(Settings):
     use_levels: LevelChoice = setting(
         "all", "Stored thinker layers that are used: all, last or middle.", rare=True
     )
-    use_streams: StreamChoice = setting(
-        "both", "Thinker states that are used: of prompt, generated, or both.", rare=True
+    use_streams: str = setting(
+        "auto",
+        "Means of the thinker's states that are used: some of prompt, visual, text (after the visual "
+        "tokens), last (of the prompt), generated, with commas between; auto: all that are stored, "
+        "prompt only where its parts are not (the paper: prompt,generated).",
+        rare=True,
     )
     cross_tokens: str = setting(
-        "all",
-        "Tokens that --guidance cross reads: all, or some of prompt (text and visual), text, "
-        "visual, generated (reasoning and answer), reasoning, answer, with commas between.",
+        "auto",
+        "States that --guidance cross reads: some of slots, text, generated (reasoning and answer), "
+        "reasoning, answer, or of all tokens, where they are kept: all, prompt (text and visual), visual. "
+        "auto: slots,text,generated, or all where no slots are stored.",
         rare=True,
     )
     guidance_source: str = setting(
@@ -340,5 +285,7 @@ class GuidanceSettings(Settings):
 
     @property
     def guidance_shape(self) -> GuidanceShape:
-        """The guidance of these settings."""
-        return part_of(self, GuidanceShape, kind=self.guidance, form=self.guidance_form)
+        """The guidance of these settings, not yet settled by what a feature set holds."""
+        unsettled = GuidanceShape(kind=self.guidance, form=self.guidance_form)
+        names = ("levels", "use_levels", "use_streams", "cross_tokens")
+        return replace(unsettled, **{name: getattr(self, name) for name in names})

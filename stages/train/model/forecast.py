@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from thinkjepa.stages.train.data.batches import TokenBatch
 from thinkjepa.stages.train.data.poses import ObservedPoses
+from thinkjepa.stages.train.data.tokens import TokenBatch
 from thinkjepa.stages.train.model.config import ModelShape
 from thinkjepa.stages.train.model.head import TrajectoryHead
 from thinkjepa.stages.train.model.trunk import initialize

@@ -2,7 +2,7 @@
 
     thinkjepa   the predictor, guided at every depth by the pyramid
     jepa        the predictor alone
-    vlm         the thinker's features alone, pooled or all tokens, without observed latents
+    vlm         the thinker's features alone, pooled or one by one, without observed latents
 
 In the predictor, observed latents become context tokens and each future position a mask token, which the
 trunk fills in. The grid is the encoder's own: observed steps are 0 .. T_o - 1, future steps follow.
@@ -17,26 +17,23 @@ import torch
 from torch import Tensor, nn
 
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.train.data.batches import ThinkerStates, TokenBatch
 from thinkjepa.stages.train.data.statistics import StateStatistics
+from thinkjepa.stages.train.data.tokens import ThinkerStates, TokenBatch
 from thinkjepa.stages.train.model.attention import grid_positions, rotation_at
 from thinkjepa.stages.train.model.config import (
-    GuidanceShape,
     LatentGrid,
     ModelShape,
     ThinkerShape,
     TrunkShape,
 )
-from thinkjepa.stages.train.model.guidance import (
-    STREAMS,
-    Pyramid,
-    ThinkerProjection,
-    TokenPyramid,
-    only_streams,
-)
+from thinkjepa.stages.train.model.guidance import Pyramid, ThinkerProjection, only_streams
+from thinkjepa.stages.train.model.reading import GuidanceShape
+from thinkjepa.stages.train.model.token_guidance import SpatialPyramid, TokenPyramid
 from thinkjepa.stages.train.model.trunk import Guidance, Trunk, initialize
 from thinkjepa.stages.train.model.units import LatentUnits
 from thinkjepa.stages.train.randomness import named_generator
+
+AnyPyramid = Pyramid | TokenPyramid | SpatialPyramid
 
 
 class Predictor(nn.Module):
@@ -138,12 +135,13 @@ class Forecaster(nn.Module):
         """`num_steps` steps that begin with the predicted window `future`. None stands for that window.
 
         Predictions become context: the last steps of all, as many as were observed, are the input of the next
-        window. The thinker's states stay those of the split frame.
+        window. The thinker's states stay those of the split frame, ever farther back in time.
         """
         num_steps = future.shape[1] if num_steps is None else num_steps
         while future.shape[1] < num_steps:
             context = torch.cat((observed, future), dim=1)[:, -observed.shape[1] :]
-            future = torch.cat((future, self.future_steps(context, thinker)), dim=1)
+            earlier = None if thinker is None else thinker.before(future.shape[1])
+            future = torch.cat((future, self.future_steps(context, earlier)), dim=1)
         return future[:, :num_steps]
 
     @abstractmethod
@@ -185,7 +183,7 @@ class Jepa(Forecaster):
 class ThinkJepa(Jepa):
     """The predictor under the pyramid's guidance, each sample under its own."""
 
-    def __init__(self, predictor: Predictor, units: LatentUnits, pyramid: Pyramid | TokenPyramid) -> None:
+    def __init__(self, predictor: Predictor, units: LatentUnits, pyramid: AnyPyramid) -> None:
         super().__init__(predictor, units)
         self.pyramid = pyramid
 
@@ -194,15 +192,15 @@ class ThinkJepa(Jepa):
         return self.pyramid.guide(thinker)
 
     def set_thinker_statistics(self, pooled: StateStatistics, tokens: StateStatistics | None) -> None:
-        self.pyramid.projection.set_statistics(tokens or pooled)
+        self.pyramid.set_statistics(pooled, tokens)
 
 
 class ThinkerOnly(Forecaster):
     """Future latents from the thinker's states alone.
 
-    Each level and stream of the pooled states is a context token; with a pyramid of tokens, all tokens are
-    read at every depth as well. Queries carry learned position embeddings, since identical mask tokens over
-    a context without positions would all give the same output. There is one for each step that training
+    Each level and stream of the pooled states is a context token. With a pyramid of tokens, slots or tokens
+    are read at every depth as well. Queries carry learned position embeddings, since identical mask tokens
+    over a context without positions would all give the same output. There is one for each step that training
     covers, over all of its windows: a step after the first window has a target of its own.
     """
 
@@ -218,10 +216,12 @@ class ThinkerOnly(Forecaster):
         super().__init__(units)
         self.window_steps = grid.future_steps
         self.grid = replace(grid, future_steps=windows * grid.future_steps)
-        self.guidance = guidance
+        self.guidance, self.streams = guidance, thinker.streams
         self.levels = guidance.used_levels(thinker.levels)
         self.projection = ThinkerProjection(thinker, width=trunk.width)
-        self.context_embedding = nn.Parameter(torch.zeros(len(self.levels) * STREAMS, trunk.width))
+        self.context_embedding = nn.Parameter(
+            torch.zeros(len(self.levels) * len(thinker.streams), trunk.width)
+        )
         self.step_embedding = nn.Parameter(torch.zeros(self.grid.future_steps, trunk.width))
         self.patch_embedding = nn.Parameter(torch.zeros(grid.tokens_per_step, trunk.width))
         self.trunk = Trunk(trunk)
@@ -232,7 +232,9 @@ class ThinkerOnly(Forecaster):
     def future_steps(self, observed: Tensor, thinker: ThinkerStates | None) -> Tensor:
         assert thinker is not None, "guided variants are always given pooled states"
         guidance = None if self.pyramid is None else self.pyramid.guide(thinker)
-        projected_BLSW = self.projection(only_streams(thinker.pooled, self.guidance.use_streams))
+        projected_BLSW = self.projection(
+            only_streams(thinker.pooled, self.guidance.use_streams, self.streams)
+        )
         context_BNW = projected_BLSW[:, list(self.levels)].flatten(1, 2) + self.context_embedding
         queries_BNW = self._queries().to(context_BNW.dtype).expand(len(context_BNW), -1, -1)
         num_context, grid = context_BNW.shape[1], self.grid
@@ -260,7 +262,7 @@ class ThinkerOnly(Forecaster):
     def set_thinker_statistics(self, pooled: StateStatistics, tokens: StateStatistics | None) -> None:
         self.projection.set_statistics(pooled)
         if self.pyramid is not None and tokens is not None:
-            self.pyramid.projection.set_statistics(tokens)
+            self.pyramid.set_statistics(pooled, tokens)
 
     def _queries(self) -> Tensor:
         """One query per future step and patch, `(1, step * patch, width)`."""
@@ -285,7 +287,7 @@ def build_forecaster(shape: ModelShape, *, seed: int) -> Forecaster:
     if shape.variant == "vlm":
         only = ThinkerOnly(shape.grid, shape.windows, shape.trunk, _thinker(shape), shape.guidance, units)
         initialize(only, named_generator(seed, "thinker only"))
-        if shape.token_kinds:
+        if shape.reading:
             only.pyramid = TokenPyramid(_thinker(shape), shape.trunk, shape.guidance)
             initialize(only.pyramid, named_generator(seed, "pyramid"))
         return only
@@ -300,11 +302,15 @@ def build_forecaster(shape: ModelShape, *, seed: int) -> Forecaster:
     return ThinkJepa(predictor, units, pyramid)
 
 
-def build_pyramid(shape: ModelShape) -> Pyramid | TokenPyramid:
+def build_pyramid(shape: ModelShape) -> AnyPyramid:
     """The pyramid of the kind that `shape` names, without drawn parameters."""
     trunk = shape.trunk
     if shape.guidance.kind == "cross":
         return TokenPyramid(_thinker(shape), trunk, shape.guidance)
+    if shape.guidance.kind == "spatial":
+        return SpatialPyramid(
+            _thinker(shape), shape.grid, trunk, fusion_width=shape.fusion_width, guidance=shape.guidance
+        )
     return Pyramid(
         _thinker(shape),
         depth=trunk.depth,

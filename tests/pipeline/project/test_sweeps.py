@@ -172,7 +172,7 @@ def test_settings_that_a_variant_has_no_use_for_make_no_run_of_their_own(tmp_pat
         params.training(variant=variant, seed=0) for variant in ("thinkjepa", "jepa", "vlm")
     )
     assert (guided.guidance, guided.use_streams, guided.next_step_weight) == ("cross", "prompt", 1.0)
-    assert (alone.guidance, alone.use_streams, alone.next_step_weight) == ("film", "both", 1.0)
+    assert (alone.guidance, alone.use_streams, alone.next_step_weight) == ("film", "auto", 1.0)
     assert (only.guidance, only.use_streams, only.next_step_weight) == ("cross", "prompt", 0.0)
     train["guidance"] = "adaln"
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "train": train}))

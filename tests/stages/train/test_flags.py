@@ -83,12 +83,12 @@ CASES: dict[str, tuple[object, ...]] = {
     "warmup": (0.5,),
     "clip_norm": (0.01,),
     "weight_decay": (1.0,),
-    "guidance": ("adaln", "cross"),
+    "guidance": ("adaln", "cross", "spatial"),
     "guidance_form": ("paper",),
     "levels": ("mixture",),
     "use_levels": ("last", "middle"),
-    "use_streams": ("prompt", "generated"),
-    "cross_tokens": ("prompt", "visual", "generated,reasoning"),
+    "use_streams": ("prompt", "visual,last", "prompt,generated"),
+    "cross_tokens": ("slots", "slots,text", "text,generated", "visual", "prompt,reasoning"),
     "guidance_source": ("none",),  # others need more videos, or a table: test_sources.py
     "oracle_table": ("table.csv",),
     "drop_guidance": (0.5,),
@@ -165,7 +165,11 @@ def sample(tmp_path_factory: pytest.TempPathFactory, tiny_models: Path) -> Path:
         clips=ClipSettings(
             thinker_frames=4, observed_frames=4, future_frames=4, future_windows=2, dense_fps=10.0
         ),
-        models=ModelSettings(thinker=str(tiny_models / "thinker"), encoder=str(tiny_models / "encoder")),
+        models=ModelSettings(
+            thinker=str(tiny_models / "thinker"),
+            encoder=str(tiny_models / "encoder"),
+            keep="pooled,slots,text,tokens",
+        ),
         execution=ExecutionSettings(device="cpu"),
         progress=NoProgress(),
     )
@@ -285,8 +289,8 @@ PAIRED = {
         "guidance": "film",
         "levels": "fixed",
         "use_levels": "all",
-        "use_streams": "both",
-        "cross_tokens": "all",
+        "use_streams": "auto",
+        "cross_tokens": "auto",
         "drop_guidance": 0.0,
         "latent_loss": "mse",
         "normalise_targets": False,

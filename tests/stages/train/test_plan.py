@@ -22,20 +22,14 @@ from thinkjepa.pipeline.report.training import describe_costs
 from thinkjepa.stages.data.partition import SPLIT_NAMES, SplitRule
 from thinkjepa.stages.evaluate.runs import TrainedRun
 from thinkjepa.stages.train.costs import STEP_TO_FORWARD, forward_flops, memory_bytes
-from thinkjepa.stages.train.data.batches import TokenBatch
 from thinkjepa.stages.train.data.features import Batch
 from thinkjepa.stages.train.data.poses import TrajectoryBatch
+from thinkjepa.stages.train.data.tokens import TokenBatch
 from thinkjepa.stages.train.fit.losses import per_sample_losses
 from thinkjepa.stages.train.fit.optimizer import make_optimizer
-from thinkjepa.stages.train.model.config import (
-    GuidanceShape,
-    HeadShape,
-    LatentGrid,
-    ModelShape,
-    ThinkerShape,
-    TrunkShape,
-)
+from thinkjepa.stages.train.model.config import HeadShape, LatentGrid, ModelShape, ThinkerShape, TrunkShape
 from thinkjepa.stages.train.model.forecast import ForecastModel, build_model
+from thinkjepa.stages.train.model.reading import GuidanceShape
 from thinkjepa.stages.train.plan import plan_costs
 from thinkjepa.stages.train.run import train
 from thinkjepa.stages.train.settings import TrainSettings
@@ -46,7 +40,7 @@ THINKER = ThinkerShape(levels=3, dim=40)
 HEAD = HeadShape(joints=("rightHand", "leftHand", "hip"), frames_per_step=2, anchor="none", width=64)
 TOKENS, TOKEN_CAPACITY = 30, 16  # of a random clip; what the cache has room for
 TINY = TrainSettings(epochs=1, depth=2, width=24, heads=2, fusion_width=16, head_width=16, device="cpu")
-KINDS = ("film", "adaln", "cross")
+KINDS = ("film", "adaln", "cross", "spatial")
 CASES = [("jepa", "film"), *(("thinkjepa", kind) for kind in KINDS), ("vlm", "film"), ("vlm", "cross")]
 
 
@@ -69,8 +63,16 @@ def batch_of(shape: ModelShape, size: int) -> Batch:
             future_m=torch.zeros(*places, 3),
             future_confidence=torch.ones(places),
         ),
-        tokens=TokenBatch(torch.randn(size, THINKER.levels, TOKENS, THINKER.dim), (TOKENS,) * size),
+        tokens=tokens_of(shape, size),
     )
+
+
+def tokens_of(shape: ModelShape, size: int) -> TokenBatch:
+    """Random tokens, or slots where the model reads these."""
+    states, counts = torch.randn(size, THINKER.levels, TOKENS, THINKER.dim), (TOKENS,) * size
+    if not shape.reading.slots:
+        return TokenBatch(states, counts)
+    return TokenBatch(states, counts, counts, torch.rand(size, TOKENS, 3))
 
 
 def step(model: ForecastModel, batch: Batch, settings: TrainSettings) -> None:
@@ -154,7 +156,7 @@ def peak_bytes(work: Callable[[], None]) -> int:
 def test_bytes_and_parameters_are_those_of_a_run(
     latent_cache: BuildCache, tmp_path: Path, variant: str, kind: str
 ) -> None:
-    cache = latent_cache(with_tokens=True, labelled=16, windows=3)
+    cache = latent_cache(with_tokens=True, with_slots=kind == "spatial", labelled=16, windows=3)
     settings = replace(TINY, variant=variant, guidance=kind, rollout_windows=2)  # type: ignore[arg-type]
     costs, _ = plan_costs(cache, settings, thinker_set=None, encoder_set=None, split=SplitRule())
     train(cache, tmp_path / "run", settings)
@@ -165,11 +167,12 @@ def test_bytes_and_parameters_are_those_of_a_run(
     ids = features.clips.clip_ids.to_pylist()
     stored = features.stored(ids, BatchBuffers(pinned=False))
     read = [stored.observed.untyped_storage().nbytes(), stored.future.untyped_storage().nbytes()]
-    if stored.pooled is not None:
-        read.append(stored.pooled.nbytes)
+    if features.thinker is not None:
+        read.append(len(ids) * features.thinker.arrays["pooled"].clip_bytes)
     if stored.tokens is not None:
         of_a_token = stored.tokens.states[0, :, 0].nbytes
-        read.append(sum(stored.tokens.counts) * of_a_token + len(ids) * TOKEN_CAPACITY)
+        kinds = TOKEN_CAPACITY if features.reading.kinds else 0
+        read.append(sum(stored.tokens.counts) * of_a_token + len(ids) * kinds)
     assert costs.read_bytes_per_clip == pytest.approx(sum(read) / len(ids), rel=0.02)
 
 

@@ -18,9 +18,9 @@ from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.evaluation import evaluate
 from thinkjepa.stages.evaluate.runs import TrainedRun
-from thinkjepa.stages.train.data.batches import packed
 from thinkjepa.stages.train.data.features import choose_features
 from thinkjepa.stages.train.data.statistics import TOKEN_CLIPS, token_sample, token_statistics
+from thinkjepa.stages.train.data.tokens import ClipTokens, packed
 from thinkjepa.stages.train.events import RunStarts, TrainEvent
 from thinkjepa.stages.train.run import train
 
@@ -59,7 +59,7 @@ def test_generated_tokens_of_a_thinking_model_are_read(
     cache = latent_cache(with_tokens=True, thinking=True)
     metrics, events = run(cache, tmp_path / "run", variant=variant, cross_tokens="generated")
     features = choose_features(FeatureCache.open(cache), replace(CROSS, cross_tokens="generated"))
-    assert features.token_kinds == (3, 4)
+    assert features.reading.kinds == (3, 4)
     ids = json.loads((tmp_path / "run" / "split.json").read_text())["clips"]
     number_of = {clip_id: index for index, clip_id in enumerate(in_order_of_making(cache))}
     without = {side: sum(number_of[clip_id] % 5 == 0 for clip_id in own) for side, own in ids.items()}
@@ -99,10 +99,10 @@ def test_a_run_of_when_generated_left_out_the_reasoning_is_refused(
 
 
 def test_a_batch_without_any_token_is_a_token_long() -> None:
-    empty = packed([torch.zeros(3, 0, 5), torch.zeros(3, 0, 5)])
+    empty = packed([ClipTokens(torch.zeros(3, 0, 5)), ClipTokens(torch.zeros(3, 0, 5))])
     assert empty.states.shape == (2, 3, 1, 5)
     assert empty.counts == (0, 0)
-    assert packed([torch.ones(3, 2, 5)]).states.shape == (1, 3, 2, 5)
+    assert packed([ClipTokens(torch.ones(3, 2, 5))]).states.shape == (1, 3, 2, 5)
 
 
 def test_token_statistics_are_of_clips_from_all_videos(latent_cache: BuildCache) -> None:
@@ -113,7 +113,7 @@ def test_token_statistics_are_of_clips_from_all_videos(latent_cache: BuildCache)
     sample = token_sample(features, ids)
     assert sample == token_sample(features, ids)
     assert len(sample) == len(set(sample)) == TOKEN_CLIPS
-    assert features.count_tokens(sample, features.token_kinds).min() > 0
+    assert features.count_tokens(sample).min() > 0
     quarters = [ids[start : start + 40] for start in range(0, 160, 40)]
     assert min(len(set(sample) & set(quarter)) for quarter in quarters) >= 8
     videos = {clip_id.split("@")[0] for clip_id in sample}

@@ -171,7 +171,7 @@ def test_a_cache_without_a_history_is_refused_in_one_line(latent_cache: BuildCac
     with pytest.raises(StageError, match="run thinkjepa-cache extract again with --keep-history"):
         run(cache, tmp_path / "run", guidance_source="history")
     history = add_history(cache)
-    with pytest.raises(StageError, match=f"{history.name} holds no tokens.*: train with --guidance film"):
+    with pytest.raises(StageError, match=f"{history.name} holds no slots.*: train with --guidance film"):
         run(cache, tmp_path / "run", guidance_source="history", guidance="cross")
     run(cache, tmp_path / "jepa", guidance_source="history", variant="jepa")  # reads none
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from thinkjepa.stages.train.fit.optimizer import Step, make_optimizer, rate_factor, set_rates
-from thinkjepa.stages.train.model.config import GuidanceShape, HeadShape, ModelShape
+from thinkjepa.stages.train.model.config import HeadShape, ModelShape
 from thinkjepa.stages.train.model.forecast import ForecastModel, build_model
+from thinkjepa.stages.train.model.reading import GuidanceShape
 from thinkjepa.stages.train.settings import Schedule, TrainSettings
 
 BuildShape = Callable[..., ModelShape]

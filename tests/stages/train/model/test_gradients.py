@@ -11,20 +11,21 @@ import torch
 import torch.nn.functional as F
 from poses import still_poses
 
-from thinkjepa.stages.train.data.batches import TokenBatch
 from thinkjepa.stages.train.data.features import Batch
 from thinkjepa.stages.train.data.poses import TrajectoryBatch
+from thinkjepa.stages.train.data.tokens import TokenBatch
 from thinkjepa.stages.train.fit.losses import per_sample_losses
 from thinkjepa.stages.train.fit.optimizer import make_optimizer
-from thinkjepa.stages.train.model.config import GuidanceShape, HeadShape, ModelShape
+from thinkjepa.stages.train.model.config import HeadShape, ModelShape
 from thinkjepa.stages.train.model.forecast import ForecastModel, build_model
+from thinkjepa.stages.train.model.reading import GuidanceShape
 from thinkjepa.stages.train.model.trunk import MLP, MLP_RATIO, initialize
 from thinkjepa.stages.train.model.variants import ThinkJepa
 from thinkjepa.stages.train.randomness import named_generator
 from thinkjepa.stages.train.settings import TrainSettings
 
 BuildShape = Callable[..., ModelShape]
-KINDS = ("film", "adaln", "cross")
+KINDS = ("film", "adaln", "cross", "spatial")
 COUNTS = (5, 2, 7)
 HEAD = HeadShape(joints=("rightHand", "leftHand"), frames_per_step=2, anchor="last_pose", width=16)
 SETTINGS = TrainSettings(anchor="last_pose", next_step_weight=0.5)

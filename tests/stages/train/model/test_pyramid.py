@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thinkjepa.stages.train.data.statistics import StateStatistics, pooled_statistics
-from thinkjepa.stages.train.model.config import GuidanceKind, GuidanceShape, LevelChoice, ThinkerShape
+from thinkjepa.stages.train.model.config import ThinkerShape
 from thinkjepa.stages.train.model.guidance import (
     FixedLevels,
     MixedLevels,
@@ -22,6 +22,7 @@ from thinkjepa.stages.train.model.guidance import (
     build_levels,
     signature,
 )
+from thinkjepa.stages.train.model.reading import GuidanceKind, GuidanceShape, LevelChoice
 from thinkjepa.stages.train.model.trunk import NORM_EPS, initialize
 from thinkjepa.stages.train.randomness import named_generator
 

@@ -10,10 +10,11 @@ import torch
 
 from thinkjepa.pipeline.cli.options import parse_settings
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.train.data.batches import TokenBatch
+from thinkjepa.stages.train.data.tokens import TokenBatch
 from thinkjepa.stages.train.fit.losses import latent_mse
 from thinkjepa.stages.train.fit.state import shape_from_json
-from thinkjepa.stages.train.model.config import GuidanceShape, LatentGrid, ModelShape, ThinkerShape
+from thinkjepa.stages.train.model.config import LatentGrid, ModelShape, ThinkerShape
+from thinkjepa.stages.train.model.reading import GuidanceShape
 from thinkjepa.stages.train.model.variants import Forecaster, ThinkerOnly, ThinkJepa, build_forecaster
 from thinkjepa.stages.train.settings import TrainSettings
 
