@@ -163,13 +163,12 @@ def test_intervals_hold_the_truth_in_93_to_97_of_100(groups: int, seeds: int, wo
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("world", ["groups", "alike"])
-@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize(("world", "seeds"), [("groups", 1), ("groups", 3), ("alike", 3)])
 @pytest.mark.parametrize("groups", [10, 20, 50])
 def test_intervals_of_skewed_groups_hold_the_truth_in_92_to_96_of_100(
     groups: int, seeds: int, world: str
 ) -> None:
-    """Student's t alone holds it in 88 to 94."""
+    """Student's t alone holds it in 88 to 94. One seed tells nothing of others, which differ in `alike`."""
     generator = np.random.default_rng(0)
     repetitions, held = 4_000, 0
     for _ in range(repetitions):
