@@ -37,9 +37,10 @@ from measure import machine, median_ratio, report, rounded, work_folder
 from thinkjepa.cache import ClipRow
 from thinkjepa.pipeline.sample.models import write_tiny_models
 from thinkjepa.pipeline.sample.videos import write_videos
+from thinkjepa.stages.data.cutting.folder import plan_folder
 from thinkjepa.stages.data.decoding.client import VideoDecoder
 from thinkjepa.stages.data.decoding.exact_frames import ExactFrames
-from thinkjepa.stages.data.plan import ClipSettings, PlannedFolder, plan_folder
+from thinkjepa.stages.data.plan import ClipSettings, PlannedFolder
 from thinkjepa.stages.data.videos import find_videos
 from thinkjepa.stages.extract.models.pair import FrozenModels
 from thinkjepa.stages.extract.run import extract

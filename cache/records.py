@@ -226,13 +226,19 @@ class FeatureSet:
         return cls(**{**record, "arrays": arrays})
 
 
+def clip_name(video_id: str, split_frame: int, *, first_frame: int = 0) -> str:
+    """The id of a clip, by the first frame that it may use and its split."""
+    return f"{video_id}@{first_frame}-{split_frame}" if first_frame else f"{video_id}@{split_frame}"
+
+
 @dataclass(frozen=True, slots=True)
 class ClipRow:
     """One clip: a video and a split frame, and the frames chosen around the split.
 
     `clip_id` is `<first 16 hex digits of the video's sha256>@<split_frame>`: the same content is the same
-    clip wherever the file is. Indices count decoded frames from 0, times are presentation times in
-    seconds. Every thinker and observed index is < `split_frame`, every future index is >= it.
+    clip wherever the file is. It is `...@<first frame>-<split_frame>` in a segment that begins later than the
+    video, as the thinker's frames depend on both. Indices count decoded frames from 0, times are presentation
+    times in seconds. Every thinker and observed index is < `split_frame`, every future index is >= it.
     """
 
     clip_id: str
@@ -248,6 +254,8 @@ class ClipRow:
     observed_times_s: tuple[float, ...]
     future_frames: tuple[tuple[int, ...], ...]
     future_times_s: tuple[tuple[float, ...], ...]
+    group: str = ""
+    partition: str = ""  # train, validation or test; both are of the user's table, else empty
 
     @property
     def label(self) -> str:

@@ -36,6 +36,8 @@ CLIPS_SCHEMA = pa.schema(
         ("observed_times_s", pa.list_(pa.float64())),
         ("future_frames", pa.list_(pa.list_(pa.int64()))),
         ("future_times_s", pa.list_(pa.list_(pa.float64()))),
+        ("group", pa.string()),
+        ("partition", pa.string()),
     ]
 )
 
@@ -59,8 +61,8 @@ INDEX_SCHEMA = pa.schema(
     ]
 )
 
-ADDED_COLUMNS = ("slot_count", "text_count", "frame_width_px", "frame_height_px")
-"""Columns that files of versions up to 0.2 lack. They are 0 there."""
+ADDED_COLUMNS = ("slot_count", "text_count", "frame_width_px", "frame_height_px", "group", "partition")
+"""Columns that files of versions up to 0.2 lack. They are 0 there, texts are empty."""
 
 FAILURES_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("video", "stage", "reason", "clip_id", "video_digest")]
@@ -105,7 +107,8 @@ def _read_columns(raw: BinaryIO, schema: pa.Schema) -> pa.Table:
         num_rows = file.metadata.num_rows
     for name in schema.names:
         if name not in held:
-            table = table.append_column(name, pa.array(np.zeros(num_rows, dtype=np.int32)))
+            empty = "" if schema.field(name).type == pa.string() else 0
+            table = table.append_column(name, pa.repeat(empty, num_rows))
     return table.select(schema.names).cast(schema)
 
 

@@ -36,10 +36,19 @@ from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings, 
 app = new_app("Fill a feature cache with what two frozen models see in your videos, and look at it.")
 
 VideosOption = Annotated[
-    Path, typer.Option("--videos", help="Folder of videos (mp4, mkv, webm, avi, mov), searched recursively.")
+    Path, typer.Option("--videos", help="Folder of mp4, mkv, webm, avi, mov videos, at any depth.")
 ]
 
 CacheOption = Annotated[Path, typer.Option("--cache-dir", help="Folder of the cache; made if it is new.")]
+
+ClipsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--clips",
+        metavar="FILE",
+        help="Table of clips (csv, parquet) in place of the rule.",
+    ),
+]
 
 
 @app.command(
@@ -51,6 +60,7 @@ CacheOption = Annotated[Path, typer.Option("--cache-dir", help="Folder of the ca
     ),
 )
 @with_settings(
+    keys={"clips_file": "clips_file"},
     memory=cache_memory,
     clips=ClipSettings,
     models=ModelSettings,
@@ -61,6 +71,7 @@ def extract_command(
     *,
     videos: VideosOption,
     cache_dir: CacheOption,
+    clips_file: ClipsOption = None,
     json: JsonOption = False,
     clips: ClipSettings,
     models: ModelSettings,
@@ -82,7 +93,14 @@ def extract_command(
 
     with TerminalProgress(errors) as progress:
         report = extract(
-            videos, cache_dir, clips=clips, models=models, execution=execution, progress=progress, vllm=vllm
+            videos,
+            cache_dir,
+            clips=clips,
+            models=models,
+            execution=execution,
+            progress=progress,
+            vllm=vllm,
+            clips_file=clips_file,
         )
     print_result(json, report.to_json(), describe_report(report))
     return EXIT_FAILURES if report.too_many_failures else EXIT_DONE
@@ -165,13 +183,20 @@ def doctor_command(
         "thinkjepa-cache estimate --params params.yaml --tflops 300",
     ),
 )
-@with_settings(memory=cache_memory, clips=ClipSettings, models=ModelSettings, execution=ExecutionSettings)
+@with_settings(
+    keys={"clips_file": "clips_file"},
+    memory=cache_memory,
+    clips=ClipSettings,
+    models=ModelSettings,
+    execution=ExecutionSettings,
+)
 def estimate_command(
     *,
     videos: VideosOption,
     cache_dir: Annotated[
         Path | None, typer.Option("--cache-dir", help="A cache whose settings to take, as extract does.")
     ] = None,
+    clips_file: ClipsOption = None,
     json: JsonOption = False,
     tflops: Annotated[
         float | None,
@@ -191,7 +216,13 @@ def estimate_command(
 
     with TerminalProgress(errors) as progress:
         figures = estimate(
-            videos, clips=clips, models=models, execution=execution, tflops=tflops, progress=progress
+            videos,
+            clips=clips,
+            models=models,
+            execution=execution,
+            tflops=tflops,
+            progress=progress,
+            clips_file=clips_file,
         )
     print_result(json, figures.to_json(), describe_estimate(figures))
 

@@ -53,7 +53,9 @@ def clips_command(
     settings = read_params(params)
     memory = DigestMemory(settings.project / DIGESTS)
     with TerminalProgress(errors) as progress:
-        manifest = folder_manifest(settings.videos, progress=progress, memory=memory)
+        manifest = folder_manifest(
+            settings.videos, progress=progress, memory=memory, clips_file=settings.clips_file
+        )
     memory.save()
     write_json(out, manifest)
     if tables:
@@ -87,6 +89,7 @@ def extract_command(
             execution=settings.execution,
             progress=progress,
             vllm=settings.vllm,
+            clips_file=settings.clips_file,
         )
     print_text(describe_report(report, accept_by=ACCEPT_BY, retry_by=RETRY_BY))
     if report.too_many_failures:

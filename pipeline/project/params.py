@@ -72,6 +72,11 @@ class Folders:
     """The project's folders: keys of params.yaml without a section."""
 
     videos: str = setting("videos", "Folder of the videos, searched recursively.")
+    clips_file: str = setting(
+        "",
+        "Table (csv or parquet) that names the clips: video, split_s or split_frame, optional start_s, "
+        "end_s, group and partition. Empty: they are cut by the rule under clips.",
+    )
     cache_dir: str = setting("features", "Folder of the feature cache, which experiments share.")
     runs_dir: str = setting(
         "runs",
@@ -103,6 +108,8 @@ class Params:
     project: Path
     """The project's folder, of which the pipeline's may be a copy: see `project_folder`."""
     videos: Path
+    clips_file: Path | None
+    """The user's table of clips. None where the rule cuts them."""
     cache_dir: Path
     runs_dir: Path | None
     """Folder of the runs of all experiments. None where each stays in its own results."""
@@ -135,6 +142,7 @@ def read_params(path: Path) -> Params:
     return Params(
         project=project,
         videos=project / folders.videos,
+        clips_file=project / folders.clips_file if folders.clips_file else None,
         cache_dir=project / folders.cache_dir,
         runs_dir=project / folders.runs_dir if folders.runs_dir else None,
         clips=_settings(ClipSettings, content, "clips", path),
@@ -158,7 +166,8 @@ def read_given(path: Path) -> Mapping[str, Any]:
     sections = {name: dict(_section(content, name, path)) for name in SECTIONS}
     folders = {role: getattr(params.models, role) for role in ("thinker", "encoder")}
     sections["models"] |= {role: name for role, name in folders.items() if role in sections["models"]}
-    return {"videos": params.videos, "cache_dir": params.cache_dir, **sections}
+    paths = {name: getattr(params, name) for name in ("videos", "cache_dir", "clips_file")}
+    return {**paths, **sections}
 
 
 def _read_mapping(path: Path) -> Mapping[str, Any]:
@@ -175,9 +184,11 @@ def _folders(content: Mapping[str, Any], path: Path) -> Folders:
     """Videos and cache have to be named; where runs_dir is left out, runs stay in results/runs."""
     if missing := [name for name in ("videos", "cache_dir") if not isinstance(content.get(name), str)]:
         raise SettingsError(f"{path}: {missing[0]} is missing: give a folder")
-    if not isinstance(runs_dir := content.get("runs_dir", ""), str):
-        raise SettingsError(f"{path}: runs_dir holds {runs_dir!r}, expected a folder")
-    return Folders(videos=content["videos"], cache_dir=content["cache_dir"], runs_dir=runs_dir)
+    optional = {name: content.get(name, "") for name in ("clips_file", "runs_dir")}
+    for name, value in optional.items():
+        if not isinstance(value, str):
+            raise SettingsError(f"{path}: {name} holds {value!r}, expected a path")
+    return Folders(videos=content["videos"], cache_dir=content["cache_dir"], **optional)
 
 
 def _matrix(content: Mapping[str, Any], name: str, kind: type[Item], path: Path) -> tuple[Item, ...]:

@@ -59,7 +59,7 @@ def kept_name(
     """The folder of a run in `runs_dir`."""
     determines = {
         "settings": asdict(replace(settings, threads=0)),
-        "split": split.to_json(),
+        "split": asdict(split),
         "selection": _read_of(selection, settings),
         "init_from": warm_start.digest if warm_start else "",
         **({"oracle": file_digest(oracle_table)} if oracle_table and oracle_table.is_file() else {}),

@@ -15,11 +15,22 @@ FEWEST_GROUPS = 3
 """One for each of training, validation and test."""
 
 
-def resolve_rule(rule: str, video_paths: Iterable[str], *, official: bool = False) -> str:
+def resolve_rule(
+    rule: str, video_paths: Iterable[str], *, official: bool = False, named: Collection[str] = ()
+) -> str:
     """Resolve `auto`: `folder` where the videos are in at least three folders, else `video`.
 
-    Of an official partition it is `task`, whose names are alike in all top folders.
+    Of an official partition it is `task`, whose names are alike in all top folders. It is `file` where the
+    user's table of clips names a group for each clip: `named` are these, one a clip, empty without a name.
+    Raises StageError where only some clips have one, or none has and `file` is asked for.
     """
+    if rule == "file" or (rule == "auto" and not official and any(named)):
+        if named and all(named):
+            return "file"
+        raise StageError(
+            f"--group-by {rule}: {sum(not name for name in named)} of {len(named)} clips have no group of a "
+            "table of clips (extract --clips): give one to each row, or use --group-by folder or video"
+        )
     if rule != "auto":
         return rule
     if official:
@@ -57,6 +68,16 @@ def group_of(video_path: str, rule: str) -> str:
     if not group:
         raise StageError(f"video {video_path!r}: the grouping expression {rule!r} gives an empty group")
     return str(group)
+
+
+def clip_groups(videos: Iterable[str], named: Iterable[str], rule: str) -> list[str]:
+    """The group of each clip, from its video's path and the name that the user's table gives it.
+
+    `rule` is as in `group_of`, or `file` for the table's names.
+    """
+    if rule == "file":
+        return list(named)
+    return [group_of(video, rule) for video in videos]
 
 
 def task_of(video_path: str) -> str:

@@ -16,8 +16,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -29,18 +29,17 @@ from thinkjepa.stages.data.groups import (
     FEWEST_GROUPS,
     TEST_FOLDER,
     check_official,
-    group_of,
+    clip_groups,
     is_official_test,
     linked_groups,
     resolve_rule,
 )
-from thinkjepa.stages.data.history import Histories, stored_histories
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.json_files import read_json, write_json
 from thinkjepa.stages.settings import Settings, setting
 
 if TYPE_CHECKING:
-    from thinkjepa.cache import ClipSelection, FeatureDataset
+    pass
 
 SplitName = Literal["train", "validation", "test"]
 
@@ -56,21 +55,27 @@ class SplitRule(Settings):
 
     PANEL: ClassVar[str] = "Split"
 
-    partition: Literal["hash", "official"] = setting(
-        "hash",
-        "Where the test videos come from: hash, a draw of groups by the seed, or official, the videos under "
-        "test/ (EgoDex), while validation is drawn from the others.",
+    partition: Literal["auto", "hash", "official", "file"] = setting(
+        "auto",
+        "Where validation and test come from: hash, a draw of groups by the seed; official, test of the "
+        "videos under test/ (EgoDex), validation drawn from the others; file, the table of extract --clips; "
+        "auto, file where clips have a partition of it, else hash.",
         rare=True,
     )
     group_by: str = setting(
         "auto",
-        "What is never divided: folder, task (the folder's name, alike in part1/ and test/), "
-        "video, auto (folder if there are at least 3, task of an official partition), or a regular "
-        "expression on the relative path whose first group names the group.",
+        "What is never divided: folder, task (the folder's name, alike in part1/ and test/), video, file "
+        "(the groups of extract --clips), auto (file where clips have such groups, else folder if there are "
+        "at least 3; task of an official partition), or a regular expression on the relative path whose "
+        "first group names the group.",
     )
-    validation_fraction: float = setting(0.15, "Expected fraction of groups that select the best epoch.")
+    validation_fraction: float = setting(
+        0.15, "Expected fraction of groups that select the best epoch; not used with a partition of a file."
+    )
     test_fraction: float = setting(
-        0.15, "Expected fraction of groups that training never touches; not used with an official partition."
+        0.15,
+        "Expected fraction of groups that training never touches; not used with an official partition or one "
+        "of a file.",
     )
     split_seed: int = setting(0, "Seed of the partition, apart from the training seed.")
 
@@ -81,6 +86,10 @@ class SplitRule(Settings):
                 f"split fractions validation={fractions[0]}, test={fractions[1]}: both must be above 0 and "
                 "their sum below 1, so that training, too, keeps some groups"
             )
+        if self.is_official and self.group_by == "file":
+            raise ValueError(
+                "--partition official with --group-by file: it goes by folders; leave out one of the two"
+            )
 
     @property
     def is_official(self) -> bool:
@@ -88,7 +97,25 @@ class SplitRule(Settings):
 
     def to_json(self) -> dict[str, Any]:
         """All settings, without a partition by hash: records of before there was another stay equal."""
-        return {name: value for name, value in asdict(self).items() if (name, value) != ("partition", "hash")}
+        left_out = ("partition",) if self.partition in ("auto", "hash") else ()
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
+
+    def settled(self, partitions: Collection[str]) -> SplitRule:
+        """The rule with `auto` resolved for clips of these partitions of a table, empty where it names none.
+
+        Raises StageError where only some clips have one, or none has and `file` is asked for.
+        """
+        if self.partition not in ("auto", "file"):
+            return self
+        if self.partition == "auto" and not any(partitions):
+            return replace(self, partition="hash")
+        if not all(partitions) or not partitions:
+            raise StageError(
+                f"--partition {self.partition}: {sum(not name for name in partitions)} of {len(partitions)} "
+                "clips have no partition of a table of clips (extract --clips): give one to each row and "
+                "extract into a new cache, or use --partition hash"
+            )
+        return replace(self, partition="file")
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,25 +239,32 @@ def partition_file(cache_dir: Path, rule: SplitRule) -> Path:
     return cache_dir / "splits" / f"{name}.json"
 
 
+def known_grouping(cache_dir: Path, rule: SplitRule) -> str | None:
+    """The grouping of the cache's partition by this rule; None where there is none yet."""
+    path = partition_file(cache_dir, rule)
+    return _read(path, rule).grouping if path.exists() else None
+
+
 def stored_partition(
-    cache_dir: Path, rule: SplitRule, videos: Collection[tuple[str, str]]
+    cache_dir: Path, rule: SplitRule, videos: Collection[tuple[str, str]], grouping: str | None = None
 ) -> StoredPartition:
     """The cache's partition of `videos`, pairs of relative path and content digest.
 
-    The first call writes it to the cache. Later calls read it and write only to add new videos.
+    The first call writes it to the cache, with the rule's grouping unless one is given. Later calls read it
+    and write only to add new videos. With `file` for a grouping, pairs are of a group and what is its own.
     """
     path = partition_file(cache_dir, rule)
     if path.exists() and (stored := _read(path, rule)).covers(videos):
         return stored
     # Another run writes the same partition, which takes a moment: it is awaited without a word.
     with WriteLock(path.parent, file=path.name, remedy=WAIT, on_wait=lambda note: None):
-        extended = planned_partition(cache_dir, rule, videos)
+        extended = planned_partition(cache_dir, rule, videos, grouping)
         write_json(path, extended.to_json())
     return extended
 
 
 def planned_partition(
-    cache_dir: Path, rule: SplitRule, videos: Collection[tuple[str, str]]
+    cache_dir: Path, rule: SplitRule, videos: Collection[tuple[str, str]], grouping: str | None = None
 ) -> StoredPartition:
     """The result of `stored_partition`. Nothing is written."""
     path = partition_file(cache_dir, rule)
@@ -238,10 +272,12 @@ def planned_partition(
     if current and current.covers(videos):
         return current
     paths, known = [path for path, _ in videos], current.partition if current else Partition()
-    grouping = current.grouping if current else resolve_rule(rule.group_by, paths, official=rule.is_official)
+    if current or grouping is None:
+        official = rule.is_official
+        grouping = current.grouping if current else resolve_rule(rule.group_by, paths, official=official)
     members: dict[str, set[str]] = {}
-    for name, digest in videos:
-        members.setdefault(group_of(name, grouping), set()).add(digest)
+    for group, (_, digest) in zip(clip_groups(paths, paths, grouping), videos, strict=True):
+        members.setdefault(group, set()).add(digest)
     if rule.is_official:
         if current is None:
             check_official(paths)
@@ -269,39 +305,6 @@ class SplitSize:
     share: float
 
 
-@dataclass(frozen=True, slots=True)
-class PartitionedClips:
-    """Clips by split name: their ids, in the order of the clips, and sizes."""
-
-    stored: StoredPartition
-    ids: Mapping[SplitName, tuple[str, ...]]
-    sizes: Mapping[SplitName, SplitSize]
-    histories: Histories = field(default_factory=Histories)
-    """Of all clips: how many have no history beyond the observed window."""
-    groups: Mapping[str, str] = field(default_factory=dict)
-    """The group of each clip, by its id."""
-    whole_sizes: Mapping[SplitName, SplitSize] | None = None
-    """Sizes before a share of the training groups was taken; None where all of them train."""
-
-    @property
-    def warning(self) -> str:
-        """Warning of sizes that are far from the fractions asked for, empty where none is."""
-        return split_warning(self.whole_sizes or self.sizes, self.stored.rule, grouping=self.stored.grouping)
-
-    def sizes_to_json(self) -> dict[str, Any]:
-        """Groups, videos and clips of each split."""
-        sizes: dict[str, Any] = {name: asdict(size) for name, size in self.sizes.items()}
-        return {"grouping": self.stored.grouping, **sizes, "warning": self.warning}
-
-    @property
-    def digests(self) -> dict[str, dict[str, Any]]:
-        """Count and digest of the clips of each split."""
-        return clip_digests(self.ids)
-
-    def to_json(self) -> dict[str, Any]:
-        return {**self.stored.to_json(), "clips": {name: list(ids) for name, ids in self.ids.items()}}
-
-
 def clip_digests(ids: Mapping[SplitName, Iterable[str]]) -> dict[str, dict[str, Any]]:
     """Count and digest of the clips of each split, equal for equal clips in any order.
 
@@ -309,32 +312,6 @@ def clip_digests(ids: Mapping[SplitName, Iterable[str]]) -> dict[str, dict[str, 
     """
     listed = {name: sorted(own) for name, own in ids.items()}
     return {name: {"count": len(own), "sha256": fingerprint(own)} for name, own in listed.items()}
-
-
-PartitionOf = Callable[[Path, SplitRule, Collection[tuple[str, str]]], StoredPartition]
-"""`stored_partition` or `planned_partition`."""
-
-
-def partition_clips(
-    clips: ClipSelection, cache_dir: Path, rule: SplitRule, *, partition_of: PartitionOf = stored_partition
-) -> PartitionedClips:
-    """Divide clips by the cache's partition, which is made or extended where needed.
-
-    `planned_partition` writes nothing.
-    """
-    videos, digests = clips.values("video"), clips.values("video_digest")
-    stored = partition_of(cache_dir, rule, sorted(set(zip(videos, digests, strict=True))))
-    names = [stored.partition.videos[digest] for digest in digests]
-    groups = [group_of(video, stored.grouping) for video in videos]
-    clip_ids: list[str] = clips.clip_ids.to_pylist()
-    named = list(zip(clip_ids, names, strict=True))
-    return PartitionedClips(
-        stored=stored,
-        ids={name: tuple(clip_id for clip_id, own in named if own == name) for name in SPLIT_NAMES},
-        sizes=split_sizes(zip(names, groups, digests, strict=True)),
-        histories=stored_histories(clips),
-        groups=dict(zip(clip_ids, groups, strict=True)),
-    )
 
 
 def split_sizes(clips: Iterable[tuple[SplitName, str, str]]) -> dict[SplitName, SplitSize]:
@@ -372,13 +349,3 @@ def split_warning(sizes: Mapping[SplitName, SplitSize], rule: SplitRule, *, grou
     groups = sum(size.groups for size in sizes.values())
     few = f"{groups} groups by {grouping} are few to divide"
     return f"warning: {found}: {few}; {finer}--split-seed N draws again"
-
-
-def split_dataset(dataset: FeatureDataset, rule: SplitRule | None = None) -> dict[SplitName, FeatureDataset]:
-    """Datasets by split name, of the cache's partition by `rule`, else of the one that thinkjepa-train makes.
-
-    The partition is written to the cache, as training does: a video keeps its split name for good. A split
-    may be empty where its videos have no features.
-    """
-    ids = partition_clips(dataset.clips, dataset.cache.path, rule or SplitRule()).ids
-    return {name: dataset.only(ids[name]) for name in SPLIT_NAMES}

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from thinkjepa.cache import ClipRow, Failure, fingerprint
-from thinkjepa.stages.data.decoding.client import DecodeError, VideoDecoder, VideoInfo
+from thinkjepa.cache.records import clip_name
+from thinkjepa.stages.data.cutting.cuts import Cut, lacking, requested_cuts, whole_video
+from thinkjepa.stages.data.cutting.reading import ClipRequest
+from thinkjepa.stages.data.decoding.client import VideoInfo
 from thinkjepa.stages.data.history import Histories, planned_histories
-from thinkjepa.stages.data.rates import described_lost, described_rates, described_short, measured_rate
 from thinkjepa.stages.data.repeated_frames import RepeatedFrames, planned_repeats
 from thinkjepa.stages.data.sampling import (
     SPACED,
@@ -24,9 +25,11 @@ from thinkjepa.stages.data.sampling import (
     window_splits,
 )
 from thinkjepa.stages.data.short_videos import ShortVideo
-from thinkjepa.stages.data.videos import SourceVideo, display_name, identify
-from thinkjepa.stages.progress import Progress
+from thinkjepa.stages.data.videos import SourceVideo
 from thinkjepa.stages.settings import Settings, setting
+
+Requests = Sequence[ClipRequest] | None
+"""Rows of the user's table for a video; None where the rule cuts its clips."""
 
 EVEN = "an even number of frames, 2 or more"
 
@@ -141,37 +144,63 @@ class ClipSettings(Settings):
         )
 
 
-def plan_clips(video: SourceVideo, info: VideoInfo, settings: ClipSettings) -> list[ClipRow]:
-    """The clips of one video in the order of their splits, none where it is too short for one."""
-    return [_row(video, info.times_s, frames, settings) for frames in _choose(info.times_s, settings)]
-
-
-def has_clip(times_s: Times, settings: ClipSettings) -> bool:
-    """True if a video with frames at these times gives a clip."""
-    return bool(_splits(times_s, settings))
-
-
-def _choose(times_s: Times, settings: ClipSettings) -> list[ClipFrames]:
+def plan_clips(
+    video: SourceVideo, info: VideoInfo, settings: ClipSettings, requests: Requests = None
+) -> tuple[list[ClipRow], list[ShortVideo]]:
+    """The clips of one video in the order of their splits, and requested ones without room."""
+    times_s = info.times_s
     if settings.preset == "release":
-        if len(times_s) < RELEASE_NEEDS:
-            return []
-        return [
-            release_clip(
-                len(times_s), num_observed=settings.observed_frames, num_future=settings.future_frames
-            )
-        ]
-    return [
-        dual_clip(
+        return [_row(video, times_s, frames, settings) for frames in _release(times_s, settings)], []
+    fitting, short = _cuts(times_s, settings, requests)
+    clips = [_row(video, times_s, _frames(times_s, cut, settings), settings, cut) for cut in fitting]
+    return clips, [
+        ShortVideo(video.name, video.digest, float(times_s[-1]), settings.needed, cut.where, reason)
+        for cut, reason in short
+    ]
+
+
+def has_clip(times_s: Times, settings: ClipSettings, requests: Requests = None) -> bool:
+    """True if a video with frames at these times gives a clip."""
+    return bool(_cuts(times_s, settings, requests)[0])
+
+
+def _cuts(
+    times_s: Times, settings: ClipSettings, requests: Requests
+) -> tuple[list[Cut], list[tuple[Cut, str]]]:
+    """Cuts with room for their windows, by the rule or as requested, and the others with their reasons."""
+    if requests is None:
+        return whole_video(times_s, _splits(times_s, settings)), []
+    room = {
+        cut: lacking(
             times_s,
-            split,
-            thinker_frames=settings.thinker_frames,
-            num_observed=settings.observed_frames,
+            cut,
+            history_s=max(settings.observed_span_s, settings.min_history_s),
             num_future=settings.future_frames,
             num_windows=settings.future_windows,
             fps=settings.fps,
         )
-        for split in _splits(times_s, settings)
-    ]
+        for cut in requested_cuts(times_s, requests)
+    }
+    return [cut for cut in room if not room[cut]], [(cut, room[cut]) for cut in room if room[cut]]
+
+
+def _release(times_s: Times, settings: ClipSettings) -> list[ClipFrames]:
+    if len(times_s) < RELEASE_NEEDS:
+        return []
+    observed, future = settings.observed_frames, settings.future_frames
+    return [release_clip(len(times_s), num_observed=observed, num_future=future)]
+
+
+def _frames(times_s: Times, cut: Cut, settings: ClipSettings) -> ClipFrames:
+    return dual_clip(
+        cut.own(times_s),
+        cut.split - cut.first,
+        thinker_frames=settings.thinker_frames,
+        num_observed=settings.observed_frames,
+        num_future=settings.future_frames,
+        num_windows=settings.future_windows,
+        fps=settings.fps,
+    ).after(cut.first)
 
 
 def _splits(times_s: Times, settings: ClipSettings) -> list[int]:
@@ -186,9 +215,16 @@ def _splits(times_s: Times, settings: ClipSettings) -> list[int]:
     )
 
 
-def _row(video: SourceVideo, times_s: Times, frames: ClipFrames, settings: ClipSettings) -> ClipRow:
+def _row(
+    video: SourceVideo,
+    times_s: Times,
+    frames: ClipFrames,
+    settings: ClipSettings,
+    cut: Cut | None = None,
+) -> ClipRow:
+    first = cut.first if cut else 0
     return ClipRow(
-        clip_id=f"{video.video_id}@{frames.split_frame}",
+        clip_id=clip_name(video.video_id, frames.split_frame, first_frame=first),
         video=video.name,
         video_digest=video.digest,
         thinker_sampling=settings.thinker_sampling["fingerprint"],
@@ -201,6 +237,8 @@ def _row(video: SourceVideo, times_s: Times, frames: ClipFrames, settings: ClipS
         observed_times_s=tuple(times_s[frames.observed].tolist()),
         future_frames=tuple(tuple(window) for window in frames.future.tolist()),
         future_times_s=tuple(tuple(window) for window in times_s[frames.future].tolist()),
+        group=cut.group if cut else "",
+        partition=cut.partition if cut else "",
     )
 
 
@@ -215,10 +253,6 @@ def with_windows(sampling: Mapping[str, Any], windows: int) -> dict[str, Any]:
     """
     record = {name: value for name, value in sampling.items() if name != "fingerprint"}
     return _named({**record, "windows": windows})
-
-
-UNKNOWN_FPS = 30.0
-"""Where no video opens: nothing is made with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +282,7 @@ class PlannedFolder:
     """Videos with clips, by content digest."""
     failures: list[Failure] = field(default_factory=list)
     too_short: list[ShortVideo] = field(default_factory=list)
-    """Videos that open and have no room for a clip: no failures."""
+    """Videos that open and have no room for a clip, and rows of a table without: no failures."""
     repeats: list[tuple[str, str]] = field(default_factory=list)
     """Videos with the content of an earlier one, which stands for both."""
     settings: ClipSettings = field(default_factory=ClipSettings)
@@ -276,102 +310,3 @@ class PlannedFolder:
     @property
     def histories(self) -> Histories:
         return planned_histories(self.clips)
-
-
-def plan_folder(
-    files: Sequence[Path],
-    folder: Path,
-    settings: ClipSettings,
-    *,
-    decoder: VideoDecoder,
-    progress: Progress,
-    failure_limit: int | None = None,
-) -> PlannedFolder:
-    """Plan the video files found under `folder`, as long as no more than `failure_limit` of them fail.
-
-    All are opened before the first clip is cut: the rate of the dense windows may depend on all of them.
-    """
-    planned = PlannedFolder(num_videos=len(files), names=[])
-    opened: dict[str, PlannedVideo] = {}
-    progress.begin("planning", total=len(files), unit="videos")
-    for path in files:
-        if failure_limit is not None and len(planned.failures) > failure_limit:
-            break
-        planned.names.append(display_name(path, folder))
-        video = _identified(path, folder, planned, progress)
-        if video and video.digest in opened:
-            planned.repeats.append((video.name, opened[video.digest].source.name))
-        elif video and (info := _opened(video, decoder, planned, progress)):
-            opened[video.digest] = PlannedVideo(video, info)
-        progress.advance(1)
-    planned.settings = _with_rate(settings, list(opened.values()), progress)
-    for found in opened.values():
-        _plan_video(found, planned)
-    return planned
-
-
-def record(failures: Sequence[Failure], planned: list[Failure], progress: Progress) -> None:
-    """Keep failures and show them as they happen."""
-    for failure in failures:
-        planned.append(failure)
-        progress.failed(failure)
-
-
-def _identified(path: Path, folder: Path, planned: PlannedFolder, progress: Progress) -> SourceVideo | None:
-    try:
-        return identify(path, folder=folder)
-    except OSError as error:
-        name = display_name(path, folder)
-        reason = f"cannot be read: {error.strerror or error}"
-        record([Failure(name, "open", reason)], planned.failures, progress)
-        return None
-
-
-def _opened(
-    video: SourceVideo, decoder: VideoDecoder, planned: PlannedFolder, progress: Progress
-) -> VideoInfo | None:
-    try:
-        return decoder.open(video.path)
-    except DecodeError as error:
-        failure = Failure(video.name, "open", str(error), video_digest=video.digest)
-        record([failure], planned.failures, progress)
-        return None
-
-
-def _plan_video(video: PlannedVideo, planned: PlannedFolder) -> None:
-    name, digest, settings = video.source.name, video.source.digest, planned.settings
-    if clips := plan_clips(video.source, video.info, settings):
-        planned.videos[digest] = replace(video, clips=clips)
-    else:
-        duration_s = float(video.info.times_s[-1])
-        planned.too_short.append(ShortVideo(name, digest, duration_s, settings.needed))
-
-
-def _with_rate(settings: ClipSettings, opened: Sequence[PlannedVideo], progress: Progress) -> ClipSettings:
-    """The settings with a number for the rate, which is told where it had to be found.
-
-    The slowest rate that a video has, of those that give a clip at their own: a scrap of two frames a second
-    apart would slow down all.
-    """
-    if settings.dense_fps != "auto" or settings.preset == "release":
-        return settings
-    times_s = {video.source.name: video.info.times_s for video in opened}
-    rates = {name: rate for name, times in times_s.items() if (rate := measured_rate(times))}
-    lasting = {
-        name: rate
-        for name, rate in rates.items()
-        if has_clip(times_s[name], replace(settings, dense_fps=rate.fps))
-    }
-    if not rates:
-        return replace(settings, dense_fps=UNKNOWN_FPS)
-    chosen = lasting or rates
-    settled = replace(settings, dense_fps=min(rate.fps for rate in chosen.values()))
-    short = [name for name in rates if rates[name].fps < settled.fps]
-    lost = [name for name in lasting if not has_clip(times_s[name], settled)]
-    slow = [name for name in chosen if chosen[name].fps == settled.fps]
-    progress.note(
-        described_rates(chosen)
-        + described_short(short, rates, clip_span_s=lambda fps: replace(settings, dense_fps=fps).clip_span_s)
-        + described_lost(lost, slow, clip_span_s=settled.clip_span_s)
-    )
-    return settled

@@ -54,6 +54,12 @@ class ClipFrames:
     observed: Frames
     future: Frames
 
+    def after(self, first: int) -> ClipFrames:
+        """The same frames of a segment, counted in a video of which it begins at the frame `first`."""
+        return ClipFrames(
+            self.split_frame + first, self.thinker + first, self.observed + first, self.future + first
+        )
+
 
 def shown_at(times_s: Times, wanted_s: Times, *, first: int, stop: int) -> Frames:
     """The frame shown at each wanted time, or due within the tolerance, clamped into `[first, stop)`."""

@@ -26,10 +26,13 @@ UNREADABLE = "unreadable"
 """Stands for the digest of a file that cannot be read: extraction reports it."""
 
 
-def folder_manifest(folder: Path, *, progress: Progress, memory: DigestMemory) -> dict[str, Any]:
+def folder_manifest(
+    folder: Path, *, progress: Progress, memory: DigestMemory, clips_file: Path | None = None
+) -> dict[str, Any]:
     """Relative name and content digest of every video, and of the label files of these videos, if any.
 
-    Files that `memory` knows are not read. Raises StageError where there is no video.
+    The digest of the user's table of clips is among them. Files that `memory` knows are not read. Raises
+    StageError where there is no video, or no such table.
     """
     files = find_videos(folder)
     progress.begin("reading", total=len(files), unit="videos")
@@ -41,8 +44,17 @@ def folder_manifest(folder: Path, *, progress: Progress, memory: DigestMemory) -
         for found in label_folder.paths[path]:
             labels[display_name(found, folder)] = _digest(found, root, memory)
         progress.advance(1)
-    manifest = {"schema": "thinkjepa.clips.v1", "videos": videos}
+    manifest: dict[str, Any] = {"schema": "thinkjepa.clips.v1", "videos": videos}
+    if clips_file:
+        manifest["clips_file"] = _table_digest(clips_file)
     return {**manifest, "labels": labels} if labels else manifest
+
+
+def _table_digest(path: Path) -> str:
+    try:
+        return file_digest(path)
+    except OSError as error:
+        raise StageError(f"the table of clips {str(path)!r} cannot be read: {error.strerror}") from error
 
 
 def _digest(path: Path, root: Path, memory: DigestMemory) -> str:
@@ -76,7 +88,8 @@ class Selection:
     clips: str
     """Digest of the clips' ids and the checksums of their features in the sets that are read."""
     names: str
-    """Digest of the videos' contents and relative names, from which the groups of a split follow."""
+    """Digest of the videos' contents and relative names, from which the groups of a split follow, and of
+    the groups and partitions that the user's table of clips names."""
     labels: str = ""
     """Digest of the label files that the chosen clips' videos have hand labels from; empty where none has."""
     history: str = ""
@@ -117,13 +130,15 @@ def _selection(
     ids = chosen.clip_ids.to_pylist()
     checksums = [cache.index(name).values_of(ids, "checksum") for name in read]
     videos = set(zip(chosen.values("video_digest"), chosen.values("video"), strict=True))
+    groups, partitions = chosen.values("group"), chosen.values("partition")
+    named = [item for item in zip(ids, groups, partitions, strict=True) if any(item[1:])]
     selection = Selection(
         schema=SELECTION_SCHEMA,
         thinker=thinker_set or "",
         encoder=encoder_set,
         num_clips=len(chosen),
         clips=fingerprint(list(zip(ids, *checksums, strict=True))),
-        names=fingerprint(sorted(videos)),
+        names=fingerprint([sorted(videos), named] if named else sorted(videos)),
         labels=labels_digest(cache, {digest for digest, _ in videos}),
     )
     write_json(_list_file(cache_dir, selection), {"clip_ids": ids})

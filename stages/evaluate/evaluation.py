@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from thinkjepa.cache import ClipRow
-from thinkjepa.stages.data.groups import group_of
+from thinkjepa.stages.data.groups import clip_groups
 from thinkjepa.stages.data.history import history_s
 from thinkjepa.stages.data.joints import KEYPOINTS
 from thinkjepa.stages.data.partition import SplitName, as_split_name
@@ -267,7 +267,9 @@ def clip_columns(clips: Sequence[ClipRow], features: Features, *, grouping: str)
             name: pa.array([getattr(clip, name) for clip in clips])
             for name in ("clip_id", "video", "video_digest", "split_frame", "split_time_s")
         },
-        "group": pa.array([group_of(clip.video, grouping) for clip in clips]),
+        "group": pa.array(
+            clip_groups([clip.video for clip in clips], [clip.group for clip in clips], grouping)
+        ),
         "beyond_window_s": numbers(np.array([beyond_window_s(clip) for clip in clips])),
         "history_s": numbers(np.array([history_s(clip) for clip in clips])),
         "future_frames": lists(np.array([np.concatenate(clip.future_frames[:windows]) for clip in clips])),

@@ -20,10 +20,10 @@ import torch
 
 from thinkjepa.cache import ArraySpec, Failure, FeatureSet, Kind
 from thinkjepa.cache.shards.format import stored_bytes
+from thinkjepa.stages.data.cutting.folder import plan_folder, record, wanted_videos
 from thinkjepa.stages.data.decoding.client import DecodeError, VideoDecoder
-from thinkjepa.stages.data.plan import ClipSettings, PlannedFolder, plan_folder, record
+from thinkjepa.stages.data.plan import ClipSettings, PlannedFolder
 from thinkjepa.stages.data.repeated_frames import describe_repeats
-from thinkjepa.stages.data.videos import find_videos
 from thinkjepa.stages.device import choose_device
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.figures import (
@@ -227,6 +227,7 @@ def estimate(
     execution: ExecutionSettings,
     tflops: float | None,
     progress: Progress,
+    clips_file: Path | None = None,
 ) -> FolderEstimate:
     """The cost of `extract` with the same settings. Nothing is written.
 
@@ -236,17 +237,17 @@ def estimate(
     """
     if tflops is not None and not (math.isfinite(tflops) and tflops > 0):
         raise StageError(f"--tflops {tflops:g}: give a number above 0")
-    files = find_videos(videos)
+    files, table = wanted_videos(videos, clips_file, clips)
     try:
         described = DescribedModels.find(models, clips, execution)
     except ModelUnavailableError as error:
         with VideoDecoder(timeout_s=execution.decode_timeout) as decoder:
-            planned = plan_folder(files, videos, clips, decoder=decoder, progress=progress)
+            planned = plan_folder(files, videos, clips, decoder=decoder, progress=progress, table=table)
         return _without_models(planned, videos, clips, models, execution, reason=str(error))
     frozen = described.frozen
     device = frozen.device.type
     with decoder_beside(device, timeout_s=execution.decode_timeout) as decoder:
-        planned = plan_folder(files, videos, clips, decoder=decoder, progress=progress)
+        planned = plan_folder(files, videos, clips, decoder=decoder, progress=progress, table=table)
         prompts = PromptSizes.count(planned.clips, planned.videos, frozen.thinker)
         decode_times_s = _measured_decoding(planned, frozen, prompts, decoder, progress)
     batch_size = execution.clips_per_batch("cuda" if tflops else device)

@@ -41,8 +41,11 @@ def extraction_record(
     folders: Mapping[Kind, ModelFolder],
     *,
     dtype: str,
+    clips_file: Path | None,
 ) -> dict[str, Any]:
     """The settings that determine the features, made definite: dtype, revisions, absolute folders.
+
+    The table that named the clips is kept too, where there was one.
 
     Device, server and the path of a Python are left out: they may be of another machine.
     """
@@ -58,7 +61,8 @@ def extraction_record(
         "models": {**asdict(models), **definite},
         "vllm": {"backend": vllm.backend, "quantization": vllm.quantization},
     }
-    return {**{f"{kind}_set": item.name for kind, item in sets.items()}, "settings": settings}
+    named = {"clips_file": str(clips_file.absolute())} if clips_file else {}
+    return {**{f"{kind}_set": item.name for kind, item in sets.items()}, **named, "settings": settings}
 
 
 def remembered_settings(cache_dir: Path) -> Sections:

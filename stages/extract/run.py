@@ -14,14 +14,15 @@ from typing import Any
 
 from thinkjepa.cache import ClipRow, Failure, FeatureSet, Kind, WriteSession
 from thinkjepa.cache.records import set_differences
+from thinkjepa.stages.data.cutting.folder import plan_folder, wanted_videos
+from thinkjepa.stages.data.cutting.reading import ClipFile
 from thinkjepa.stages.data.decoding.client import VideoDecoder
 from thinkjepa.stages.data.history import describe_histories
 from thinkjepa.stages.data.labels.readers import LabelFolder
 from thinkjepa.stages.data.labels.storing import LabelReport, store_labels
-from thinkjepa.stages.data.plan import ClipSettings, PlannedFolder, plan_folder
+from thinkjepa.stages.data.plan import ClipSettings, PlannedFolder
 from thinkjepa.stages.data.repeated_frames import describe_repeats
 from thinkjepa.stages.data.short_videos import describe_short, refusal
-from thinkjepa.stages.data.videos import find_videos
 from thinkjepa.stages.device import torch_threads
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.figures import require_space
@@ -55,21 +56,24 @@ def extract(
     execution: ExecutionSettings,
     progress: Progress,
     vllm: VllmSettings = TRANSFORMERS,
+    clips_file: Path | None = None,
 ) -> ExtractReport:
     """Write the features of every clip of `videos` that the cache does not hold yet.
 
-    Videos and clips that fail are recorded in the cache and in the report, and the others are extracted.
-    Raises StageError or CacheError where nothing can be done.
+    The rule of `clips` cuts them, or the table `clips_file` names them. Videos and clips that fail are
+    recorded in the cache and in the report, and the others are extracted. Raises StageError or CacheError
+    where nothing can be done.
     """
     started = time.monotonic()
-    files = find_videos(videos)
+    files, table = wanted_videos(videos, clips_file, clips)
     limit = execution.failure_limit(num_videos=len(files))
     frozen = _find_models(clips, models, execution, vllm, progress)
     with (
         torch_threads(execution.threads),
         WriteSession(cache_dir, on_wait=progress.note if execution.wait else None) as session,
     ):
-        planned = _plan(files, videos, clips, execution, limit, progress)
+        _note_other_clips(session, clips_file, progress)
+        planned = _plan(files, videos, clips, execution, limit, progress, table)
         wanted = frozen.sets(
             planned.settings,
             Storing(execution.shard_mb, execution.codec, models.fp8),
@@ -80,7 +84,9 @@ def extract(
         sets = {kind: session.resolve(item) for kind, item in wanted.items()}
         _note_other_sets(session, sets, progress)
         folders = {kind: model.folder for kind, model in frozen.by_kind.items()}
-        record = extraction_record(sets, planned.settings, models, vllm, folders, dtype=frozen.dtype)
+        record = extraction_record(
+            sets, planned.settings, models, vllm, folders, dtype=frozen.dtype, clips_file=clips_file
+        )
         before = _done(session, sets)
         known, unfinished = _earlier_failures(session, sets, planned.clips, again=execution.retry_failed)
         tally = Tally(progress, limit, [*planned.failures, *(known | unfinished).values()])
@@ -147,9 +153,12 @@ def _plan(
     execution: ExecutionSettings,
     limit: int | None,
     progress: Progress,
+    table: ClipFile | None,
 ) -> PlannedFolder:
     with VideoDecoder(timeout_s=execution.decode_timeout) as decoder:
-        planned = plan_folder(files, videos, clips, decoder=decoder, progress=progress, failure_limit=limit)
+        planned = plan_folder(
+            files, videos, clips, decoder=decoder, progress=progress, failure_limit=limit, table=table
+        )
     if planned.too_short and not planned.clips:
         raise StageError(refusal(planned.too_short, failed=len(planned.failures)))
     if line := describe_short(planned.too_short):
@@ -230,6 +239,16 @@ def _note_other_sets(session: WriteSession, sets: Mapping[Kind, FeatureSet], pro
                 f"another {kind} set than in the last extraction: {item.name} ({apart[item.name]}), "
                 f"before {before.name} ({apart[before.name]})"
             )
+
+
+def _note_other_clips(session: WriteSession, clips_file: Path | None, progress: Progress) -> None:
+    """Note clips by the rule in a cache whose last extraction had a table: training takes both."""
+    before = session.last_extraction.get("clips_file")
+    if before and clips_file is None:
+        progress.note(
+            f"warning: this cache's last extraction took its clips from {before!r} (--clips), these are cut "
+            "by the rule; training takes all clips of a cache"
+        )
 
 
 def _done(session: WriteSession, sets: Mapping[Kind, FeatureSet]) -> set[str]:

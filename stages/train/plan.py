@@ -13,16 +13,18 @@ import torch
 from thinkjepa.cache import TOKEN_KINDS, FeatureCache, differing, shown
 from thinkjepa.stages.data.partition import (
     SPLIT_NAMES,
-    PartitionedClips,
-    PartitionOf,
     SplitName,
     SplitRule,
-    partition_clips,
     planned_partition,
     stored_partition,
 )
+from thinkjepa.stages.data.partitioned_clips import (
+    PartitionedClips,
+    PartitionOf,
+    partition_clips,
+    with_training_share,
+)
 from thinkjepa.stages.data.tracked_files import labels_digest
-from thinkjepa.stages.data.training_share import with_training_share
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.json_files import json_bytes, json_digest
 from thinkjepa.stages.train.costs import TrainingCosts, training_costs
@@ -103,6 +105,11 @@ def divide_clips(
     """
     clips = partition_clips(features.clips, cache_dir, rule, partition_of=partition_of)
     if empty := [name for name in SPLIT_NAMES if not clips.ids[name]]:
+        if clips.stored.rule.partition == "file":
+            raise StageError(
+                f"of {len(features.clips)} clips none is in {' or '.join(empty)} by the table of clips: give "
+                "rows such a partition and extract again, or use --partition hash"
+            )
         raise StageError(_no_clips(len(features.clips), empty, labelled=features.supervision is not None))
     return with_training_share(clips, features.clips, share=share)
 

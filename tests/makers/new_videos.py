@@ -29,8 +29,8 @@ TINY = TrainSettings(
 """One step of it. Changes start at zero: guidance would not move them before the second step."""
 
 
-def train_run(cache: Path, out: Path, **settings: Any) -> Path:
-    train(cache, out, replace(TINY, **settings), split=SplitRule(group_by="video"))
+def train_run(cache: Path, out: Path, *, rule: SplitRule | None = None, **settings: Any) -> Path:
+    train(cache, out, replace(TINY, **settings), split=rule or SplitRule(group_by="video"))
     return out
 
 

@@ -163,7 +163,7 @@ def test_no_command_at_all_shows_the_commands() -> None:
     [
         (("extrac", "--videos", "a"), "Did you mean 'extract'?"),
         (("extract", "--video", "a"), "Did you mean --videos or --version?"),
-        (("extract", "--fps", "3"), "Did you mean --fp8 or --dense-fps"),
+        (("extract", "--fps", "3"), "Did you mean --fp8 or --clips or --dense-fps"),
         (("extract", "--nothing-like-it"), "see thinkjepa-cache extract --help"),
         (("extract", "--preset", "duel"), "'duel' is not one of 'dual', 'release'"),
         (("extract", "--cache-dir", "c"), "'--videos': give it, or a file that names videos with --params"),

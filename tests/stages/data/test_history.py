@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thinkjepa.cache import FeatureCache, WriteSession
+from thinkjepa.stages.data.cutting.folder import plan_folder
 from thinkjepa.stages.data.decoding.client import VideoDecoder
 from thinkjepa.stages.data.history import (
     describe_histories,
@@ -21,8 +22,9 @@ from thinkjepa.stages.data.history import (
     planned_histories,
     stored_histories,
 )
-from thinkjepa.stages.data.partition import SplitRule, partition_clips
-from thinkjepa.stages.data.plan import ClipSettings, PlannedFolder, plan_folder
+from thinkjepa.stages.data.partition import SplitRule
+from thinkjepa.stages.data.partitioned_clips import partition_clips
+from thinkjepa.stages.data.plan import ClipSettings, PlannedFolder
 from thinkjepa.stages.data.sampling import TOLERANCE_S, window_splits
 from thinkjepa.stages.data.videos import find_videos
 from thinkjepa.stages.progress import NoProgress

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from thinkjepa.cache import Failure, FeatureCache, WriteSession
+from thinkjepa.stages.data.cutting.folder import plan_folder
 from thinkjepa.stages.data.decoding.client import VideoDecoder
-from thinkjepa.stages.data.plan import ClipSettings, PlannedFolder, plan_folder
+from thinkjepa.stages.data.plan import ClipSettings, PlannedFolder
 from thinkjepa.stages.data.repeated_frames import describe_repeats, planned_repeats, stored_repeats
 from thinkjepa.stages.data.videos import find_videos
 

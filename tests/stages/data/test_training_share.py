@@ -12,8 +12,8 @@ import pytest
 from latent_cache import TINY_JEPA
 
 from thinkjepa.cache import FeatureCache
-from thinkjepa.stages.data.partition import SplitRule, partition_clips, planned_partition
-from thinkjepa.stages.data.training_share import shared_groups, with_training_share
+from thinkjepa.stages.data.partition import SplitRule, planned_partition
+from thinkjepa.stages.data.partitioned_clips import partition_clips, shared_groups, with_training_share
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train.run import train
 from thinkjepa.stages.train.settings import TrainSettings

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from thinkjepa.cache import ClipFeatures, Failure, FeatureCache, OpenShard
+from thinkjepa.stages.data.cutting.folder import plan_folder
 from thinkjepa.stages.data.decoding.client import DecodeError, FrameStack, VideoDecoder
-from thinkjepa.stages.data.plan import ClipSettings, PlannedFolder, plan_folder
+from thinkjepa.stages.data.plan import ClipSettings, PlannedFolder
 from thinkjepa.stages.data.videos import find_videos
 from thinkjepa.stages.extract.encoder.base import VideoEncoder
 from thinkjepa.stages.extract.models.pair import FrozenModels
