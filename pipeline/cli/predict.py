@@ -40,6 +40,20 @@ app = new_single_app()
 
 DECODE_TIMEOUT = setting_option(ExecutionSettings, "decode_timeout")
 
+RowsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--clips",
+        metavar="FILE",
+        help="Table of clips (csv or parquet) whose row of this video has the split and the segment that no "
+        "frame leaves.",
+    ),
+]
+
+RowOption = Annotated[
+    int | None, typer.Option("--row", min=1, help="Row of --clips, from 1, where the video has several.")
+]
+
 SPLIT_NAME_WORDS: dict[SplitName | None, str] = {
     "train": "one of the run's training videos: the run was fitted to it",
     "validation": "one of the run's validation videos: the best epoch was chosen on them",
@@ -53,6 +67,7 @@ SPLIT_NAME_WORDS: dict[SplitName | None, str] = {
         "thinkjepa-predict --run runs/thinkjepa-0 --video pour.mp4 --out future.mp4",
         "thinkjepa-predict --run runs/thinkjepa-0 --video pour.mp4 --out future.mp4 --split-time 1.5",
         "thinkjepa-predict --run runs/latents-0 --video pour.mp4 --out future.png",
+        "thinkjepa-predict --run runs/thinkjepa-0 --video day.mp4 --out future.mp4 --clips clips.csv --row 3",
     )
 )
 @with_settings(
@@ -85,6 +100,8 @@ def predict_command(
     split_time: Annotated[
         float | None, typer.Option(help="Where the future begins, seconds from the video's start.")
     ] = None,
+    clips_file: RowsOption = None,
+    row: RowOption = None,
     cache_dir: RunCacheOption = None,
     thinker: Annotated[
         str | None, typer.Option(help="The thinker's folder or hub name, where it has moved.")
@@ -107,7 +124,7 @@ def predict_command(
     if out.suffix not in (".mp4", ".png"):
         raise StageError(f"--out {str(out)!r}: give a name that ends in .mp4 or .png")
     execution = parse_settings(ExecutionSettings, {"device": device, "decode_timeout": decode_timeout})
-    request = Request(run, video, split_frame, split_time, cache_dir, thinker, encoder)
+    request = Request(run, video, split_frame, split_time, clips_file, row, cache_dir, thinker, encoder)
     _reserve(context, out, threads)
     prediction = request.predict(execution, need_hands=out.suffix == ".mp4")
     joints_file = joints_out or out.with_suffix(".json")
@@ -123,6 +140,8 @@ class Request:
     video: Path
     split_frame: int | None
     split_time_s: float | None
+    clips_file: Path | None
+    row: int | None
     cache_dir: Path | None
     thinker: str | None
     encoder: str | None
@@ -130,14 +149,18 @@ class Request:
     def predict(self, execution: ExecutionSettings, *, need_hands: bool) -> Prediction:
         """The prediction. Its warnings are shown."""
         with loading():
+            from thinkjepa.stages.data.cutting.reading import read_clip_file
             from thinkjepa.stages.predict.frames import SplitChoice
             from thinkjepa.stages.predict.prediction import predict
 
+        if self.row is not None and self.clips_file is None:
+            raise StageError("--row is a row of a table: name it with --clips")
+        row = read_clip_file(self.clips_file).row_of(self.video, self.row) if self.clips_file else None
         with TerminalProgress(errors) as progress:
             prediction = predict(
                 self.run,
                 self.video,
-                split=SplitChoice(frame=self.split_frame, time_s=self.split_time_s),
+                split=SplitChoice(frame=self.split_frame, time_s=self.split_time_s, row=row),
                 places={"thinker": self.thinker, "encoder": self.encoder},
                 cache_dir=self.cache_dir,
                 device=execution.device,

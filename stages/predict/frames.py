@@ -17,6 +17,9 @@ import torch
 from torch import Tensor
 
 from thinkjepa.cache import ClipRow, FeatureSet
+from thinkjepa.cache.records import clip_name
+from thinkjepa.stages.data.cutting.cuts import place
+from thinkjepa.stages.data.cutting.reading import ClipRequest
 from thinkjepa.stages.data.decoding.client import DecodeError, VideoDecoder, VideoInfo
 from thinkjepa.stages.data.plan import PlannedVideo
 from thinkjepa.stages.data.rates import measured_rate
@@ -49,14 +52,18 @@ LATE_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class SplitChoice:
-    """Requested beginning of the future: a frame, a time in seconds, or neither for the latest sensible."""
+    """Requested beginning of the future: a frame, a time in seconds, a row, or none for the latest one."""
 
     frame: int | None = None
     time_s: float | None = None
+    row: ClipRequest | None = None
+    """Row of a table of clips, with a segment that no frame leaves."""
 
     def __post_init__(self) -> None:
         if self.frame is not None and self.time_s is not None:
             raise StageError("give --split-frame or --split-time, not both")
+        if self.row and (self.frame, self.time_s) != (None, None):
+            raise StageError("--clips says where the future begins: leave --split-frame and --split-time out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +80,16 @@ class ChosenFrames:
     """The moments that are predicted, also those past the video's end."""
     fps: float
     """Of the windows; of a video's own average rate where they were chosen by index."""
+    first_frame: int = 0
+    """First frame of the segment that all of them are in."""
+
+    def after(self, first: int) -> ChosenFrames:
+        """The same frames of a segment, counted in a video of which it begins at the frame `first`."""
+        thinker, observed, future = (
+            tuple(frame + first for frame in frames) for frames in (self.thinker, self.observed, self.future)
+        )
+        moved = replace(self, split_frame=self.split_frame + first, first_frame=first)
+        return replace(moved, thinker=thinker, observed=observed, future=future)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -128,15 +145,16 @@ def repeat_warnings(times_s: Times, frames: ChosenFrames) -> list[str]:
         return []
     found = f"{repeated} of {sum(map(len, windows))} frames repeat the frame before them"
     begins_s = float(times_s[frames.split_frame - 1]) - (len(frames.observed) - 1) / frames.fps
-    if begins_s < times_s[0] - TOLERANCE_S:
+    if begins_s < times_s[frames.first_frame] - TOLERANCE_S:
+        what = "segment" if frames.first_frame else "video"
         span_s = float(times_s[frames.split_frame - 1]) - begins_s
-        lasts_s = float(times_s[-1] - times_s[0])
+        lasts_s = float(times_s[-1] - times_s[frames.first_frame])
         remedy = (
             "give a later --split-time"
             if lasts_s + TOLERANCE_S >= span_s
-            else f"it takes {span_s:.2f} s, the video lasts {lasts_s:.2f} s"
+            else f"it takes {span_s:.2f} s, the {what} lasts {lasts_s:.2f} s"
         )
-        return [f"{found}: the observed window begins before the video does; {remedy}"]
+        return [f"{found}: the observed window begins before the {what} does; {remedy}"]
     rate = measured_rate(times_s)
     own = f"{rate.fps:g}" if rate else "fewer"
     return [
@@ -327,7 +345,7 @@ class Watched:
         """A clip without a future: there is nothing in it that could be decoded too much."""
         frames, times_s = self.frames, self.info.times_s
         return ClipRow(
-            clip_id=f"{self.source.video_id}@{frames.split_frame}",
+            clip_id=clip_name(self.source.video_id, frames.split_frame, first_frame=frames.first_frame),
             video=self.source.name,
             video_digest=self.source.digest,
             thinker_sampling="",
@@ -362,5 +380,9 @@ def watched(
     except DecodeError as error:
         raise StageError(f"--video {str(source.path)!r}: {error}") from error
     thinker = features.thinker if run.shape.thinker else None
-    frames = choose_frames(info.times_s, split, encoder=features.encoder, thinker=thinker)
+    own_s, within, first = info.times_s, split, 0
+    if split.row:
+        cut = place(info.times_s, split.row)
+        own_s, within, first = cut.own(info.times_s), SplitChoice(frame=cut.split - cut.first), cut.first
+    frames = choose_frames(own_s, within, encoder=features.encoder, thinker=thinker).after(first)
     return Watched(source, info, frames, thinker, decoder, device)

@@ -19,7 +19,9 @@ from thinkjepa.cache import file_digest
 from thinkjepa.pipeline.picture.latent_panels import PANEL_SHORT_SIDE_PX, LatentColors, LatentPanels
 from thinkjepa.pipeline.picture.latents import BACKGROUND, summary
 from thinkjepa.pipeline.picture.playback import TIMELINE_PX, held_frames
+from thinkjepa.stages.data.cutting.reading import read_clip_file
 from thinkjepa.stages.data.framing import VJEPA2_FRAMING, letterbox_framing
+from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.metrics import latent_metrics
 from thinkjepa.stages.evaluate.runs import TrainedRun
 from thinkjepa.stages.predict import frames
@@ -114,6 +116,33 @@ def test_the_future_changes_the_comparison_and_not_the_prediction(run: Path, tmp
     assert torch.equal(future.observed, plain.observed)
     assert not torch.equal(future.true, plain.true)
     assert not torch.equal(past.predicted, plain.predicted)
+
+
+def test_a_row_of_a_table_gives_the_split_and_the_segment(run: Path, tmp_path: Path) -> None:
+    """Frames 10 to 35, split at 24: the rest changes nothing, and the control without a start is changed."""
+    changes = {"plain": None, "before": slice(0, 10), "past": slice(10, 11)}
+    videos = {
+        name: lossless_video(tmp_path / f"{name}.mkv", change=change) for name, change in changes.items()
+    }
+    table = tmp_path / "clips.csv"
+    rows = [f"{name}.mkv,2.4,1.0,3.6" for name in changes] + [f"{name}.mkv,2.4,," for name in changes]
+    table.write_text("video,split_s,start_s,end_s\n" + "\n".join(rows) + "\n")
+    file = read_clip_file(table)
+
+    def forecast(name: str, row: int) -> Prediction:
+        return predicted(run, videos[name], row=file.row_of(videos[name], row))
+
+    plain = forecast("plain", 1)
+    assert plain.frames.thinker[0] == 10
+    assert (plain.frames.split_frame, max(plain.frames.future)) == (24, 31)
+    assert torch.equal(forecast("before", 2).latents.predicted, plain.latents.predicted)
+    assert not torch.equal(forecast("past", 3).latents.predicted, plain.latents.predicted)
+    whole = [forecast("plain", 4), forecast("before", 5)]
+    assert not torch.equal(whole[0].latents.predicted, whole[1].latents.predicted)
+    with pytest.raises(StageError, match=r"rows of .*plain.mkv' are 1, 4: name one of them with --row"):
+        file.row_of(videos["plain"])
+    with pytest.raises(StageError, match=r"has no row of 'other.mkv'"):
+        file.row_of(Path("other.mkv"))
 
 
 @pytest.mark.parametrize("split", [(), ("--split-time", 4.1)])
