@@ -124,7 +124,7 @@ Preset = Literal["default", "paper", "release"]
 PAPER: Mapping[str, Any] = MappingProxyType(
     {
         "epochs": 200,
-        "batch_size": 32,  # 16 a GPU on two GPUs
+        "batch_size": 32,
         "learning_rate": 1e-4,
         "head_learning_rate": 1e-3,
         "weight_decay": 1e-4,
@@ -145,7 +145,10 @@ PAPER: Mapping[str, Any] = MappingProxyType(
         "head_inputs": "latents",
     }
 )
-"""The published settings (arXiv 2603.22281) that differ from the defaults, or may come to."""
+"""Settings that differ from the defaults, or may come to, as we take them for those of arXiv 2603.22281.
+
+They were not checked against the paper's text.
+"""
 
 ONLY_OF_GUIDANCE = (
     "guidance",
@@ -216,7 +219,10 @@ def idle_settings(settings: Mapping[str, Any]) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class TrainSettings(PredictorSettings, GuidanceSettings, LossSettings, OptimizerSettings):
-    """Settings of one run. Numbers are the paper's (arXiv 2603.22281) unless a line says otherwise."""
+    """Settings of one run.
+
+    Numbers are what we take for the paper's (arXiv 2603.22281) unless a line says otherwise.
+    """
 
     PANEL: ClassVar[str] = "Run"
     SECTION: ClassVar[str] = "train"
@@ -225,14 +231,15 @@ class TrainSettings(PredictorSettings, GuidanceSettings, LossSettings, Optimizer
         {
             "default": {},
             "paper": PAPER,
-            "release": PAPER,  # the code that was published with it names the same numbers
+            "release": PAPER,  # what is another there is how clips are cut
         }
     )
 
     preset: Preset = setting(
         "default",
-        "Settings to start from, which others override: default, paper (6 heads, the paper's "
-        "schedule and form of guidance) or release (the same, for clips of `--preset release`).",
+        "Settings to start from, which others override: default, paper (what we take for the settings of "
+        "arXiv 2603.22281, not checked against its text: 6 heads, the head's schedule, FiLM by stream, a "
+        "head of latents alone, errors in metres) or release (the same, for clips of `--preset release`).",
     )
     variant: Variant = setting(
         "thinkjepa", "Model: thinkjepa (guided), jepa (unguided), vlm (thinker features only)."

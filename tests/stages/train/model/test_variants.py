@@ -172,7 +172,7 @@ def test_guided_variant_without_a_thinker_is_refused(model_shape: BuildShape) ->
 
 @pytest.mark.parametrize(("preset", "millions"), [("paper", 37.8), ("default", 37.0)])
 def test_size_at_the_papers_settings(preset: str, millions: float) -> None:
-    """The paper says about 38 M parameters; ours shares one projection of 0.8 M between the two streams."""
+    """The default shares one projection of 0.8 M between the two streams, which the preset does not."""
     grid = LatentGrid(observed_steps=16, future_steps=16, height=16, width=16, dim=1024)
     thinker = ThinkerShape(levels=8, dim=2048)
     settings = parse_settings(TrainSettings, {"preset": preset})
