@@ -63,6 +63,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "markersize": 3.5,
         "zorder": 2.3,
     },
+    "poses": {
+        "color": PURPLE,
+        "linestyle": _DOTTED,
+        "linewidth": 1.6,
+        "marker": "^",
+        "markersize": 4.5,
+        "zorder": 2.4,
+    },
 }
 """The wide solid line is below the others, in whatever order they are drawn."""
 

@@ -112,7 +112,7 @@ def train_command(
     *,
     selection: Annotated[Path, typer.Option(help="The features to train on.")],
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
-    variant: Annotated[str, typer.Option(help="thinkjepa, jepa or vlm.")],
+    variant: Annotated[str, typer.Option(help="thinkjepa, jepa, vlm or poses.")],
     seed: Annotated[int, typer.Option(help="Seed of initial weights and data order.")],
     params: ParamsOption = DEFAULT_PARAMS,
 ) -> None:

@@ -19,7 +19,9 @@ from torch import Tensor
 from thinkjepa.stages.data.decoding.client import FrameStack, VideoDecoder
 from thinkjepa.stages.data.framing import grid_box, seen_box
 from thinkjepa.stages.data.sampling import seconds_ahead
-from thinkjepa.stages.predict.prediction import Prediction, step_frame, step_time_s
+from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.predict.latents import PredictedLatents, step_frame, step_time_s
+from thinkjepa.stages.predict.prediction import Prediction
 
 NUM_COLORS = 3
 
@@ -111,8 +113,14 @@ class LatentPanels:
     """The panels of a prediction. Frames are decoded once, when it is made."""
 
     def __init__(self, prediction: Prediction, *, decode_timeout_s: float) -> None:
-        """Raises DecodeError where a frame cannot be decoded."""
-        self._frames, self._latents = prediction.frames, prediction.latents
+        """Raises DecodeError where a frame cannot be decoded, StageError for a prediction without latents."""
+        if prediction.latents is None:
+            raise StageError(
+                "the run predicts no latents, of which a .png is a picture: give -o FILE.mp4 for the hands"
+            )
+        self._frames = prediction.frames
+        self.latents: PredictedLatents = prediction.latents
+        """The prediction's, in numbers."""
         with VideoDecoder(timeout_s=decode_timeout_s) as decoder:
             info = decoder.open(prediction.video)
             shown = sorted({*self._frames.observed, *self._frames.future})
@@ -122,7 +130,7 @@ class LatentPanels:
                 index: np.asarray(Image.fromarray(decoder.frames(prediction.video, [index])[0]).resize(size))
                 for index in shown
             }
-        framing, scale = prediction.latents.framing, size[0] / info.width_px
+        framing, scale = self.latents.framing, size[0] / info.width_px
         frame_size = {"width_px": info.width_px, "height_px": info.height_px}
         self.box = seen_box(framing, **frame_size).scaled(scale)
         """The part of a panel that the encoder uses."""
@@ -130,7 +138,7 @@ class LatentPanels:
 
     @property
     def num_observed(self) -> int:
-        return len(self._latents.observed)
+        return len(self.latents.observed)
 
     def frame(self, index: int) -> Panel:
         """A frame of either window."""
@@ -143,19 +151,19 @@ class LatentPanels:
     @cached_property
     def colors(self) -> LatentColors:
         """Fitted on the video's own latents, observed and true; predicted ones are painted by them."""
-        own = [self._latents.observed, self._latents.true]
+        own = [self.latents.observed, self.latents.true]
         return LatentColors.fit(torch.cat([latents for latents in own if latents is not None]))
 
     @cached_property
     def error_limit(self) -> float:
         """The error that has the brightest color."""
-        maps = [self._latents.errors, self._latents.persistence_errors]
+        maps = [self.latents.errors, self.latents.persistence_errors]
         values = [item.numpy() for item in maps if item is not None]
         return float(np.percentile(np.stack(values), ERROR_PERCENTILE)) if values else 1.0
 
     def steps(self) -> list[StepPanels]:
         """All predicted steps, in order."""
-        latents = self._latents
+        latents = self.latents
         predicted = self.colors.paint(latents.predicted)
         true = None if latents.true is None else self.colors.paint(latents.true)
         return [
@@ -166,7 +174,7 @@ class LatentPanels:
     def _step(
         self, index: int, predicted: npt.NDArray[np.float32], true: npt.NDArray[np.float32] | None
     ) -> StepPanels:
-        latents, ahead, near = self._latents, self.num_observed + index, self._latents.nearest[index]
+        latents, ahead, near = self.latents, self.num_observed + index, self.latents.nearest[index]
         image = self._step_image(ahead) if true is not None else None
         errors = [
             None if item is None else item[index] for item in (latents.errors, latents.persistence_errors)
@@ -188,15 +196,15 @@ class LatentPanels:
         )
 
     def _time_s(self, step: int) -> float:
-        time_s = step_time_s(self._frames, step, self._latents.tubelet)
+        time_s = step_time_s(self._frames, step, self.latents.tubelet)
         return float(seconds_ahead(time_s, observed_times_s=self._frames.observed_times_s))
 
     def _step_image(self, step: int) -> FrameStack:
-        return self._images[step_frame(self._frames, step, self._latents.tubelet)]
+        return self._images[step_frame(self._frames, step, self.latents.tubelet)]
 
     @cached_property
     def _observed_colors(self) -> npt.NDArray[np.float32]:
-        return self.colors.paint(self._latents.observed)
+        return self.colors.paint(self.latents.observed)
 
     def _error(self, image: FrameStack | None, error_P: torch.Tensor) -> Panel:
         shares = (error_P.numpy() / max(self.error_limit, 1e-12)).clip(0, 1)
@@ -209,7 +217,7 @@ class LatentPanels:
         """
         under = np.zeros_like(next(iter(self._images.values()))) if image is None else _dimmed(image)
         left, top, right, bottom = self._grid_box.whole_px()
-        patches = Image.fromarray((255 * colors_P3.reshape(*self._latents.grid, 3)).round().astype(np.uint8))
+        patches = Image.fromarray((255 * colors_P3.reshape(*self.latents.grid, 3)).round().astype(np.uint8))
         inside = np.asarray(patches.resize((right - left, bottom - top), Image.Resampling.NEAREST))
         panel = under.copy()
         below = panel[max(0, top) : bottom, max(0, left) : right]

@@ -104,7 +104,7 @@ def latent_picture(prediction: Prediction, panels: LatentPanels) -> bytes:
 
 def _rows(prediction: Prediction, panels: LatentPanels, shown: Sequence[StepPanels]) -> list[Row]:
     frames, last = prediction.frames, panels.num_observed - 1
-    empty, compared = Cell(None), prediction.latents.true is not None
+    empty, compared = Cell(None), panels.latents.true is not None
     last_frame = Cell(panels.frame(frames.observed[-1]), "last observed", OBSERVED, boxed=True)
     future = [Cell(step.frame, clock_text(step.time_s), boxed=True) for step in shown]
     rows = [
@@ -158,7 +158,7 @@ def _words(figure: Any, prediction: Prediction, panels: LatentPanels, height_in:
     style: dict[str, Any] = {"va": "top", "parse_math": False, "linespacing": 1.35}
     figure.text(0.01, 1 - 0.08 / height_in, f"Predicted latents: {name}", size=TITLE_PT + 2, **style)
     figure.text(0.01, 1 - 0.33 / height_in, summary(prediction), size=TEXT_PT, color=GREY, **style)
-    number = len(prediction.latents.predicted)
+    number = len(panels.latents.predicted)
     part = f" {MAX_STEPS} of {number} steps are shown." if number > MAX_STEPS else ""
     shares = " + ".join(f"{share:.0%}" for share in panels.colors.explained)
     text = (
@@ -169,7 +169,7 @@ def _words(figure: Any, prediction: Prediction, panels: LatentPanels, height_in:
         "whose latents are nearest to the predicted ones; green where it is the true one."
     )
     figure.text(0.01, (FOOT_IN - 0.12) / height_in, text, size=SMALL_PT, color=GREY, **style)
-    if prediction.latents.true is not None:
+    if panels.latents.true is not None:
         position = (0.76, (FOOT_IN - 0.3) / height_in, 0.22, 0.1 / height_in)
         axes = figure.add_axes(position)
         scale = mpl.cm.ScalarMappable(Normalize(0, panels.error_limit), ERROR_MAP)
@@ -179,11 +179,14 @@ def _words(figure: Any, prediction: Prediction, panels: LatentPanels, height_in:
 
 
 def summary(prediction: Prediction) -> str:
-    """The figures of a prediction of latents in one line."""
+    """The figures of a prediction in one line, those of its latents where it has any."""
     latents, frames = prediction.latents, prediction.frames
-    number = len(latents.predicted)
     seconds = frames.future_times_s[-1] - frames.observed_times_s[-1]
-    text = f"{number} latent steps, {len(frames.future_times_s)} frames, up to {seconds:.2f} s ahead"
+    text = f"{len(frames.future_times_s)} frames, up to {seconds:.2f} s ahead"
+    if latents is None:
+        return text
+    number = len(latents.predicted)
+    text = f"{number} latent steps, {text}"
     if latents.errors is None or latents.persistence_errors is None:
         return f"{text}; the video ends before that: nothing to compare with"
     mse, still = float(latents.errors.mean()), float(latents.persistence_errors.mean())
@@ -214,7 +217,7 @@ def latent_video(prediction: Prediction, panels: LatentPanels) -> bytes:
 
 
 def _panels_by_frame(prediction: Prediction, panels: LatentPanels) -> Iterator[TitledPanels]:
-    frames, tubelet = prediction.frames, prediction.latents.tubelet
+    frames, tubelet = prediction.frames, panels.latents.tubelet
     observed_s = seconds_ahead(frames.observed_times_s, observed_times_s=frames.observed_times_s)
     ahead_s = seconds_ahead(frames.future_times_s, observed_times_s=frames.observed_times_s)
     for number, (frame, seconds) in enumerate(zip(frames.observed, observed_s, strict=True)):

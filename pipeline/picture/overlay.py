@@ -39,7 +39,7 @@ GHOST_OPACITY = 0.6
 
 VIDEO_ENDED = "the video has ended: its last frame stays"
 
-OBSERVED_NOTE = "observed: both models' input; hands are drawn from the split on"
+OBSERVED_NOTE = "observed; hands are drawn from the split on"
 
 Color = tuple[int, ...]
 
@@ -82,7 +82,7 @@ def overlay_video(prediction: Prediction, hands: PredictedHands, *, decode_timeo
                 bones,
                 two_panels=hands.true_m is not None and _intrinsics(hands) is not None,
                 note=note,
-                framing=prediction.latents.framing,
+                framing=prediction.framing,
             )
             for frame, drawn in zip(frames, shown_frames, strict=True)
         )
@@ -161,7 +161,7 @@ def _picture(
     *,
     two_panels: bool,
     note: str,
-    framing: Framing,
+    framing: Framing | None,
 ) -> Image.Image:
     """One frame of the overlay: a panel or two, and a caption under each."""
     height, width = frame.shape[:2]
@@ -173,7 +173,10 @@ def _picture(
     canvas = Image.new("RGB", (size[0] * len(shown), size[1] + CAPTION_PX), GREY)
     for column, (title, pixels, color) in enumerate(shown):
         scaled = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS))
-        panel = Image.fromarray(outlined(scaled, seen_box(framing, width_px=size[0], height_px=size[1])))
+        panel = Image.fromarray(scaled)
+        if framing is not None:
+            box = seen_box(framing, width_px=size[0], height_px=size[1])
+            panel = Image.fromarray(outlined(scaled, box))
         if column == 0 and drawn.true is not None:
             ghost = panel.copy()
             _draw_hand(ghost, drawn.true * scale, bones, TRUE_RGB)

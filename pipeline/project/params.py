@@ -91,7 +91,8 @@ class Matrix:
 
     variants: tuple[str, ...] = setting(
         ("thinkjepa", "jepa", "vlm"),
-        "Models to train: thinkjepa (guided), jepa (unguided), vlm (thinker features only). A list, also of "
+        "Models to train: thinkjepa (guided), jepa (unguided), vlm (thinker features only), poses (hands "
+        "from observed poses alone; it needs hand labels, so it is not trained by default). A list, also of "
         "one: [jepa].",
     )
     seeds: tuple[int, ...] = setting(

@@ -38,7 +38,7 @@ def find_warm_start(settings: TrainSettings, project: Path = HERE) -> WarmStart 
 
     Raises StageError where there is no such checkpoint.
     """
-    if not settings.init_from or settings.variant == "vlm":  # a matrix of variants shares its settings
+    if not settings.starts_from_checkpoint:
         return None
     found = find_model(model_place(settings.init_from, project), revision="main", role="init-from")
     return WarmStart(path=found.path, digest=weights_digest(found))

@@ -160,7 +160,7 @@ def ranking_section(comparison: Comparison) -> list[str]:
     validation = [
         name
         for name in VALIDATION_METRICS
-        if all(name in row["validation"] for row in ranking["rows"])
+        if any(name in row["validation"] for row in ranking["rows"])
         and name in ("validation_distance_m", "validation_latent_error", sorted_by)
     ]
     header = [
@@ -196,6 +196,8 @@ def ranking_section(comparison: Comparison) -> list[str]:
 
 
 def _validation_text(row: Mapping[str, Any], name: str) -> str:
+    if name not in row["validation"]:
+        return ""
     mean, std = row["validation"][name], row["validation_seed_std"].get(name)
     number = VALIDATION_METRICS[name].unit.number
     return number(mean) if std is None else f"{number(mean)} ± {number(std)}"

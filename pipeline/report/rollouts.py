@@ -38,7 +38,7 @@ def rollout_markdown(rolled: Rolled) -> str:
         f"{count_of(rolled['num_groups'], 'group')} (by {rolled['grouping']})",
         f"- {brackets_text(rolled['interval'])}",
         f"- a window is {rolled['window_steps']} latent steps from {rolled['observed_steps']}; behind it the "
-        "predictions become the context. `vlm`, which has no context, keeps its last step",
+        "predictions become the context. `vlm` and `poses`, which have no context, keep their last step",
         "- each horizon: the mean over all steps up to it (FDE: its last frame); seconds run from the last "
         "observed frame to the horizon's last frame",
         "- slope: of the line of least squares through a clip's errors at single steps, over all steps",

@@ -11,6 +11,7 @@ from thinkjepa.pipeline.cli.console import counted, human_bytes
 from thinkjepa.stages.data.joints import HANDS_NEED_LABELS, describe_joints
 from thinkjepa.stages.data.partition import SPLIT_NAMES, SplitName, SplitSize
 from thinkjepa.stages.display import MILLIMETERS
+from thinkjepa.stages.train.model.config import WITHOUT_LATENTS
 
 if TYPE_CHECKING:
     from thinkjepa.stages.train.events import EpochEnds, RunStarts
@@ -47,7 +48,8 @@ def describe_split(sizes: Mapping[SplitName, SplitSize], *, grouping: str) -> st
 
 def describe_start(start: RunStarts) -> str:
     """The head of a training's log."""
-    task = f"latents and {start.num_joints} joints" if start.num_joints else "latents"
+    joints = [f"{start.num_joints} joints"] if start.num_joints else []
+    task = " and ".join([*([] if start.variant in WITHOUT_LATENTS else ["latents"]), *joints])
     processes = f"{start.processes} processes, each with " if start.processes > 1 else ""
     memory = human_bytes(start.memory_bytes)
     hands = [] if start.has_labels else [f"hands            none; {HANDS_NEED_LABELS}"]
@@ -92,14 +94,16 @@ def describe_epoch(end: EpochEnds) -> str:
 def describe_metrics(out: Path, metrics: dict[str, Any], *, was_finished: bool = False) -> str:
     """Results of a run, its folder, and the next step. `was_finished`: nothing was left to train."""
     clips = ", ".join(f"{metrics['num_clips'][name]} {name}" for name in SPLIT_NAMES)
-    latent_error = metrics["validation_latent_error"]
     already = "already finished, nothing was trained: " if was_finished else ""
     lines = [
         f"{out}: {already}best epoch {metrics['best_epoch']} of {metrics['epochs']} by "
         f"{SELECTED_BY[metrics.get('select_by', 'loss')]} (clips: {clips})",
-        f"  validation latent MSE {latent_error:.5f}, "
-        f"latent persistence {metrics['persistence_validation_loss']:.5f}",
     ]
+    if (latent_error := metrics.get("validation_latent_error")) is not None:
+        lines.append(
+            f"  validation latent MSE {latent_error:.5f}, "
+            f"latent persistence {metrics['persistence_validation_loss']:.5f}"
+        )
     if (distance_m := metrics.get("validation_distance_m")) is not None:
         ridge = ", the ridge's: no more counts of the head" if metrics.get("head_share") == 0 else ""
         lines.append(

@@ -7,6 +7,7 @@ predict can enter a prediction.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from thinkjepa.cache import ClipRow
@@ -61,8 +62,8 @@ METHODS = {
 class SplitInputs:
     """Inputs of all methods, available at the split frame of some clips, on one device."""
 
-    observed: Tensor
-    """`(batch, step, patch, dim)`"""
+    observed: Tensor | None
+    """`(batch, step, patch, dim)`, None in a run without latents."""
     pooled: Tensor | None
     """`(batch, level, stream, dim)`"""
     tokens: TokenBatch | None
@@ -92,10 +93,14 @@ class Predicted:
 
 
 def inputs_at_split(
-    features: Features, clips: Sequence[ClipRow], batch: Batch, *, permutations: Sequence[Partners]
+    features: Features,
+    clips: Sequence[ClipRow],
+    batch: Batch,
+    *,
+    permutations: Sequence[Partners],
+    device: torch.device,
 ) -> SplitInputs:
-    """Inputs of a batch; `permutations` name the clips whose thinker states replace a clip's own."""
-    device = batch.observed.device
+    """Inputs of a batch on `device`; `permutations` name clips whose thinker states replace a clip's own."""
     shuffled = []
     for partners in permutations:
         others = [partners[clip.clip_id] for clip in clips]
@@ -134,9 +139,10 @@ def predict_all(
         draws.append(Predicted(shuffled.latents, shuffled.joints_m))
     if draws:
         found["shuffled_guidance"] = replace(draws[0], further=tuple(draws[1:]))
-    repeated = persistence(inputs.observed, future_steps=future_steps)
-    found["latent_persistence"] = Predicted(repeated, model.read_joints(repeated, poses))
-    if learned is not None:
+    if inputs.observed is not None:
+        repeated = persistence(inputs.observed, future_steps=future_steps)
+        found["latent_persistence"] = Predicted(repeated, model.read_joints(repeated, poses))
+    if own.latents is not None and learned is not None and learned.latent is not None:
         found["mean_latent"] = Predicted(learned.latent.to(own.latents).expand_as(own.latents), None)
     if own.joints_m is not None:
         assert ridge is not None, "a run with a head has fitted one"
@@ -150,12 +156,12 @@ def predict_all(
 
 
 def readout_ceiling(model: ForecastModel, batch: Batch) -> dict[str, Predicted]:
-    """Joints that the run's head reads off the true future latents; empty without a head.
+    """Joints that the run's head reads off the true future latents; empty where it reads none off latents.
 
     Kept apart from `predict_all`, whose inputs hold no future. The head was trained on predicted latents, so
     that this is no strict bound.
     """
-    joints_m = model.read_joints(batch.future, batch.poses)
+    joints_m = None if batch.future is None else model.read_joints(batch.future, batch.poses)
     return {} if joints_m is None else {"readout_ceiling": Predicted(None, joints_m)}
 
 

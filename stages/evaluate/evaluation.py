@@ -108,14 +108,16 @@ def evaluate(
     progress.begin("evaluate", total=len(clips), unit="clips")
     tasks = training_tasks(features, run.clip_ids("train"))
     joint_errors, spread = JointErrors(), LatentSpread()
-    gallery = Gallery.of(features, clips, device=target)
+    gallery = Gallery.of(features, clips, device=target) if features.reads_latents else None
     with ClipTableWriter(table_path(run_dir, split_name), record) as table:
         for part, batch, predicted in predictions(run, model, features, clips, device=target):
             if batch.trajectory is not None:
                 joint_errors.add(predicted, batch.trajectory)
-            spread.add(predicted, batch.future)
             columns = score_columns(predicted, batch, joints=joint_names(model))
-            columns |= gallery.columns(predicted, batch.future, part)
+            if gallery is not None:
+                _, future = batch.latents
+                spread.add(predicted, future)
+                columns |= gallery.columns(predicted, future, part)
             columns |= view_columns(predicted, batch, part, features)
             columns |= _joint_columns(predicted["model"], batch)
             table.append(
@@ -127,8 +129,9 @@ def evaluate(
                 }
             )
             progress.advance(len(part))
-        figures = spread.figures()
-        table.add_over_clips({**figures, "future": figures["future"] | gallery.figures(clips)})
+        if gallery is not None:
+            figures = spread.figures()
+            table.add_over_clips({**figures, "future": figures["future"] | gallery.figures(clips)})
     result = summarize(ClipTable.read(table_path(run_dir, split_name)))
     result["ade_m_by_joint"] = joint_errors.to_json(result["joints"])
     write_json(run_dir / f"eval-{split_name}.json", result)
@@ -194,8 +197,8 @@ def predictions(
     for start in range(0, len(clips), run.clips_per_forward):
         part = clips[start : start + run.clips_per_forward]
         batch = features.batch([clip.clip_id for clip in part], device)
-        inputs = inputs_at_split(features, part, batch, permutations=permutations)
-        predicted = predict_all(model, inputs, learned, ridge, future_steps=batch.future.shape[1])
+        inputs = inputs_at_split(features, part, batch, permutations=permutations, device=device)
+        predicted = predict_all(model, inputs, learned, ridge, future_steps=features.future_steps)
         yield part, batch, predicted | readout_ceiling(model, batch)
 
 
@@ -220,7 +223,8 @@ def _scores(found: Predicted, batch: Batch, *, joints: Sequence[str], steps: int
     """Scores of one prediction, by the names of metrics."""
     scores: dict[str, Tensor] = {}
     if found.latents is not None:
-        for name, values in latent_metrics(found.latents[:, :steps], batch.future[:, :steps]).items():
+        _, future = batch.latents
+        for name, values in latent_metrics(found.latents[:, :steps], future[:, :steps]).items():
             scores |= {name: values.mean(dim=1), f"{name}_by_step": values}
     if found.joints_m is not None and (truth := batch.trajectory) is not None:
         counted = counted_joint_frames(truth.future_confidence[:, :steps], truth.last_known)
@@ -345,8 +349,8 @@ def headline(result: Mapping[str, Any]) -> dict[str, float]:
     found = {name: joints.get("model", {}).get(name) for name in ("ade_m", "fde_m", "acc_5cm")}
     found |= {
         "baseline_m": min(baselines, default=None),
-        "latent": latents["model"]["l2"],
-        "persist": latents["latent_persistence"]["l2"],
+        "latent": latents.get("model", {}).get("l2"),
+        "persist": latents.get("latent_persistence", {}).get("l2"),
     }
     return {name: round(value, DECIMALS) for name, value in found.items() if value is not None}
 

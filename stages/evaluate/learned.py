@@ -50,8 +50,8 @@ class LearnedMotion:
 class Learned:
     """All that baselines know of the training clips."""
 
-    latent: Tensor
-    """Mean future latent of each patch `(patch, dim)`, float64, over the first window."""
+    latent: Tensor | None
+    """Mean future latent of each patch `(patch, dim)`, float64, over the first window; None without any."""
     motion: LearnedMotion | None
     """None in a run on latents alone."""
 
@@ -61,7 +61,8 @@ def learn(features: Features, train_ids: Sequence[str], *, device: torch.device)
     if num_lacking(features, train_ids):
         return None
     motion = learn_motion(features, train_ids) if features.supervision else None
-    return Learned(mean_latent(features, train_ids, device=device), motion)
+    latent = mean_latent(features, train_ids, device=device) if features.reads_latents else None
+    return Learned(latent, motion)
 
 
 def mean_latent(features: Features, train_ids: Sequence[str], *, device: torch.device) -> Tensor:
@@ -69,8 +70,8 @@ def mean_latent(features: Features, train_ids: Sequence[str], *, device: torch.d
     total, num_clips = torch.zeros((), dtype=torch.float64, device=device), 0
     first_window = replace(features, windows=1)
     for clip_ids in _sample(train_ids, most=LATENT_CLIPS, batch_size=LATENT_BATCH):
-        future_BTPD = first_window.batch(clip_ids, device).future.double()
-        total = total + future_BTPD.mean(dim=1).sum(dim=0)
+        _, future_BTPD = first_window.batch(clip_ids, device).latents
+        total = total + future_BTPD.double().mean(dim=1).sum(dim=0)
         num_clips += len(clip_ids)
     return total / num_clips
 

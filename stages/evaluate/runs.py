@@ -113,6 +113,7 @@ class TrainedRun:
             streams=shape.thinker.streams if shape.thinker else (),
             layers=tuple(guiding[1].get("layers", ())) if guiding else (),
             windows=windows,
+            reads_latents=shape.has_latents,
         )
         return replace(features, source=self.guidance_source) if thinker else features
 

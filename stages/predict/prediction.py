@@ -1,8 +1,4 @@
-"""Predicted latents next to the true ones: errors in time and space, and the steps they resemble most.
-
-Shape letters: T latent steps, P patches (row-major height x width), D latent dim.
-
-A new video's future, from what is seen before the split and from nothing else: latents, and joints.
+"""A new video's future, from what is seen before the split and from nothing else: latents, and joints.
 
 Frames from the split on never reach the prediction. Their *times* decide where the split can lie and which
 moments the prediction is for. Once it is made, they are encoded, to compare it with what came.
@@ -21,7 +17,7 @@ from torch import Tensor
 
 from thinkjepa.cache import FeatureCache, VideoLabels
 from thinkjepa.stages.data.decoding.client import VideoDecoder
-from thinkjepa.stages.data.framing import Framing
+from thinkjepa.stages.data.framing import Framing, set_framing
 from thinkjepa.stages.data.joints import HANDS_NEED_LABELS
 from thinkjepa.stages.data.labels.readers import find_labels
 from thinkjepa.stages.data.partition import SplitName
@@ -36,80 +32,12 @@ from thinkjepa.stages.data.videos import SourceVideo, identify
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.runs import TrainedRun
 from thinkjepa.stages.predict.frames import ChosenFrames, SplitChoice, Watched, repeat_warnings, watched
+from thinkjepa.stages.predict.latents import PredictedLatents
 from thinkjepa.stages.predict.models import load_encoder
 from thinkjepa.stages.progress import Progress
+from thinkjepa.stages.train.data.features import Features
 from thinkjepa.stages.train.data.poses import ObservedPoses, observed_poses
-
-
-@dataclass(frozen=True, slots=True)
-class PredictedLatents:
-    """Latents of one video as the run looks at them, float32 on the CPU."""
-
-    grid: tuple[int, int]
-    """Patches of a frame, height and width."""
-    tubelet: int
-    """Frames of a latent step."""
-    framing: Framing
-    """The part of a frame that the encoder sees."""
-    observed: Tensor
-    """`(T, P, D)`"""
-    predicted: Tensor
-    """`(T, P, D)` of the future."""
-    true: Tensor | None
-    """As `predicted`; None where the video ends before the predicted future does."""
-
-    @property
-    def errors(self) -> Tensor | None:
-        """Mean square over dims of predicted less true `(T, P)`."""
-        return None if self.true is None else (self.predicted - self.true).square().mean(dim=-1)
-
-    @property
-    def persistence_errors(self) -> Tensor | None:
-        """As `errors`, of the last observed step taken for all of the future."""
-        return None if self.true is None else (self.observed[-1] - self.true).square().mean(dim=-1)
-
-    @property
-    def nearest(self) -> tuple[int, ...]:
-        """For each predicted step, the step of the video with the least mean square distance.
-
-        Steps count from the first observed one on, true future steps follow the observed ones.
-        """
-        known = self.observed if self.true is None else torch.cat([self.observed, self.true])
-        distances = [(known - step).square().mean(dim=(1, 2)) for step in self.predicted]
-        return tuple(int(of_step.argmin()) for of_step in distances)
-
-    @property
-    def num_found(self) -> int | None:
-        """Predicted steps whose nearest step is the true one."""
-        if self.true is None:
-            return None
-        first = len(self.observed)
-        return sum(step == first + place for place, step in enumerate(self.nearest))
-
-    def to_json(self, frames: ChosenFrames) -> dict[str, Any]:
-        """Figures for each predicted step; latents themselves are left out."""
-        return {
-            "grid": list(self.grid),
-            "step_times_s": [round(time_s, 6) for time_s in frames.future_times_s[:: self.tubelet]],
-            "mse": _means(self.errors),
-            "persistence_mse": _means(self.persistence_errors),
-            "nearest_frames": [step_frame(frames, step, self.tubelet) for step in self.nearest],
-            "nearest_is_true": self.num_found,
-        }
-
-
-def step_frame(frames: ChosenFrames, step: int, tubelet: int) -> int:
-    """The first frame of a latent step, counted from the first observed step on."""
-    return (*frames.observed, *frames.future)[step * tubelet]
-
-
-def step_time_s(frames: ChosenFrames, step: int, tubelet: int) -> float:
-    """The time of a step's first frame, seconds from the video's beginning."""
-    return (*frames.observed_times_s, *frames.future_times_s)[step * tubelet]
-
-
-def _means(errors_TP: Tensor | None) -> Sequence[float] | None:
-    return None if errors_TP is None else [float(value) for value in errors_TP.double().mean(dim=1)]
+from thinkjepa.stages.train.model.forecast import Forecast
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +101,8 @@ class PredictedHands:
 
 WAYS_TO_HANDS = "put labels beside the video (docs/labels.md), or take a run trained with --anchor none"
 
+WITHOUT_POSES = "put labels beside the video (docs/labels.md), or take a run of another variant"
+
 
 @dataclass(frozen=True, slots=True)
 class LabelledClip:
@@ -203,17 +133,19 @@ class LabelledClip:
             seen = self._trajectory(self.labels, future=[])
             poses = observed_poses([seen], [self.frames.observed_times_s])
         assert self.run.shape.head is not None
-        if self.run.shape.head.anchor == "none" or poses.known.any():
+        of_poses = not self.run.shape.has_latents
+        if poses.known.any() or (self.run.shape.head.anchor == "none" and not of_poses):
             return poses
+        needed = "displacements from the last observed pose (anchor last_pose)"
+        needed, ways = ("from observed poses alone", WITHOUT_POSES) if of_poses else (needed, WAYS_TO_HANDS)
         if not labelled:
             raise StageError(
-                "the run predicts displacements from the last observed pose (anchor last_pose), and the "
-                "run's cache has no labels of this video up to the split, nor is there a label file beside "
-                f"it: {WAYS_TO_HANDS}"
+                f"the run predicts {needed}, and the run's cache has no labels of this video up to the "
+                f"split, nor is there a label file beside it: {ways}"
             )
         raise StageError(
             "none of the run's joints was seen before the split, which it starts from: choose another "
-            f"split, or {WAYS_TO_HANDS}"
+            f"split, or {ways}"
         )
 
     def predicted(self, joints_m: Tensor) -> PredictedHands:
@@ -287,11 +219,14 @@ class Prediction:
     split_name: SplitName | None
     """The split name of this video's clips in the run's split, None where the run has none."""
     frames: ChosenFrames
-    latents: PredictedLatents
+    latents: PredictedLatents | None
+    """None of a run without latents, for which no frozen model runs."""
     hands: PredictedHands | None
     no_hands: str
     """Why no hands were predicted, empty where they were."""
     warnings: tuple[str, ...]
+    framing: Framing | None
+    """The part of a frame that the encoder sees. None where that is not known."""
 
     def to_json(self) -> dict[str, Any]:
         """All of it but the latents themselves; times in seconds from the video's beginning."""
@@ -301,7 +236,7 @@ class Prediction:
             "video_digest": self.video_digest,
             "side": self.split_name,
             **self.frames.to_json(),
-            "latents": self.latents.to_json(self.frames),
+            **({"latents": self.latents.to_json(self.frames)} if self.latents else {}),
             **(self.hands.to_json() if self.hands else {"no_hands": self.no_hands}),
             "warnings": list(self.warnings),
         }
@@ -331,32 +266,23 @@ def predict(
     source = _identified(video)
     with VideoDecoder(timeout_s=decode_timeout_s) as decoder:
         clip = watched(source, split, run, features, decoder=decoder, device=device)
-        hands = LabelledClip.find(run, clip, features.cache)
-        no_hands = "" if hands else f"the run was trained without them; {HANDS_NEED_LABELS}"
+        hands, no_hands = LabelledClip.find(run, clip, features.cache), ""
         try:
             poses = hands.poses() if hands else None
         except StageError as error:
-            if need_hands:
-                raise StageError(f"{error}; the latents alone (-o FILE.png) need none") from error
+            if need_hands or not run.shape.has_latents:
+                way = "; the latents alone (-o FILE.png) need none" if run.shape.has_latents else ""
+                raise StageError(f"{error}{way}") from error
             hands, no_hands, poses = None, str(error), None
-        progress.note(f"loading {places.get('encoder') or features.encoder.source['model']} ...")
-        encoder = load_encoder(
-            features.encoder, features.cache.path, place=places.get("encoder"), device=device
-        )
-        seen = clip.through(encoder, features, places, progress)
-        model = run.model()
-        model.head = model.head if hands else None
-        with torch.no_grad():
-            forecast = model(seen.observed, seen.pooled, poses, seen.tokens)
-        true = clip.future_latents(encoder, features)  # after the prediction: nothing of it gets there
-    latents = PredictedLatents(
-        grid=(features.grid.height, features.grid.width),
-        tubelet=features.tubelet,
-        framing=encoder.framing,
-        observed=seen.observed[0],
-        predicted=forecast.latents[0],
-        true=None if true is None else true[0],
-    )
+        if hands is None and not no_hands:
+            no_hands = f"the run was trained without them; {HANDS_NEED_LABELS}"
+        if run.shape.has_latents:
+            forecast, latents, warnings = _forecast(
+                run, clip, features, poses, places=places, device=device, progress=progress
+            )
+        else:
+            with torch.no_grad():
+                forecast, latents, warnings = run.model()(None, None, poses), None, []
     return Prediction(
         video=video,
         video_digest=source.digest,
@@ -365,8 +291,44 @@ def predict(
         latents=latents,
         hands=hands.predicted(forecast.joints_m) if hands and forecast.joints_m is not None else None,
         no_hands=no_hands,
-        warnings=(*repeat_warnings(clip.info.times_s, clip.frames), *dict.fromkeys(seen.warnings)),
+        warnings=(*repeat_warnings(clip.info.times_s, clip.frames), *dict.fromkeys(warnings)),
+        framing=latents.framing if latents else set_framing(features.encoder.source),
     )
+
+
+def _forecast(
+    run: TrainedRun,
+    clip: Watched,
+    features: Features,
+    poses: ObservedPoses | None,
+    *,
+    places: Mapping[str, str | None],
+    device: str,
+    progress: Progress,
+) -> tuple[Forecast, PredictedLatents, list[str]]:
+    """The forecast by a run with latents, its latents next to the true ones, and warnings.
+
+    Without poses there are no joints.
+    """
+    progress.note(f"loading {places.get('encoder') or features.encoder.source['model']} ...")
+    encoder = load_encoder(features.encoder, features.cache.path, place=places.get("encoder"), device=device)
+    seen = clip.through(encoder, features, places, progress)
+    model = run.model()
+    if poses is None:
+        model.head = model.reader = None
+    with torch.no_grad():
+        forecast: Forecast = model(seen.observed, seen.pooled, poses, seen.tokens)
+    assert forecast.latents is not None, "a run with latents forecasts them"
+    true = clip.future_latents(encoder, features)  # after the prediction: nothing of it gets there
+    latents = PredictedLatents(
+        grid=(features.grid.height, features.grid.width),
+        tubelet=features.tubelet,
+        framing=encoder.framing,
+        observed=seen.observed[0],
+        predicted=forecast.latents[0],
+        true=None if true is None else true[0],
+    )
+    return forecast, latents, seen.warnings
 
 
 def _identified(video: Path) -> SourceVideo:

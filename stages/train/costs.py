@@ -9,14 +9,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from thinkjepa.stages.train.data.features import Features
-from thinkjepa.stages.train.data.poses import ObservedPoses
+from thinkjepa.stages.train.data.poses import ObservedPoses, input_frames
 from thinkjepa.stages.train.data.states import AXES
 from thinkjepa.stages.train.data.tokens import TokenBatch
-from thinkjepa.stages.train.model.config import ModelShape
+from thinkjepa.stages.train.model.config import WITHOUT_PREDICTOR, ModelShape
 from thinkjepa.stages.train.model.forecast import build_model
 from thinkjepa.stages.train.settings import TrainSettings
 
-PARTS = ("predictor", "pyramid", "head")
+PARTS = ("predictor", "pyramid", "head", "reader")
 
 STEP_TO_FORWARD = 3
 """FLOPs of forward and backward, in forwards: each product of the one gives two of the other."""
@@ -60,12 +60,16 @@ class TrainingCosts:
 def training_costs(features: Features, shape: ModelShape, settings: TrainSettings) -> TrainingCosts:
     """Costs of training a model of `shape` on `features`. Nothing is trained, no feature is read."""
     parameters, num_tokens = count_parameters(shape), thinker_tokens(features)
-    with_next_steps = settings.next_step_weight > 0 and shape.variant != "vlm"
     return TrainingCosts(
         parameters=parameters,
         tokens_per_clip=sequence_tokens(shape),
         flops_per_clip=STEP_TO_FORWARD
-        * forward_flops(shape, num_tokens, with_next_steps=with_next_steps, windows=settings.rollout_windows),
+        * forward_flops(
+            shape,
+            num_tokens,
+            with_next_steps=settings.predicts_next_steps,
+            windows=settings.rollout_windows,
+        ),
         memory_bytes=memory_bytes(shape, settings, num_tokens, num_parameters=parameters["total"]),
         read_bytes_per_clip=read_bytes_per_clip(features),
     )
@@ -91,24 +95,50 @@ def memory_bytes(
     state = STATE_PER_PARAMETER_BYTES
     if settings.precision == "bf16":
         state += COPY_PER_PARAMETER_BYTES
-        stream = SAVED_IN_FP32_PER_TOKEN * shape.trunk.depth * sequence_tokens(shape) * shape.trunk.width
+        stream = SAVED_IN_FP32_PER_TOKEN * token_blocks(shape) * shape.trunk.width
         activations = activations // 2 + 2 * passes * stream
     return state * num_parameters + settings.clips_per_forward * activations
 
 
 def sequence_tokens(shape: ModelShape) -> int:
-    """Tokens that go through the trunk for a clip."""
+    """Tokens that go through the trunk for a clip, and through the reader of a model that has one."""
+    return forecaster_tokens(shape) + reader_tokens(shape)
+
+
+def forecaster_tokens(shape: ModelShape) -> int:
+    """Tokens of the trunk that forecasts latents; none without latents."""
     grid = shape.grid
+    if not shape.has_latents:
+        return 0
     if shape.variant != "vlm":
         return (grid.observed_steps + grid.future_steps) * grid.tokens_per_step
-    assert shape.thinker is not None, "vlm has a thinker"
-    context = len(shape.thinker.streams) * len(shape.guidance.used_levels(shape.thinker.levels))
-    return context + shape.trained_steps * grid.tokens_per_step
+    return context_tokens(shape) + shape.trained_steps * grid.tokens_per_step
+
+
+def reader_tokens(shape: ModelShape) -> int:
+    """Tokens of the reader that joints are read off; none where they are read off latents."""
+    if shape.head is None or not shape.head.reader_depth:
+        return 0
+    num_frames = len(input_frames(shape.grid.observed_steps * shape.head.frames_per_step))
+    return context_tokens(shape) + num_frames + shape.trained_steps
+
+
+def context_tokens(shape: ModelShape) -> int:
+    """Tokens of the thinker's pooled states."""
+    if shape.thinker is None:
+        return 0
+    return len(shape.thinker.streams) * len(shape.guidance.used_levels(shape.thinker.levels))
+
+
+def token_blocks(shape: ModelShape) -> int:
+    """Pairs of a token and a block that it goes through."""
+    reader_depth = shape.head.reader_depth if shape.head else 0
+    return shape.trunk.depth * forecaster_tokens(shape) + reader_depth * reader_tokens(shape)
 
 
 def forecaster_passes(shape: ModelShape, windows: int) -> int:
-    """Runs of the forecaster for so many windows. `vlm` runs once, over all that it was trained on."""
-    return 1 if shape.variant == "vlm" else windows
+    """Runs of the forecaster for so many windows. One without context runs once, over all that it covers."""
+    return 1 if shape.variant in WITHOUT_PREDICTOR else windows
 
 
 def forward_flops(
@@ -128,7 +158,9 @@ def forward_flops(
             tokens = _tokens(shape, states)
             pooled = torch.empty(1, thinker.levels, len(thinker.streams), thinker.dim)
         build_model(shape, seed=0)(
-            torch.empty(1, grid.observed_steps, grid.tokens_per_step, grid.dim),
+            torch.empty(1, grid.observed_steps, grid.tokens_per_step, grid.dim)
+            if shape.has_latents
+            else None,
             pooled,
             _no_poses(shape),
             tokens if shape.reading else None,
@@ -156,22 +188,26 @@ def _no_poses(shape: ModelShape) -> ObservedPoses | None:
 
 def saved_bytes_per_clip(shape: ModelShape, num_thinker_tokens: int) -> int:
     """Float32 activations that one clip's backward needs, latents included. An estimate."""
-    width, grid, tokens = shape.trunk.width, shape.grid, sequence_tokens(shape)
+    width, grid, blocks = shape.trunk.width, shape.grid, token_blocks(shape)
     guided = shape.variant == "thinkjepa" or bool(shape.reading)
     kept = SAVED_PER_TOKEN + (SAVED_BY_GUIDANCE[shape.guidance.kind] if guided else 0)
-    numbers = shape.trunk.depth * kept * tokens * width
-    numbers += (grid.observed_steps + 3 * grid.future_steps) * grid.tokens_per_step * grid.dim
+    numbers = kept * blocks * width
+    if shape.has_latents:
+        numbers += (grid.observed_steps + 3 * grid.future_steps) * grid.tokens_per_step * grid.dim
     if shape.reading and shape.thinker is not None:
         if shape.guidance.kind == "spatial" and shape.variant != "vlm":
             numbers += shape.trunk.depth * grid.tokens_per_step * (3 * width + 2 * shape.fusion_width)
         else:
-            numbers += shape.trunk.depth * (5 * tokens + 3 * num_thinker_tokens) * width
+            depths = shape.trunk.depth + (shape.head.reader_depth if shape.head else 0)
+            numbers += (5 * blocks + 3 * depths * num_thinker_tokens) * width
         numbers += 2 * shape.thinker.levels * num_thinker_tokens * (shape.thinker.dim + width)
     return int(4 * numbers)
 
 
 def read_bytes_per_clip(features: Features) -> int:
     """Bytes that a batch reads of the cache for each clip."""
+    if not features.reads_latents:
+        return 0
     observed, future = features.encoder.arrays["observed"], features.encoder.arrays["future"]
     total = observed.clip_bytes + future.clip_bytes // future.shape[0] * features.windows
     if features.thinker is None:

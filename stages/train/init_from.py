@@ -112,7 +112,7 @@ def start_from(model: ForecastModel, checkpoint: WarmStart) -> None:
     """
     if not isinstance(model.forecaster, Jepa):
         raise StageError(
-            "variant vlm has no predictor that could start from a checkpoint: leave out init_from"
+            "variants vlm and poses have no predictor that could start from a checkpoint: leave out init_from"
         )
     copy_vjepa2_predictor(
         model.forecaster.predictor,

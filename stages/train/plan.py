@@ -34,7 +34,13 @@ from thinkjepa.stages.train.data.oracle_table import column_by_clip
 from thinkjepa.stages.train.data.sources import GuidanceSource, oracle_source, shuffled_source
 from thinkjepa.stages.train.data.states import settled_guidance
 from thinkjepa.stages.train.init_from import WarmStart
-from thinkjepa.stages.train.model.config import WITHOUT_THINKER, HeadShape, ModelShape, parse_source
+from thinkjepa.stages.train.model.config import (
+    WITHOUT_THINKER,
+    HeadShape,
+    ModelShape,
+    parse_source,
+    reads_joints_directly,
+)
 from thinkjepa.stages.train.model.reading import TOKEN_PARTS
 from thinkjepa.stages.train.settings import SelectBy, TrainSettings
 
@@ -142,7 +148,7 @@ def plan_run(
     features = features.knowing(clips.ids["train"])
     features = replace(features, source=guidance_source(settings, features, clips, oracle_table))
     shape = model_shape(features, settings)
-    if (warm_start is None) == bool(settings.init_from and settings.variant != "vlm"):
+    if (warm_start is None) == settings.starts_from_checkpoint:
         raise StageError(f"init_from is {settings.init_from!r}, and no checkpoint was found for it")
     record = {
         "schema": RUN_SCHEMA,
@@ -250,15 +256,16 @@ def selecting_figure(settings: TrainSettings, features: Features, validation_ids
     """The figure by which the best epoch is chosen. Raises StageError for joints that are not known."""
     if settings.select_by not in ("auto", "joints"):
         return settings.select_by
+    otherwise: SelectBy = "latents" if features.reads_latents else "loss"
     has_joints = features.supervision is not None and any(
         features.trajectories([clip_id], torch.device("cpu")).counted.any() for clip_id in validation_ids
     )
     if settings.select_by == "auto":
-        return "joints" if has_joints and settings.trajectory_weight else "latents"
+        return "joints" if has_joints and settings.trajectory_weight else otherwise
     if not has_joints:
         raise StageError(
             "--select-by joints: no validation clip has a labelled joint that is seen before the split; use "
-            "--select-by latents, or label validation videos"
+            f"--select-by {otherwise}, or label validation videos"
         )
     return "joints"
 
@@ -274,10 +281,12 @@ def head_shape(features: Features, settings: TrainSettings) -> HeadShape | None:
     """The trajectory head that the labels and the settings ask for, None without labels."""
     if features.supervision is None:
         return None
+    directly = reads_joints_directly(settings.variant, settings.head_inputs)
     return HeadShape(
         joints=features.supervision.joints,
         frames_per_step=features.tubelet,
         anchor=settings.anchor,
         width=settings.head_width,
-        inputs=settings.head_inputs,
+        inputs="poses" if directly else settings.head_inputs,
+        reader_depth=settings.reader_depth if directly else 0,
     )

@@ -270,9 +270,10 @@ def untrained_model(plan: RunPlan) -> ForecastModel:
     model, train_ids = build_model(plan.shape, seed=plan.settings.seed), plan.clips.ids["train"]
     use_kernel(model, plan.settings.attention_kernel)
     if plan.shape.target.whitened:
+        assert model.forecaster is not None, "whitened latents are forecast"
         model.forecaster.units.set_statistics(latent_statistics(plan.features, train_ids))
     if plan.shape.thinker is not None:
-        model.forecaster.set_thinker_statistics(*thinker_statistics(plan.features, train_ids))
+        model.set_thinker_statistics(*thinker_statistics(plan.features, train_ids))
     if model.head is not None:
         model.head.ridge.set_fit(fit_ridge(plan.features, train_ids, plan.clips.ids["validation"]))
     return model
@@ -299,25 +300,33 @@ def warm_started(model: ForecastModel, plan: RunPlan, accelerator: Accelerator) 
 def run_metrics(plan: RunPlan, state: FitState) -> dict[str, Any]:
     """Losses of the best epoch, latent persistence on the same validation clips, and counts.
 
-    Clips without labels are not in the run; `unlabelled` counts them and gives the first one's reason.
+    What a run does not forecast, latents or joints, is left out. Clips without labels are not in a run with
+    joints. `unlabelled` counts them and gives the first one's reason.
     """
     best, last = state.best, state.curve[-1]
-    persistence = persistence_loss(
-        plan.features, plan.clips.ids["validation"], batch_size=plan.settings.clips_per_forward
-    )
     return {
         "train_loss": best.train_loss,
         "validation_loss": best.validation_loss,
-        "validation_latent_error": best.validation_latent_error,
         "best_epoch": best.epoch,
         "select_by": state.select_by,
         "epochs": last.epoch,
         "last_train_loss": last.train_loss,
         "last_validation_loss": last.validation_loss,
-        "persistence_validation_loss": persistence,
         "num_clips": {split_name: len(ids) for split_name, ids in plan.clips.ids.items()},
         **({"without_tokens": dict(plan.without_tokens)} if plan.without_tokens else {}),
+        **_latent_figures(plan, state),
         **_joint_metrics(plan, state),
+    }
+
+
+def _latent_figures(plan: RunPlan, state: FitState) -> dict[str, float | None]:
+    """Figures of a run that forecasts latents; none of another."""
+    if not plan.shape.has_latents:
+        return {}
+    validation_ids, size = plan.clips.ids["validation"], plan.settings.clips_per_forward
+    return {
+        "validation_latent_error": state.best.validation_latent_error,
+        "persistence_validation_loss": persistence_loss(plan.features, validation_ids, batch_size=size),
     }
 
 
@@ -338,7 +347,7 @@ def _joint_metrics(plan: RunPlan, state: FitState) -> dict[str, Any]:
 def write_run(out_dir: Path, plan: RunPlan, state: FitState, metrics: Mapping[str, Any]) -> None:
     """Write all files of a run; `run.json` last, so that the other files are never older than it."""
     checkpoint = save_weights(out_dir, state.best_weights)
-    write_curve(out_dir, state, persistence_loss=metrics["persistence_validation_loss"])
+    write_curve(out_dir, state, persistence_loss=metrics.get("persistence_validation_loss"))
     write_json(out_dir / "split.json", plan.clips.to_json())
     if plan.features.source.kind == "oracle":
         write_json(out_dir / ORACLE_FILE, plan.features.source.to_json())

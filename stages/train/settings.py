@@ -14,7 +14,10 @@ from thinkjepa.stages.data.joints import JOINTS_HELP
 from thinkjepa.stages.device import DEVICES, THREADS_HELP, check_device_name
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.settings import DEFAULT_OR_MORE, Settings, setting
+from thinkjepa.stages.train.idle import idle_settings
 from thinkjepa.stages.train.model.config import (
+    WITHOUT_LATENTS,
+    WITHOUT_PREDICTOR,
     Anchor,
     GuidanceSettings,
     HeadInputs,
@@ -150,72 +153,6 @@ PAPER: Mapping[str, Any] = MappingProxyType(
 They were not checked against the paper's text.
 """
 
-ONLY_OF_GUIDANCE = (
-    "guidance",
-    "levels",
-    "cross_tokens",
-    "drop_guidance",
-    "fusion_width",
-    "guidance_form",
-    "gate_learning_rate",
-)
-
-IDLE: Mapping[Variant, tuple[str, ...]] = MappingProxyType(
-    {
-        "thinkjepa": (),
-        "jepa": (*ONLY_OF_GUIDANCE, "use_levels", "use_streams", "guidance_source", "oracle_table"),
-        "vlm": (
-            "drop_guidance",
-            "fusion_width",
-            "guidance_form",
-            "init_from",
-            "next_step_weight",
-            "latent_target",
-        ),
-    }
-)
-"""Settings that do nothing in a variant."""
-
-ONLY_OF_JOINTS = (
-    "min_confidence",
-    "anchor",
-    "head_inputs",
-    "drop_poses",
-    "head_width",
-    "head_learning_rate",
-    "trajectory_weight",
-    "trajectory_units",
-)
-"""Settings that do nothing in a run on latents alone."""
-
-ONLY_OF_CROSS = ("guidance", "levels", "cross_tokens", "gate_learning_rate")
-"""Settings that do nothing in `vlm`, either, unless it reads states one by one."""
-
-IDLE_OF_GUIDANCE: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"cross": ("fusion_width", "guidance_form"), "spatial": ("guidance_form",)}
-)
-"""Settings that do nothing under a kind of guidance."""
-
-
-def idle_settings(settings: Mapping[str, Any]) -> frozenset[str]:
-    """Names of the settings that do nothing in a run of these settings, given by name.
-
-    The variant tells, the kind of guidance, and whether the run has joints.
-    """
-    variant, guidance = settings["variant"], settings.get("guidance")
-    idle = frozenset(IDLE[variant])
-    if variant == "vlm" and guidance not in ("cross", "spatial"):
-        idle |= frozenset(ONLY_OF_CROSS)
-    if not str(settings.get("guidance_source", "own")).startswith("oracle"):
-        idle |= {"oracle_table"}
-    if guidance != "cross":
-        idle |= {"cross_tokens"}
-    if variant == "thinkjepa":
-        idle |= frozenset(IDLE_OF_GUIDANCE.get(str(guidance), ()))
-    if settings.get("anchor") == "last_pose" or settings.get("head_inputs") == "latents":
-        idle |= {"drop_poses"}
-    return idle | frozenset(ONLY_OF_JOINTS) if settings.get("task") == "latent" else idle
-
 
 @dataclass(frozen=True)
 class TrainSettings(PredictorSettings, GuidanceSettings, LossSettings, OptimizerSettings):
@@ -242,7 +179,9 @@ class TrainSettings(PredictorSettings, GuidanceSettings, LossSettings, Optimizer
         "head of latents alone, errors in metres) or release (the same, for clips of `--preset release`).",
     )
     variant: Variant = setting(
-        "thinkjepa", "Model: thinkjepa (guided), jepa (unguided), vlm (thinker features only)."
+        "thinkjepa",
+        "Model: thinkjepa (guided), jepa (unguided), vlm (thinker features only), or poses (hands from the "
+        "observed poses alone, without latents and thinker, ours).",
     )
     task: Task = setting(
         "auto",
@@ -272,9 +211,16 @@ class TrainSettings(PredictorSettings, GuidanceSettings, LossSettings, Optimizer
     )
     head_inputs: HeadInputs = setting(
         "poses",
-        "What the head reads: the latents with the observed poses, starting as a ridge regression on "
-        "these (poses, ours), or latents alone (the paper's).",
+        "What the head reads: the latents (vlm: the thinker's states) with the observed poses, starting as "
+        "a ridge regression on these (poses, ours), or latents alone (the paper's).",
         rare=True,
+    )
+    reader_depth: int = setting(
+        2,
+        "Transformer blocks, of the predictor's width, that read joints off the observed poses, in variant "
+        "vlm with the thinker's states; only there and in poses (ours).",
+        rare=True,
+        ge=1,
     )
     drop_poses: float = setting(
         0.1,
@@ -323,12 +269,15 @@ class TrainSettings(PredictorSettings, GuidanceSettings, LossSettings, Optimizer
                 "--oracle-table"
             )
         check_device_name(self.device)
-        if self.next_step_weight and self.attention == "bidirectional" and self.variant != "vlm":
+        has_predictor = self.variant not in WITHOUT_PREDICTOR
+        if self.next_step_weight and self.attention == "bidirectional" and has_predictor:
             raise StageError(
                 f"--next-step-weight {self.next_step_weight:g} with --attention bidirectional, which sees "
                 "the step that is to be predicted: use --attention frame_causal, or leave the weight at 0"
             )
-        if self.init_from and self.whiten_latents and self.variant != "vlm":
+        if self.variant in WITHOUT_LATENTS:
+            _check_joints_are_trained(self)
+        if self.init_from and self.whiten_latents and has_predictor:
             raise StageError(
                 "--whiten-latents with --init-from: a checkpoint's predictor reads latents as the encoder "
                 "gives them; leave out one of the two"
@@ -346,11 +295,35 @@ class TrainSettings(PredictorSettings, GuidanceSettings, LossSettings, Optimizer
 
     @property
     def transform(self) -> LatentTransform:
-        """Transform of the stored latents."""
+        """Transform of the stored latents. A variant without latents transforms none."""
+        if self.variant in WITHOUT_LATENTS:
+            return LatentTransform()
         return LatentTransform(pool=self.latent_pool, normalised=self.normalise_targets)
 
     @property
     def target(self) -> PredictionTarget:
         """Output of the predictor. Variant `vlm` knows no latents that a change could be added to."""
+        if self.variant in WITHOUT_LATENTS:
+            return PredictionTarget()
         kind = "latents" if self.variant == "vlm" else self.latent_target
         return PredictionTarget(kind, whitened=self.whiten_latents)
+
+    @property
+    def predicts_next_steps(self) -> bool:
+        """True if the loss covers the step after each observed one, which only a predictor reads."""
+        return self.next_step_weight > 0 and self.variant not in WITHOUT_PREDICTOR
+
+    @property
+    def starts_from_checkpoint(self) -> bool:
+        """True if `init_from` has a part in the run: a matrix of variants shares its settings."""
+        return bool(self.init_from) and self.variant not in WITHOUT_PREDICTOR
+
+
+def _check_joints_are_trained(settings: TrainSettings) -> None:
+    """Raises StageError where a variant of joints alone is asked for anything else."""
+    for name, value in (("task", "latent"), ("select_by", "latents"), ("trajectory_weight", 0)):
+        if getattr(settings, name) == value:
+            raise StageError(
+                f"--{name.replace('_', '-')} {value} with --variant {settings.variant}, which forecasts "
+                "hands and no latents: leave it out, or train another variant"
+            )

@@ -26,7 +26,14 @@ from thinkjepa.cache import (
 from thinkjepa.cache.records import FIRST_STREAMS
 from thinkjepa.stages.data.framing import Framing
 from thinkjepa.stages.data.plan import with_windows
-from thinkjepa.stages.train.model.config import LatentGrid, ModelShape, ThinkerShape, TrunkShape, Variant
+from thinkjepa.stages.train.model.config import (
+    WITHOUT_THINKER,
+    LatentGrid,
+    ModelShape,
+    ThinkerShape,
+    TrunkShape,
+    Variant,
+)
 from thinkjepa.stages.train.settings import TrainSettings
 
 GRID = LatentGrid(observed_steps=3, future_steps=2, height=2, width=3, dim=8)
@@ -67,7 +74,7 @@ def model_shape() -> BuildShape:
         variant: Variant = "thinkjepa", *, attention: str = "frame_causal", depth: int = 2
     ) -> ModelShape:
         trunk = TrunkShape(depth=depth, width=24, heads=2, attention=attention)  # type: ignore[arg-type]
-        thinker = None if variant == "jepa" else THINKER
+        thinker = None if variant in WITHOUT_THINKER else THINKER
         return ModelShape(variant=variant, grid=GRID, trunk=trunk, thinker=thinker, fusion_width=16)
 
     return build

@@ -56,7 +56,7 @@ def compare(runs: Sequence[EvaluatedRun], *, sort_by: str | None = None) -> dict
         "keypoints": first.record["keypoints"],
         "reference_frames": first.record["reference_frames"],
         "training_clips_lacking": max(run.table.record.get("training_clips_lacking", 0) for run in shared),
-        "true_latents": figures_over_clips(first).get("future", {}),
+        "true_latents": _true_latents(shared),
         "latents_compared": one_latent_space(shared),
         "joint_frames": joint_frames(first),
         "interval": INTERVAL_METHOD,
@@ -76,6 +76,12 @@ def compare(runs: Sequence[EvaluatedRun], *, sort_by: str | None = None) -> dict
             )
         },
     }
+
+
+def _true_latents(runs: Sequence[EvaluatedRun]) -> dict[str, float]:
+    """Figures of the true latents, of the first run that has latents. Empty without any."""
+    found = (figures_over_clips(run.table).get("future", {}) for run in runs)
+    return next(filter(None, found), {})
 
 
 def _entry_record(entry: Entry, clusters: Clusters) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from thinkjepa.stages.evaluate.scores import Score
 from thinkjepa.stages.evaluate.table import ClipTable
 from thinkjepa.stages.intervals import Floats
 from thinkjepa.stages.json_files import json_bytes
-from thinkjepa.stages.train.model.config import Variant
-from thinkjepa.stages.train.settings import TrainSettings, idle_settings
+from thinkjepa.stages.train.idle import idle_settings
+from thinkjepa.stages.train.model.config import WITHOUT_LATENTS, Variant
+from thinkjepa.stages.train.settings import TrainSettings
 
 NOT_PART_OF_A_GROUP = (
     "variant",
@@ -158,10 +159,10 @@ def on_shared_clips(runs: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
 
 
 def one_latent_space(runs: Sequence[EvaluatedRun]) -> bool:
-    """True if latent distances of these runs are distances between the same things."""
+    """True if latent distances of these runs, of those that have any, are between the same things."""
     spaces = [
         (record["feature_sets"]["encoder"], [record["settings"].get(name) for name in OF_THE_LATENTS])
-        for record in (run.table.record for run in runs)
+        for record in (run.table.record for run in runs if run.variant not in WITHOUT_LATENTS)
     ]
     return all(space == spaces[0] for space in spaces)
 

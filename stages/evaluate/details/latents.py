@@ -44,7 +44,8 @@ class Gallery:
         parts = []
         for start in range(0, len(chosen), GALLERY_BATCH):
             clip_ids = [clip.clip_id for clip in chosen[start : start + GALLERY_BATCH]]
-            parts.append(features.batch(clip_ids, device).future.mean(dim=2))
+            _, future = features.batch(clip_ids, device).latents
+            parts.append(future.mean(dim=2))
         return cls(torch.cat(parts), chosen)
 
     def ranks(self, predicted: Tensor, future: Tensor, clips: Sequence[ClipRow]) -> Tensor:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from thinkjepa.cache import BatchBuffers, ClipSelection, FeatureCache, FeatureSet
@@ -21,7 +20,7 @@ from thinkjepa.stages.data.trajectories import Supervision
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train.data.batches import batches_in_order
 from thinkjepa.stages.train.data.feature_sets import choose_set, find_history, smallest
-from thinkjepa.stages.train.data.on_grid import OnGrid, grid_part
+from thinkjepa.stages.train.data.on_grid import OnGrid, grid_part, transform_latents, transformed_grid
 from thinkjepa.stages.train.data.poses import ObservedPoses, TrajectoryBatch, observed_poses
 from thinkjepa.stages.train.data.sources import GuidanceSource
 from thinkjepa.stages.train.data.states import (
@@ -34,6 +33,7 @@ from thinkjepa.stages.train.data.states import (
 )
 from thinkjepa.stages.train.data.tokens import ClipTokens, TokenBatch, packed
 from thinkjepa.stages.train.model.config import (
+    WITHOUT_LATENTS,
     WITHOUT_THINKER,
     LatentGrid,
     LatentTransform,
@@ -50,37 +50,25 @@ SHORTEST_S = 1e-3
 """Of an observed window. One that repeats a single frame would divide by zero."""
 
 
-def transformed_grid(grid: LatentGrid, transform: LatentTransform) -> LatentGrid:
-    """The grid of transformed latents. Raises StageError where squares do not tile it."""
-    if grid.height % transform.pool or grid.width % transform.pool:
-        raise StageError(
-            f"latent_pool is {transform.pool}, the encoder's grid of {grid.height} x {grid.width} patches is "
-            "no multiple of it"
-        )
-    return replace(grid, height=grid.height // transform.pool, width=grid.width // transform.pool)
-
-
-def transform_latents(latents: Tensor, grid: LatentGrid, transform: LatentTransform) -> Tensor:
-    """Float32 `(batch, step, patch, dim)` of the transformed grid, from `grid`'s, pooled and then normed."""
-    if (pool := transform.pool) > 1:
-        rows, columns = grid.height // pool, grid.width // pool
-        squares = latents.view(*latents.shape[:2], rows, pool, columns, pool, grid.dim)
-        latents = squares.mean(dim=(3, 5)).flatten(2, 3)
-    return F.layer_norm(latents, latents.shape[-1:]) if transform.normalised else latents
-
-
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Features of some clips on one device. None stands for what the run does not read."""
 
-    observed: Tensor
+    observed: Tensor | None
     """`(batch, step, patch, dim)`"""
-    future: Tensor
+    future: Tensor | None
     """`(batch, step, patch, dim)`, all windows one after the other."""
     pooled: Tensor | None
     """`(batch, level, stream, dim)`, float32."""
     trajectory: TrajectoryBatch | None = None
     tokens: TokenBatch | None = None
+
+    @property
+    def latents(self) -> tuple[Tensor, Tensor]:
+        """The observed and the future ones, of a run that reads latents."""
+        assert self.observed is not None, "asked for latents of a run without"
+        assert self.future is not None, "asked for latents of a run without"
+        return self.observed, self.future
 
     @property
     def poses(self) -> ObservedPoses | None:
@@ -111,6 +99,8 @@ class Features:
     """Thinker layers that are read, of a set that holds more; empty: all."""
     source: GuidanceSource = field(default_factory=GuidanceSource)
     """Source of the thinker's states: the clips' own, or a control."""
+    reads_latents: bool = True
+    """False for a run on joints alone: the encoder's set tells steps and frames, its arrays are not read."""
 
     def reaching(self, *, windows: int) -> "Features":
         """The same features with so many future windows.
@@ -138,10 +128,13 @@ class Features:
 
     def stored(self, clip_ids: Sequence[str], buffers: BatchBuffers) -> Batch:
         """Features of `clip_ids` on the CPU, just as they are stored, latents in `buffers`."""
-        future_BMTPD = self._read_latents("future", clip_ids, buffers)
+        observed = future = None
+        if self.reads_latents:
+            future = self._read_latents("future", clip_ids, buffers).flatten(1, 2)
+            observed = self._read_latents("observed", clip_ids, buffers)
         return Batch(
-            observed=self._read_latents("observed", clip_ids, buffers),
-            future=future_BMTPD.flatten(1, 2),
+            observed=observed,
+            future=future,
             pooled=self.pooled(clip_ids) if self.thinker else None,
             trajectory=self.trajectories(clip_ids, torch.device("cpu")) if self.supervision else None,
             tokens=self.tokens(clip_ids) if self.reading else None,
@@ -150,8 +143,8 @@ class Features:
     def transformed(self, stored: Batch, device: torch.device) -> Batch:
         """A stored batch on `device`, float32, its latents transformed."""
         return Batch(
-            observed=self.transformed_latents(stored.observed, device),
-            future=self.transformed_latents(stored.future, device),
+            observed=None if stored.observed is None else self.transformed_latents(stored.observed, device),
+            future=None if stored.future is None else self.transformed_latents(stored.future, device),
             pooled=None if stored.pooled is None else stored.pooled.to(device),
             trajectory=None if stored.trajectory is None else stored.trajectory.to(device),
             tokens=None if stored.tokens is None else stored.tokens.to(device),
@@ -276,6 +269,11 @@ class Features:
         )
 
     @property
+    def future_steps(self) -> int:
+        """Latent steps of the future, of all windows."""
+        return self.windows * int(self.encoder.arrays["future"].shape[1])
+
+    @property
     def thinker_shape(self) -> ThinkerShape:
         """Sizes and streams of the pooled states that are read, of a run with a thinker."""
         assert self.thinker is not None, "asked for a thinker's states in a run without one"
@@ -298,6 +296,7 @@ def build_features(
     windows: int = 1,
     layers: tuple[int, ...] = (),
     only: Collection[str] | None = None,
+    reads_latents: bool = True,
 ) -> Features:
     """The features of these sets, limited to the clips `only`, in batches that hold what is asked for.
 
@@ -321,6 +320,7 @@ def build_features(
         reading=reading or TokenReading(),
         streams=streams,
         layers=layers,
+        reads_latents=reads_latents,
     )
     return features.reaching(windows=windows)
 
@@ -355,10 +355,11 @@ def choose_features(
 ) -> Features:
     """The features that a training with these settings reads, of the sets named or the only ones there are.
 
-    Variant `jepa` reads no thinker states, and its clips are all the same limited to those that have them,
-    where a thinker set is named or only one exists: all variants of one cache then train on the same clips.
-    The set itself is no part of its features, so that another prompt with the same clips gives the same run.
-    The same holds for a run guided by the history, the encoder's features of this thinker's frames.
+    Variants without a thinker read no states of one. Their clips are all the same limited to those that have
+    them, where a thinker set is named or only one exists: all variants of one cache then train on the same
+    clips. The set itself is no part of their features, so that another prompt with the same clips gives the
+    same run. The same holds for a run guided by the history, the encoder's features of this thinker's frames.
+    Raises StageError for a variant of joints alone where no clip has hand labels.
     """
     encoder, thinker = choose_set(cache, "encoder", encoder_set, windows=settings.rollout_windows), None
     is_guided = settings.variant not in WITHOUT_THINKER
@@ -372,11 +373,18 @@ def choose_features(
     if reads_history:
         guiding = find_history(cache, encoder, thinker, history_set)
     guidance = settled_guidance(settings.guidance_shape, guiding) if guiding else None
+    reads_latents = settings.variant not in WITHOUT_LATENTS
+    if not reads_latents and not len(cache.labels):
+        raise StageError(
+            f"--variant {settings.variant} forecasts hands from observed hands, and the cache has no hand "
+            "labels: thinkjepa-data import stores them there, or train another variant"
+        )
     return build_features(
         cache,
         encoder,
         guiding,
-        task=settings.task,
+        task=settings.task if reads_latents else "trajectory",
+        reads_latents=reads_latents,
         joints=settings.joints,
         min_confidence=settings.min_confidence,
         transform=settings.transform,

@@ -1,14 +1,35 @@
-"""Moments and places of a clip on the predictor's grid of latent steps and patches."""
+"""The predictor's grid of latent steps and patches: latents on it, and a clip's moments and places."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from thinkjepa.stages.data.framing import Box, Framing, grid_box
-from thinkjepa.stages.train.model.config import LatentGrid
+from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.train.model.config import LatentGrid, LatentTransform
 
 WHOLE_FRAME = Box(0.0, 0.0, 1.0, 1.0)
+
+
+def transformed_grid(grid: LatentGrid, transform: LatentTransform) -> LatentGrid:
+    """The grid of transformed latents. Raises StageError where squares do not tile it."""
+    if grid.height % transform.pool or grid.width % transform.pool:
+        raise StageError(
+            f"latent_pool is {transform.pool}, the encoder's grid of {grid.height} x {grid.width} patches is "
+            "no multiple of it"
+        )
+    return replace(grid, height=grid.height // transform.pool, width=grid.width // transform.pool)
+
+
+def transform_latents(latents: Tensor, grid: LatentGrid, transform: LatentTransform) -> Tensor:
+    """Float32 `(batch, step, patch, dim)` of the transformed grid, from `grid`'s, pooled and then normed."""
+    if (pool := transform.pool) > 1:
+        rows, columns = grid.height // pool, grid.width // pool
+        squares = latents.view(*latents.shape[:2], rows, pool, columns, pool, grid.dim)
+        latents = squares.mean(dim=(3, 5)).flatten(2, 3)
+    return F.layer_norm(latents, latents.shape[-1:]) if transform.normalised else latents
 
 
 def grid_part(framing: Framing | None, size_px: tuple[int, int] | None) -> Box:

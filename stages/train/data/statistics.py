@@ -112,12 +112,12 @@ def latent_statistics(features: Features, train_ids: Sequence[str]) -> LatentSta
     total, squares, changes = (torch.zeros((), dtype=torch.float64) for _ in range(3))
     count = num_changes = 0
     for (clip_id,) in sample_batches(train_ids, most=LATENT_CLIPS, batch_size=1):
-        clips = latents_alone.batch([clip_id], torch.device("cpu"))
-        for latents_BTPD in (clips.observed.double(), clips.future.double()):
+        observed, future = latents_alone.batch([clip_id], torch.device("cpu")).latents
+        for latents_BTPD in (observed.double(), future.double()):
             total = total + latents_BTPD.sum(dim=(0, 1, 2))
             squares = squares + latents_BTPD.square().sum(dim=(0, 1, 2))
             count += latents_BTPD[..., 0].numel()
-        change_BTPD = clips.future.double() - clips.observed[:, -1:].double()
+        change_BTPD = future.double() - observed[:, -1:].double()
         changes = changes + change_BTPD.square().sum(dim=(0, 1, 2))
         num_changes += change_BTPD[..., 0].numel()
     latents = _state_statistics(torch.tensor(count), total, squares)

@@ -45,6 +45,7 @@ from thinkjepa.stages.train.fit.state import EpochLosses, FitState, PartialEpoch
 from thinkjepa.stages.train.fit.tracking import log_epoch, log_step
 from thinkjepa.stages.train.model.forecast import ForecastModel
 from thinkjepa.stages.train.model.head import TrajectoryHead
+from thinkjepa.stages.train.model.variants import Forecaster
 from thinkjepa.stages.train.randomness import is_dropped
 from thinkjepa.stages.train.settings import TrainSettings
 
@@ -104,8 +105,8 @@ class Trainer:
                     clips.poses,
                     clips.tokens,
                     self._guided(part.clip_ids, step),
-                    with_next_steps=self.with_next_steps,
-                    num_steps=clips.future.shape[1],
+                    with_next_steps=self.settings.predicts_next_steps,
+                    num_steps=self.features.future_steps,
                 )
             weights = torch.tensor(part.weights, device=self.accelerator.device)
             losses = per_sample_losses(
@@ -142,11 +143,6 @@ class Trainer:
         has_head = self.accelerator.unwrap_model(self.model).head is not None
         return float(self.head.share) if has_head else None
 
-    @property
-    def with_next_steps(self) -> bool:
-        """True if the loss covers the step after each observed one. `vlm` reads no observed steps."""
-        return self.settings.next_step_weight > 0 and self.settings.variant != "vlm"
-
     def _joint_unit_m(self, poses: ObservedPoses | None) -> Tensor | None:
         """Unit of the joints' errors in the loss, as `TrajectoryHead.unit_m`. None stands for one metre."""
         head = self.accelerator.unwrap_model(self.model).head
@@ -166,8 +162,8 @@ class Trainer:
     @property
     def latent_unit(self) -> Tensor | None:
         """Unit of the latents' errors in the loss, `(dim,)`. None stands for the encoder's."""
-        unit: Tensor | None = self.accelerator.unwrap_model(self.model).forecaster.units.of_the_loss
-        return unit
+        forecaster: Forecaster | None = self.accelerator.unwrap_model(self.model).forecaster
+        return None if forecaster is None else forecaster.units.of_the_loss
 
     def _guided(self, clip_ids: tuple[str, ...], step: Step | None) -> Tensor | None:
         """1 or 0 for each clip, None where no guidance is dropped."""
@@ -245,7 +241,10 @@ def fit(
             done = train_epoch(trainer, batches, state, progress=after_step, save=save, stop=stop)
             validation = validation_losses(trainer, validation_ids)
             losses = replace(
-                epoch_losses(epoch, done, validation, num_clips=len(train_ids)), head_share=trainer.head_share
+                epoch_losses(
+                    epoch, done, validation, num_clips=len(train_ids), with_latents=features.reads_latents
+                ),
+                head_share=trainer.head_share,
             )
             log_epoch(accelerator, step=epoch * len(batches), losses=losses)
             state = state.after(losses, model)
@@ -298,7 +297,7 @@ def train_step(
     totals, gradients = torch.zeros(len(COLUMNS), device=accelerator.device), None
     trainer.optimizer.zero_grad(set_to_none=True)
     for losses in trainer.losses(batch, stored, step):
-        if step.number == 1 and gradients is None:
+        if step.number == 1 and gradients is None and trainer.features.reads_latents:
             gradients = gradient_norms(trainer, losses)
         accelerator.backward(losses[:, LOSS].sum() * (accelerator.num_processes / len(batch)))
         totals += losses.detach().sum(dim=0)
@@ -372,13 +371,15 @@ def untrained_loss(
     return float(validation_losses(Trainer(model, idle, features, accelerator, settings), clip_ids)[LOSS])
 
 
-def epoch_losses(epoch: int, done: PartialEpoch, validation: Tensor, *, num_clips: int) -> EpochLosses:
+def epoch_losses(
+    epoch: int, done: PartialEpoch, validation: Tensor, *, num_clips: int, with_latents: bool = True
+) -> EpochLosses:
     """The learning curve's point after an epoch on `num_clips`, from the validation clips' mean losses."""
     return EpochLosses(
         epoch=epoch,
         train_loss=done.total_loss / num_clips,
         validation_loss=float(validation[LOSS]),
-        validation_latent_error=float(validation[LATENT_MSE]),
+        validation_latent_error=float(validation[LATENT_MSE]) if with_latents else None,
         validation_distance_m=float(validation[DISTANCE_M]) if validation[WITH_DISTANCE] else None,
         latent_gradient=done.latent_gradient,
         joint_gradient=done.joint_gradient,

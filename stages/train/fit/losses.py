@@ -36,17 +36,10 @@ def per_sample_losses(
 
     The joints' distance is the evaluation's ADE in metres: the mean over labelled joint-frames of joints that
     were seen in the observed window. Without one, or without a head, it is 0 and so is `WITH_DISTANCE`.
-    `unit_m`, of a shape that extends to `(batch, step, frame, joint, 1)`, and `latent_unit` `(dim,)` are the
-    units of joints and latents in the loss.
+    Without latents, their columns are 0. `unit_m`, of a shape that extends to `(batch, step, frame, joint,
+    1)`, and `latent_unit` `(dim,)` are the units of joints and latents in the loss.
     """
-    kind = settings.latent_loss
-    loss = latent_loss(forecast.latents, clips.future, kind, unit=latent_unit)
-    if forecast.next_steps is not None:
-        following = torch.cat((clips.observed[:, 1:], clips.future[:, :1]), dim=1)
-        next_step = latent_loss(forecast.next_steps, following, kind, unit=latent_unit)
-        loss = loss + settings.next_step_weight * next_step
-    loss = settings.latent_weight * loss
-    mse = latent_mse(forecast.latents.detach(), clips.future.detach())
+    loss, mse = _latent_errors(forecast, clips, settings, unit=latent_unit)
     if forecast.joints_m is None or clips.trajectory is None:
         none = torch.zeros_like(mse)
         return torch.stack((loss, mse, none, none, loss, none), dim=1)
@@ -60,6 +53,23 @@ def per_sample_losses(
     distance_m = joint_distance(forecast.joints_m.detach(), target.future_m.detach(), counted)
     with_distance = counted.flatten(1).amax(dim=1)
     return torch.stack((loss + joints, mse, distance_m, with_distance, loss, joints), dim=1)
+
+
+def _latent_errors(
+    forecast: Forecast, clips: Batch, settings: TrainSettings, *, unit: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The latents' weighted part of each clip's loss, and their mean squared error, both `(batch,)`."""
+    if forecast.latents is None:
+        assert forecast.joints_m is not None, "a forecast has latents or joints"
+        none = forecast.joints_m.new_zeros(len(forecast.joints_m), dtype=torch.float32)
+        return none, none
+    kind, (observed, future) = settings.latent_loss, clips.latents
+    loss = latent_loss(forecast.latents, future, kind, unit=unit)
+    if forecast.next_steps is not None:
+        following = torch.cat((observed[:, 1:], future[:, :1]), dim=1)
+        next_step = latent_loss(forecast.next_steps, following, kind, unit=unit)
+        loss = loss + settings.next_step_weight * next_step
+    return settings.latent_weight * loss, latent_mse(forecast.latents.detach(), future.detach())
 
 
 def latent_mse(predicted: Tensor, future: Tensor) -> Tensor:
@@ -123,7 +133,7 @@ def persistence_loss(features: Features, clip_ids: Sequence[str], *, batch_size:
     """Mean squared error of latent persistence over all `clip_ids`, for comparison."""
     total = 0.0
     for batch in batches_in_order(clip_ids, batch_size=batch_size):
-        clips = features.batch(batch, torch.device("cpu"))
-        repeated = persistence(clips.observed, future_steps=clips.future.shape[1])
-        total += float(latent_mse(repeated, clips.future).double().sum())
+        observed, future = features.batch(batch, torch.device("cpu")).latents
+        repeated = persistence(observed, future_steps=future.shape[1])
+        total += float(latent_mse(repeated, future).double().sum())
     return total / len(clip_ids)

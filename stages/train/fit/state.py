@@ -30,8 +30,8 @@ from thinkjepa.stages.train.model.forecast import ForecastModel, build_model
 class EpochLosses:
     """Losses of one epoch: of the training clips as it went along, of validation after it.
 
-    The loss is the weighted sum that is minimized. The other columns are the latents' mean
-    squared error and, where trajectories are predicted, the joints' mean distance in metres.
+    The loss is the weighted sum that is minimized. The other columns are, where they are predicted, the
+    latents' mean squared error and the joints' mean distance in metres.
     Gradients are norms, over the forecaster's parameters, of the gradient of each part of the loss
     on the first clips of the epoch. `head_share` is the share of the head that the distance is of.
     """
@@ -39,7 +39,7 @@ class EpochLosses:
     epoch: int
     train_loss: float
     validation_loss: float
-    validation_latent_error: float
+    validation_latent_error: float | None
     validation_distance_m: float | None = None
     latent_gradient: float | None = None
     joint_gradient: float | None = None
@@ -78,7 +78,7 @@ class FitState:
 
     @property
     def best(self) -> EpochLosses:
-        """The epoch that is best on validation: of equal ones, that of the best latents.
+        """The epoch that is best on validation: of equal ones, that of the best latents, or the first.
 
         Epochs that keep the ridge have equal joints.
         """
@@ -89,7 +89,7 @@ class FitState:
         return float(getattr(losses, SELECTED[self.select_by]))
 
     def _order(self, losses: EpochLosses) -> tuple[float, float]:
-        return self.selected(losses), losses.validation_latent_error
+        return self.selected(losses), losses.validation_latent_error or 0.0
 
     def after(self, losses: EpochLosses, model: nn.Module) -> "FitState":
         """The state after one more epoch, which left `model` as it is."""

@@ -109,10 +109,11 @@ DOTS_UP_TO = 30
 """Epochs up to which each is a dot, too: a line through one of them alone would be invisible."""
 
 
-def write_curve(run_dir: Path, state: FitState, *, persistence_loss: float) -> None:
+def write_curve(run_dir: Path, state: FitState, *, persistence_loss: float | None) -> None:
     """Write `curve.csv` (a column for each of EpochLosses) and `curve.png`, the best epoch marked.
 
-    `persistence_loss` is latent persistence's error, drawn with the validation latent error.
+    `persistence_loss` is latent persistence's error, drawn with the validation latent error. None in a run
+    without latents.
     """
     replace_file(run_dir / "curve.csv", _table(state.curve).encode())
     replace_file(run_dir / "curve.png", _picture(state, persistence_loss))
@@ -126,32 +127,34 @@ def _table(curve: Sequence[EpochLosses]) -> str:
     return text.getvalue()
 
 
-def _picture(state: FitState, persistence_loss: float) -> bytes:
+def _picture(state: FitState, persistence_loss: float | None) -> bytes:
     """A panel of the loss, of the latents' error where that is not the loss, and of the joints' distance."""
     curve = state.curve
     training = [point.train_loss for point in curve]
     losses = [point.validation_loss for point in curve]
-    latents = [point.validation_latent_error for point in curve]
+    latents = [error for point in curve if (error := point.validation_latent_error) is not None]
     joints_mm = [MILLIMETERS.scale * (point.validation_distance_m or 0.0) for point in curve]
-    apart = not all(map(math.isclose, losses, latents))
+    apart = bool(latents) and not all(map(math.isclose, losses, latents))
     with_joints = curve[0].validation_distance_m is not None
     panels = 1 + apart + with_joints
     with picture_style():
         figure = new_figure(PANEL_IN[0] * max(panels, 1.4), PANEL_IN[1] + LEGEND_IN)
         loss, *others = figure.subplots(1, panels, squeeze=False).flat
         _draw(loss, state, losses, more=(training,))
-        loss.set_ylabel("loss (weighted sum of errors)" if apart else "latent mean squared error (loss)")
+        is_latents = bool(latents) and not apart
+        loss.set_ylabel("latent mean squared error (loss)" if is_latents else "loss (weighted sum of errors)")
         if apart:
             _draw(others[0], state, latents, more=())
             others[0].set_ylabel("latent mean squared error")
         if with_joints:
             _draw(others[-1], state, joints_mm, more=())
             others[-1].set_ylabel("mean distance of joints (mm)")
-        with_persistence = others[0] if apart else loss
-        with_persistence.axhline(
-            persistence_loss, label="latent persistence (validation)", **BASELINES["latent_persistence"]
-        )
-        _scale(with_persistence, [*latents, persistence_loss, *([] if apart else training)])
+        if persistence_loss is not None:
+            with_persistence = others[0] if apart else loss
+            with_persistence.axhline(
+                persistence_loss, label="latent persistence (validation)", **BASELINES["latent_persistence"]
+            )
+            _scale(with_persistence, [*latents, persistence_loss, *([] if apart else training)])
         legend_below(figure, [loss, *others], columns=2)
         return png_bytes(figure)
 

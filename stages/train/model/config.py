@@ -29,10 +29,16 @@ from thinkjepa.stages.train.model.reading import (
 
 AttentionPattern = Literal["frame_causal", "bidirectional"]
 
-Variant = Literal["thinkjepa", "jepa", "vlm"]
+Variant = Literal["thinkjepa", "jepa", "vlm", "poses"]
 
-WITHOUT_THINKER: frozenset[Variant] = frozenset({"jepa"})
+WITHOUT_THINKER: frozenset[Variant] = frozenset({"jepa", "poses"})
 """Variants that read no thinker states: their runs are the same whatever the thinker was asked."""
+
+WITHOUT_LATENTS: frozenset[Variant] = frozenset({"poses"})
+"""Variants that neither read nor forecast latents: their cache is read for labels and frame times alone."""
+
+WITHOUT_PREDICTOR: frozenset[Variant] = frozenset({"vlm", "poses"})
+"""Variants without a predictor of observed latents, which could start from a checkpoint."""
 
 Anchor = Literal["none", "last_pose"]
 
@@ -41,6 +47,12 @@ LatentTarget = Literal["latents", "change"]
 HeadInputs = Literal["poses", "latents"]
 
 SourceKind = Literal["own", "shuffled", "none", "history", "oracle"]
+
+
+def reads_joints_directly(variant: Variant, head_inputs: HeadInputs) -> bool:
+    """True if joints are read off poses and states by a reader, not off latents."""
+    return variant in WITHOUT_LATENTS or (variant == "vlm" and head_inputs == "poses")
+
 
 SMALLEST_HEAD_DIM = 6  # a pair of dims for each of the three axes
 
@@ -117,7 +129,8 @@ class TrunkShape:
 class HeadShape:
     """The trajectory head: which joints, at how many frames of a latent step, relative to what, how wide.
 
-    `inputs` says whether it reads the observed poses next to the latents.
+    `inputs` says whether it reads the observed poses next to the latents. With a `reader_depth` it reads the
+    states of a `StepReader` of so many blocks instead of latents.
     """
 
     joints: tuple[str, ...]
@@ -125,6 +138,7 @@ class HeadShape:
     anchor: Anchor
     width: int
     inputs: HeadInputs = "poses"
+    reader_depth: int = 0
 
     @property
     def reads_poses(self) -> bool:
@@ -146,6 +160,11 @@ class ModelShape:
     target: PredictionTarget = field(default_factory=PredictionTarget)
     windows: int = 1
     """Future windows that training covers. More are extrapolated."""
+
+    @property
+    def has_latents(self) -> bool:
+        """True if the model reads and forecasts latents."""
+        return self.variant not in WITHOUT_LATENTS
 
     @property
     def trained_steps(self) -> int:
@@ -202,7 +221,7 @@ class PredictorSettings(Settings):
     init_from: str = setting(
         "",
         "V-JEPA 2 checkpoint (hub name or local folder) whose predictor the training starts "
-        "from; depth, width and heads must be its own. Not for variant vlm.",
+        "from; depth, width and heads must be its own. Only for variants jepa and thinkjepa.",
         rare=True,
     )
 

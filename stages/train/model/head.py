@@ -7,6 +7,8 @@ The start is the ridge on the observed poses. The output layers begin at zero, s
 ridge, exactly. Training clips are few, and what the head adds can do harm on others: so a share of it counts
 that validation clips choose after every epoch, from all of it to none.
 
+Where a variant has a reader (`model.reader`), its states stand in for what is read off latents.
+
 A displacement cannot be read off latents by a head that does not know where it starts, and one scale for all
 frames lets the hand jump in the first one: centers and scales are those of each frame. A head that reads
 latents alone starts from the mean over the training clips instead, and all of it counts.
@@ -71,7 +73,7 @@ class TrajectoryHead(nn.Module):
             num_joints=len(head.joints),
             observed_frames=observed_frames,
         )
-        self.reader = PatchReader(shape.grid, width=head.width)
+        self.reader = None if head.reader_depth else PatchReader(shape.grid, width=head.width)
         self.hidden_norm = nn.LayerNorm(head.width)
         self.output = nn.Linear(head.width, head.frames_per_step * len(head.joints) * 3)
         self.linear = nn.Linear(head.width, self.output.out_features, bias=False)
@@ -83,9 +85,12 @@ class TrajectoryHead(nn.Module):
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.linear.weight)
 
-    def forward(self, latents: Tensor, poses: ObservedPoses) -> Tensor:
-        """Joints of the latents' steps. Those past the trained ones are read as the last trained one."""
-        states_BTW = self.reader(latents)
+    def forward(self, read: Tensor, poses: ObservedPoses) -> Tensor:
+        """Joints of the steps of latents `(batch, step, patch, dim)`, or of a reader's states.
+
+        Latents past the trained steps are read as those of the last trained one.
+        """
+        states_BTW = read if self.reader is None else self.reader(read)
         steps = self.ridge.steps(states_BTW.shape[1])
         if self.of_poses is not None:
             states_BTW = states_BTW + self.of_poses(self.ridge.inputs(poses), steps)

@@ -1,8 +1,10 @@
-"""The three models that one cache can train, called alike: `forecaster(observed, pooled, tokens)`.
+"""The forecasters of latents that one cache can train, called alike: `forecaster(observed, pooled, tokens)`.
 
     thinkjepa   the predictor, guided at every depth by the pyramid
     jepa        the predictor alone
     vlm         the thinker's features alone, pooled or one by one, without observed latents
+
+Variant `poses` forecasts no latents and has none of them.
 
 In the predictor, observed latents become context tokens and each future position a mask token, which the
 trunk fills in. The grid is the encoder's own: observed steps are 0 .. T_o - 1, future steps follow.
@@ -111,7 +113,7 @@ class Forecaster(nn.Module):
         num_steps: int | None = None,
     ) -> Tensor:
         """Roll out `num_steps` future steps, window by window. None stands for one window."""
-        thinker = _states(pooled, tokens, guided)
+        thinker = thinker_states(pooled, tokens, guided)
         return self.rolled_on(observed, self.future_steps(observed, thinker), thinker, num_steps)
 
     def all_steps(
@@ -124,7 +126,7 @@ class Forecaster(nn.Module):
         num_steps: int | None = None,
     ) -> Tensor:
         """The step after each observed one, read off the observed position, before the future steps."""
-        thinker = _states(pooled, tokens, guided)
+        thinker = thinker_states(pooled, tokens, guided)
         steps = self.observed_and_future_steps(observed, thinker)
         next_steps, future = steps[:, : observed.shape[1]], steps[:, observed.shape[1] :]
         return torch.cat((next_steps, self.rolled_on(observed, future, thinker, num_steps)), dim=1)
@@ -156,7 +158,10 @@ class Forecaster(nn.Module):
         """Standardize the thinker's pooled states and tokens. A model without a thinker needs none."""
 
 
-def _states(pooled: Tensor | None, tokens: TokenBatch | None, guided: Tensor | None) -> ThinkerStates | None:
+def thinker_states(
+    pooled: Tensor | None, tokens: TokenBatch | None, guided: Tensor | None
+) -> ThinkerStates | None:
+    """The thinker's states of a batch. None of a model without a thinker."""
     return None if pooled is None else ThinkerStates(pooled, tokens, guided)
 
 
@@ -232,10 +237,7 @@ class ThinkerOnly(Forecaster):
     def future_steps(self, observed: Tensor, thinker: ThinkerStates | None) -> Tensor:
         assert thinker is not None, "guided variants are always given pooled states"
         guidance = None if self.pyramid is None else self.pyramid.guide(thinker)
-        projected_BLSW = self.projection(
-            only_streams(thinker.pooled, self.guidance.use_streams, self.streams)
-        )
-        context_BNW = projected_BLSW[:, list(self.levels)].flatten(1, 2) + self.context_embedding
+        context_BNW = self.context(thinker)
         queries_BNW = self._queries().to(context_BNW.dtype).expand(len(context_BNW), -1, -1)
         num_context, grid = context_BNW.shape[1], self.grid
         spans = self.trunk.spans(
@@ -258,6 +260,15 @@ class ThinkerOnly(Forecaster):
         num_steps = self.window_steps if num_steps is None else num_steps
         held = future[:, -1:].expand(-1, max(0, num_steps - future.shape[1]), -1, -1)
         return torch.cat((future, held), dim=1)[:, :num_steps]
+
+    def context(self, thinker: ThinkerStates | None) -> Tensor:
+        """The thinker's states as context tokens `(batch, token, width)`."""
+        assert thinker is not None, "guided variants are always given pooled states"
+        projected_BLSW = self.projection(
+            only_streams(thinker.pooled, self.guidance.use_streams, self.streams)
+        )
+        context_BNW: Tensor = projected_BLSW[:, list(self.levels)].flatten(1, 2) + self.context_embedding
+        return context_BNW
 
     def set_thinker_statistics(self, pooled: StateStatistics, tokens: StateStatistics | None) -> None:
         self.projection.set_statistics(pooled)
@@ -288,7 +299,7 @@ def build_forecaster(shape: ModelShape, *, seed: int) -> Forecaster:
         only = ThinkerOnly(shape.grid, shape.windows, shape.trunk, _thinker(shape), shape.guidance, units)
         initialize(only, named_generator(seed, "thinker only"))
         if shape.reading:
-            only.pyramid = TokenPyramid(_thinker(shape), shape.trunk, shape.guidance)
+            only.pyramid = build_token_pyramid(shape, shape.trunk)
             initialize(only.pyramid, named_generator(seed, "pyramid"))
         return only
     predictor = Predictor(shape.grid, shape.trunk)
@@ -306,7 +317,7 @@ def build_pyramid(shape: ModelShape) -> AnyPyramid:
     """The pyramid of the kind that `shape` names, without drawn parameters."""
     trunk = shape.trunk
     if shape.guidance.kind == "cross":
-        return TokenPyramid(_thinker(shape), trunk, shape.guidance)
+        return build_token_pyramid(shape, trunk)
     if shape.guidance.kind == "spatial":
         return SpatialPyramid(
             _thinker(shape), shape.grid, trunk, fusion_width=shape.fusion_width, guidance=shape.guidance
@@ -318,6 +329,11 @@ def build_pyramid(shape: ModelShape) -> AnyPyramid:
         fusion_width=shape.fusion_width,
         guidance=shape.guidance,
     )
+
+
+def build_token_pyramid(shape: ModelShape, trunk: TrunkShape) -> TokenPyramid:
+    """The pyramid of tokens over the depths of `trunk`, without drawn parameters."""
+    return TokenPyramid(_thinker(shape), trunk, shape.guidance)
 
 
 def _thinker(shape: ModelShape) -> ThinkerShape:

@@ -235,6 +235,7 @@ def test_a_step_that_fails_names_the_key_and_not_a_flag(
         "thinkjepa.json",
         "jepa.json",
         "vlm.json",
+        "poses.json",
     }
 
 

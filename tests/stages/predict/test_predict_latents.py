@@ -26,7 +26,8 @@ from thinkjepa.stages.evaluate.metrics import latent_metrics
 from thinkjepa.stages.evaluate.runs import TrainedRun
 from thinkjepa.stages.predict import frames
 from thinkjepa.stages.predict.frames import SplitChoice
-from thinkjepa.stages.predict.prediction import PredictedLatents, Prediction
+from thinkjepa.stages.predict.latents import PredictedLatents
+from thinkjepa.stages.predict.prediction import Prediction
 from thinkjepa.stages.predict.prediction import predict as predict_in_process
 from thinkjepa.stages.progress import NoProgress
 

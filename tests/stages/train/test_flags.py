@@ -57,7 +57,7 @@ CHECKPOINT = "a checkpoint of the predictor's shape"
 
 CASES: dict[str, tuple[object, ...]] = {
     "preset": ("paper", "release"),
-    "variant": ("jepa", "vlm"),
+    "variant": ("jepa", "vlm", "poses"),
     "task": ("latent", "trajectory"),
     "select_by": ("joints", "latents", "loss"),
     "joints": ("keypoints", "all", "rightHand,rightThumbTip"),
@@ -66,6 +66,7 @@ CASES: dict[str, tuple[object, ...]] = {
     "head_inputs": ("latents",),
     "drop_poses": (0.5,),
     "head_width": (32,),
+    "reader_depth": (1,),
     "share": (0.5,),
     "seed": (1,),
     "threads": (2,),
@@ -120,6 +121,7 @@ CASES: dict[str, tuple[object, ...]] = {
 BESIDE: dict[str, dict[str, object]] = {
     "anchor": {"head_inputs": "latents"},
     "cross_tokens": {"guidance": "cross"},
+    "reader_depth": {"variant": "poses"},
     "warmup": {"epochs": 2},
     "weight_decay": {"epochs": 2},
 }

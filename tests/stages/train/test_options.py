@@ -15,7 +15,8 @@ from thinkjepa.cache import FeatureCache
 from thinkjepa.pipeline.cli.options import parse_settings
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.runs import TrainedRun
-from thinkjepa.stages.train.data.features import choose_features, transform_latents, transformed_grid
+from thinkjepa.stages.train.data.features import choose_features
+from thinkjepa.stages.train.data.on_grid import transform_latents, transformed_grid
 from thinkjepa.stages.train.model.config import LatentGrid, LatentTransform
 from thinkjepa.stages.train.run import train
 from thinkjepa.stages.train.settings import TrainSettings

@@ -27,7 +27,15 @@ from thinkjepa.stages.train.data.poses import TrajectoryBatch
 from thinkjepa.stages.train.data.tokens import TokenBatch
 from thinkjepa.stages.train.fit.losses import per_sample_losses
 from thinkjepa.stages.train.fit.optimizer import make_optimizer
-from thinkjepa.stages.train.model.config import HeadShape, LatentGrid, ModelShape, ThinkerShape, TrunkShape
+from thinkjepa.stages.train.model.config import (
+    WITHOUT_THINKER,
+    HeadShape,
+    LatentGrid,
+    ModelShape,
+    ThinkerShape,
+    TrunkShape,
+    reads_joints_directly,
+)
 from thinkjepa.stages.train.model.forecast import ForecastModel, build_model
 from thinkjepa.stages.train.model.reading import GuidanceShape
 from thinkjepa.stages.train.plan import plan_costs
@@ -42,12 +50,14 @@ TOKENS, TOKEN_CAPACITY = 30, 16  # of a random clip; what the cache has room for
 TINY = TrainSettings(epochs=1, depth=2, width=24, heads=2, fusion_width=16, head_width=16, device="cpu")
 KINDS = ("film", "adaln", "cross", "spatial")
 CASES = [("jepa", "film"), *(("thinkjepa", kind) for kind in KINDS), ("vlm", "film"), ("vlm", "cross")]
+CASES += [("poses", "film")]
 
 
 def shape_of(variant: str, kind: str, *, grid: LatentGrid = GRID) -> ModelShape:
-    thinker = None if variant == "jepa" else THINKER
+    thinker = None if variant in WITHOUT_THINKER else THINKER
     trunk, guidance = TrunkShape(depth=4, width=96, heads=3), GuidanceShape(kind=kind)  # type: ignore[arg-type]
-    return ModelShape(variant, grid, trunk, thinker, 32, HEAD, guidance)  # type: ignore[arg-type]
+    head = replace(HEAD, reader_depth=2 if reads_joints_directly(variant, "poses") else 0)  # type: ignore[arg-type]
+    return ModelShape(variant, grid, trunk, thinker, 32, head, guidance)  # type: ignore[arg-type]
 
 
 def batch_of(shape: ModelShape, size: int) -> Batch:
@@ -78,7 +88,7 @@ def tokens_of(shape: ModelShape, size: int) -> TokenBatch:
 def step(model: ForecastModel, batch: Batch, settings: TrainSettings) -> None:
     """Forward and backward of the loop's own loss."""
     precision = torch.autocast("cpu", dtype=torch.bfloat16, enabled=settings.precision == "bf16")
-    with_next_steps = settings.next_step_weight > 0 and settings.variant != "vlm"
+    with_next_steps = settings.predicts_next_steps
     with precision:
         forecast = model(
             batch.observed, batch.pooled, batch.poses, batch.tokens, with_next_steps=with_next_steps
@@ -100,9 +110,9 @@ def test_flops_are_those_that_torch_counts(variant: str, kind: str, next_step_we
             batch.pooled,
             batch.poses,
             batch.tokens,
-            with_next_steps=next_step_weight > 0 and variant != "vlm",
+            with_next_steps=settings.predicts_next_steps,
         )
-    planned = forward_flops(shape, TOKENS, with_next_steps=next_step_weight > 0 and variant != "vlm")
+    planned = forward_flops(shape, TOKENS, with_next_steps=settings.predicts_next_steps)
     assert planned == pytest.approx(counter.get_total_flops(), rel=0.001)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         step(model, batch, settings)
@@ -166,7 +176,8 @@ def test_bytes_and_parameters_are_those_of_a_run(
     features = trained.features(None).reaching(windows=2)
     ids = features.clips.clip_ids.to_pylist()
     stored = features.stored(ids, BatchBuffers(pinned=False))
-    read = [stored.observed.untyped_storage().nbytes(), stored.future.untyped_storage().nbytes()]
+    latents = (stored.observed, stored.future)
+    read = [item.untyped_storage().nbytes() for item in latents if item is not None]
     if features.thinker is not None:
         read.append(len(ids) * features.thinker.arrays["pooled"].clip_bytes)
     if stored.tokens is not None:

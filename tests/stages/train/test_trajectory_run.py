@@ -209,17 +209,20 @@ def test_corrected_labels_make_another_run(latent_cache: BuildCache, tmp_path: P
         run(cache, tmp_path / "run")
 
 
-def test_an_interrupted_run_continues_to_the_same_files(latent_cache: BuildCache, tmp_path: Path) -> None:
+@pytest.mark.parametrize("variant", ["thinkjepa", "vlm", "poses"])
+def test_an_interrupted_run_continues_to_the_same_files(
+    latent_cache: BuildCache, tmp_path: Path, variant: str
+) -> None:
     cache = latent_cache(labelled=16)
-    run(cache, tmp_path / "whole", epochs=4)
+    run(cache, tmp_path / "whole", epochs=4, variant=variant)
 
     def stop_in_epoch_3(*, epoch: int, **_: Any) -> None:
         if epoch == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(cache, tmp_path / "cut", epochs=4, progress=stop_in_epoch_3)
-    run(cache, tmp_path / "cut", epochs=4)
+        run(cache, tmp_path / "cut", epochs=4, variant=variant, progress=stop_in_epoch_3)
+    run(cache, tmp_path / "cut", epochs=4, variant=variant)
     for file in ("run.json", "metrics.json", "curve.csv"):
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "cut" / file).read_bytes()
 

@@ -143,7 +143,7 @@ def test_validation_distance_is_the_one_that_training_reported(train_run: TrainR
     assert result["trajectory"]["model"]["ade_m"] == pytest.approx(reported, rel=1e-5)
 
 
-@pytest.mark.parametrize("variant", ["thinkjepa", "jepa", "vlm"])
+@pytest.mark.parametrize("variant", ["thinkjepa", "jepa", "vlm", "poses"])
 def test_perturbing_the_future_changes_no_prediction(
     train_run: TrainRun, monkeypatch: pytest.MonkeyPatch, variant: str
 ) -> None:

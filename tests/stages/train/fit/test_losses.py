@@ -18,8 +18,8 @@ from thinkjepa.stages.train.data.features import (
     Batch,
     Features,
     choose_features,
-    transform_latents,
 )
+from thinkjepa.stages.train.data.on_grid import transform_latents
 from thinkjepa.stages.train.data.poses import TrajectoryBatch
 from thinkjepa.stages.train.fit.loop import Trainer, train_step
 from thinkjepa.stages.train.fit.losses import latent_loss, per_sample_losses, trajectory_error

@@ -22,6 +22,8 @@ CASES = {
     "hands": "--trajectory-units spread --clips-per-forward 2 --next-step-weight 0.5",
     "cross, dropped, rolled out": "--guidance cross --drop-guidance 0.3 --rollout-windows 2",
     "vlm": "--variant vlm --clip-norm 0.5",
+    "vlm, hands": "--variant vlm --guidance cross --trajectory-units spread",
+    "poses": "--variant poses --trajectory-units spread",
     "shares without tokens": "--guidance cross --cross-tokens generated --batch-size 2 --clips-per-forward 1",
 }
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from thinkjepa.stages.train.fit.optimizer import Step, make_optimizer, rate_factor, set_rates
-from thinkjepa.stages.train.model.config import HeadShape, ModelShape
+from thinkjepa.stages.train.model.config import HeadShape, ModelShape, reads_joints_directly
 from thinkjepa.stages.train.model.forecast import ForecastModel, build_model
 from thinkjepa.stages.train.model.reading import GuidanceShape
 from thinkjepa.stages.train.settings import Schedule, TrainSettings
@@ -53,11 +53,12 @@ def test_groups_follow_their_own_course() -> None:
     assert rates == {"forecaster": 1e-4, "head": pytest.approx(1e-4)}
 
 
-@pytest.mark.parametrize("variant", ["thinkjepa", "jepa", "vlm"])
+@pytest.mark.parametrize("variant", ["thinkjepa", "jepa", "vlm", "poses"])
 @pytest.mark.parametrize("kind", ["film", "cross"])
 def test_linear_layers_decay_and_nothing_else(model_shape: BuildShape, variant: str, kind: str) -> None:
     """One step without a gradient but its zeros leaves all as it was, but for what decays."""
-    head = HeadShape(joints=("rightHand",), frames_per_step=2, anchor="none", width=16)
+    directly = reads_joints_directly(variant, "poses")  # type: ignore[arg-type]
+    head = HeadShape(("rightHand",), 2, anchor="none", width=16, reader_depth=2 if directly else 0)
     guidance = GuidanceShape(kind=kind, levels="mixture")  # type: ignore[arg-type]
     model = build_model(replace(model_shape(variant), guidance=guidance, head=head), seed=0)
     for parameter in model.parameters():

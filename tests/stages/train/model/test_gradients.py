@@ -16,7 +16,12 @@ from thinkjepa.stages.train.data.poses import TrajectoryBatch
 from thinkjepa.stages.train.data.tokens import TokenBatch
 from thinkjepa.stages.train.fit.losses import per_sample_losses
 from thinkjepa.stages.train.fit.optimizer import make_optimizer
-from thinkjepa.stages.train.model.config import HeadShape, ModelShape
+from thinkjepa.stages.train.model.config import (
+    WITHOUT_LATENTS,
+    WITHOUT_THINKER,
+    HeadShape,
+    ModelShape,
+)
 from thinkjepa.stages.train.model.forecast import ForecastModel, build_model
 from thinkjepa.stages.train.model.reading import GuidanceShape
 from thinkjepa.stages.train.model.trunk import MLP, MLP_RATIO, initialize
@@ -28,6 +33,8 @@ BuildShape = Callable[..., ModelShape]
 KINDS = ("film", "adaln", "cross", "spatial")
 COUNTS = (5, 2, 7)
 HEAD = HeadShape(joints=("rightHand", "leftHand"), frames_per_step=2, anchor="last_pose", width=16)
+DIRECT = replace(HEAD, reader_depth=2)
+"""A head whose joints are read off poses and states, in `vlm` and `poses`."""
 SETTINGS = TrainSettings(anchor="last_pose", next_step_weight=0.5)
 UNSEEN_BY_SOFTMAX = ("key.bias",)
 """A bias of the keys shifts all of a query's scores alike."""
@@ -41,6 +48,7 @@ GUIDED = [
 VARIANTS = [("thinkjepa", guidance) for guidance in GUIDED]
 VARIANTS += [("jepa", GuidanceShape()), ("vlm", GuidanceShape())]
 VARIANTS += [("vlm", GuidanceShape(use_levels="last", use_streams="generated"))]
+VARIANTS += [("vlm", GuidanceShape(kind="cross")), ("poses", GuidanceShape())]
 
 
 def named(value: object) -> str:
@@ -63,9 +71,9 @@ def clips(variant: str) -> Batch:
         future_confidence=torch.ones(3, 2, 2, 2),
     )
     return Batch(
-        observed=drawn(3, 3, 6, 8).requires_grad_(),
-        future=drawn(3, 2, 6, 8).requires_grad_(),
-        pooled=None if variant == "jepa" else drawn(3, 3, 2, 10),
+        observed=None if variant in WITHOUT_LATENTS else drawn(3, 3, 6, 8).requires_grad_(),
+        future=None if variant in WITHOUT_LATENTS else drawn(3, 2, 6, 8).requires_grad_(),
+        pooled=None if variant in WITHOUT_THINKER else drawn(3, 3, 2, 10),
         trajectory=trajectory,
         tokens=TokenBatch(states, COUNTS),
     )
@@ -78,12 +86,14 @@ def build(
 
     The head's output layers are drawn: they begin at zero, behind which no gradient gets.
     """
-    shape = replace(model_shape(variant, depth=4), guidance=guidance, head=HEAD)
+    head = DIRECT if variant in ("vlm", "poses") else HEAD
+    shape = replace(model_shape(variant, depth=4), guidance=guidance, head=head)
     model = build_model(shape, seed=1)
     assert model.head is not None
     initialize(model.head, named_generator(1, "head"))
-    if isinstance(model.forecaster, ThinkJepa) and gate is not None:
-        torch.nn.init.constant_(model.forecaster.pyramid.gates, gate)
+    for name, parameter in model.named_parameters():
+        if name.endswith("gates") and gate is not None:
+            torch.nn.init.constant_(parameter, gate)
     return model
 
 
@@ -95,7 +105,7 @@ def loss(
         batch.pooled,
         batch.poses,
         batch.tokens,
-        with_next_steps=settings.next_step_weight > 0 and variant != "vlm",
+        with_next_steps=replace(settings, variant=variant).predicts_next_steps,  # type: ignore[arg-type]
     )
     return per_sample_losses(forecast, batch, replace(settings, variant=variant))[:, 0].mean()  # type: ignore[arg-type]
 
@@ -138,16 +148,17 @@ def test_gates_start_at_zero_and_the_first_step_opens_the_way(
 
 
 @pytest.mark.parametrize("latent_loss", ["mse", "l1", "smooth_l1"])
-@pytest.mark.parametrize("variant", ["thinkjepa", "jepa", "vlm"])
+@pytest.mark.parametrize("variant", ["thinkjepa", "jepa", "vlm", "poses"])
 def test_no_gradient_reaches_a_target(model_shape: BuildShape, variant: str, latent_loss: str) -> None:
     model, batch = build(model_shape, variant, GuidanceShape(), gate=0.5), clips(variant)
     settings = replace(SETTINGS, latent_loss=latent_loss)  # type: ignore[arg-type]
     loss(model, batch, variant, settings).backward()
     assert batch.trajectory is not None
-    assert batch.future.grad is None
     assert batch.trajectory.future_m.grad is None
-    sees_latents = variant != "vlm"
-    assert (batch.observed.grad is not None) == sees_latents, "the control: what is read would show one"
+    if variant not in WITHOUT_LATENTS:
+        assert batch.future.grad is None
+        sees_latents = variant != "vlm"
+        assert (batch.observed.grad is not None) == sees_latents, "the control: what is read would show one"
 
 
 def test_the_next_step_loss_sends_no_gradient_into_the_latents_it_compares_with(
