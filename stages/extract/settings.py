@@ -87,7 +87,7 @@ class ModelSettings(Settings):
     )
 
     keep: str = setting(
-        "pooled,slots,text,tokens",
+        "pooled,slots,text",
         "What is stored of the thinker's states: pooled (means, always), slots (each place over time, each "
         "frame over its places), text (tokens behind the frames), tokens (all); none: pooled alone.",
     )

@@ -17,6 +17,9 @@ from commands import BIN
 SMALL = ("--thinker-frames", "8", "--observed-frames", "8", "--future-frames", "8", "--dense-fps", "10")
 
 
+KEEP_ALL = "pooled,slots,text,tokens"
+
+
 @dataclass(frozen=True)
 class Outcome:
     """Status and output of a command that has ended."""
@@ -68,12 +71,12 @@ def call_main(
 
 @pytest.fixture(scope="session")
 def extract_arguments(tiny_models: Path) -> Callable[[Path, Path], Sequence[object]]:
-    """The arguments of a small extraction with the tiny models."""
+    """The arguments of a small extraction with the tiny models, which keeps all tokens."""
 
     def arguments(videos: Path, cache_dir: Path) -> Sequence[object]:
         places = ("--videos", videos, "--cache-dir", cache_dir)
         models = ("--thinker", tiny_models / "thinker", "--encoder", tiny_models / "encoder")
-        return ("extract", *places, *models, *SMALL, "--batch-size", 2)
+        return ("extract", *places, *models, *SMALL, "--batch-size", 2, "--keep", KEEP_ALL)
 
     return arguments
 
