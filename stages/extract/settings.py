@@ -61,14 +61,12 @@ class ModelSettings(Settings):
     encoder_revision: str = setting("main", "Branch, tag or commit of the encoder on the hub.", rare=True)
     encoder_fit: EncoderFit = setting(
         "crop",
-        "Frames for the encoder: crop, the processor's middle square (of 16:9 half), or letterbox, all "
-        "of it, padded with the processor's mean.",
+        "Frames for the encoder: crop, the middle square (of 16:9 half), or letterbox, all, padded.",
         rare=True,
     )
     thinker_view: Literal["full", "encoder"] = setting(
         "full",
-        "Frames for the thinker: full, or encoder, the part that the encoder sees, a control for how much of "
-        "a gain is the wider picture.",
+        "Frames for the thinker: full, or encoder, what that one sees, a control.",
         rare=True,
     )
     keep_history: bool = setting(
@@ -88,8 +86,8 @@ class ModelSettings(Settings):
 
     keep: str = setting(
         "pooled,slots,text",
-        "What is stored of the thinker's states: pooled (means, always), slots (each place over time, each "
-        "frame over its places), text (tokens behind the frames), tokens (all); none: pooled alone.",
+        "What is stored of the thinker: pooled (means, always), slots (each place over time, each frame over "
+        "its places), text (tokens behind the frames), tokens (all); none: pooled alone.",
     )
     slot_segments: int = setting(
         1, "Segments of the history over each of which slots average a place.", rare=True, ge=1
@@ -124,7 +122,7 @@ class ExecutionSettings(Settings):
     device: str = setting("auto", f"Where the models run: {DEVICES}.")
     batch_size: int = setting(
         0,
-        "Clips that go through the models together; a larger one is faster on a GPU; 0: 8 there, 1 on CPU.",
+        "Clips that go through the models together; 0: 8 on a GPU, 1 on CPU.",
         ge=0,
         allowed=DEFAULT_OR_MORE,
     )
@@ -148,7 +146,7 @@ class ExecutionSettings(Settings):
     )
     shard_mb: int = setting(
         512,
-        "Megabytes of features per shard file, at most, or one batch; both sets fill theirs alike.",
+        "Megabytes of features per shard file, at most, or one batch.",
         rare=True,
         ge=1,
     )
@@ -275,7 +273,7 @@ class VllmSettings(Settings):
     )
     gpu_memory: float = setting(
         0.7,
-        "Share of the GPU memory for its weights and states, 0 to 1; the encoder needs the rest.",
+        "Share of the GPU memory for it, 0 to 1; the encoder needs the rest.",
         rare=True,
         gt=0,
         le=1,
@@ -295,7 +293,7 @@ class VllmSettings(Settings):
     )
     vllm_timeout: float = setting(
         900.0,
-        "Seconds without an answer, to the start or to a batch, after which it is ended.",
+        "Seconds without an answer after which it is ended.",
         rare=True,
         gt=0,
         allowed="seconds above 0",
