@@ -69,15 +69,16 @@ def test_a_cache_of_version_1_is_read_and_written_on(
     make_clip: Callable[..., ClipRow],
     make_features: Callable[..., ClipFeatures],
 ) -> None:
-    """Its index has no lengths of slots and text."""
+    """Its index has no lengths of slots and text, its clips no groups."""
     root, feature_set = tmp_path / "c", thinker_set()
     one, two = (make_features(feature_set, name) for name in ("v@4", "v@8"))
     with WriteSession(root) as session:
         session.add_clips([make_clip("v@4"), make_clip("v@8")])
         with session.writer(session.resolve(feature_set)) as writer:
             writer.append([one])
-    for path in index_dir(root, feature_set.name).glob("*.parquet"):
-        pq.write_table(pq.read_table(path).drop_columns(list(ADDED_COLUMNS)), path)
+    for path in (*index_dir(root, feature_set.name).glob("*.parquet"), *(root / "clips").glob("*.parquet")):
+        table = pq.read_table(path)
+        pq.write_table(table.drop_columns([*{*ADDED_COLUMNS} & {*table.column_names}]), path)
         replace_listed(path, path.read_bytes())
     content = json.loads((root / "cache.json").read_bytes()) | {"schema": "thinkjepa.cache.v1"}
     replace_listed(root / "cache.json", json.dumps(content).encode())

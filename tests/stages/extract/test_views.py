@@ -41,7 +41,8 @@ def models(tiny_models: Path) -> Callable[..., FrozenModels]:
 
 def settings_of(tiny_models: Path, **changes: object) -> ModelSettings:
     names = {"thinker": str(tiny_models / "thinker"), "encoder": str(tiny_models / "encoder")}
-    return ModelSettings(**{**names, "max_new_tokens": 4, **changes})
+    kept = {"keep": "pooled,slots,text,tokens", "max_new_tokens": 4}
+    return ModelSettings(**{**names, **kept, **changes})
 
 
 def noise(seed: int, *, height: int = WIDE[0], width: int = WIDE[1]) -> FrameStack:
