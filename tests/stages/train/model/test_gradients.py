@@ -65,6 +65,7 @@ def clips(variant: str) -> Batch:
         return torch.randn(*shape, generator=generator)
 
     states = drawn(3, 3, max(COUNTS), 10)
+    positions = drawn(3, max(COUNTS), 3) - 2.0
     trajectory = TrajectoryBatch(
         poses=still_poses(drawn(3, 2, 3)),
         future_m=drawn(3, 2, 2, 2, 3).requires_grad_(),
@@ -75,7 +76,7 @@ def clips(variant: str) -> Batch:
         future=None if variant in WITHOUT_LATENTS else drawn(3, 2, 6, 8).requires_grad_(),
         pooled=None if variant in WITHOUT_THINKER else drawn(3, 3, 2, 10),
         trajectory=trajectory,
-        tokens=TokenBatch(states, COUNTS),
+        tokens=TokenBatch(states, COUNTS, slots=COUNTS, positions=positions),
     )
 
 
