@@ -189,8 +189,8 @@ def prompt_size(thinker: Thinker, prompt: Prompt) -> PromptSize:
     if grids:
         num_patches = sum(frames * height * width for frames, height, width in grids[0].tolist())
         per_frame = max(height * width for _, height, width in grids[0].tolist())
-    else:  # whole frames `(clip, frame, 3, height, width)`
-        frames, _, height, width = pixels.shape[1:]
+    else:  # whole frames `(frame, 3, height, width)`, of some families behind an axis of clips
+        frames, _, height, width = pixels.shape[-4:]
         per_frame = (height // thinker.patch_px) * (width // thinker.patch_px)
         num_patches = frames * per_frame
     return PromptSize(

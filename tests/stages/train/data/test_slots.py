@@ -210,7 +210,7 @@ def test_a_partners_slots_come_with_the_partners_positions(latent_cache: BuildCa
     clips = list(features.clips)
     (first, *_) = permutations_of(clips)
     batch = features.batch(ids, torch.device("cpu"))
-    inputs = inputs_at_split(features, clips, batch, permutations=[first])
+    inputs = inputs_at_split(features, clips, batch, permutations=[first], device=batch.observed.device)
     expected = features.tokens([first[clip_id] for clip_id in ids])
     found = inputs.shuffled[0][1]
     assert found is not None
