@@ -279,7 +279,7 @@ def _set_lines(item: dict[str, Any]) -> list[str]:
     if view := _view(item):
         lines.append(f"  sees {view}")
     sampling = {name: value for name, value in origin["sampling"].items() if name != "fingerprint"}
-    lines.append("  frames " + ", ".join(f"{name} {value}" for name, value in sampling.items()))
+    lines.append("  sampling: " + ", ".join(f"{name} {value}" for name, value in sampling.items()))
     for name, array in item["arrays"].items():
         shape = " x ".join(f"{dim} {n}" for dim, n in zip(array["dims"], array["shape"], strict=True))
         lines.append(f"  {name:<14} {array['dtype']:<8} {shape} ({human_bytes(array['bytes'])})")
