@@ -112,7 +112,7 @@ def counted_flops(work: Callable[[], object], model: Any) -> int:
 def test_clips_tokens_and_bytes_equal_those_of_the_extraction(
     figures: Estimate, videos: Path, tmp_path: Path, run_extract: Callable[..., Any]
 ) -> None:
-    outcome = run_extract(videos, tmp_path / "cache")
+    outcome = run_extract(videos, tmp_path / "cache", "--keep", "pooled,slots,text")
     assert outcome.status == 3, outcome.stderr
     assert figures.clips == outcome.json["extracted"] >= 5
     assert figures.videos == outcome.json["videos"] == 5
@@ -232,7 +232,8 @@ def test_clips_with_too_many_tokens_are_named_with_the_remedy(
 ) -> None:
     make_video(tmp_path / "long.mp4", num_frames=300)
     clips = ClipSettings(thinker_frames=640, observed_frames=8, future_frames=8, dense_fps=10)
-    figures = estimated(tmp_path, described_models, clips=clips)
+    kept = "pooled,slots,text,tokens"
+    figures = estimated(tmp_path, described_models, clips=clips, keep=kept)
     assert figures.thinker.tokens_per_clip is not None
     assert figures.thinker.tokens_per_clip[1] > 4096
     assert figures.thinker.disk_bytes == 0
@@ -301,8 +302,8 @@ def test_models_out_of_reach_leave_clips_frames_and_gigabytes(
     for name in ("clips", "videos", "failed_videos", "dense_fps", "thinker_frames", "encoder_windows"):
         assert found[name] == getattr(figures, name), name
     assert found["encoder_frames"] == 8 * found["encoder_windows"] == 16 * found["clips"]
-    tokens, slots, text = 1024, 3 * 24, 32
-    states = 8 * (tokens + slots + text) * 2048 * 2 + 8 * 5 * 2048 * 4  # layers, entries, width; streams
+    slots, text = 3 * 24, 32
+    states = 8 * (slots + text) * 2048 * 2 + 8 * 5 * 2048 * 4  # layers, entries, width; streams
     latents = 8 * 256 * 1024 * 2  # steps, patches, width
     assert found["disk_bytes"] / found["clips"] == pytest.approx(states + latents, rel=0.01)
     assert found["hours"] is found["thinker"] is found["memory"] is None
