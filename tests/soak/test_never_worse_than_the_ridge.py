@@ -149,11 +149,12 @@ def _lowest_end(root: Path, settings: TrainSettings, rule: SplitRule) -> float:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("split_seed", [0, 1])
-@pytest.mark.parametrize("name", WORLDS)
-def test_no_more_runs_are_worse_than_their_ridge_than_chance_makes(
-    tmp_path: Path, name: str, split_seed: int
-) -> None:
-    """At most one of 15 runs may be: two would be 5 times the nominal share."""
-    lows = lowest_ends(tmp_path, WORLDS[name], split_seed=split_seed)
-    assert sum(low > 0 for low in lows) <= 1
+def test_no_more_runs_are_worse_than_their_ridge_than_chance_makes(tmp_path: Path) -> None:
+    """One count of 180 runs over all worlds: in one world runs are alike, and two of 15 prove nothing."""
+    lows = [
+        low
+        for name, world in WORLDS.items()
+        for split_seed in (0, 1)
+        for low in lowest_ends(tmp_path / f"{name}-{split_seed}", world, split_seed=split_seed)
+    ]
+    assert sum(low > 0 for low in lows) <= NOMINAL * len(lows)
