@@ -21,8 +21,8 @@ from thinkjepa.pipeline.cli.help import HelpCommand, HelpGroup
 
 
 def counted(number: int, thing: str) -> str:
-    """`1 video`, `2 videos`."""
-    return f"{number} {thing}{'' if number == 1 else 's'}"
+    """`1 video`, `1,200 videos`."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def human_bytes(count: float) -> str:

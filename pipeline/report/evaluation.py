@@ -9,6 +9,7 @@ from typing import Any
 from thinkjepa.cache.disk.files import replace_file
 from thinkjepa.cache.disk.lock import WAIT, WriteLock
 from thinkjepa.cache.records import file_digest
+from thinkjepa.pipeline.cli.console import counted
 from thinkjepa.pipeline.report.markdown import (
     VERDICT_METRICS,
     Comparison,
@@ -28,7 +29,7 @@ from thinkjepa.pipeline.report.rollouts import (
     rollout_markdown,
     rollout_table,
 )
-from thinkjepa.pipeline.report.tables import available, count_of, markdown_table
+from thinkjepa.pipeline.report.tables import available, markdown_table
 from thinkjepa.pipeline.report.verdict import (
     baseline_verdicts,
     figure_text,
@@ -162,8 +163,8 @@ def rollout_page(rolled: Rolled, name: Path) -> str:
     metric = rolled_metrics(rolled)[0]
     return "\n".join(
         [
-            f"{count_of(rolled['num_clips'], rolled['split'] + ' clip')} of "
-            f"{count_of(rolled['num_videos'], 'video')}. "
+            f"{counted(rolled['num_clips'], rolled['split'] + ' clip')} of "
+            f"{counted(rolled['num_videos'], 'video')}. "
             f"{metric.label()} {metric.arrow} up to each horizon, with the seconds from the last observed "
             "frame to its end.",
             *data_warnings(rolled),
@@ -186,8 +187,8 @@ def comparison_page(comparison: Comparison, files: Sequence[str]) -> str:
         models.sort(key=lambda entry: position[entry["name"]])
     by_validation = len(models) > 1 and ranking is not None and ranking["clips"] == "validation"
     lines = [
-        f"{count_of(comparison['num_clips'], comparison['split'] + ' clip')} of "
-        f"{count_of(comparison['num_videos'], 'video')}. "
+        f"{counted(comparison['num_clips'], comparison['split'] + ' clip')} of "
+        f"{counted(comparison['num_videos'], 'video')}. "
         f"{'Best on validation clips first. ' if by_validation else ''}"
         f"Brackets: {100 * comparison['interval']['level']:g} % intervals for other groups and seeds.",
         *data_warnings(comparison),
@@ -195,7 +196,7 @@ def comparison_page(comparison: Comparison, files: Sequence[str]) -> str:
         _table(comparison, models, metrics),
     ]
     if (left_out := len(models) - MOST_MODELS) > 0:
-        lines.append(f"{count_of(left_out, 'more setting')} in the file below")
+        lines.append(f"{counted(left_out, 'more setting')} in the file below")
     lines.append("")
     verdicts: list[str] = []
     for name in VERDICT_METRICS.values():

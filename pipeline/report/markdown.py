@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from thinkjepa.pipeline.report.tables import available, count_of, markdown_table, titled
+from thinkjepa.pipeline.cli.console import counted
+from thinkjepa.pipeline.report.tables import available, markdown_table, titled
 from thinkjepa.pipeline.report.verdict import (
     FEWEST_GROUPS,
     FEWEST_SEEDS,
@@ -79,22 +80,22 @@ def conditions(comparison: Comparison) -> str:
     """The conditions of the measurement, a list."""
     frames = comparison["joint_frames"]
     lines = [
-        f"- {count_of(comparison['num_clips'], comparison['split'] + ' clip')} of "
-        f"{count_of(comparison['num_videos'], 'video')} in {count_of(comparison['num_groups'], 'group')} (by "
+        f"- {counted(comparison['num_clips'], comparison['split'] + ' clip')} of "
+        f"{counted(comparison['num_videos'], 'video')} in {counted(comparison['num_groups'], 'group')} (by "
         f"{comparison['grouping']}); weights were chosen on validation clips"
     ]
     if left_out := comparison["num_clips_left_out"]:
-        lines.append(f"- {count_of(left_out, 'clip')} not evaluated in all runs left out")
+        lines.append(f"- {counted(left_out, 'clip')} not evaluated in all runs left out")
     if lacking := comparison["training_clips_lacking"]:
         lines.append(
-            f"- the cache lacks {count_of(lacking, 'training clip')}: what is learned from them is left out"
+            f"- the cache lacks {counted(lacking, 'training clip')}: what is learned from them is left out"
         )
     if not comparison["latents_compared"]:
         lines.append(LATENTS_LEFT_OUT)
     lines += [f"- **{line}**" for line in data_warnings(comparison)]
     for group in comparison["groups"]:
         seeds = ", ".join(map(str, group["seeds"]))
-        lines.append(f"- {group['name']}: {count_of(len(group['seeds']), 'seed')} ({seeds})")
+        lines.append(f"- {group['name']}: {counted(len(group['seeds']), 'seed')} ({seeds})")
     if varied := comparison["varied"]:
         named = (f"{name} ({', '.join(map(str, values))})" for name, values in varied.items())
         lines.append(f"- settings in which these runs differ: {'; '.join(named)}")
@@ -136,14 +137,14 @@ def brackets_text(interval: Mapping[str, Any]) -> str:
 def _joint_conditions(comparison: Comparison, frames: Mapping[str, int]) -> Iterable[str]:
     where = " or ".join(FRAMES_OF_REFERENCE[frame] for frame in comparison["reference_frames"])
     yield (
-        f"- {count_of(len(comparison['joints']), 'joint')}: distances in mm, in {where}; keypoints are "
+        f"- {counted(len(comparison['joints']), 'joint')}: distances in mm, in {where}; keypoints are "
         f"{len(comparison['keypoints'])} of EgoDex's 12"
     )
     share = 100 * frames["counted"] / frames["labelled"] if frames["labelled"] else 0.0
     rest = ": the rest are of joints that were not seen before the split" if share < 100 else ""
     yield (
         f"- {frames['counted']:,} of {frames['labelled']:,} labelled joint-frames count ({share:.1f} %), in "
-        f"{count_of(frames['clips'], 'clip')}{rest}"
+        f"{counted(frames['clips'], 'clip')}{rest}"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from thinkjepa.pipeline.cli.console import counted
 from thinkjepa.pipeline.report.markdown import (
     LATENTS_LEFT_OUT,
     TOO_FEW_GROUPS,
@@ -12,7 +13,7 @@ from thinkjepa.pipeline.report.markdown import (
     brackets_text,
     data_warnings,
 )
-from thinkjepa.pipeline.report.tables import count_of, markdown_table
+from thinkjepa.pipeline.report.tables import markdown_table
 from thinkjepa.pipeline.report.verdict import (
     FEWEST_GROUPS,
     Figure,
@@ -34,8 +35,8 @@ def rollout_markdown(rolled: Rolled) -> str:
     lines = [
         "# Rollout",
         "",
-        f"- {rolled['num_clips']} {rolled['split']} clips of {count_of(rolled['num_videos'], 'video')} in "
-        f"{count_of(rolled['num_groups'], 'group')} (by {rolled['grouping']})",
+        f"- {rolled['num_clips']} {rolled['split']} clips of {counted(rolled['num_videos'], 'video')} in "
+        f"{counted(rolled['num_groups'], 'group')} (by {rolled['grouping']})",
         f"- {brackets_text(rolled['interval'])}",
         f"- a window is {rolled['window_steps']} latent steps from {rolled['observed_steps']}; behind it the "
         "predictions become the context. `vlm` and `poses`, which have no context, keep their last step",
@@ -46,7 +47,7 @@ def rollout_markdown(rolled: Rolled) -> str:
         *(f"- {warning}" for warning in data_warnings(rolled)),
     ]
     lines += [
-        f"- {group['name']}: {count_of(len(group['seeds']), 'seed')} ({', '.join(map(str, group['seeds']))})"
+        f"- {group['name']}: {counted(len(group['seeds']), 'seed')} ({', '.join(map(str, group['seeds']))})"
         for group in rolled["groups"]
     ]
     if line := left_out_line(rolled):

@@ -1,4 +1,4 @@
-"""The one writer of Markdown tables, what they have columns for, and counts in words."""
+"""The one writer of Markdown tables, and what they have columns for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from thinkjepa.stages.evaluate.metrics import Metric
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, left: int = 1) -> str:
     """A table whose columns are aligned in plain text, too, the first `left` ones to the left.
 
-    Empty without rows.
+    Cells are written as text, without escapes.
+    Empty without rows. Raises ValueError where a row has more or fewer cells than the header.
     """
     if not rows:
         return ""
@@ -32,11 +33,6 @@ def titled(title: str, table: str, lines: Sequence[str] = ()) -> list[str]:
     """A table under its title, with lines below it; nothing where the table is empty."""
     below = ["\n".join(f"- {line}" for line in lines)] if lines else []
     return [f"## {title}", table, *below] if table else []
-
-
-def count_of(number: int, noun: str) -> str:
-    """`1 clip`, `1,200 clips`."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def available(metrics: Iterable[Metric], found: Sequence[Mapping[str, Any]]) -> list[Metric]:
