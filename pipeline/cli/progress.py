@@ -98,7 +98,7 @@ class _Bars:
 def progress_line(task: Task) -> str:
     """Progress of a task, its rate and the time left, as far as they are known, for a log."""
     unit = task.fields.get("unit", "")
-    parts = [f"{task.description}: {task.completed:.0f} of {task.total or 0:.0f} {unit}"]
+    parts = [f"{task.description}: {task.completed:,.0f} of {task.total or 0:,.0f} {unit}"]
     if speed := task.finished_speed or task.speed:
         parts.append(rate_text(speed, unit))
     if task.time_remaining:

@@ -34,9 +34,9 @@ def test_a_log_gets_a_line_an_interval_with_rate_and_time_left() -> None:
             time.sleep(0.05)
             progress.advance(2)
     first, *later = written.getvalue().splitlines()
-    assert first == "extracting: 1000 clips"
+    assert first == "extracting: 1,000 clips"
     assert 1 <= len(later) <= 3  # ten advances in half a second, and a line every fifth of it
-    done = [int(line.removeprefix("extracting: ").split(" of 1000 clips, ")[0]) for line in later]
+    done = [int(line.removeprefix("extracting: ").split(" of 1,000 clips, ")[0]) for line in later]
     assert done == sorted(done)
     assert 2 <= done[0] <= done[-1] <= 20
     assert all(line.endswith(" left") and " clips/s, " in line for line in later)
