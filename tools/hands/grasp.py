@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,7 +123,7 @@ def lowest_wrist_m(skeleton: Skeleton, state: Floats) -> float:
     flat = state.copy()
     flat[2] = 0.0
     bones = [body for body in skeleton.bodies if body.endswith(PARTS)]
-    finger_m = min(_bone_points(skeleton, flat[None], body)[..., 2].min() for body in bones)
+    finger_m = _bone_points(skeleton, flat[None], bones)[..., 2].min()
     origins, rotations = skeleton.bodies_of(flat[None])
     palm = skeleton.bodies.index("palm")
     palm_m = (PALM_POINTS_M @ rotations[0, palm].T + origins[0, palm])[:, 2].min()
@@ -159,19 +159,21 @@ def _close(
     states = np.repeat(np.concatenate([base, angles])[None], len(shares), axis=0)
     for hinge in hinges:
         states[:, NUM_BASE + hinge] += shares * (closed[hinge] - angles[hinge])
-    points = np.concatenate([_bone_points(skeleton, states, body) for body in bones], axis=1)
+    points = _bone_points(skeleton, states, bones)
     free_m = np.minimum(thing.distances_m(points), points[..., 2] - 0.001).min(axis=1) - FINGER_RADIUS_M
     blocked = np.flatnonzero(free_m < 0)
     last = len(shares) - 1 if len(blocked) == 0 else max(int(blocked[0]) - 1, 0)
     return np.asarray(states[last, NUM_BASE:])
 
 
-def _bone_points(skeleton: Skeleton, states: Floats, body: str) -> Floats:
-    """Points `(state, point, 3)` along a bone's middle."""
-    lengths_m = THUMB_BONES_M if body.startswith("th") else BONES_M
-    length_m = next(length for part, length in lengths_m.items() if body.endswith(part))
+def _bone_points(skeleton: Skeleton, states: Floats, bodies: Sequence[str]) -> Floats:
+    """Points `(state, point, 3)` along the middle of bones, one bone after the other."""
     origins, rotations = skeleton.bodies_of(states)
-    index = skeleton.bodies.index(body)
-    along = rotations[:, index, :, 2]
-    steps_m = np.linspace(0.15, 0.9, 4) * length_m
-    return np.asarray(origins[:, index, None] + steps_m[:, None] * along[:, None])
+    points = []
+    for body in bodies:
+        lengths_m = THUMB_BONES_M if body.startswith("th") else BONES_M
+        length_m = next(length for part, length in lengths_m.items() if body.endswith(part))
+        index = skeleton.bodies.index(body)
+        steps_m = np.linspace(0.15, 0.9, 4) * length_m
+        points.append(origins[:, index, None] + steps_m[:, None] * rotations[:, index, None, :, 2])
+    return np.concatenate(points, axis=1)
