@@ -1,4 +1,4 @@
-"""The decoder's side of the pipe: libav, in a process that may hang, abort or be killed.
+"""The decoder's side of the pipe: libav, in a process that may hang, abort or be killed, within limits.
 
 Imports the reader, and nothing of the project that is slow to import: it starts in half a second and stays
 small.
@@ -6,27 +6,30 @@ small.
 
 from __future__ import annotations
 
-import ctypes
+import errno
 import gc
 import json
-import signal
+import os
 import sys
 from collections.abc import Iterable
 from multiprocessing.connection import Connection
 from typing import Any
 
+from thinkjepa.stages.confinement import allow_cpu, confine, default_memory_bytes
 from thinkjepa.stages.data.decoding.client import SharedFrames
 from thinkjepa.stages.data.decoding.exact_frames import ExactFrames, Image
 
-PR_SET_PDEATHSIG = 1
 
+def serve(pipe: Connection, shared: SharedFrames, *, threads: int, cpu_s: float) -> None:
+    """Answer requests until the parent is gone: frames one by one, as there is room for them, or an error.
 
-def serve(pipe: Connection, shared: SharedFrames, *, threads: int) -> None:
-    """Answer requests until the parent is gone: frames one by one, as there is room for them, or an error."""
+    Each answer takes `cpu_s` of processor time at most.
+    """
     reader: ExactFrames | None = None
     pipe.send_bytes(b"{}")
     while (request := _next_request(pipe)) is not None:
         try:
+            allow_cpu(cpu_s)
             if "open" in request:
                 reader = None
                 gc.collect()  # a decoder is part of a cycle with its frames: 19 MB of 720p
@@ -37,18 +40,22 @@ def serve(pipe: Connection, shared: SharedFrames, *, threads: int) -> None:
             elif "frames" in request:
                 assert reader is not None
                 room = shared.room(request["room"], reader.first.shape)
-                _send_frames(reader.images(request["frames"]), room, request["at_once"], pipe)
+                images = reader.images(request["frames"])
+                _send_frames(images, room, request["at_once"], pipe, cpu_s=cpu_s)
         except Exception as error:  # whatever a decoder raises is this file's answer, not the child's end
             _send(pipe, {"error": _reason(error)})
 
 
-def _send_frames(images: Iterable[Image], room: Image, at_once: int, pipe: Connection) -> None:
+def _send_frames(
+    images: Iterable[Image], room: Image, at_once: int, pipe: Connection, *, cpu_s: float
+) -> None:
     """Fill the room `(frame, height, width, 3)` again and again, a stack of it while another one is read."""
     for number, image in enumerate(images):
         if number >= len(room) and number % at_once == 0:
             _next_request(pipe)  # the oldest stack is free
         room[number % len(room)] = image
         _send(pipe, {})
+        allow_cpu(cpu_s)
 
 
 def _send(pipe: Connection, header: dict[str, Any]) -> None:
@@ -65,18 +72,15 @@ def _next_request(pipe: Connection) -> dict[str, Any] | None:
 
 def _reason(error: Exception) -> str:
     """A decoder's error in one line, without libav's number and the name of its function."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return f"cannot be decoded in {default_memory_bytes() / 1e9:.1f} GB, the most that a decoder may take"
     text = getattr(error, "strerror", None) or str(error)
     first = text.strip().splitlines()[:1] or [type(error).__name__]
     return f"cannot be decoded: {first[0].strip()[:300]}"
 
 
-def die_with_parent() -> None:
-    """On Linux a child that hangs in a decoder does not outlive a parent that was killed."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 if __name__ == "__main__":
-    die_with_parent()
-    ours, frames, threads = map(int, sys.argv[1:])
-    serve(Connection(ours), SharedFrames(frames), threads=threads)
+    confine()
+    ours, frames, threads = map(int, sys.argv[1:4])
+    cores = threads or os.cpu_count() or 1
+    serve(Connection(ours), SharedFrames(frames), threads=threads, cpu_s=cores * float(sys.argv[4]))

@@ -1,8 +1,9 @@
 """Decoding of video frames by a child process, because a decoder may hang holding the interpreter's lock.
 
 The parent sends requests over a pipe (JSON, nothing is pickled) and kills the child when no answer comes in
-time. A child that aborts on a malformed file costs that file only. Frames are in memory that both processes
-map: sent through the pipe, each frame was copied twice and woke both processes dozens of times.
+time. A child that aborts on a malformed file costs that file only. It runs within limits
+of memory and time, and writes no file. Frames are in memory that both processes map: sent through the pipe,
+each frame was copied twice and woke both processes dozens of times.
 
 Imports nothing of the project that is slow to import, as the child imports this module too.
 """
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from thinkjepa.stages.confinement import KILLED_FOR_TIME, default_memory_bytes
 from thinkjepa.stages.errors import StageError
 
 
@@ -168,6 +170,12 @@ class VideoDecoder:
                 self._send({"free": at_once})
 
     def _room(self, count: int) -> FrameStack:
+        needed, most = count * prod(self._shape), default_memory_bytes()
+        if needed > most:
+            raise DecodeError(
+                f"{count} frames of {self._shape[1]}x{self._shape[0]} px take {needed / 1e9:.1f} GB, and a "
+                f"decoder may take {most / 1e9:.1f} GB: scale the video down"
+            )
         try:
             return self._frames.room(count, self._shape)
         except OSError as error:
@@ -196,7 +204,7 @@ class VideoDecoder:
         with theirs:
             handles = (theirs.fileno(), self._frames.file)
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", CHILD, *map(str, (*handles, self.threads))],
+                [sys.executable, "-P", "-m", CHILD, *map(str, (*handles, self.threads, self.timeout_s))],
                 pass_fds=handles,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -243,6 +251,8 @@ class VideoDecoder:
         how = f"signal {-status}" if status is not None and status < 0 else f"exit status {status}"
         if status is not None and -status in KILLED:
             return DecodeError(f"the decoder process was killed ({how}), perhaps for lack of memory")
+        if status == -KILLED_FOR_TIME:
+            return DecodeError("the decoder used up its processor time, ended it (--decode-timeout)")
         return DecodeError(f"the decoder process ended by itself ({how}): the file is malformed")
 
     def _stop(self) -> None:
