@@ -319,11 +319,12 @@ class Watched:
     def _from_source(self, observed: Tensor, features: Features, warnings: list[str]) -> Seen:
         """States of the control that the run was guided by, for which no thinker runs."""
         clip_ids, source = [self._clip.clip_id], features.source
-        if source.kind == "oracle" and clip_ids[0] not in source.class_of:
+        if unknown := [item.column for item in source.columns if clip_ids[0] not in item.class_of]:
+            without = "it" if source.knows(clip_ids[0]) else "guidance"
             warnings = [
                 *warnings,
-                f"the run was guided by {source.column}, and does not know it of this video and split: "
-                "predicted without guidance",
+                f"the run was guided by {', '.join(unknown)}, and does not know it of this video and split: "
+                f"predicted without {without}",
             ]
         tokens = features.tokens(clip_ids).to(torch.device("cpu")) if features.reading else None
         return Seen(observed, features.pooled(clip_ids), tokens, warnings)

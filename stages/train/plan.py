@@ -30,7 +30,7 @@ from thinkjepa.stages.json_files import json_bytes, json_digest
 from thinkjepa.stages.train.costs import TrainingCosts, training_costs
 from thinkjepa.stages.train.data.feature_sets import set_records
 from thinkjepa.stages.train.data.features import Features, choose_features
-from thinkjepa.stages.train.data.oracle_table import column_by_clip
+from thinkjepa.stages.train.data.oracle_table import columns_by_clip
 from thinkjepa.stages.train.data.sources import GuidanceSource, oracle_source, shuffled_source
 from thinkjepa.stages.train.data.states import settled_guidance
 from thinkjepa.stages.train.init_from import WarmStart
@@ -157,7 +157,7 @@ def plan_run(
         "feature_sets": set_records(features.encoder, features.thinker, features.reading),
         "model": asdict(shape),
         "init_from_digest": warm_start.digest if warm_start else "",
-        "oracle_digest": json_digest(source.to_json()) if (source := features.source).column else "",
+        "oracle_digest": json_digest(source.to_json()) if (source := features.source).columns else "",
         "reference_frames": list(features.supervision.reference_frames) if features.supervision else [],
         "labels": used_labels(features),
         "clips": clips.digests,
@@ -174,16 +174,16 @@ def guidance_source(
     settings: TrainSettings, features: Features, clips: PartitionedClips, oracle_table: Path | None = None
 ) -> GuidanceSource:
     """The source of the settings, for the run's clips. `oracle_table` as in `train`."""
-    kind, column = parse_source(settings.guidance_source)
+    kind, columns = parse_source(settings.guidance_source)
     if features.thinker is None or kind == "own":
         return GuidanceSource()
     if kind == "shuffled":
         return shuffled_source(clips.ids, seed=settings.seed)
     if kind in ("none", "history"):
         return GuidanceSource(kind)
-    values = column_by_clip(oracle_table or Path(settings.oracle_table), column, features.clips)
+    values = columns_by_clip(oracle_table or Path(settings.oracle_table), columns, features.clips)
     dim = features.thinker.arrays["pooled"].shape[-1]
-    return oracle_source(values, column=column, train_ids=clips.ids["train"], dim=dim)
+    return oracle_source(values, train_ids=clips.ids["train"], dim=dim)
 
 
 def clips_without_tokens(

@@ -1,10 +1,11 @@
-"""Tables beside the clips, csv or parquet: a column's values by clip.
+"""Tables beside the clips, csv or parquet: values of columns by clip.
 
 A table names clips by `clip_id`, or whole videos by `video`, their relative path as the cache has it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,18 +18,30 @@ from thinkjepa.stages.errors import StageError
 KEYS = ("clip_id", "video")
 
 
-def column_by_clip(path: Path, column: str, clips: ClipSelection) -> dict[str, str]:
-    """The column's values as text, of those clips that have one.
+def columns_by_clip(path: Path, columns: Sequence[str], clips: ClipSelection) -> dict[str, dict[str, str]]:
+    """Values by clip of each column, as text, of those clips that have one.
 
     Raises StageError where the table cannot be read, lacks a column, or has two values for one clip or video.
     """
     table = _read(path)
     key = next((name for name in KEYS if name in table.column_names), None)
-    if key is None or column not in table.column_names or column in KEYS:
-        raise StageError(
-            f"--oracle-table {str(path)!r} has columns {', '.join(table.column_names)}; it needs clip_id or "
-            f"video, and {column!r}, which --guidance-source names"
-        )
+    for column in columns:
+        if key is None or column not in table.column_names or column in KEYS:
+            raise StageError(
+                f"--oracle-table {str(path)!r} has columns {', '.join(table.column_names)}; it needs clip_id "
+                f"or video, and {column!r}, which --guidance-source names"
+            )
+    assert key is not None, "asked for no column"
+    id_of = dict(zip(clips.clip_ids.to_pylist(), clips.values(key), strict=True))
+    found = {}
+    for column in columns:
+        values = _values(table, key, column, path)
+        found[column] = {clip_id: values[name] for clip_id, name in id_of.items() if name in values}
+    return found
+
+
+def _values(table: pa.Table, key: str, column: str, path: Path) -> dict[str, str]:
+    """The column's values by key. Raises StageError for two values of one key."""
     values: dict[str, str] = {}
     rows = zip(table[key].to_pylist(), table[column].to_pylist(), strict=True)
     for name, value in ((str(name), str(value)) for name, value in rows if value not in (None, "")):
@@ -36,8 +49,7 @@ def column_by_clip(path: Path, column: str, clips: ClipSelection) -> dict[str, s
             raise StageError(
                 f"--oracle-table {str(path)!r} has two values of {column!r} for {key} {name!r}: keep one"
             )
-    named = zip(clips.clip_ids.to_pylist(), clips.values(key), strict=True)
-    return {clip_id: values[name] for clip_id, name in named if name in values}
+    return values
 
 
 def _read(path: Path) -> pa.Table:

@@ -4,12 +4,13 @@
     shuffled  another clip's: no information about the clip
     none      zeros, a single token of them for cross-attention
     history   the encoder's features of the thinker's own frames: equal information, no language model
-    oracle    the clip's class in a column of a table, one-hot in the first dims of every level and stream
+    oracle    the clip's classes in columns of a table, their one-hots side by side in the first dims of every
+              level and stream
 
 Partners of `shuffled` are a derangement within training, validation and test clips each, drawn by the seed
 of the run and fixed from then on, in evaluation, too. A clip that the run does not know, as in a prediction
-for a new video, has a training clip for a partner, by a hash of its id, and no class of an `oracle`. Unknown
-classes are zeros.
+for a new video, has a training clip for a partner, by a hash of its id, and no class of an `oracle`. An
+unknown class of a column is zeros in its dims.
 """
 
 from __future__ import annotations
@@ -32,6 +33,30 @@ ORACLE_FILE = "oracle.json"
 
 
 @dataclass(frozen=True, slots=True)
+class OracleColumn:
+    """A column of a table, as an `oracle` knows it of clips."""
+
+    column: str
+    classes: tuple[str, ...]
+    """Values of the column among training clips, sorted."""
+    class_of: Mapping[str, int]
+    """Index of a clip's class, where it is known."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"column": self.column, "classes": list(self.classes), "class_of": dict(self.class_of)}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> OracleColumn:
+        return cls(record["column"], tuple(record["classes"]), dict(record["class_of"]))
+
+    def describe(self, clip_ids: Mapping[SplitName, Sequence[str]]) -> str:
+        """The column in words, with the clips of each split that it knows nothing of."""
+        unknown = {name: sum(item not in self.class_of for item in ids) for name, ids in clip_ids.items()}
+        counts = ", ".join(f"{number} {name}" for name, number in unknown.items())
+        return f"{len(self.classes)} classes of {self.column}; unknown of {counts} clips"
+
+
+@dataclass(frozen=True, slots=True)
 class GuidanceSource:
     """The source of a run's states, and all that it needs to know of clips."""
 
@@ -40,12 +65,8 @@ class GuidanceSource:
     """Of `shuffled`: the clip whose states a clip is given."""
     strangers: tuple[str, ...] = ()
     """Of `shuffled`: training clips, one of which stands in for the partner of an unknown clip."""
-    column: str = ""
-    """Of `oracle`, as all that follows."""
-    classes: tuple[str, ...] = ()
-    """Values of the column among training clips, sorted."""
-    class_of: Mapping[str, int] = field(default_factory=dict)
-    """Index of a clip's class, where it is known."""
+    columns: tuple[OracleColumn, ...] = ()
+    """Of `oracle`: what it knows of clips, in the order of their dims."""
 
     @property
     def tells_of_clips(self) -> bool:
@@ -61,14 +82,21 @@ class GuidanceSource:
         if self.kind in ("own", "shuffled", "history"):
             return None
         states_BD = torch.zeros(len(clip_ids), dim)
-        for index, clip_id in enumerate(clip_ids):
-            if (number := self.class_of.get(clip_id)) is not None:
-                states_BD[index, number] = 1.0
+        first = 0
+        for column in self.columns:
+            for index, clip_id in enumerate(clip_ids):
+                if (number := column.class_of.get(clip_id)) is not None:
+                    states_BD[index, first + number] = 1.0
+            first += len(column.classes)
         return states_BD
 
     def count_made(self, clip_ids: Sequence[str]) -> Tensor:
-        """Tokens of each clip that `made` stands for `(clip,)`: one, or none of an unknown class."""
-        return torch.tensor([self.kind == "none" or clip_id in self.class_of for clip_id in clip_ids]).long()
+        """Tokens of each clip that `made` stands for `(clip,)`: one, or none where no class is known."""
+        return torch.tensor([self.kind == "none" or self.knows(clip_id) for clip_id in clip_ids]).long()
+
+    def knows(self, clip_id: str) -> bool:
+        """True where an `oracle` has a class of the clip in any column."""
+        return any(clip_id in column.class_of for column in self.columns)
 
     def _partner(self, clip_id: str) -> str:
         if clip_id in self.partners:
@@ -86,23 +114,16 @@ class GuidanceSource:
             return "history: encoder features of the thinker's frames instead of its states"
         if self.kind == "own":
             return ""
-        unknown = {name: sum(item not in self.class_of for item in ids) for name, ids in clip_ids.items()}
-        counts = ", ".join(f"{number} {name}" for name, number in unknown.items())
-        return f"oracle: {len(self.classes)} classes of {self.column}; unknown of {counts} clips"
+        return "oracle: " + ", and ".join(column.describe(clip_ids) for column in self.columns)
 
     def to_json(self) -> dict[str, Any]:
         """Classes of an `oracle`, as RUN/oracle.json has them."""
-        return {"column": self.column, "classes": list(self.classes), "class_of": dict(self.class_of)}
+        return {"columns": [column.to_json() for column in self.columns]}
 
     @classmethod
     def of_oracle(cls, record: Mapping[str, Any]) -> GuidanceSource:
-        """The oracle of a record of `to_json`."""
-        return cls(
-            "oracle",
-            column=record["column"],
-            classes=tuple(record["classes"]),
-            class_of=dict(record["class_of"]),
-        )
+        """The oracle of a record of `to_json`. Earlier versions wrote one column, by itself."""
+        return cls("oracle", columns=tuple(map(OracleColumn.from_json, record.get("columns", [record]))))
 
 
 def shuffled_source(ids: Mapping[SplitName, Sequence[str]], *, seed: int) -> GuidanceSource:
@@ -143,19 +164,31 @@ def video_of(clip_id: str) -> str:
 
 
 def oracle_source(
-    values: Mapping[str, str], *, column: str, train_ids: Sequence[str], dim: int
+    values: Mapping[str, Mapping[str, str]], *, train_ids: Sequence[str], dim: int
 ) -> GuidanceSource:
-    """One-hot classes of clips, from the values of a table's column by clip; classes are the training clips'.
+    """One-hot classes of clips, from the values by clip of each column of a table.
 
-    Raises StageError where no training clip has a value, or they have more than `dim`.
+    Classes are those of the training clips. Raises StageError where none of these has a value of a column,
+    or the columns have more classes in all than `dim`.
     """
-    classes = tuple(sorted({values[clip_id] for clip_id in train_ids if clip_id in values}))
-    if not 0 < len(classes) <= dim:
-        found = f"{len(classes)} classes, more than the {dim} dims of a state" if classes else "no value"
+    columns = tuple(_oracle_column(name, own, train_ids) for name, own in values.items())
+    counts = [len(column.classes) for column in columns]
+    if sum(counts) > dim:
+        found = " + ".join(f"{count} of {name}" for count, name in zip(counts, values, strict=True))
         raise StageError(
-            f"--guidance-source oracle:{column}: the training clips have {found}: check --oracle-table and "
-            "the column"
+            f"--guidance-source oracle:{','.join(values)}: the training clips have {sum(counts)} classes "
+            f"({found}), more than the {dim} dims of a state: name columns with fewer values"
         )
-    number = {name: index for index, name in enumerate(classes)}
+    return GuidanceSource("oracle", columns=columns)
+
+
+def _oracle_column(name: str, values: Mapping[str, str], train_ids: Sequence[str]) -> OracleColumn:
+    classes = tuple(sorted({values[clip_id] for clip_id in train_ids if clip_id in values}))
+    if not classes:
+        raise StageError(
+            f"--guidance-source oracle:{name}: no training clip has a value: check --oracle-table and the "
+            "column"
+        )
+    number = {value: index for index, value in enumerate(classes)}
     class_of = {clip_id: number[value] for clip_id, value in values.items() if value in number}
-    return GuidanceSource("oracle", column=column, classes=classes, class_of=class_of)
+    return OracleColumn(name, classes, class_of)

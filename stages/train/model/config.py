@@ -231,14 +231,17 @@ class PredictorSettings(Settings):
         return part_of(self, TrunkShape)
 
 
-def parse_source(text: str) -> tuple[SourceKind, str]:
-    """The kind of a `guidance_source`, and the column of an oracle. Raises StageError for another text."""
-    kind, _, column = text.partition(":")
-    if kind == "oracle" and column:
-        return "oracle", column
+def parse_source(text: str) -> tuple[SourceKind, tuple[str, ...]]:
+    """The kind of a `guidance_source`, and the columns of an oracle. Raises StageError for another text."""
+    kind, _, named = text.partition(":")
+    columns = tuple(name.strip() for name in named.split(","))
+    if kind == "oracle" and all(columns) and len(set(columns)) == len(columns):
+        return "oracle", columns
     if text in ("own", "shuffled", "none", "history"):
-        return text, ""  # type: ignore[return-value]
-    raise StageError(f"--guidance-source {text!r}: give own, shuffled, none, history, or oracle:COLUMN")
+        return text, ()  # type: ignore[return-value]
+    raise StageError(
+        f"--guidance-source {text!r}: give own, shuffled, none, history, or oracle:COLUMN[,COLUMN...]"
+    )
 
 
 @pydantic_dataclass(frozen=True)
@@ -278,12 +281,12 @@ class GuidanceSettings(Settings):
         "own",
         "States that guide, as controls of equal capacity: own (the thinker's of the clip), shuffled (of "
         "another clip), none (zeros), history (the encoder's of the thinker's frames: extract "
-        "--keep-history), or oracle:COLUMN (one-hot, of --oracle-table) (ours).",
+        "--keep-history), or oracle:COLUMN[,COLUMN...] (one-hots of --oracle-table, side by side) (ours).",
         rare=True,
     )
     oracle_table: str = setting(
         "",
-        "Table of oracle:COLUMN, csv or parquet, with the column and clip_id or video (ours).",
+        "Table of oracle:COLUMN, csv or parquet, with these columns and clip_id or video (ours).",
         rare=True,
     )
     drop_guidance: float = setting(

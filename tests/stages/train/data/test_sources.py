@@ -29,12 +29,14 @@ from thinkjepa.stages.evaluate.evaluation import evaluate, predictions, rows_of
 from thinkjepa.stages.evaluate.rollout import evaluate_rollout
 from thinkjepa.stages.evaluate.runs import TrainedRun, read_evaluations
 from thinkjepa.stages.train.data.feature_sets import find_history
-from thinkjepa.stages.train.data.sources import GuidanceSource
+from thinkjepa.stages.train.data.sources import GuidanceSource, oracle_source
 from thinkjepa.stages.train.events import RunStarts, TrainEvent
 from thinkjepa.stages.train.run import train
 from thinkjepa.stages.train.settings import TrainSettings
 
 BuildCache = Callable[..., Path]
+SIZES = (("one", 5), ("two", 3))
+"""Columns and their numbers of classes."""
 TINY = TrainSettings(
     epochs=2,
     batch_size=8,
@@ -66,6 +68,7 @@ def write_table(cache: Path, path: Path, *, known: int | None = None) -> Path:
     columns = {
         "clip_id": [clip.clip_id for clip in clips],
         "moment": [f"split {clip.split_frame}" for clip in clips],
+        "third": [str(number % 3) if number > 5 else "" for number in range(len(clips))],
     }
     if path.suffix == ".csv":
         lines = [",".join(columns), *map(",".join, zip(*columns.values(), strict=True))]
@@ -264,7 +267,7 @@ def test_unknown_classes_are_zeros_and_counted(latent_cache: BuildCache, tmp_pat
     trained = TrainedRun.open(tmp_path / "run")
     source = trained.guidance_source
     ids = {side: trained.clip_ids(side) for side in SPLIT_NAMES}
-    unknown = [clip_id for own in ids.values() for clip_id in own if clip_id not in source.class_of]
+    unknown = [clip_id for own in ids.values() for clip_id in own if not source.knows(clip_id)]
     assert len(unknown) == 16
     assert not trained.features(cache).pooled(unknown).any()
     (start,) = [event for event in events if isinstance(event, RunStarts)]
@@ -272,7 +275,61 @@ def test_unknown_classes_are_zeros_and_counted(latent_cache: BuildCache, tmp_pat
     assert f"oracle: 2 classes of moment; unknown of {counted} train" in describe_start(start)
 
 
-@pytest.mark.parametrize("source", ["shuffled", "none", "history", "oracle:moment"])
+@pytest.mark.parametrize("guidance", ["film", "cross"])
+def test_an_oracle_has_the_classes_of_several_columns_side_by_side(
+    latent_cache: BuildCache, tmp_path: Path, guidance: str
+) -> None:
+    """An unknown class of one column is zeros in its dims only; without any the clip has no token."""
+    cache = latent_cache(with_tokens=True)
+    table = write_table(cache, tmp_path / "table.csv", known=12)
+    events: list[TrainEvent] = []
+    settings = {"guidance": guidance, "oracle_table": str(table)}
+    run(cache, tmp_path / "run", events, guidance_source="oracle:third, moment", **settings)
+    trained = TrainedRun.open(tmp_path / "run")
+    clips = list(FeatureCache.open(cache).clips.all())
+    ids = [clip.clip_id for clip in clips]
+    features = trained.features(cache)
+    expected = torch.zeros(len(clips), features.pooled(ids).shape[-1])
+    for number, clip in enumerate(clips[:24]):
+        if number > 5:
+            expected[number, number % 3] = 1
+        expected[number, 3 + (clip.split_frame == 8)] = 1
+    assert torch.equal(features.pooled(ids), expected[:, None, None].expand_as(features.pooled(ids)))
+    if guidance == "cross":
+        assert features.tokens(ids).counts == (1,) * 24 + (0,) * (len(clips) - 24)
+    (start,) = [event for event in events if isinstance(event, RunStarts)]
+    lacking = sum(clip_id in (*ids[:6], *ids[24:]) for clip_id in trained.clip_ids("train"))
+    assert f"oracle: 3 classes of third; unknown of {lacking} train" in describe_start(start)
+    assert ", and 2 classes of moment; unknown of" in describe_start(start)
+
+
+def test_an_oracle_of_an_earlier_version_is_read(latent_cache: BuildCache, tmp_path: Path) -> None:
+    """It had one column, which oracle.json held by itself."""
+    cache = latent_cache()
+    table = write_table(cache, tmp_path / "table.csv")
+    run(cache, tmp_path / "run", guidance_source="oracle:moment", oracle_table=str(table))
+    expected = forecasts(tmp_path / "run", cache)
+    path = tmp_path / "run" / "oracle.json"
+    (own,) = json.loads(path.read_text())["columns"]
+    path.write_text(json.dumps(own))
+    assert differing(forecasts(tmp_path / "run", cache), expected) == set()
+    path.write_text(json.dumps({**own, "class_of": {}}))
+    assert differing(forecasts(tmp_path / "run", cache), expected) == set(expected)
+
+
+def test_more_classes_than_a_state_has_dims_are_refused() -> None:
+    values = {name: {f"clip {index}": f"{index % count}" for index in range(9)} for name, count in SIZES}
+    ids = list(values["one"])
+    with pytest.raises(StageError, match=r"oracle:one,two: .* 8 classes \(5 of one \+ 3 of two\), more than"):
+        oracle_source(values, train_ids=ids, dim=7)
+    assert oracle_source(values, train_ids=ids, dim=8).made(ids[:1], dim=8).tolist() == [
+        [1] + [0] * 4 + [1, 0, 0]
+    ]
+    with pytest.raises(StageError, match="oracle:one: no training clip has a value"):
+        oracle_source(values, train_ids=["another"], dim=8)
+
+
+@pytest.mark.parametrize("source", ["shuffled", "none", "history", "oracle:moment", "oracle:moment,third"])
 def test_nothing_of_the_future_enters_a_forecast(
     latent_cache: BuildCache, tmp_path: Path, source: str
 ) -> None:
@@ -304,7 +361,10 @@ def test_a_new_video_is_given_the_states_of_a_training_clip() -> None:
     [
         ({"guidance_source": "mine"}, "give own, shuffled, none, history, or oracle:COLUMN"),
         ({"guidance_source": "oracle:moment", "oracle_table": ""}, "name it with --oracle-table"),
-        ({"guidance_source": "oracle:colour"}, "has columns clip_id, moment; it needs"),
+        ({"guidance_source": "oracle:colour"}, "has columns clip_id, moment, third; it needs"),
+        ({"guidance_source": "oracle:moment,colour"}, "and 'colour', which --guidance-source names"),
+        ({"guidance_source": "oracle:moment,,third"}, r"or oracle:COLUMN\[,COLUMN"),
+        ({"guidance_source": "oracle:moment,moment"}, r"or oracle:COLUMN\[,COLUMN"),
         ({"guidance_source": "oracle:moment", "oracle_table": "no/such.csv"}, "cannot be read as csv"),
     ],
 )
@@ -321,6 +381,6 @@ def test_a_table_with_two_values_for_a_clip_is_refused(latent_cache: BuildCache,
     cache = latent_cache()
     table = write_table(cache, tmp_path / "table.csv")
     name = table.read_text().splitlines()[1].split(",")[0]
-    table.write_text(table.read_text() + f"{name},otherwise\n")
+    table.write_text(table.read_text() + f"{name},otherwise,\n")
     with pytest.raises(StageError, match=f"two values of 'moment' for clip_id '{name}'"):
         run(cache, tmp_path / "run", guidance_source="oracle:moment", oracle_table=str(table))
