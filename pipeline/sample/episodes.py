@@ -32,7 +32,7 @@ POSES_FILE = "poses.npz"
 
 FACTS_FILE = "episodes.json"
 
-VERSION = 1
+VERSION = 2
 
 STEP_M, STEP_RAD = 2e-5, 2e-5
 """Rounding moves a fingertip, at the end of six hinges 0.2 m from the wrist, by less than 0.05 mm."""
@@ -62,12 +62,13 @@ class Facts:
     """Everything that might have been taken, of different colors; the taken one first."""
     place: str
     """left, middle or right of the three pads."""
-    object_m: tuple[float, float, float]
-    """First position of the object: x right, y up, z towards the wearer, metres."""
-    place_m: tuple[float, float, float]
-    """Last position of its middle."""
+    objects_m: tuple[tuple[float, float, float], ...]
+    """First positions of `objects`: x right, y up, z towards the wearer, metres."""
+    places_m: tuple[tuple[float, float, float], ...]
+    """Positions of the object's middle on the pads, from left to right."""
     condition: str
-    """`cue`: a card tells object and place before the split; `late-cue`: after it; `no-cue`: no card."""
+    """When a card tells object and place: `cue`, gone half a second before the split; `late-cue`, there until
+    the split; `no-cue`, never: the card is neutral."""
     card_frames: tuple[int, int]
     """First frame with the card, first frame without it again."""
     split_frame: int
@@ -75,7 +76,11 @@ class Facts:
     grasp_frame: int
     """First frame in which the object is held."""
     release_frame: int
-    """First frame in which it is not held any more."""
+    """First frame in which it is not held any more: it is on its pad."""
+    back_frames: tuple[int, int]
+    """First frame in which it is held again, to be put back, and the first in which it is not any more."""
+    seen_pair: bool
+    """Whether training shows its pair of color and place too; some are in test episodes only."""
     num_frames: int
     fps: int
     seed: int
@@ -109,14 +114,15 @@ def read_archive(path: Path) -> tuple[Skeleton, list[Episode]]:
 
 
 def _parse(arrays: dict[str, npt.NDArray[Any]]) -> tuple[Skeleton, list[Episode]]:
-    if int(arrays["version"]) != VERSION:
-        raise ValueError(f"it has version {int(arrays['version'])}")
+    version = int(arrays["version"])
+    if version not in (1, VERSION):
+        raise ValueError(f"it has version {version}")
     texts: dict[str, Any] = {name: tuple(_json(arrays[name])) for name in SKELETON_TEXTS}
     numbers: dict[str, Any] = {
         part.name: arrays[part.name] for part in fields(Skeleton) if part.name not in texts
     }
     skeleton = Skeleton(**texts, **numbers)
-    facts = [_facts(values) for values in _json(arrays["facts"])]
+    facts = [_facts(_of_version_1(values) if version == 1 else values) for values in _json(arrays["facts"])]
     frames = [item.num_frames for item in facts]
     hands = _decode(arrays["hand"], frames)
     cameras = _decode(arrays["camera"], frames)
@@ -127,9 +133,20 @@ def _parse(arrays: dict[str, npt.NDArray[Any]]) -> tuple[Skeleton, list[Episode]
     ]
 
 
+def _of_version_1(values: dict[str, Any]) -> dict[str, Any]:
+    """Facts as they are now: version 1 knew one thing and one place, and nothing was put back."""
+    kept = {name: value for name, value in values.items() if name not in ("object_m", "place_m")}
+    end = values["num_frames"]
+    added = {"objects_m": [values["object_m"]], "places_m": [values["place_m"]], "back_frames": [end, end]}
+    return {**kept, **added, "seen_pair": True}
+
+
 def _facts(values: dict[str, Any]) -> Facts:
-    lists: dict[str, Any] = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-    return Facts(**{**values, **lists})
+    return Facts(**{name: _tuples(value) for name, value in values.items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def channel_steps(num_channels: int) -> Floats:

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from hands.generate import check_renderable, render_episodes
-from hands.plan import Condition
+from hands.plan import CONDITIONS, Condition, Pairs
+from thinkjepa.cache import ThinkJepaError
 from thinkjepa.pipeline.cli.console import JsonOption, errors, new_single_app, print_result, run_app
 from thinkjepa.pipeline.cli.help import examples
 from thinkjepa.pipeline.cli.progress import TerminalProgress
@@ -21,11 +22,17 @@ app = new_single_app()
 def render(
     out: Out,
     episodes: Annotated[int, typer.Option(min=1, help="Number of episodes.")] = 96,
-    condition: Annotated[
-        Condition,
-        typer.Option(help="When a card tells object and place: before the split, never, or only after it."),
+    conditions: Annotated[
+        str,
+        typer.Option(
+            help="When a card tells object and place: cue, gone before the split; late-cue, there until the "
+            "split; no-cue, a neutral card. Several, by commas: a folder of each, with equal poses."
+        ),
     ] = "cue",
-    size: Annotated[int, typer.Option(help="Side of the square picture in pixels: even, at least 64.")] = 128,
+    pairs: Annotated[
+        Pairs, typer.Option(help="Pairs of color and place: all, or only those that training may show.")
+    ] = "all",
+    size: Annotated[int, typer.Option(help="Side of the square picture in pixels: even, at least 64.")] = 96,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes. [default: one per core]")] = None,
     seed: Seed = 0,
     force: Force = False,
@@ -35,6 +42,7 @@ def render(
 
     Needs pip install 'thinkjepa[sample]', and a GL library. `thinkjepa-sample expand` reads the folder.
     """
+    chosen = parse_conditions(conditions)
     check_renderable(size_px=size)
     claim_folder(out, kind="episodes", force=force)
     started_s = monotonic()
@@ -42,9 +50,10 @@ def render(
         progress.begin("render", total=episodes, unit="episodes")
         written = render_episodes(
             out,
-            num_episodes=episodes,
+            numbers=range(episodes),
             seed=seed,
-            condition=condition,
+            conditions=chosen,
+            pairs=pairs,
             size_px=size,
             workers=workers or os.cpu_count() or 1,
             advance=progress.advance,
@@ -55,7 +64,8 @@ def render(
         "folder": str(out),
         "episodes": episodes,
         "seed": seed,
-        "condition": condition,
+        "conditions": chosen,
+        "pairs": pairs,
         "size_px": size,
         "bytes": num_bytes,
         "seconds": round(seconds, 1),
@@ -66,6 +76,14 @@ def render(
         f"{episodes} episodes, {num_bytes / 1e6:.1f} MB, {seconds / episodes:.2f} s each: {out}; "
         f"with poses as EgoDex has them: thinkjepa-sample expand DIR --episodes {out}",
     )
+
+
+def parse_conditions(text: str) -> tuple[Condition, ...]:
+    """The conditions of a comma-separated list, each once. Raises ThinkJepaError for another word."""
+    words = dict.fromkeys(word.strip() for word in text.split(","))
+    if unknown := [word for word in words if word not in CONDITIONS]:
+        raise ThinkJepaError(f"--conditions {unknown[0]!r}: there are {', '.join(CONDITIONS)}")
+    return tuple(condition for condition in CONDITIONS if condition in words)
 
 
 if __name__ == "__main__":

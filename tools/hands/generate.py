@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 from importlib.util import find_spec
@@ -17,7 +17,18 @@ import numpy.typing as npt
 
 from hands.archive import write_archive
 from hands.motion import Motion, draw_episode
-from hands.plan import FPS, PAD_HEIGHT_M, PLACES, TASKS, Condition, Plan, episode_rng, task_of
+from hands.plan import (
+    FPS,
+    HELD_OUT_PAIRS,
+    PAD_HEIGHT_M,
+    PLACES,
+    TASKS,
+    Condition,
+    Pairs,
+    Plan,
+    episode_rng,
+    task_of,
+)
 from thinkjepa.cache import ThinkJepaError
 from thinkjepa.pipeline.sample.episodes import POSES_FILE, Y_UP, Episode, Facts
 from thinkjepa.pipeline.sample.skeleton import Skeleton
@@ -25,8 +36,8 @@ from thinkjepa.pipeline.sample.videos import encode_video
 
 Floats = npt.NDArray[np.float64]
 
-QP, PRESET, KEY_INTERVAL_S = 25, "veryslow", 4.0
-"""About 50 kB an episode, fingers are still distinct."""
+QP, PRESET, KEY_INTERVAL_S = 30, "veryslow", 4.0
+"""About 28 kB an episode, fingers are still distinct."""
 
 MIN_SIZE_PX = 64
 
@@ -69,44 +80,57 @@ def check_renderable(*, size_px: int) -> None:
 def render_episodes(
     out: Path,
     *,
-    num_episodes: int,
+    numbers: Sequence[int],
     seed: int,
-    condition: Condition,
+    conditions: Sequence[Condition],
     size_px: int,
     workers: int,
+    pairs: Pairs = "all",
     advance: Callable[[int], None] = lambda count: None,
 ) -> list[Path]:
-    """Write `out/<task>/<i>.mp4` and `out/poses.npz`, after `check_renderable`. Returns the files written.
+    """Write `<task>/<i>.mp4` and `poses.npz` into a folder, after `check_renderable`.
 
-    Episode i depends on the seed and on i alone. The same seed gives the same bytes of poses; those of videos
-    depend on the GL library and the encoder too.
+    The folder is `out`, or `out/<condition>` where there are several conditions. Returns the files written.
+    Episode i depends on the seed, on `pairs` and on i alone. The same seed gives the same bytes of poses.
+    The bytes of videos depend on the GL library and the encoder too.
     """
-    render = partial(render_episode, out, seed=seed, condition=condition, size_px=size_px)
-    episodes = []
+    folders = {condition: out / condition if len(conditions) > 1 else out for condition in conditions}
+    render = partial(render_episode, folders, seed=seed, size_px=size_px, pairs=pairs)
+    episodes: dict[Condition, list[Episode]] = {condition: [] for condition in conditions}
     # Fresh processes: a GL library's state does not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, num_episodes), mp_context=context) as pool:
-        for episode in pool.map(render, range(num_episodes)):
-            episodes.append(episode)
+    with ProcessPoolExecutor(min(workers, len(numbers)), mp_context=context) as pool:
+        for rendered in pool.map(render, numbers):
+            for condition, episode in rendered.items():
+                episodes[condition].append(episode)
             advance(1)
-    write_archive(out / POSES_FILE, _skeleton(), episodes)
-    return [out / POSES_FILE, *(out / episode.facts.video for episode in episodes)]
+    written = []
+    for condition, folder in folders.items():
+        write_archive(folder / POSES_FILE, _skeleton(), episodes[condition])
+        written += [folder / POSES_FILE, *(folder / episode.facts.video for episode in episodes[condition])]
+    return written
 
 
-def render_episode(out: Path, number: int, *, seed: int, condition: Condition, size_px: int) -> Episode:
-    """Render one episode's video, and return its poses and facts."""
+def render_episode(
+    folders: Mapping[Condition, Path], number: int, *, seed: int, size_px: int, pairs: Pairs = "all"
+) -> dict[Condition, Episode]:
+    """Render one episode's video into the folder of each condition, and return its poses and facts."""
     from hands.render import draw_frames
 
     skeleton = _skeleton()
-    plan, motion = draw_episode(episode_rng(seed, number), task_of(number), skeleton)
+    plan, motion = draw_episode(episode_rng(seed, number), task_of(number), skeleton, pairs=pairs)
     video = f"{plan.task}/{number // len(TASKS)}.mp4"
-    frames = draw_frames(plan, motion, skeleton, condition=condition, size_px=size_px)
-    encode_video(out / video, frames, fps=FPS, qp=QP, preset=PRESET, key_interval_s=KEY_INTERVAL_S)
-    facts = _facts(plan, motion, video=video, condition=condition, seed=seed, number=number)
+    frames = draw_frames(plan, motion, skeleton, conditions=tuple(folders), size_px=size_px)
     focal_px = size_px / 2 / np.tan(plan.look.vertical_fov / 2)
     middle_px = size_px / 2
     intrinsics = np.array([[focal_px, 0, middle_px], [0, focal_px, middle_px], [0, 0, 1.0]])
-    return Episode(facts, motion.hand, motion.camera, intrinsics)
+    episodes = {}
+    for condition, folder in folders.items():
+        path = folder / video
+        encode_video(path, frames[condition], fps=FPS, qp=QP, preset=PRESET, key_interval_s=KEY_INTERVAL_S)
+        facts = _facts(plan, motion, video=video, condition=condition, seed=seed, number=number)
+        episodes[condition] = Episode(facts, motion.hand, motion.camera, intrinsics)
+    return episodes
 
 
 @cache
@@ -117,23 +141,28 @@ def _skeleton() -> Skeleton:
 
 
 def _facts(plan: Plan, motion: Motion, *, video: str, condition: Condition, seed: int, number: int) -> Facts:
-    taken, timing = plan.things[0], plan.timing
-    height_m = taken.half_sizes_m[2] + PAD_HEIGHT_M
+    timing = plan.timing
+    grasp_frame, release_frame = timing.put.held_frames
+    places_m = [
+        _y_up(np.array([*pad_m, plan.things[0].half_sizes_m[2] + PAD_HEIGHT_M])) for pad_m in plan.pads_m
+    ]
     return Facts(
         video=video,
         task=plan.task,
         description=plan.description,
         verb=plan.verb,
-        object=taken.name,
+        object=plan.things[0].name,
         objects=tuple(thing.name for thing in plan.things),
         place=PLACES[plan.place],
-        object_m=_y_up(taken.center_m),
-        place_m=_y_up(np.array([*plan.pads_m[plan.place], height_m])),
+        objects_m=tuple(_y_up(thing.center_m) for thing in plan.things),
+        places_m=tuple(places_m),
         condition=condition,
         card_frames=timing.card_frames(condition),
         split_frame=timing.split_frame,
-        grasp_frame=int(np.ceil(timing.bring_s * FPS)),
-        release_frame=int(np.floor(timing.release_s * FPS)) + 1,
+        grasp_frame=grasp_frame,
+        release_frame=release_frame,
+        back_frames=timing.back.held_frames,
+        seen_pair=plan.pair not in HELD_OUT_PAIRS,
         num_frames=len(motion.hand),
         fps=FPS,
         seed=seed,

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from hands.grasp import close_around, lowest_wrist_m, opened, relaxed, wrist_for
 from hands.minimum_jerk import Path, draw_sway, minimum_jerk
-from hands.plan import FPS, PAD_HEIGHT_M, Plan, draw_plan
+from hands.plan import FPS, HELD_OUT_PAIRS, PAD_HEIGHT_M, Act, Pairs, Plan, draw_plan
 from hands.things import KINDS, Grasp, Thing
 from thinkjepa.cache import ThinkJepaError
 from thinkjepa.pipeline.sample.skeleton import NUM_BASE, Skeleton, transforms
@@ -49,10 +49,17 @@ class Motion:
     """`(F, 6)`: position (m), and yaw, pitch and roll (rad)."""
 
 
-def draw_episode(rng: np.random.Generator, task: str, skeleton: Skeleton) -> tuple[Plan, Motion]:
-    """A plan whose motion bumps into nothing, and that motion. Raises MotionError where none is found."""
+def draw_episode(
+    rng: np.random.Generator, task: str, skeleton: Skeleton, *, pairs: Pairs = "all"
+) -> tuple[Plan, Motion]:
+    """A plan whose motion bumps into nothing, and that motion; `seen` draws no pair that is held out.
+
+    Raises MotionError where none is found.
+    """
     for _ in range(MAX_DRAWS):
         plan = draw_plan(rng, task)
+        if pairs == "seen" and plan.pair in HELD_OUT_PAIRS:
+            continue
         motion = draw_motion(rng, plan, skeleton)
         if clearance_m(plan, motion, skeleton) > CLEARANCE_M:
             return plan, motion
@@ -60,13 +67,14 @@ def draw_episode(rng: np.random.Generator, task: str, skeleton: Skeleton) -> tup
 
 
 def draw_motion(rng: np.random.Generator, plan: Plan, skeleton: Skeleton) -> Motion:
-    """The hand rests, reaches, grasps, brings, releases and goes back."""
+    """The hand rests, puts its thing on the pad, rests, puts it back, and rests again."""
     times_s = np.arange(plan.timing.num_frames) / FPS
     hand = _hand_path(rng, plan, skeleton).at(times_s)
-    timing = plan.timing
     # Nothing sways while a thing is held: it would leave the table, or sink into it.
-    free = 1 - minimum_jerk(times_s, timing.reach_s, timing.grasp_s)
-    free += minimum_jerk(times_s, timing.retreat_s, timing.rest_s)
+    free = np.ones(len(times_s))
+    for act in (plan.timing.put, plan.timing.back):
+        free -= minimum_jerk(times_s, act.reach_s, act.grasp_s)
+        free += minimum_jerk(times_s, act.retreat_s, act.rest_s)
     sizes = [0.006, 0.006, 0.003, 0.05, 0.03, 0.05, *[0.05] * (skeleton.num_channels - NUM_BASE)]
     hand += free[:, None] * draw_sway(rng, sizes).at(times_s)
     hand[:, NUM_BASE:] = np.clip(hand[:, NUM_BASE:], *skeleton.limits[1:].T)
@@ -97,19 +105,30 @@ def _hand_path(rng: np.random.Generator, plan: Plan, skeleton: Skeleton) -> Path
     base = _grasping_base(rng, skeleton, thing, open_hand)
     holding = close_around(skeleton, thing, base, open_hand)
 
-    rest = _resting_state(rng, skeleton)
-    path = Path(rest)
-    reach_s, grasp_s, release_s = timing.reach_s, timing.grasp_s, timing.release_s
-    path.move_to(np.concatenate([base, open_hand]), reach_s, grasp_s)
-    _approach(path, grasp, (reach_s, reach_s + 0.6 * (grasp_s - reach_s), grasp_s))
-    path.move_to(np.concatenate([base, holding]), grasp_s, timing.bring_s)
-    _bring(rng, path, plan)
-    base = path.end[:NUM_BASE]
-    path.move_to(np.concatenate([base, open_hand]), release_s, timing.retreat_s)
-    retreat_s = timing.retreat_s - 0.25 * (timing.retreat_s - release_s)
-    path.move_to(_resting_state(rng, skeleton), timing.retreat_s, timing.rest_s)
-    _approach(path, grasp, (retreat_s, 0.6 * timing.retreat_s + 0.4 * timing.rest_s, timing.rest_s))
+    path = Path(_resting_state(rng, skeleton))
+    _take(path, base, open_hand, holding, grasp, timing.put)
+    _bring(path, _over_pad(rng, path.end, plan), rng.uniform(*LIFTS_M[plan.verb]), timing.put)
+    put = path.end[:NUM_BASE]
+    _leave(path, put, open_hand, _resting_state(rng, skeleton), grasp, timing.put)
+    _take(path, put, open_hand, holding, grasp, timing.back)
+    _bring(path, np.concatenate([base, holding]), rng.uniform(*LIFTS_M[plan.verb]), timing.back)
+    _leave(path, base, open_hand, _resting_state(rng, skeleton), grasp, timing.back)
     return path
+
+
+def _take(path: Path, base: Floats, open_hand: Floats, holding: Floats, grasp: Grasp, act: Act) -> None:
+    """Reach for the thing with an open hand, and close it."""
+    path.move_to(np.concatenate([base, open_hand]), act.reach_s, act.grasp_s)
+    _approach(path, grasp, (act.reach_s, act.reach_s + 0.6 * (act.grasp_s - act.reach_s), act.grasp_s))
+    path.move_to(np.concatenate([base, holding]), act.grasp_s, act.bring_s)
+
+
+def _leave(path: Path, base: Floats, open_hand: Floats, rest: Floats, grasp: Grasp, act: Act) -> None:
+    """Open the hand, and go to where it rests."""
+    path.move_to(np.concatenate([base, open_hand]), act.release_s, act.retreat_s)
+    retreat_s = act.retreat_s - 0.25 * (act.retreat_s - act.release_s)
+    path.move_to(rest, act.retreat_s, act.rest_s)
+    _approach(path, grasp, (retreat_s, 0.6 * act.retreat_s + 0.4 * act.rest_s, act.rest_s))
 
 
 def _approach(path: Path, grasp: Grasp, times_s: tuple[float, float, float]) -> None:
@@ -119,12 +138,19 @@ def _approach(path: Path, grasp: Grasp, times_s: tuple[float, float, float]) -> 
     path.bump(shift, *times_s)
 
 
-def _bring(rng: np.random.Generator, path: Path, plan: Plan) -> None:
-    """Move what is held onto its pad, turned about the vertical only, so that it stays upright."""
-    timing, thing = plan.timing, plan.things[0]
-    start_s, length_s = timing.bring_s, timing.release_s - timing.bring_s
+def _bring(path: Path, target: Floats, lift_m: float, act: Act) -> None:
+    """Move what is held, lifted on the way."""
+    length_s = act.release_s - act.bring_s
+    lift = np.zeros_like(target)
+    lift[2] = lift_m
+    path.bump(lift, act.bring_s, act.bring_s + 0.5 * length_s, act.release_s)
+    path.move_to(target, act.bring_s + 0.1 * length_s, act.bring_s + 0.95 * length_s)
+
+
+def _over_pad(rng: np.random.Generator, held: Floats, plan: Plan) -> Floats:
+    """The hand's state with its thing upright on the pad: it is turned about the vertical only."""
+    thing = plan.things[0]
     x_m, y_m = plan.pads_m[plan.place]
-    held = path.end
     # About the thing's own axis: the wrist turns around it.
     lever_m = held[:2] - thing.center_m[:2]
     turn = _yaw_to(x_m + lever_m[0], y_m + lever_m[1]) - _yaw_to(held[0], held[1])
@@ -135,23 +161,21 @@ def _bring(rng: np.random.Generator, path: Path, plan: Plan) -> None:
     target = held.copy()
     target[:2], target[3] = np.array([x_m, y_m]) + lever_m, held[3] + turn
     target[2] += PAD_HEIGHT_M
-    lift = np.zeros_like(held)
-    lift[2] = rng.uniform(*LIFTS_M[plan.verb])
-    path.bump(lift, start_s, start_s + 0.5 * length_s, start_s + length_s)
-    path.move_to(target, start_s + 0.1 * length_s, start_s + 0.95 * length_s)
+    return target
 
 
 def _thing_poses(plan: Plan, skeleton: Skeleton, hand: Floats, times_s: Floats) -> Floats:
-    """Poses of the taken thing: at its first position, then with the palm, then where it was put."""
+    """Poses of the taken thing: with the palm while it is held, else where it was put last."""
     thing = plan.things[0]
     start = transforms(thing.center_m[None], _about_z(thing.yaw)[None])[0]
     palm = skeleton.bodies.index("palm")
     origins, rotations = skeleton.bodies_of(hand)
     palms = transforms(origins[:, palm], rotations[:, palm])
     poses = np.repeat(start[None], len(times_s), axis=0)
-    held = np.flatnonzero((times_s >= plan.timing.bring_s) & (times_s <= plan.timing.release_s))
-    poses[held] = palms[held] @ np.linalg.inv(palms[held[0]]) @ start
-    poses[held[-1] + 1 :] = poses[held[-1]]
+    for act in (plan.timing.put, plan.timing.back):
+        first, end = act.held_frames
+        poses[first:end] = palms[first:end] @ np.linalg.inv(palms[first]) @ poses[first]
+        poses[end:] = poses[end - 1]
     return poses
 
 
@@ -161,9 +185,10 @@ def _camera_path(rng: np.random.Generator, plan: Plan, times_s: Floats) -> Float
     eye = np.array(look.eye_m) + draw_sway(rng, [0.010, 0.007, 0.005]).at(times_s)
     gaze = Path(np.array(look.gaze_m))
     follow = rng.uniform(0.1, 0.25)
-    gaze.move(follow * (thing.center_m - gaze.start), timing.reach_s, timing.grasp_s)
-    pad = np.array([*plan.pads_m[plan.place], 0.0])
-    gaze.move(follow * (pad - thing.center_m), timing.bring_s, timing.release_s)
+    gaze.move(follow * (thing.center_m - gaze.start), timing.put.reach_s, timing.put.grasp_s)
+    to_pad = follow * (np.array([*plan.pads_m[plan.place], 0.0]) - thing.center_m)
+    gaze.move(to_pad, timing.put.bring_s, timing.put.release_s)
+    gaze.move(-to_pad, timing.back.bring_s, timing.back.release_s)
     x, y, z = (gaze.at(times_s) - eye).T
     angles = np.stack([np.arctan2(-x, y), np.arctan2(z, np.hypot(x, y)), np.full_like(x, look.tilt)], axis=-1)
     angles += draw_sway(rng, [0.012, 0.010, 0.015]).at(times_s)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal, get_args
 
 import numpy as np
@@ -19,7 +18,9 @@ Condition = Literal["cue", "no-cue", "late-cue"]
 
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 
-FPS = 30
+Pairs = Literal["all", "seen"]
+
+FPS = 20
 
 TASKS = {
     "move_ball": ("ball", "move"),
@@ -34,10 +35,10 @@ TASKS = {
 """Task -> what is taken, and how it is brought to its pad."""
 
 SENTENCES = {
-    "move": "Pick up the {thing} and put it on the {place} pad.",
-    "carry": "Lift the {thing} high and carry it to the {place} pad.",
-    "slide": "Slide the {thing} over the table to the {place} pad.",
-    "turn": "Pick up the {thing}, turn it and put it on the {place} pad.",
+    "move": "Pick up the {thing} and put it on the {place} pad, then put it back.",
+    "carry": "Lift the {thing} high and carry it to the {place} pad, then carry it back.",
+    "slide": "Slide the {thing} over the table to the {place} pad, then slide it back.",
+    "turn": "Pick up the {thing}, turn it and put it on the {place} pad, then put it back.",
 }
 
 PLACES = ("left", "middle", "right")
@@ -73,30 +74,67 @@ TABLES: tuple[Color, ...] = (
 
 CLUTTER = ("pen", "coin", "note", "ring")
 
+BRING_S = {"move": 0.85, "carry": 0.95, "slide": 0.8, "turn": 0.95}
+"""Seconds that bringing a thing to its pad takes at pace 1, by verb."""
+
+FUTURE_FRAMES = 130
+"""Frames from the split on: 6.5 s, so that four windows of 1.6 s follow one another."""
+
+HELD_OUT_PAIRS = frozenset((color, PLACES[number % len(PLACES)]) for number, color in enumerate(COLORS))
+"""Pairs of color and place that training never shows: every color and every place is in others."""
+
 
 @dataclass(frozen=True, slots=True)
-class Timing:
-    """Seconds since the video's start; each phase begins where the one before it ends."""
+class Act:
+    """Times of taking a thing and putting it elsewhere, seconds since the video's start.
 
-    card_on_s: float
-    card_off_s: float
-    split_frame: int
+    Each phase begins where the one before it ends.
+    """
+
     reach_s: float
-    """The hand sets out: not before the split."""
+    """The hand sets out."""
     grasp_s: float
     bring_s: float
     release_s: float
     retreat_s: float
     rest_s: float
+
+    @property
+    def held_frames(self) -> tuple[int, int]:
+        """First frame in which the thing is held, and the first in which it is not any more."""
+        return int(np.ceil(self.bring_s * FPS)), int(np.floor(self.release_s * FPS)) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Course of an episode: a card, and after the split a thing is put on a pad and later put back."""
+
+    card_on_s: float
+    card_off_s: float
+    split_frame: int
+    put: Act
+    """It sets out at the split, not before."""
+    back: Act
     num_frames: int
 
     def card_frames(self, condition: Condition) -> tuple[int, int]:
-        """First frame with the card, and the first without it again; equal where there is none."""
-        if condition == "no-cue":
-            return 0, 0
+        """First frame with the card, and the first without it again.
+
+        A neutral card is shown when the telling one would be, a late card until the split.
+        """
         start, stop = round(self.card_on_s * FPS), round(self.card_off_s * FPS)
-        shift = self.split_frame + 2 - start if condition == "late-cue" else 0
+        shift = self.split_frame - stop if condition == "late-cue" else 0
         return start + shift, stop + shift
+
+
+CARD_BODY, NEUTRAL_CARD_BODY = "card", "neutral_card"
+
+
+def shown_card(plan: Plan, condition: Condition, frame: int) -> str | None:
+    """Name of the card's body in a frame, or None where no card is shown."""
+    if frame not in range(*plan.timing.card_frames(condition)):
+        return None
+    return NEUTRAL_CARD_BODY if condition == "no-cue" else CARD_BODY
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +171,11 @@ class Plan:
     @property
     def verb(self) -> str:
         return TASKS[self.task][1]
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """Color of the thing that is taken, and the place where it goes."""
+        return self.things[0].color, PLACES[self.place]
 
     @property
     def description(self) -> str:
@@ -181,26 +224,25 @@ def _draw_timing(rng: np.random.Generator, verb: str) -> Timing:
     """The card is gone for half a second before the split, and the hand rests until the split."""
     card_on_s, card_s = rng.uniform(0.2, 0.35), rng.uniform(0.55, 0.7)
     card_off_s = card_on_s + card_s
-    split_frame = round((card_off_s + rng.uniform(0.5, 0.65)) * FPS)
-    pace = rng.uniform(0.85, 1.2)
-    bring_s = {"move": 0.85, "carry": 1.0, "slide": 0.8, "turn": 1.0}[verb] * rng.uniform(0.9, 1.15)
-    lengths_s = [rng.uniform(0.7, 0.95), rng.uniform(0.26, 0.36), bring_s, rng.uniform(0.25, 0.35), 0.7]
-    starts_s = split_frame / FPS + rng.uniform(0.0, 0.07) + pace * np.cumsum([0.0, *lengths_s])
-    times_s = [round(float(time_s), 4) for time_s in (card_on_s, card_off_s, *starts_s)]
-    assert all(earlier < later for earlier, later in pairwise(times_s))
-    card_on_s, card_off_s, reach_s, grasp_s, bring_s, release_s, retreat_s, rest_s = times_s
+    split_frame = round((card_off_s + rng.uniform(0.55, 0.7)) * FPS)
+    put = _draw_act(rng, verb, split_frame / FPS + rng.uniform(0.0, 0.04))
+    back = _draw_act(rng, verb, put.rest_s + rng.uniform(0.9, 1.2))
     return Timing(
-        card_on_s=card_on_s,
-        card_off_s=card_off_s,
+        card_on_s=round(float(card_on_s), 4),
+        card_off_s=round(float(card_off_s), 4),
         split_frame=split_frame,
-        reach_s=reach_s,
-        grasp_s=grasp_s,
-        bring_s=bring_s,
-        release_s=release_s,
-        retreat_s=retreat_s,
-        rest_s=rest_s,
-        num_frames=int(np.ceil((rest_s + rng.uniform(0.1, 0.3)) * FPS)),
+        put=put,
+        back=back,
+        num_frames=split_frame + FUTURE_FRAMES,
     )
+
+
+def _draw_act(rng: np.random.Generator, verb: str, start_s: float) -> Act:
+    pace = rng.uniform(0.54, 0.64)
+    bring_s = BRING_S[verb] * rng.uniform(0.9, 1.1)
+    lengths_s = [rng.uniform(0.7, 0.9), rng.uniform(0.26, 0.34), bring_s, rng.uniform(0.25, 0.35), 0.7]
+    times_s = start_s + pace * np.cumsum([0.0, *lengths_s])
+    return Act(*(round(float(time_s), 4) for time_s in times_s))
 
 
 def _draw_look(rng: np.random.Generator, free: list[tuple[int, int]]) -> Look:

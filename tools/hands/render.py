@@ -6,13 +6,15 @@ as fast.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mujoco
 import numpy as np
 import numpy.typing as npt
 
 from hands.motion import Motion
-from hands.plan import Condition, Plan
-from hands.scene import CARD_BODY, EYE_BODY, HAND_BODY, HIDDEN_M, THING_BODY, build_model, card_pose
+from hands.plan import CARD_BODY, NEUTRAL_CARD_BODY, Condition, Plan, shown_card
+from hands.scene import EYE_BODY, HAND_BODY, HIDDEN_M, THING_BODY, build_model, card_pose
 from thinkjepa.pipeline.sample.skeleton import NUM_BASE, Skeleton, camera_poses
 
 Frames = npt.NDArray[np.uint8]
@@ -24,29 +26,51 @@ TO_GL_CAMERA = np.diag([1.0, -1.0, -1.0])
 
 
 def draw_frames(
-    plan: Plan, motion: Motion, skeleton: Skeleton, *, condition: Condition, size_px: int
-) -> Frames:
-    """Frames `(F, size, size, 3)` as the wearer sees them."""
+    plan: Plan,
+    motion: Motion,
+    skeleton: Skeleton,
+    *,
+    conditions: Sequence[Condition],
+    size_px: int,
+    chosen: Sequence[int] | None = None,
+) -> dict[Condition, Frames]:
+    """Frames `(F, size, size, 3)` under each condition as the wearer sees them.
+
+    `chosen` are numbers of frames, by default all. What conditions share, all but the card, is drawn once.
+    """
     model = build_model(plan, size_px=size_px)
     data = mujoco.MjData(model)
     origins, rotations = skeleton.bodies_of(motion.hand)
     cameras = camera_poses(motion.camera)
-    card = range(*plan.timing.card_frames(condition))
-    frames = np.empty((len(motion.hand), size_px, size_px, 3), dtype=np.uint8)
+    numbers = range(len(motion.hand)) if chosen is None else chosen
+    shape = (len(numbers), size_px, size_px, 3)
+    frames = {condition: np.empty(shape, dtype=np.uint8) for condition in conditions}
     with mujoco.Renderer(model, size_px, size_px) as renderer:
-        for index in range(len(frames)):
-            data.qpos[:] = motion.hand[index, NUM_BASE:]
-            _put(model, data, HAND_BODY, origins[index, 0], quaternion_of(rotations[index, 0]))
-            thing = motion.thing_poses[index]
+        for row, number in enumerate(numbers):
+            data.qpos[:] = motion.hand[number, NUM_BASE:]
+            _put(model, data, HAND_BODY, origins[number, 0], quaternion_of(rotations[number, 0]))
+            thing = motion.thing_poses[number]
             _put(model, data, THING_BODY, thing[:3, 3], quaternion_of(thing[:3, :3]))
-            camera = cameras[index]
+            camera = cameras[number]
             _put(model, data, EYE_BODY, camera[:3, 3], quaternion_of(camera[:3, :3] @ TO_GL_CAMERA))
-            position_m, quaternion = card_pose()
-            _put(model, data, CARD_BODY, position_m if index in card else HIDDEN_M, quaternion)
-            mujoco.mj_forward(model, data)
-            renderer.update_scene(data, camera="eye")
-            renderer.render(out=frames[index])
+            drawn: dict[str | None, Frames] = {}
+            for condition in conditions:
+                card = shown_card(plan, condition, number)
+                if card not in drawn:
+                    drawn[card] = _draw(model, data, renderer, card=card)
+                frames[condition][row] = drawn[card]
     return frames
+
+
+def _draw(
+    model: mujoco.MjModel, data: mujoco.MjData, renderer: mujoco.Renderer, *, card: str | None
+) -> Frames:
+    position_m, quaternion = card_pose()
+    for body in (CARD_BODY, NEUTRAL_CARD_BODY):
+        _put(model, data, body, position_m if body == card else HIDDEN_M, quaternion)
+    mujoco.mj_forward(model, data)
+    renderer.update_scene(data, camera="eye")
+    return np.asarray(renderer.render())
 
 
 def _put(

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from hands.adroit import EGODEX_BODIES, EGODEX_SITES
-from hands.plan import PAD_HEIGHT_M, PAD_RADIUS_M, Color, Plan
+from hands.plan import CARD_BODY, NEUTRAL_CARD_BODY, PAD_HEIGHT_M, PAD_RADIUS_M, Color, Plan
 from hands.things import COLORS, KINDS, Thing
 from thinkjepa.pipeline.sample.skeleton import Skeleton
 from thinkjepa.pipeline.sample.videos import smooth_noise
@@ -24,7 +24,7 @@ Floats = npt.NDArray[np.float64]
 
 MESHES = ("wrist", "palm", "lfmetacarpal", "knuckle", "F3", "F2", "F1", "TH3_z", "TH2_z", "TH1_z")
 
-HAND_BODY, CARD_BODY, THING_BODY, EYE_BODY = "forearm", "card", "thing", "eye"
+HAND_BODY, THING_BODY, EYE_BODY = "forearm", "thing", "eye"
 
 # The card is held out where the left hand would hold it, nearer than all things, so that it hides none of
 # them and none hides it; it leans towards the wearer's eyes.
@@ -135,7 +135,8 @@ def _scene(plan: Plan, *, size_px: int) -> str:
       {"".join(_clutter(*item) for item in look.clutter)}
       {"".join(_placed(thing) for thing in others)}
       <body name="{THING_BODY}" mocap="true">{_geoms(taken)}</body>
-      <body name="{CARD_BODY}" mocap="true">{_card(plan)}</body>
+      <body name="{CARD_BODY}" mocap="true">{_card(plan.place)}</body>
+      <body name="{NEUTRAL_CARD_BODY}" mocap="true">{_card(None)}</body>
       {_hand(look.sleeve)}
       <body name="{EYE_BODY}" mocap="true"><camera name="eye" fovy="{np.degrees(look.vertical_fov)}"/></body>
     </worldbody></mujoco>"""
@@ -146,11 +147,14 @@ def card_pose() -> tuple[Floats, Floats]:
     return np.array(CARD_M), np.array([np.cos(CARD_TILT / 2), np.sin(CARD_TILT / 2), 0.0, 0.0])
 
 
-def _card(plan: Plan) -> str:
-    """A white card with a dot per pad: the one where the thing goes is large and has its color."""
+def _card(told: int | None) -> str:
+    """A white card with a dot per pad: the one where the thing goes is large and has its color.
+
+    On a neutral card all are alike.
+    """
     geoms = [f'<geom type="box" size="{CARD_HALF_M[0]} 0.002 {CARD_HALF_M[1]}" material="card"/>']
     for place, x_m in enumerate(DOTS_X_M):
-        if place == plan.place:
+        if place == told:
             geoms.append(_dot(x_m, 0.005, DOT_RADIUS_M, "card_color"))
             geoms.append(_dot(x_m, 0.004, DOT_RADIUS_M + RING_M, "card_ring"))
         else:

@@ -212,7 +212,7 @@ def test_the_hand_is_at_the_object_when_it_grasps_and_at_the_place_when_it_lets_
     tips = [f"right{name}Tip" for name in ("Thumb", "IndexFinger", "MiddleFinger")]
     for episode in episodes:
         facts, joints = episode.facts, joint_transforms(skeleton, episode)
-        moments = ((facts.grasp_frame, facts.object_m), (facts.release_frame - 1, facts.place_m))
+        moments = ((facts.grasp_frame, facts.objects_m[0]), (facts.release_frame - 1, facts.places_m[0]))
         for frame, position_m in moments:
             middle_m = np.mean([joints[tip][frame, :3, 3] for tip in tips], axis=0)
             assert np.linalg.norm(middle_m - position_m) < 0.06, (facts.video, frame)
