@@ -10,15 +10,17 @@ from __future__ import annotations
 import logging
 import queue
 import re
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import dask
 import torch
-from distributed import Client, Future, KilledWorker, Nanny, Scheduler, SpecCluster
+from distributed import Client, Future, KilledWorker, Nanny, Scheduler, Security, SpecCluster
 
 from thinkjepa.cache import ClipRow, Failure, ThinkJepaError, WriteSession
 from thinkjepa.stages.data.plan import PlannedVideo
@@ -56,8 +58,18 @@ SETTINGS = {
 }
 
 
-SCHEDULER = {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"}
-"""The scheduler of workers on this machine. Its status page listens even where it shows nothing."""
+LOOPBACK = "127.0.0.1"
+
+LOCAL: dict[str, Any] = {
+    "host": LOOPBACK,
+    "protocol": "tls://",
+    "dashboard": False,
+    "dashboard_address": f"{LOOPBACK}:0",
+}
+"""Scheduler and workers on this machine. dask runs any code that is sent to it: other users must not send."""
+
+NO_PAGES: dict[str, Any] = {"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}
+"""dask's status pages listen without a certificate, even where they show nothing. Now they answer nothing."""
 
 
 def run_on_cluster(
@@ -110,15 +122,32 @@ def connected(execution: ExecutionSettings) -> Iterator[Client]:
         with client:
             yield client
         return
+    # The key of a run is in the memory of its processes only, and another run has another one.
+    security = Security.temporary()
     with (
         _quiet_logs(),
+        _own_scratch(),
+        dask.config.set(NO_PAGES),
         SpecCluster(
-            scheduler={"cls": Scheduler, "options": SCHEDULER},
-            workers={number: _worker(number) for number in range(execution.workers)},
+            scheduler={"cls": Scheduler, "options": {**LOCAL, "port": 0, "security": security}},
+            workers={number: _worker(number, security) for number in range(execution.workers)},
+            security=security,
         ) as cluster,
         Client(cluster, timeout=CONNECT_S, set_as_default=False) as client,
     ):
         yield client
+
+
+@contextmanager
+def _own_scratch() -> Iterator[None]:
+    """A new scratch folder for dask, which imports from there: others can create one of its usual name."""
+    before = dask.config.get("temporary-directory", None)
+    with TemporaryDirectory(prefix="thinkjepa-dask-", dir=before) as folder:
+        try:
+            with dask.config.set({"temporary-directory": folder}):
+                yield
+        finally:
+            sys.path[:] = [entry for entry in sys.path if not entry.startswith(folder)]
 
 
 @contextmanager
@@ -135,12 +164,12 @@ def _quiet_logs() -> Iterator[None]:
             handler.setLevel(level)
 
 
-def _worker(number: int) -> dict[str, Any]:
+def _worker(number: int, security: Security) -> dict[str, Any]:
     """One worker process of this machine: one unit at a time, on a GPU of its own if there is one."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     environment = {"CUDA_VISIBLE_DEVICES": str(number % gpus)} if gpus else {}
-    options = {"nthreads": 1, "memory_limit": 0, "env": environment, "dashboard": False, "host": "127.0.0.1"}
-    return {"cls": Nanny, "options": options}
+    own = {"nthreads": 1, "memory_limit": 0, "env": environment}
+    return {"cls": Nanny, "options": {**LOCAL, **own, "security": security}}
 
 
 class _ClusterRun:
