@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,12 @@ REMEDIES = {
     errno.EMFILE: "too many open files: raise the limit with `ulimit -n`",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
     errno.EFBIG: "file too large for this file system or limit (`ulimit -f`)",
+    errno.ELOOP: "a link is in its place, and is not followed: remove the link",
 }
+
+
+NEW_FILE_MODE = 0o666
+"""Permissions of a new file, before the umask, as `open` has them."""
 
 
 @contextmanager
@@ -50,13 +57,26 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def staging_name(path: Path) -> Path:
+    """A new temporary name next to a file. Nobody can put a link there before, as nobody can guess it.
+
+    Such a file is to be opened with mode `x`, which follows no link in any case.
+    """
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+
+
+def open_unlinked(path: Path, mode: str) -> FileIO:
+    """Open a file, unbuffered, whose name others may know. Raises OSError where the name is a link's."""
+    return FileIO(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, NEW_FILE_MODE))
+
+
 def replace_file(path: Path, content: bytes | memoryview) -> None:
     """Replace a file atomically: a reader finds the old content or the new one, never a part."""
     with explained_os_errors("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        staging = staging_name(path)
         try:
-            with staging.open("wb") as file:
+            with staging.open("xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())

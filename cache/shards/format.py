@@ -29,6 +29,7 @@ from thinkjepa.cache.disk.files import (
     crc32c,
     explained_os_errors,
     fsync_folder,
+    open_unlinked,
     write_all,
 )
 from thinkjepa.cache.disk.layout import array_dir, store_dir
@@ -66,7 +67,7 @@ class ShardWriter:
         self._index = np.full((num_chunks, 2), MISSING, dtype=INDEX_DTYPE)
         with explained_os_errors("write", self.partial):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.partial.open("r+b" if size else "wb", buffering=0)
+            self._file = open_unlinked(self.partial, "r+b" if size else "wb")
             found = os.fstat(self._file.fileno()).st_size
             if found < size:
                 self._file.close()

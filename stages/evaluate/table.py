@@ -21,7 +21,6 @@ and for runs with joints
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -34,7 +33,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from thinkjepa.cache.disk.files import explained_os_errors
+from thinkjepa.cache.disk.files import explained_os_errors, staging_name
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.baselines import METHODS
 from thinkjepa.stages.evaluate.metrics import METRICS, MetricKind
@@ -74,7 +73,7 @@ class ClipTableWriter:
 
     def __init__(self, path: Path, record: Mapping[str, Any]) -> None:
         self._path = path
-        self._staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._staging = staging_name(path)
         self._metadata = {RECORD_KEY: json_bytes(record)}
         self._over_clips: Mapping[str, Mapping[str, float]] = {}
         self._writer: pq.ParquetWriter | None = None

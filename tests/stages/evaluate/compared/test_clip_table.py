@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,15 @@ def test_clips_are_chosen_in_the_order_asked_for(tmp_path: Path) -> None:
     chosen = ClipTable.read(tmp_path / "t.parquet").only(["clip 5", "clip 3"])
     assert chosen.clip_ids == ["clip 5", "clip 3"]
     assert curves(chosen).tolist() == [[5.0, 5.5], [3.0, 3.5]]
+
+
+def test_a_link_under_the_temporary_name_of_this_process_is_not_met(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / f".t.parquet.{os.getpid()}.tmp").symlink_to(tmp_path / "victim")
+    with ClipTableWriter(tmp_path / "t.parquet", RECORD) as table:
+        table.append(part_of(0, 2))
+    assert (tmp_path / "victim").read_text() == "mine"
+    assert ClipTable.read(tmp_path / "t.parquet").clip_ids == ["clip 0", "clip 1"]
 
 
 def test_an_interrupted_evaluation_leaves_the_earlier_table_and_no_rest(tmp_path: Path) -> None:
