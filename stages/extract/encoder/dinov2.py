@@ -49,7 +49,7 @@ class Dinov2Encoder(VideoEncoder):
         return [self.num_other_tokens + self.grid[0] * self.grid[1]] * num_frames
 
     def _open_processor(self) -> Any:
-        return AutoImageProcessor.from_pretrained(self.folder.path)
+        return AutoImageProcessor.from_pretrained(self.folder.path, trust_remote_code=False)
 
     def _crop_problem(self, crop: tuple[int, int]) -> str:
         # Positions are interpolated to any grid, so the crop need only be whole patches.

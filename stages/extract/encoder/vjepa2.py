@@ -47,7 +47,7 @@ class VJepa2Encoder(VideoEncoder):
         return [num_frames // self.tubelet * self.grid[0] * self.grid[1]]
 
     def _open_processor(self) -> Any:
-        return AutoVideoProcessor.from_pretrained(self.folder.path)
+        return AutoVideoProcessor.from_pretrained(self.folder.path, trust_remote_code=False)
 
     def _crop_problem(self, crop: tuple[int, int]) -> str:
         # Another crop would make a wrong position grid without an error.

@@ -126,7 +126,7 @@ class EncoderCosts:
 def thinker_costs(thinker: Thinker) -> ThinkerCosts:
     """Costs from the configuration. Raises StageError for a model that transformers cannot build."""
     with explained_load_errors(thinker.folder, "thinker"):
-        config = AutoConfig.from_pretrained(thinker.folder.path)
+        config = AutoConfig.from_pretrained(thinker.folder.path, trust_remote_code=False)
         with torch.device("meta"):
             model = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
         layers = find_decoder_layers(model, thinker.num_layers, thinker.folder)

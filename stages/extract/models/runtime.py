@@ -26,7 +26,11 @@ def choose_dtype(text: str, device: torch.device) -> str:
 
 
 def quiet_transformers() -> None:
-    """Let transformers log errors only: its progress bars and hints would break ours."""
+    """Let transformers log errors only, and ask nothing: its progress bars and hints would break ours.
+
+    Its one question is whether to run a model's own code, which is never done.
+    """
+    transformers.dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # it refuses at once instead of asking
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
 

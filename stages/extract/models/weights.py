@@ -218,6 +218,11 @@ def explained_load_errors(model: ModelFolder, role: str) -> Iterator[None]:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())
+        if "trust_remote_code" in reason:
+            raise StageError(
+                f"--{role} {model.name!r} is loaded by Python code of its own, which is never run: choose a "
+                "model of a type that transformers has"
+            ) from error
         if lacking := re.search(LACKING, reason):
             raise StageError(
                 f"--{role} {model.name!r} has no {lacking[1]}: copy the whole folder of the model"

@@ -65,7 +65,7 @@ class Thinker(ABC):
         self.dtype = dtype
         self.device = device
         with explained_load_errors(folder, "thinker"):
-            self.config = config = AutoConfig.from_pretrained(folder.path)
+            self.config = config = AutoConfig.from_pretrained(folder.path, trust_remote_code=False)
             text = config.get_text_config()
             self.num_layers, self.width = int(text.num_hidden_layers), int(text.hidden_size)
             self.patch_px = int(getattr(getattr(config, "vision_config", None), "patch_size", 1))
@@ -129,7 +129,7 @@ class Thinker(ABC):
         if self._processor is not None:
             return
         with explained_load_errors(self.folder, "thinker"):
-            processor = AutoProcessor.from_pretrained(self.folder.path)
+            processor = AutoProcessor.from_pretrained(self.folder.path, trust_remote_code=False)
             _require_chat_template(processor, self.folder)
             self.prompting = choose_prompting(
                 processor,
