@@ -11,6 +11,7 @@ Written out, an episode is a video and an HDF5 file of transforms, as in EgoDex 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import zipfile
 from collections.abc import Sequence
@@ -33,6 +34,9 @@ POSES_FILE = "poses.npz"
 FACTS_FILE = "episodes.json"
 
 VERSION = 2
+
+VIDEO_NAME = r"[\w-]+(/[\w-]+)*\.mp4"
+"""An episode's video, by its path in a folder: it never leads out of it."""
 
 STEP_M, STEP_RAD = 2e-5, 2e-5
 """Rounding moves a fingertip, at the end of six hinges 0.2 m from the wrist, by less than 0.05 mm."""
@@ -142,6 +146,8 @@ def _of_version_1(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _facts(values: dict[str, Any]) -> Facts:
+    if not re.fullmatch(VIDEO_NAME, str(values["video"]), re.ASCII):
+        raise ValueError(f"a video in it is called {values['video']!r}, not <task>/<i>.mp4")
     return Facts(**{name: _tuples(value) for name, value in values.items()})
 
 
@@ -179,21 +185,32 @@ def expand_shipped(out: Path) -> list[Path]:
 def expand(folder: Path, out: Path) -> list[Path]:
     """Write `out/<task>/<i>.mp4` and `.hdf5` of all episodes of a folder, and `out/episodes.json`.
 
-    Returns the files written. Raises ArchiveError where the folder lacks poses or a video.
+    Returns the files written. Nothing is read or written through a link that leads out of these folders.
+    Raises ArchiveError where the folder lacks poses or a video.
     """
     skeleton, episodes = read_archive(folder / POSES_FILE)
     written = [out / FACTS_FILE]
     for episode in episodes:
         source, video = folder / episode.facts.video, out / episode.facts.video
-        if not source.is_file():
+        if not source.is_file() or not source.resolve().is_relative_to(folder.resolve()):
             raise ArchiveError(f"{str(folder)!r} has poses of {episode.facts.video!r}, and not the video")
-        video.parent.mkdir(parents=True, exist_ok=True)
+        _make_way(video, out)
         shutil.copyfile(source, video)
+        _make_way(video.with_suffix(".hdf5"), out)
         _write_poses(video.with_suffix(".hdf5"), skeleton, episode)
         written += [video, video.with_suffix(".hdf5")]
     facts = {episode.facts.video: asdict(episode.facts) for episode in episodes}
+    _make_way(written[0], out)
     written[0].write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return written
+
+
+def _make_way(path: Path, out: Path) -> None:
+    """Make the folder of a new file, and remove a file or link of its name, which would be written to."""
+    if not path.parent.resolve().is_relative_to(out.resolve()):
+        raise ArchiveError(f"{str(path.parent)!r} is a link that leads out of {str(out)!r}: remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
 
 
 def joint_transforms(skeleton: Skeleton, episode: Episode) -> dict[str, Floats]:
