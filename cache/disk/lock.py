@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 from thinkjepa.cache.disk.files import explained_os_errors, replace_file
 from thinkjepa.cache.disk.layout import holder_file, lock_file
 from thinkjepa.cache.records import CacheError
+from thinkjepa.cache.text import without_passwords
 
 COMMAND_CHARACTERS = 200
 
@@ -121,7 +122,7 @@ def _sign_in(path: Path) -> str:
         "pid": os.getpid(),
         "host": socket.gethostname(),
         "user": _user(),
-        "command": shlex.join(sys.argv)[:COMMAND_CHARACTERS],
+        "command": without_passwords(shlex.join(sys.argv))[:COMMAND_CHARACTERS],
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     replace_file(path, json.dumps(record).encode())

@@ -13,10 +13,12 @@ import typer
 from rich.console import Console
 from rich.prompt import Confirm
 from rich.status import Status
+from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import Abort, TyperException
 
 from thinkjepa.cache import ThinkJepaError
+from thinkjepa.cache.text import printable, without_passwords
 from thinkjepa.pipeline.cli.help import HelpCommand, HelpGroup
 
 
@@ -43,6 +45,13 @@ def human_hours(hours: float) -> str:
     return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
 
 
+class SafeConsole(Console):
+    """A console that prints no control characters and no passwords of what others have named."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(without_passwords(printable(text)), **options)
+
+
 EXIT_DONE = 0
 
 EXIT_WRONG_USE = 2
@@ -56,7 +65,7 @@ EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 """The status that a shell reports for SIGPIPE; EXIT_INTERRUPTED is the one for SIGINT."""
 
-errors = Console(stderr=True, highlight=False)
+errors = SafeConsole(stderr=True, highlight=False)
 """Progress and messages go to standard error, so that standard output stays clean for --json."""
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
@@ -165,7 +174,7 @@ def loading() -> Status:
 def confirmed(question: str) -> bool:
     """Ask a question on standard error. The answer is no where nobody can give one."""
     try:
-        return Confirm.ask(question, console=errors, default=False)
+        return Confirm.ask(printable(question), console=errors, default=False)
     except (EOFError, KeyboardInterrupt):
         errors.print()
         return False
@@ -179,11 +188,11 @@ def print_result(json: bool, value: Any, text: str) -> None:
 
 
 def print_text(text: str) -> None:
-    """Write text and a line break to standard output, where all results go."""
-    sys.stdout.write(text + "\n")
+    """Write text and a line break to standard output, where all results go: no control characters."""
+    sys.stdout.write(printable(text) + "\n")
 
 
 def _fail(message: str) -> NoReturn:
-    line = " ".join(message.split())
+    line = without_passwords(printable(" ".join(message.split())))
     sys.stderr.write(f"error: {line}\n")
     sys.exit(EXIT_WRONG_USE)

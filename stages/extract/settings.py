@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 
 from pydantic.dataclasses import dataclass
 
+from thinkjepa.cache.text import without_passwords
 from thinkjepa.stages.device import DEVICES, check_device_name
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.settings import DEFAULT_OR_MORE, Settings, setting
@@ -316,9 +317,10 @@ class VllmSettings(Settings):
         if self.backend == "transformers":
             for name in ("quantization", "vllm_url"):
                 if value := getattr(self, name):
-                    raise ValueError(f"--{name.replace('_', '-')} {value} needs --backend vllm")
+                    shown = without_passwords(value)
+                    raise ValueError(f"--{name.replace('_', '-')} {shown} needs --backend vllm")
         if self.vllm_url and not self.vllm_url.startswith(("http://", "https://")):
-            raise ValueError(f"--vllm-url {self.vllm_url!r}: give http://HOST:PORT")
+            raise ValueError(f"--vllm-url {without_passwords(self.vllm_url)!r}: give http://HOST:PORT")
         if bool(self.vllm_url) != bool(self.vllm_states):
             raise ValueError(
                 "give --vllm-url and --vllm-states together: a server hands states over in that folder"

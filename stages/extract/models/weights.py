@@ -18,6 +18,7 @@ from rich.filesize import decimal
 from safetensors import SafetensorError, safe_open
 
 from thinkjepa.cache import file_digest, fingerprint
+from thinkjepa.cache.text import without_passwords
 from thinkjepa.stages.errors import StageError
 
 REVISION_FLAGS = {"thinker": "--revision", "encoder": "--encoder-revision"}
@@ -42,7 +43,7 @@ def hub_snapshot(name: str, *, revision: str, role: str, files: Sequence[str]) -
             f"--{role} {name!r} is neither a folder nor a hub name such as 'Qwen/Qwen3-VL-2B'"
         ) from error
     except (OSError, ValueError) as error:
-        reason = _reason(error, name, revision=revision, role=role)
+        reason = without_passwords(_reason(error, name, revision=revision, role=role))
         raise ModelUnavailableError(f"--{role} {name!r} is no local folder, and {reason}") from error
 
 

@@ -24,6 +24,7 @@ import requests
 from PIL import Image
 from torch import Tensor
 
+from thinkjepa.cache.text import without_passwords
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.thinker.vllm.engine import (
     Engine,
@@ -111,6 +112,7 @@ class VllmServer(Engine):
     def __init__(self, url: str, states: Path, limits: Limits) -> None:
         self.limits = limits
         self._url = url
+        self._shown = without_passwords(url)
         self._states = states
         self._name = f"thinkjepa-{uuid.uuid4().hex[:12]}"
         """Prefix of the names of all our requests, and of their files."""
@@ -120,7 +122,7 @@ class VllmServer(Engine):
         try:
             requests.get(f"{self._url}/health", timeout=CONNECT_TIMEOUT_S).raise_for_status()
         except requests.RequestException as error:
-            raise _unreachable(self._url, error) from error
+            raise _unreachable(self._shown, error) from error
         _remove(self._states, REQUEST_FILES, older_than_s=STALE_S)
 
     def stop(self) -> None:
@@ -173,17 +175,17 @@ class VllmServer(Engine):
             written = PurePosixPath(found["kv_transfer_params"]["hidden_states_path"]).name
         except (LookupError, TypeError) as error:
             raise StageError(
-                f"the server at {self._url} hands out no states: start it with "
+                f"the server at {self._shown} hands out no states: start it with "
                 "`thinkjepa-cache serve-thinker`"
             ) from error
         states, ids = self._fetch(written)
         return Response(states, ids, num_prompt_tokens, generated)
 
     def _post(self, body: Mapping[str, Any]) -> Any:
-        url, limit = self._url, self.limits.timeout_s
+        url, limit = self._shown, self.limits.timeout_s
         try:
             response = requests.post(
-                f"{url}/v1/chat/completions", json=body, timeout=(CONNECT_TIMEOUT_S, limit)
+                f"{self._url}/v1/chat/completions", json=body, timeout=(CONNECT_TIMEOUT_S, limit)
             )
             if response.status_code < 400:
                 return response.json()
@@ -204,7 +206,7 @@ class VllmServer(Engine):
         while not is_written(str(path)):
             waited = time.monotonic() - began
             if waited > self.limits.timeout_s:
-                raise EngineLostError(f"no states from {self._url} for {waited:.0f} s (--vllm-timeout)")
+                raise EngineLostError(f"no states from {self._shown} for {waited:.0f} s (--vllm-timeout)")
             if waited > APPEAR_TIMEOUT_S and not lock.exists():
                 raise StageError(
                     f"--vllm-states {str(self._states)!r} has no {name!r}: "

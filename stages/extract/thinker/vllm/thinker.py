@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from thinkjepa.cache.text import without_passwords
 from thinkjepa.stages.data.framing import Framing
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.models.weights import ModelFolder, weights_digest
@@ -72,7 +73,7 @@ class VllmThinker(Thinker):
         return {
             **super().source,
             **self._versions,
-            **({"server": self.vllm.vllm_url} if self.vllm.vllm_url else {}),
+            **({"server": without_passwords(self.vllm.vllm_url)} if self.vllm.vllm_url else {}),
             "tensor_parallel": self.vllm.tensor_parallel,
             "max_batched_tokens": self.vllm.max_batched_tokens,
         }

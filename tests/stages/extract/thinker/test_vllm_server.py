@@ -21,11 +21,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.extract.settings import VllmSettings
+from thinkjepa.stages.extract.models.weights import find_model
+from thinkjepa.stages.extract.settings import ModelSettings, VllmSettings
 from thinkjepa.stages.extract.thinker.vllm import server as vllm_server
 from thinkjepa.stages.extract.thinker.vllm.engine import Limits, Request
 from thinkjepa.stages.extract.thinker.vllm.server import DESCRIPTION, ServedThinker, VllmServer
 from thinkjepa.stages.extract.thinker.vllm.serving import as_flags
+from thinkjepa.stages.extract.thinker.vllm.thinker import VllmThinker
 from thinkjepa.stages.settings import SettingsError
 
 PROMPT, GENERATED = [5, 6, 7], [8, 9]
@@ -42,6 +44,7 @@ class Server:
     def __init__(self, states: Path) -> None:
         self.states = states
         self.asked: list[dict[str, Any]] = []
+        self.logins: list[str] = []
         self.answer: Answer = with_states
         outer = self
 
@@ -52,6 +55,7 @@ class Server:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 outer.asked.append(body)
+                outer.logins += [self.headers["Authorization"]] if "Authorization" in self.headers else []
                 self._send(*outer.answer(body, outer.states))
 
             def _send(self, status: int, body: dict[str, Any]) -> None:
@@ -304,3 +308,35 @@ def test_options_become_flags() -> None:
         "--limit",
         '{"video": 1}',
     ]
+
+
+def test_a_password_goes_to_the_server_and_nowhere_else(
+    server: Server, tiny_models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = server.url.replace("://", "://me:secret@")
+    limits = Limits(max_new_tokens=2, stop_ids=(9,), timeout_s=20, retries=0)
+    asking = VllmServer(url, server.states, limits)
+    asking.start()
+    assert len(asking.generate(request())) == 1
+    assert server.logins == ["Basic " + base64.b64encode(b"me:secret").decode()]
+    server.answer = lambda body, states: (500, {"error": "out of memory"})
+    with pytest.raises(StageError, match=r"http://\*\*\*@127") as raised:
+        asking.generate(request())
+    server.http.shutdown()
+    server.http.server_close()
+    messages = [str(raised.value)]
+    for attempt in (asking.start, lambda: asking.generate(request())):
+        with pytest.raises(StageError) as raised:
+            attempt()
+        messages.append(str(raised.value))
+    assert not [text for text in messages if "secret" in text]
+    monkeypatch.setattr(VllmThinker, "_find_versions", lambda self: {"vllm": "0.33"})
+    thinker = VllmThinker(
+        find_model(str(tiny_models / "thinker"), revision="main", role="thinker"),
+        ModelSettings(),
+        VllmSettings(backend="vllm", vllm_url=url, vllm_states=str(server.states)),
+        dtype="float32",
+        device=torch.device("cpu"),
+        batch_size=1,
+    )
+    assert thinker.source["server"] == server.url.replace("://", "://***@"), "as the cache has it"
