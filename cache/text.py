@@ -33,3 +33,8 @@ def printable(text: str) -> str:
 def without_passwords(text: str) -> str:
     """The text with `***` for the user and the password of each address in it."""
     return LOGIN.sub(HIDDEN, text)
+
+
+def one_line(text: str) -> str:
+    """The text with a space for each run of spaces and line breaks, as an error is shown."""
+    return " ".join(text.split())

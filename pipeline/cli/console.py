@@ -18,7 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import Abort, TyperException
 
 from thinkjepa.cache import ThinkJepaError
-from thinkjepa.cache.text import printable, without_passwords
+from thinkjepa.cache.text import one_line, printable, without_passwords
 from thinkjepa.pipeline.cli.help import HelpCommand, HelpGroup
 
 
@@ -193,6 +193,6 @@ def print_text(text: str) -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    line = without_passwords(printable(" ".join(message.split())))
+    line = without_passwords(printable(one_line(message)))
     sys.stderr.write(f"error: {line}\n")
     sys.exit(EXIT_WRONG_USE)

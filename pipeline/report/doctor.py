@@ -21,6 +21,7 @@ import torch
 from packaging.requirements import Requirement
 
 from thinkjepa.cache import ThinkJepaError
+from thinkjepa.cache.text import one_line
 from thinkjepa.pipeline.cli.console import counted, human_bytes
 from thinkjepa.pipeline.sample.models import write_tiny_models
 from thinkjepa.pipeline.sample.videos import write_videos
@@ -71,7 +72,7 @@ def examine(cache_dir: Path, *, device: str) -> Iterator[Finding]:
             try:
                 yield from check()
             except (ThinkJepaError, OSError, RuntimeError, ValueError, ImportError) as error:
-                reason = " ".join(str(error).split())[:300]
+                reason = one_line(str(error))[:300]
                 yield Finding(name, "broken", f"{type(error).__name__}: {reason}", "see the message")
 
 

@@ -18,7 +18,7 @@ from rich.filesize import decimal
 from safetensors import SafetensorError, safe_open
 
 from thinkjepa.cache import file_digest, fingerprint
-from thinkjepa.cache.text import without_passwords
+from thinkjepa.cache.text import one_line, without_passwords
 from thinkjepa.stages.errors import StageError
 
 REVISION_FLAGS = {"thinker": "--revision", "encoder": "--encoder-revision"}
@@ -74,7 +74,7 @@ def _reason(error: Exception, name: str, *, revision: str, role: str) -> str:
             f"the hub ({constants.ENDPOINT}) answers with status {status}: try again later, or {elsewhere}; "
             f"{missing}"
         )
-    last = " ".join(str(causes[-1]).split())[:100]
+    last = one_line(str(causes[-1]))[:100]
     return f"the hub ({constants.ENDPOINT}) cannot be reached ({last}) and {missing}: {elsewhere}"
 
 
@@ -218,7 +218,7 @@ def explained_load_errors(model: ModelFolder, role: str) -> Iterator[None]:
     except StageError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(str(error))
         if "trust_remote_code" in reason:
             raise StageError(
                 f"--{role} {model.name!r} is loaded by Python code of its own, which is never run: choose a "

@@ -81,7 +81,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_code_in_a_model_never_runs(
     tmp_path: Path, tiny_models: Path, asked: list[str], role: str, file: str, unknown: bool
 ) -> None:
-    """Where transformers has the type itself, the model is used, without its code."""
+    """A model of a type that transformers has is used, without its code."""
     ran = tmp_path / "ran"
     folders = {name: str(tiny_models / name) for name in ("thinker", "encoder")}
     folders[role] = str(with_own_code(tiny_models / role, tmp_path / role, file, ran, unknown=unknown))
