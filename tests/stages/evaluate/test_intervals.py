@@ -64,12 +64,12 @@ def test_seeds_alone_are_students_t_of_their_means() -> None:
     assert found == pytest.approx((3.0, *expected), rel=1e-4)
 
 
-def test_groups_and_seeds_add_by_satterthwaite() -> None:
-    """Effects of groups and seeds without chance meetings: variances and degrees of freedom by hand."""
+def test_the_reaches_of_groups_and_seeds_add_as_squares() -> None:
+    """Effects of groups and seeds without chance meetings: variances and quantiles by hand."""
     groups, seeds = np.arange(10.0), np.array([0.0, 3.0, 4.0])
     parts = np.var(groups, ddof=1) / 10, np.var(seeds, ddof=1) / 3
-    freedom = sum(parts) ** 2 / (parts[0] ** 2 / 9 + parts[1] ** 2 / 2)
-    margin = scipy.stats.t.ppf(0.975, freedom) * sum(parts) ** 0.5
+    quantiles = scipy.stats.t.ppf(0.975, [9, 2])
+    margin = (parts[0] * quantiles[0] ** 2 + parts[1] * quantiles[1] ** 2) ** 0.5
     mean, low, high = interval(list(range(10)), seeds[:, None] + groups)
     assert (mean - low, high - mean) == pytest.approx((margin, margin), rel=1e-4)
 
@@ -144,6 +144,7 @@ WORLDS = {
     "videos": {"group": 0.0, "video": 1.0, "clip": 0.3, "seed": 0.0, "meeting": 0.0},
     "meetings": {"group": 0.1, "video": 0.1, "clip": 0.3, "seed": 0.02, "meeting": 1.0},
     "alike": {"group": 1.0, "video": 0.5, "clip": 0.3, "seed": 0.5, "meeting": 0.3},
+    "near": {"group": 0.4, "video": 0.3, "clip": 0.3, "seed": 0.5, "meeting": 0.5},
 }
 
 
@@ -151,15 +152,19 @@ WORLDS = {
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("seeds", [3, 5])
 @pytest.mark.parametrize("groups", [10, 20, 50])
-def test_intervals_hold_the_truth_in_93_to_97_of_100(groups: int, seeds: int, world: str) -> None:
-    """In 4,000 repetitions, so that chance moves a share by about 0.35 of 100."""
+def test_intervals_hold_the_truth_in_93_to_98_of_100(groups: int, seeds: int, world: str) -> None:
+    """In 4,000 repetitions, so that chance moves a share by about 0.35 of 100.
+
+    Above 97 are only ten groups, and 20 where groups and seeds differ alike (97.7 at most). With common
+    degrees of freedom (Satterthwaite) it is 91.1 in the world `near`, with three seeds and 20 groups.
+    """
     generator = np.random.default_rng(0)
     repetitions, held = 4_000, 0
     for _ in range(repetitions):
         group_of, scores = simulated(generator, groups=groups, seeds=seeds, effects=WORLDS[world])
         _, low, high = interval(group_of, scores)
         held += low <= 0.0 <= high
-    assert 0.93 <= held / repetitions <= 0.97
+    assert 0.93 <= held / repetitions <= 0.98
 
 
 @pytest.mark.soak
