@@ -235,14 +235,17 @@ def detail_table(comparison: Comparison, kind: MetricKind) -> str:
 
 def detail_lines(comparison: Comparison, kind: MetricKind) -> list[str]:
     """The figures of the true latents that those of predictions are to be read against."""
-    found = comparison["true_latents"]
-    if kind != "latent" or not found:
-        return []
-    return [
-        f"the true latents' effective rank is {RANK.number(found['effective_rank'])}, their variance ratio 1",
-        f"an own future is told from {found['candidates']:.1f} others: by chance it is the first in "
-        f"{CLIPS.number(1 / (1 + found['candidates']))}",
-    ]
+    found = comparison["true_latents"] if kind == "latent" else {}
+    lines = []
+    if "effective_rank" in found:
+        rank = RANK.number(found["effective_rank"])
+        lines.append(f"the true latents' effective rank is {rank}, their variance ratio 1")
+    if "candidates" in found:
+        lines.append(
+            f"an own future is told from {found['candidates']:.1f} others: by chance it is the first in "
+            f"{CLIPS.number(1 / (1 + found['candidates']))}"
+        )
+    return lines
 
 
 def difference_table(comparison: Comparison) -> str:

@@ -7,11 +7,15 @@ from typing import Any
 
 from thinkjepa.pipeline.cli.console import counted
 from thinkjepa.pipeline.report.markdown import (
+    DETAILS,
     LATENTS_LEFT_OUT,
     TOO_FEW_GROUPS,
     VERDICT_METRICS,
+    Comparison,
     brackets_text,
     data_warnings,
+    detail_lines,
+    detail_table,
 )
 from thinkjepa.pipeline.report.tables import markdown_table
 from thinkjepa.pipeline.report.verdict import (
@@ -22,7 +26,7 @@ from thinkjepa.pipeline.report.verdict import (
     is_main,
     outcome,
 )
-from thinkjepa.stages.evaluate.metrics import METRICS, Metric, exhibited
+from thinkjepa.stages.evaluate.metrics import METRICS, Metric, MetricKind, exhibited
 
 Rolled = Mapping[str, Any]
 """The result of `compare_rollouts`."""
@@ -31,7 +35,7 @@ SLOPE_HEAD = "slope, per s"
 
 
 def rollout_markdown(rolled: Rolled) -> str:
-    """The conditions, a table for each metric, and the differences of the metrics that verdicts are about."""
+    """The conditions, a table for each metric, differences of those that verdicts are about, and details."""
     lines = [
         "# Rollout",
         "",
@@ -61,7 +65,29 @@ def rollout_markdown(rolled: Rolled) -> str:
     for name in VERDICT_METRICS.values():
         if table := difference_table(rolled, METRICS[name]):
             lines += ["", f"## By how much: {METRICS[name].label()} {METRICS[name].arrow}", "", table]
+    for kind, title in DETAILS.items():
+        lines += _detail_section(rolled, kind, title)
     return "\n".join(lines) + "\n"
+
+
+def _detail_section(rolled: Rolled, kind: MetricKind, title: str) -> list[str]:
+    """The tables of details of a kind up to each horizon, under one title; empty without any."""
+    lines: list[str] = []
+    for index, head in enumerate(_horizon_heads(rolled)):
+        if table := detail_table(_up_to_horizon(rolled, index), kind):
+            lines += ["", f"Up to {head}:", "", table]
+    if not lines:
+        return []
+    return ["", f"## {title}", *lines, *(f"\n- {line}" for line in detail_lines(rolled, kind))]
+
+
+def _up_to_horizon(rolled: Rolled, index: int) -> Comparison:
+    """The figures of one horizon, as a comparison of one window has them."""
+    entries = [
+        {**entry, "metrics": entry["horizons"][index], "over_clips": entry["over_clips"][index]}
+        for entry in rolled["entries"]
+    ]
+    return {"entries": entries, "last_frame": {"seconds": rolled["horizons"][index]["last_frame_s"]}}
 
 
 def left_out_line(rolled: Rolled) -> str:
@@ -113,9 +139,13 @@ def _cells(item: Mapping[str, Any], metric: Metric, text: Any) -> list[str]:
 
 def _heads(rolled: Rolled, rows: Sequence[Sequence[Any]], *, skipped: int) -> list[str]:
     """Heads of the cells of `rows`, but for the first ones."""
-    heads = [f"{item['steps']} steps, {item['last_frame_s']:.2f} s" for item in rolled["horizons"]]
+    heads = _horizon_heads(rolled)
     with_slope = bool(rows) and len(rows[0]) - skipped > len(heads)
     return [*heads, SLOPE_HEAD] if with_slope else heads
+
+
+def _horizon_heads(rolled: Rolled) -> list[str]:
+    return [f"{item['steps']} steps, {item['last_frame_s']:.2f} s" for item in rolled["horizons"]]
 
 
 def rollout_entries(rolled: Rolled, metric: Metric) -> list[Mapping[str, Any]]:

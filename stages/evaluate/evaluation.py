@@ -117,8 +117,8 @@ def evaluate(
             if gallery is not None:
                 _, future = batch.latents
                 spread.add(predicted, future)
-                columns |= gallery.columns(predicted, future, part)
-            columns |= view_columns(predicted, batch, part, features)
+                columns |= gallery.columns(predicted, future, part)[0]
+            columns |= view_columns(predicted, batch, part, features)[0]
             columns |= _joint_columns(predicted["model"], batch)
             table.append(
                 {
@@ -132,8 +132,8 @@ def evaluate(
         if gallery is not None:
             figures = spread.figures()
             table.add_over_clips({**figures, "future": figures["future"] | gallery.figures(clips)})
+        table.add_by_joint(joint_errors.curves(record["joints"]))
     result = summarize(ClipTable.read(table_path(run_dir, split_name)))
-    result["ade_m_by_joint"] = joint_errors.to_json(result["joints"])
     write_json(run_dir / f"eval-{split_name}.json", result)
     write_json(run_dir / f"{split_name}.json", headline(result))
     return result
@@ -334,6 +334,7 @@ def summarize(table: ClipTable) -> dict[str, Any]:
         "horizon": _horizon(table),
         "by_history": _by_stratum(table, strata_of(table.numbers("beyond_window_s"))),
         "by_task": _by_stratum(table, task_strata(table.numbers("task_seen"))),
+        "ade_m_by_joint": table.by_joint,
     }
 
 

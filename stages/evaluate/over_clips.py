@@ -5,7 +5,6 @@ Shape letters: B batch, T latent steps, K frames of a step, J joints.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 from thinkjepa.stages.evaluate.baselines import Predicted
 from thinkjepa.stages.evaluate.metrics import counted_joint_frames
 from thinkjepa.stages.evaluate.scores import Scores
-from thinkjepa.stages.evaluate.table import ClipTable
+from thinkjepa.stages.evaluate.table import ClipTable, JointCurves
 from thinkjepa.stages.train.data.poses import TrajectoryBatch
 
 SKILLS = {"skill_persistence": "latent_persistence", "skill_mean": "mean_latent"}
@@ -40,13 +39,16 @@ def skills(scores: Scores, *, step: int = 0) -> dict[str, dict[str, float]]:
     return found
 
 
-def figures_over_clips(table: ClipTable) -> dict[str, dict[str, float]]:
-    """The metrics of an evaluation that are over clips, by method, and those of the true `future`."""
-    found = {method: dict(figures) for method, figures in table.over_clips.items()}
-    for method, figures in skills(table.scores).items():
+def figures_over_clips(table: ClipTable, *, step: int = 0) -> dict[str, dict[str, float]]:
+    """The metrics of an evaluation that are over clips, by method, and those of the true `future`.
+
+    At a rollout's horizon `step`, or of the whole future.
+    """
+    found = {method: dict(figures) for method, figures in table.over_clips.items()} if not step else {}
+    for method, figures in skills(table.scores, step=step).items():
         found.setdefault(method, {}).update(figures)
     for score, values in table.scores.items():
-        if score.metric == "retrieval_rank" and not np.isnan(values).all():
+        if (score.metric, score.step) == ("retrieval_rank", step) and not np.isnan(values).all():
             found[score.method]["median_rank"] = float(np.nanmedian(values))
     return found
 
@@ -76,8 +78,8 @@ class JointErrors:
                 mean_BTJ = distance.sum(dim=2) / frames_BTJ.clamp(min=1) / len(found.draws)
                 self._total_m[method] = self._total_m.get(method, 0.0) + mean_BTJ.sum(dim=0)
 
-    def to_json(self, joints: Sequence[str]) -> dict[str, Any]:
-        """By method and joint, a mean (m) for each latent step, None where no clip has one."""
+    def curves(self, joints: Sequence[str]) -> JointCurves:
+        """A mean (m) for each latent step, None where no clip has one."""
         return {
             method: {
                 joint: [None if math.isnan(mean) else mean for mean in column]  # 0 / 0

@@ -2,7 +2,9 @@
 
 RUN/rollout-<split>.json   per horizon, in latent steps: means over clips with 95 % intervals
 
-At each horizon all methods are measured over the steps up to it, against the windows that the cache holds. A
+At each horizon all methods are measured over the steps up to it, against the windows that the cache holds, by
+all metrics of one window but the latents' variance and rank. Those sum every latent of every step: at 32
+steps of 256 patches of 1,024 dims 134 MB a method, and a covariance for each horizon. A
 feature set with more windows than the run learned from serves it. Clips whose video ends before the farthest
 horizon are in no such set: they are left out of all horizons, and counted.
 Nothing of the future enters a prediction: the thinker's states are those of the split, joints are predicted
@@ -17,11 +19,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from torch import Tensor
 
 from thinkjepa.cache import ClipRow
 from thinkjepa.stages.data.partition import as_split_name
 from thinkjepa.stages.device import choose_device
 from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.evaluate.details.latents import Gallery
+from thinkjepa.stages.evaluate.details.views import view_columns
 from thinkjepa.stages.evaluate.evaluation import (
     DESCRIBING,
     clip_columns,
@@ -34,8 +39,9 @@ from thinkjepa.stages.evaluate.evaluation import (
     score_columns,
 )
 from thinkjepa.stages.evaluate.metrics import METRICS, frames_ahead_s, step_horizons_s
+from thinkjepa.stages.evaluate.over_clips import figures_over_clips
 from thinkjepa.stages.evaluate.runs import TrainedRun
-from thinkjepa.stages.evaluate.scores import Score, Scores, figures_by_kind
+from thinkjepa.stages.evaluate.scores import Score, figures_by_kind
 from thinkjepa.stages.evaluate.table import ClipTable, numbers
 from thinkjepa.stages.intervals import INTERVAL_METHOD, Floats
 from thinkjepa.stages.json_files import write_json
@@ -97,10 +103,7 @@ def roll_out(
     held = features.clips.only(clip_ids).clip_ids.to_pylist() if windows > 1 else clip_ids
     clips = rows_of(held or clip_ids, features)
     record = describe(run, features, split_name, clips)
-    rows, scores = _scored(
-        run, features, clips, all_steps, record, device=device, progress=progress or NoProgress()
-    )
-    table = ClipTable(record, rows, scores, over_clips={})
+    table = _scored(run, features, clips, all_steps, record, device=device, progress=progress or NoProgress())
     clusters = table.clusters()
     result = {
         **{name: record[name] for name in DESCRIBING},
@@ -119,11 +122,13 @@ def roll_out(
                 "steps": steps,
                 "windows": -(-steps // window_steps),
                 **_seconds(clips, features, steps),
-                **figures_by_kind(scores, steps, clusters),
+                **figures_by_kind(table.scores, steps, clusters),
+                "over_clips": figures_over_clips(table, step=steps),
             }
             for steps in all_steps
         ],
-        "per_s": figures_by_kind(scores, SLOPE, clusters),
+        "per_s": figures_by_kind(table.scores, SLOPE, clusters),
+        "over_clips": table.over_clips,
     }
     write_json(run_dir / f"rollout-{split_name}.json", result)
     return RolledOut(result, table, run.trained_on)
@@ -138,12 +143,13 @@ def _scored(
     *,
     device: str,
     progress: Progress,
-) -> tuple[pa.Table, Scores]:
+) -> ClipTable:
     """The clips, and their scores over the steps up to each horizon with their slopes."""
     target = choose_device(device)
     model = run.model().to(target)
     rows: list[pa.Table] = []
     parts: dict[Score, list[Floats]] = {}
+    gallery = Gallery.of(features, clips, device=target) if features.reads_latents else None
     progress.begin("roll out", total=len(clips), unit="clips")
     for part, batch, predicted in predictions(run, model, features, clips, device=target):
         columns = clip_columns(part, features, grouping=record["division"]["grouping"])
@@ -151,8 +157,12 @@ def _scored(
         columns |= {name: numbers(values.cpu().numpy()) for name, values in counts.items()}
         rows.append(pa.table(columns))
         times_s = horizons_s(part, features)
-        for steps in all_steps:
-            found = score_columns(predicted, batch, joints=joint_names(model), steps=steps)
+        views = view_columns(predicted, batch, part, features, horizons=all_steps)
+        told: list[dict[str, Tensor]] = [{} for _ in all_steps]
+        if gallery is not None:
+            told = gallery.columns(predicted, batch.latents[1], part, horizons=all_steps)
+        for steps, seen, ranked in zip(all_steps, views, told, strict=True):
+            found = score_columns(predicted, batch, joints=joint_names(model), steps=steps) | seen | ranked
             for method, metric in product(predicted, METRICS):
                 if (column := found.get(f"{method}_{metric}")) is not None:
                     parts.setdefault(Score(method, metric, steps), []).append(column.cpu().numpy())
@@ -161,7 +171,9 @@ def _scored(
                     slopes = slopes_per_s(curve.cpu().numpy(), times_s[:, :steps])
                     parts.setdefault(Score(method, metric, SLOPE), []).append(slopes)
         progress.advance(len(part))
-    return pa.concat_tables(rows), {score: np.concatenate(values) for score, values in parts.items()}
+    scores = {score: np.concatenate(values) for score, values in parts.items()}
+    over_clips = {"future": gallery.figures(clips)} if gallery else {}
+    return ClipTable(record, pa.concat_tables(rows), scores, over_clips)
 
 
 def slopes_per_s(errors: Floats, times_s: Floats) -> Floats:

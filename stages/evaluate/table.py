@@ -22,7 +22,7 @@ and for runs with joints
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from types import TracebackType
@@ -44,6 +44,7 @@ from thinkjepa.stages.json_files import json_bytes
 EVALUATION_SCHEMA = "thinkjepa.eval.v4"
 RECORD_KEY = b"thinkjepa.eval"
 OVER_CLIPS_KEY = b"thinkjepa.eval.over_clips"
+BY_JOINT_KEY = b"thinkjepa.eval.by_joint"
 
 PREDICTIONS = ("predicted_joints_m", "camera_pose", "future_frames", "future_times_s")
 """Columns that no summary needs."""
@@ -61,6 +62,9 @@ CLIP_COLUMNS = (
 )
 """Columns besides the scores that summaries need."""
 
+JointCurves = Mapping[str, Mapping[str, Sequence[float | None]]]
+"""Mean distance (m) at each latent step by method and joint, None where no clip has one."""
+
 CLIPS_OF_A_ROW_GROUP = 256  # 5 MB of predictions at 32 frames of 52 joints
 
 
@@ -76,6 +80,7 @@ class ClipTableWriter:
         self._staging = staging_name(path)
         self._metadata = {RECORD_KEY: json_bytes(record)}
         self._over_clips: Mapping[str, Mapping[str, float]] = {}
+        self._by_joint: JointCurves = {}
         self._writer: pq.ParquetWriter | None = None
         self._waiting: list[pa.Table] = []
 
@@ -91,6 +96,10 @@ class ClipTableWriter:
     def add_over_clips(self, figures: Mapping[str, Mapping[str, float]]) -> None:
         """Record figures of all clips together, by method and metric."""
         self._over_clips = figures
+
+    def add_by_joint(self, curves: JointCurves) -> None:
+        """Record the errors of single joints."""
+        self._by_joint = curves
 
     def _flush(self) -> None:
         if not self._waiting:
@@ -110,7 +119,12 @@ class ClipTableWriter:
                 self._flush()
             with explained_os_errors("write", self._path):
                 if self._writer is not None:
-                    self._writer.add_key_value_metadata({OVER_CLIPS_KEY: json_bytes(self._over_clips)})
+                    self._writer.add_key_value_metadata(
+                        {
+                            OVER_CLIPS_KEY: json_bytes(self._over_clips),
+                            BY_JOINT_KEY: json_bytes(self._by_joint),
+                        }
+                    )
                     self._writer.close()
                 if kind is None:
                     self._staging.replace(self._path)
@@ -129,6 +143,8 @@ class ClipTable:
     scores: Scores
     over_clips: Mapping[str, Mapping[str, float]]
     """Figures of all its clips together, by method and metric; empty where only some clips are left."""
+    by_joint: JointCurves = field(default_factory=dict)
+    """Likewise. Empty in tables of earlier versions."""
 
     @classmethod
     def read(cls, path: Path) -> "ClipTable":
@@ -147,8 +163,10 @@ class ClipTable:
                 f"{EVALUATION_SCHEMA!r}: run thinkjepa-eval again"
             )
         described = rows.select([name for name in CLIP_COLUMNS if name in rows.column_names])
-        over_clips = json.loads(file.metadata.metadata.get(OVER_CLIPS_KEY, b"{}"))
-        return cls(record, described, _read_scores(rows), over_clips)
+        over_clips, by_joint = (
+            json.loads(file.metadata.metadata.get(key, b"{}")) for key in (OVER_CLIPS_KEY, BY_JOINT_KEY)
+        )
+        return cls(record, described, _read_scores(rows), over_clips, by_joint)
 
     @property
     def clip_ids(self) -> list[str]:
@@ -169,8 +187,10 @@ class ClipTable:
         index_of = {clip_id: index for index, clip_id in enumerate(self.clip_ids)}
         indices = np.array([index_of[clip_id] for clip_id in clip_ids], dtype=np.int64)
         scores = {key: values[indices] for key, values in self.scores.items()}
-        over_clips = self.over_clips if len(indices) == len(self.clip_ids) else {}
-        return ClipTable(self.record, self.rows.take(pa.array(indices)), scores, over_clips)
+        rows, is_whole = self.rows.take(pa.array(indices)), len(indices) == len(self.clip_ids)
+        return ClipTable(
+            self.record, rows, scores, self.over_clips if is_whole else {}, self.by_joint if is_whole else {}
+        )
 
     def without(self, kind: MetricKind) -> "ClipTable":
         """The table without metrics of this kind."""

@@ -56,7 +56,7 @@ def compare(runs: Sequence[EvaluatedRun], *, sort_by: str | None = None) -> dict
         "keypoints": first.record["keypoints"],
         "reference_frames": first.record["reference_frames"],
         "training_clips_lacking": max(run.table.record.get("training_clips_lacking", 0) for run in shared),
-        "true_latents": _true_latents(shared),
+        "true_latents": true_latents(shared),
         "latents_compared": one_latent_space(shared),
         "joint_frames": joint_frames(first),
         "interval": INTERVAL_METHOD,
@@ -78,7 +78,7 @@ def compare(runs: Sequence[EvaluatedRun], *, sort_by: str | None = None) -> dict
     }
 
 
-def _true_latents(runs: Sequence[EvaluatedRun]) -> dict[str, float]:
+def true_latents(runs: Sequence[EvaluatedRun]) -> dict[str, float]:
     """Figures of the true latents, of the first run that has latents. Empty without any."""
     found = (figures_over_clips(run.table).get("future", {}) for run in runs)
     return next(filter(None, found), {})
@@ -94,12 +94,13 @@ def _entry_record(entry: Entry, clusters: Clusters) -> dict[str, Any]:
         "group": entry.group.name if entry.group else None,
         "num_seeds": len(entry.seeds),
         "metrics": {score.metric: figure for score, figure in found.items() if not score.step},
-        "over_clips": dict(entry.over_clips),
+        "over_clips": entry.over_clips_at(0),
         "seed_std": _seed_std(entry),
         "horizon": [
             {score.metric: figure for score, figure in found.items() if score.step == step}
             for step in range(1, num_steps + 1)
         ],
+        **({"ade_m_by_joint": dict(entry.by_joint)} if entry.by_joint else {}),
     }
 
 

@@ -30,8 +30,10 @@ class Entry:
     """None for a method that uses no run's weights."""
     scores: Mapping[Score, Floats]
     """Of one row where the method has no seeds, or the metric is the best of them."""
-    over_clips: Mapping[str, float]
-    """Figures of all clips together by metric, means over the seeds."""
+    over_clips: Mapping[Score, float]
+    """Figures of all clips together, means over the seeds, of the whole future or at a rollout's horizons."""
+    by_joint: Mapping[str, Sequence[float | None]]
+    """Mean distance (m) of each joint at each latent step, over the seeds; empty where a run lacks it."""
 
     @property
     def seeds(self) -> list[int]:
@@ -40,6 +42,10 @@ class Entry:
     def of_whole_future(self) -> dict[str, Floats]:
         """Scores by metric, without those at single steps and horizons."""
         return {score.metric: values for score, values in self.scores.items() if not score.step}
+
+    def over_clips_at(self, step: int) -> dict[str, float]:
+        """Figures of all clips together by metric, at a horizon or (0) of the whole future."""
+        return {score.metric: value for score, value in self.over_clips.items() if score.step == step}
 
 
 def entries_of(groups: Sequence[RunGroup]) -> Iterator[Entry]:
@@ -65,23 +71,45 @@ def _entry(
     name: str, method: str, runs: RunGroup, metrics: Collection[Metric], *, of: RunGroup | None
 ) -> Entry:
     """The entry of the group `of`, with those of `metrics` that all of `runs` have."""
-    return Entry(name, method, of, _scores(method, runs, metrics), _over_clips(method, runs, metrics))
+    scores = _scores(method, runs, metrics)
+    by_joint = _by_joint(method, runs) if Score(method, "ade_m") in scores else {}
+    return Entry(name, method, of, scores, _over_clips(method, runs, metrics), by_joint)
 
 
-def _over_clips(method: str, group: RunGroup, metrics: Iterable[Metric]) -> dict[str, float]:
+def _over_clips(method: str, group: RunGroup, metrics: Iterable[Metric]) -> dict[Score, float]:
     """Means over seeds of those of `metrics` that are of all clips together and that all runs have."""
-    found = [figures_over_clips(run.table).get(method, {}) for run in group.runs]
-    return {
-        metric.name: float(np.mean([figures[metric.name] for figures in found]))
-        for metric in metrics
-        if all(metric.name in figures for figures in found)
-    }
+    means: dict[Score, float] = {}
+    for step in filter(lambda step: step >= 0, _steps(group)):  # slopes have none
+        found = [figures_over_clips(run.table, step=step).get(method, {}) for run in group.runs]
+        means |= {
+            Score(method, metric.name, step): float(np.mean([figures[metric.name] for figures in found]))
+            for metric in metrics
+            if all(metric.name in figures for figures in found)
+        }
+    return means
+
+
+def _by_joint(method: str, group: RunGroup) -> dict[str, list[float | None]]:
+    """Means over seeds of each joint's curve; empty unless all runs have one."""
+    curves = [run.table.by_joint.get(method, {}) for run in group.runs]
+    if not all(curves):
+        return {}
+    means: dict[str, list[float | None]] = {}
+    for joint in curves[0]:
+        by_step = zip(*(curve[joint] for curve in curves), strict=True)
+        means[joint] = [None if None in values else float(np.mean(values)) for values in by_step]
+    return means
+
+
+def _steps(group: RunGroup) -> list[int]:
+    """Latent steps, or horizons, that a run has scores of; 0 is the whole future."""
+    return sorted({score.step for score in group.runs[0].table.scores})
 
 
 def _scores(method: str, group: RunGroup, metrics: Iterable[Metric]) -> dict[Score, Floats]:
     """Those of `metrics` that all runs of the group have."""
     scores: dict[Score, Floats] = {}
-    steps = sorted({score.step for score in group.runs[0].table.scores})
+    steps = _steps(group)
     for metric in metrics:
         if metric.best_of:
             by_seed = group.by_seed(Score(method, metric.best_of))

@@ -7,6 +7,7 @@ errors at single latent steps, per second.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from thinkjepa.stages.evaluate.compared.comparison import true_latents
 from thinkjepa.stages.evaluate.compared.entries import Entry, entries_of, pairs, subtracted
 from thinkjepa.stages.evaluate.compared.groups import (
     EvaluatedRun,
@@ -27,6 +28,7 @@ def compare_rollouts(rolled: Mapping[str, RolledOut]) -> dict[str, Any]:
     """Figures at each horizon, of rollouts to the same horizons by the names of their runs.
 
     `entries` and `differences` have `horizons`, figures by metric for each, and `per_s`, those of slopes.
+    `over_clips` has those of all clips together at each horizon, without intervals.
     Raises StageError where runs cannot be compared.
     """
     first = next(iter(rolled.values())).result
@@ -56,6 +58,7 @@ def compare_rollouts(rolled: Mapping[str, RolledOut]) -> dict[str, Any]:
         "different_data": different_data(groups),
         "groups": group_records(groups),
         "horizons": horizons,
+        "true_latents": true_latents(shared),
         "entries": [_entry_record(entry, steps, clusters) for entry in entries],
         "differences": [
             {
@@ -76,6 +79,7 @@ def _entry_record(entry: Entry, steps: Sequence[int], clusters: Clusters) -> dic
         "group": entry.group.name if entry.group else None,
         "num_seeds": len(entry.seeds),
         **_figures({score: [values] for score, values in entry.scores.items()}, steps, clusters),
+        "over_clips": [entry.over_clips_at(step) for step in steps],
     }
 
 

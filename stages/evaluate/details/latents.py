@@ -3,7 +3,7 @@
 A forecast can have a small error and be worth nothing: the same latents for every clip. Its variance ratio is
 then 0, and the true future of a clip is no nearer to it than those of other clips.
 
-Shape letters: B batch, T latent steps, P patches, D latent dim, N clips of the gallery, R draws.
+Shape letters: B batch, T latent steps, P patches, D latent dim, N clips of the gallery, R draws, H horizons.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from thinkjepa.stages.evaluate.baselines import Predicted
 from thinkjepa.stages.train.data.features import Features
 
 GALLERY_CLIPS = 512
-"""Futures to tell a clip's own one from: 16 MB of averages over patches at 8 steps of 1,024 dims."""
+"""Futures to tell a clip's own one from: 2 MB of averages over patches a step of 1,024 dims."""
 
 GALLERY_BATCH = 16
 
@@ -48,21 +48,28 @@ class Gallery:
             parts.append(future.mean(dim=2))
         return cls(torch.cat(parts), chosen)
 
-    def ranks(self, predicted: Tensor, future: Tensor, clips: Sequence[ClipRow]) -> Tensor:
-        """Rank of each clip's own future by its distance from the prediction, `(batch,)` float64, 1 at best.
+    def ranks(
+        self, predicted: Tensor, future: Tensor, clips: Sequence[ClipRow], *, horizons: Sequence[int] = ()
+    ) -> Tensor:
+        """Rank of each clip's own future by its distance from the prediction, `(batch, horizon)`, 1 at best.
 
-        `predicted` and `future` are `(batch, step, patch, dim)`. Distances are mean squares. The own future
-        is ranked among the gallery's futures of other videos, or of other clips where there is one video. A
-        future that is as near counts as nearer, so that a constant forecast gains nothing. NaN without
-        another future.
+        `predicted` and `future` are `(batch, step, patch, dim)`, horizons are numbers of their first steps,
+        all of them where none is given. Distances are mean squares. The own future is ranked among the
+        gallery's futures of other videos, or of other clips where there is one video. A future that is as
+        near counts as nearer, so that a constant forecast gains nothing. NaN without another future, float64.
         """
-        ranks = []
-        for clip, predicted_TD, own_TD in zip(clips, predicted.mean(dim=2), future.mean(dim=2), strict=True):
-            others_N = self._others(clip)
-            distance_N = (self._described[others_N] - predicted_TD).square().mean(dim=(1, 2))
-            nearer = (distance_N <= (own_TD - predicted_TD).square().mean()).sum()
-            ranks.append(1.0 + float(nearer) if others_N else torch.nan)
-        return torch.tensor(ranks, dtype=torch.float64)
+        steps = list(horizons) or [predicted.shape[1]]
+        ranks = torch.full((len(clips), len(steps)), torch.nan, dtype=torch.float64)
+        for index, clip in enumerate(clips):
+            if not (others_N := self._others(clip)):
+                continue
+            predicted_TD, own_TD = predicted[index].mean(dim=1), future[index].mean(dim=1)
+            distance_NT = (self._described[others_N] - predicted_TD).square().mean(dim=2)
+            own_T = (own_TD - predicted_TD).square().mean(dim=1)
+            for column, until in enumerate(steps):
+                nearer_N = distance_NT[:, :until].mean(dim=1) <= own_T[:until].mean()
+                ranks[index, column] = 1.0 + float(nearer_N.sum())
+        return ranks
 
     def figures(self, clips: Sequence[ClipRow]) -> dict[str, float]:
         """The number of futures that an own one is told from, mean over `clips`: the chance to be first."""
@@ -76,20 +83,27 @@ class Gallery:
         return [index for index, clip_id in enumerate(self._clip_ids) if clip_id != clip.clip_id]
 
     def columns(
-        self, predicted: Mapping[str, Predicted], future: Tensor, clips: Sequence[ClipRow]
-    ) -> dict[str, Tensor]:
+        self,
+        predicted: Mapping[str, Predicted],
+        future: Tensor,
+        clips: Sequence[ClipRow],
+        *,
+        horizons: Sequence[int] = (),
+    ) -> list[dict[str, Tensor]]:
         """Scores `(batch,)` of each method that predicts latents, by their names in the clip table.
 
-        Those of a method that draws are means over its draws.
+        One record per horizon, as `ranks` takes them. Scores of a method that draws are means over its draws.
         """
-        columns: dict[str, Tensor] = {}
+        columns: list[dict[str, Tensor]] = [{} for _ in horizons or (0,)]
         for method, found in predicted.items():
             latents = [draw.latents for draw in found.draws if draw.latents is not None]
-            if latents:
-                ranks_RB = torch.stack([self.ranks(item, future, clips) for item in latents])
-                first_RB = torch.where(ranks_RB.isnan(), torch.nan, (ranks_RB == 1).double())
-                columns[f"{method}_retrieved"] = first_RB.mean(dim=0)
-                columns[f"{method}_retrieval_rank"] = ranks_RB.mean(dim=0)
+            if not latents:
+                continue
+            ranks_RBH = torch.stack([self.ranks(item, future, clips, horizons=horizons) for item in latents])
+            first_RBH = torch.where(ranks_RBH.isnan(), torch.nan, (ranks_RBH == 1).double())
+            for index, record in enumerate(columns):
+                record[f"{method}_retrieved"] = first_RBH[..., index].mean(dim=0)
+                record[f"{method}_retrieval_rank"] = ranks_RBH[..., index].mean(dim=0)
         return columns
 
 

@@ -24,20 +24,26 @@ Frames = npt.NDArray[np.int64]
 
 
 def view_columns(
-    predicted: Mapping[str, Predicted], batch: Batch, clips: Sequence[ClipRow], features: Features
-) -> dict[str, Tensor]:
+    predicted: Mapping[str, Predicted],
+    batch: Batch,
+    clips: Sequence[ClipRow],
+    features: Features,
+    *,
+    horizons: Sequence[int] = (),
+) -> list[dict[str, Tensor]]:
     """Mean distances `(clip,)` of each method's joints inside and outside the view, by their table names.
 
-    NaN where a clip has no such joint-frame that counts, or nothing tells where its joints are in the
-    picture. Empty without labels, and for an encoder that did not record its framing.
+    One record per horizon, a number of first latent steps; one of all steps where none is given. NaN where a
+    clip has no such joint-frame that counts, or nothing tells where its joints are in the picture. Empty
+    records without labels, and for an encoder that did not record its framing.
     """
     framing = set_framing(features.encoder.source)
+    columns: list[dict[str, Tensor]] = [{} for _ in horizons or (0,)]
     if (truth := batch.trajectory) is None or framing is None:
-        return {}
+        return columns
     seen = torch.from_numpy(np.stack([seen_joints(features, clip, framing) for clip in clips]))
     seen_BTKJ = seen.view(truth.future_confidence.shape).to(truth.future_m.device)
     counted_BTKJ = counted_joint_frames(truth.future_confidence, truth.last_known)
-    columns = {}
     for method, found in predicted.items():
         joints_m = [draw.joints_m for draw in found.draws if draw.joints_m is not None]
         if not joints_m:
@@ -46,7 +52,8 @@ def view_columns(
         distance_BTKJ = torch.linalg.vector_norm(error_RBTKJ3, dim=-1).mean(dim=0)
         for name, view in (("inside_view_m", 1), ("outside_view_m", 0)):
             chosen = counted_BTKJ & (seen_BTKJ == view)
-            columns[f"{method}_{name}"] = mean_counted(distance_BTKJ, chosen)
+            for steps, record in zip(horizons or (None,), columns, strict=True):
+                record[f"{method}_{name}"] = mean_counted(distance_BTKJ[:, :steps], chosen[:, :steps])
     return columns
 
 

@@ -75,7 +75,7 @@ def clips(latent_cache: BuildCache) -> list[ClipRow]:
 
 
 def ranks_of(predicted: torch.Tensor, future: torch.Tensor, clips: Sequence[ClipRow]) -> list[float]:
-    return Gallery(future.mean(dim=2), clips).ranks(predicted, future, clips).tolist()
+    return Gallery(future.mean(dim=2), clips).ranks(predicted, future, clips)[:, 0].tolist()
 
 
 def test_ranks_are_those_of_loops_over_other_videos(clips: list[ClipRow]) -> None:
@@ -93,6 +93,17 @@ def test_ranks_are_those_of_loops_over_other_videos(clips: list[ClipRow]) -> Non
     assert ranks_of(future, future, clips) == [1.0] * 8
 
 
+def test_ranks_up_to_a_horizon_are_those_of_its_steps_alone(clips: list[ClipRow]) -> None:
+    future, predicted = (
+        torch.cat([random_latents(seed, clips=8) for seed in seeds], dim=1) for seeds in ((0, 1), (2, 3))
+    )
+    gallery = Gallery(future.mean(dim=2), clips)
+    found = gallery.ranks(predicted, future, clips, horizons=[1, 3, 4])
+    for column, steps in zip(found.T, (1, 3, 4), strict=True):
+        assert column.tolist() == ranks_of(predicted[:, :steps], future[:, :steps], clips)
+    assert len(set(map(tuple, found.T.tolist()))) == 3, "the control: horizons differ"
+
+
 def test_a_tie_counts_against_the_forecast(clips: list[ClipRow]) -> None:
     same = torch.ones(8, 2, 3, 5)
     assert ranks_of(same, same, clips) == [7.0] * 8, "six futures of the other three videos are as near"
@@ -103,7 +114,7 @@ def test_the_scores_of_a_method_that_draws_are_means_over_its_draws(clips: list[
     draws = [future, future.flip(0), random_latents(3, clips=8)]
     ranks = np.array([ranks_of(draw, future, clips) for draw in draws])
     found = Predicted(draws[0], None, further=tuple(Predicted(draw, None) for draw in draws[1:]))
-    columns = Gallery(future.mean(dim=2), clips).columns({"shuffled_guidance": found}, future, clips)
+    (columns,) = Gallery(future.mean(dim=2), clips).columns({"shuffled_guidance": found}, future, clips)
     assert columns["shuffled_guidance_retrieval_rank"].tolist() == pytest.approx(ranks.mean(0).tolist())
     assert columns["shuffled_guidance_retrieved"].tolist() == pytest.approx((ranks == 1).mean(0).tolist())
     spread = LatentSpread()
@@ -117,7 +128,7 @@ def test_one_video_is_told_from_its_own_other_clips_and_one_clip_from_none(clips
     future = random_latents(0, clips=2)
     assert ranks_of(future.flip(0), future, two) == [2.0, 2.0]
     assert np.isnan(ranks_of(future[:1], future[:1], two[:1])).all()
-    columns = Gallery(future[:1].mean(2), two[:1]).columns(
+    (columns,) = Gallery(future[:1].mean(2), two[:1]).columns(
         {"model": Predicted(future[:1], None)}, future[:1], two[:1]
     )
     assert columns["model_retrieved"].isnan().all()
@@ -209,4 +220,6 @@ def test_a_gallery_of_many_clips_is_an_even_sample(trained: Path, monkeypatch: p
     moved = future.flip(0)
     assert torch.equal(gallery.ranks(moved, future, clips), expected.ranks(moved, future, clips))
     alone = replace(clips[0], video_digest="f" * 64)
-    assert gallery.ranks(future[:1], future[:1], [alone]).tolist() == [2.0], "its own future is in there, too"
+    assert gallery.ranks(future[:1], future[:1], [alone]).tolist() == [[2.0]], (
+        "its own future is in there, too"
+    )

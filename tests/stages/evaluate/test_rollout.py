@@ -21,6 +21,7 @@ from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.baselines import METHODS
 from thinkjepa.stages.evaluate.compared.rollouts import compare_rollouts
 from thinkjepa.stages.evaluate.evaluation import evaluate, predictions, rows_of
+from thinkjepa.stages.evaluate.metrics import METRICS
 from thinkjepa.stages.evaluate.rollout import evaluate_rollout, roll_out, slopes_per_s
 from thinkjepa.stages.evaluate.runs import TrainedRun
 from thinkjepa.stages.train.model.forecast import ForecastModel
@@ -29,7 +30,7 @@ from thinkjepa.stages.train.settings import TrainSettings
 
 BuildCache = Callable[..., Path]
 WINDOW, OBSERVED = 2, 3
-ONE_WINDOW = {"retrieved", "retrieval_rank", "inside_view_m", "outside_view_m"}
+ONE_WINDOW = {"variance_ratio", "effective_rank"}
 """Metrics that rollouts do not have."""
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -120,16 +121,30 @@ def test_up_to_one_window_it_is_the_plain_evaluation(
         whole = rolled["horizons"][1][kind]
         assert plain[kind].keys() == whole.keys()
         for method, metrics in plain[kind].items():
-            assert set(metrics) - set(whole[method]) <= ONE_WINDOW
+            assert set(metrics) == set(whole[method])
             for name in whole[method]:
                 mean = metrics[name]
                 assert whole[method][name]["mean"] == pytest.approx(mean, rel=1e-9), (method, name)
                 low, high = plain["intervals"][kind][method][name]
                 assert (whole[method][name]["low"], whole[method][name]["high"]) == pytest.approx((low, high))
+    whole = rolled["horizons"][1]["over_clips"]
+    for method, figures in plain["over_clips"].items():
+        if method != "future":
+            assert whole[method] == pytest.approx(without_one_window(figures), rel=1e-9), method
+    assert whole["model"].keys() == {"skill_persistence", "skill_mean", "median_rank"}
+    assert rolled["over_clips"]["future"]["candidates"] == plain["over_clips"]["future"]["candidates"]
+    first, _, last = rolled["horizons"]
+    assert first["over_clips"]["model"] != last["over_clips"]["model"]
+    errors = [last["latent"][name]["l2"]["mean"] for name in ("model", "latent_persistence")]
+    assert last["over_clips"]["model"]["skill_persistence"] == pytest.approx(1 - errors[0] / errors[1])
     seconds = [item["seconds"] for item in rolled["horizons"]]
     assert seconds == pytest.approx([0.15, 0.35, 0.95])
     assert [item["last_frame_s"] for item in rolled["horizons"]] == pytest.approx([0.2, 0.4, 1.0])
     assert json.loads((run / "rollout-test.json").read_text()) == rolled
+
+
+def without_one_window(figures: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in figures.items() if name not in ONE_WINDOW}
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
@@ -250,7 +265,18 @@ def test_seeds_of_rollouts_are_averaged_paired_and_told_by_slope(
         figure = of_group(difference)["ade_m"]
         assert figure["mean"] == pytest.approx(means["thinkjepa"] - means["jepa"])
         assert figure["low"] < figure["mean"] < figure["high"]
+    for index, horizon in enumerate(("2 steps, 0.40 s", "6 steps, 1.20 s")):
+        skills = [
+            rolled[f"jepa-{seed}"].result["horizons"][index]["over_clips"]["model"]["skill_persistence"]
+            for seed in range(3)
+        ]
+        assert entries["jepa"]["over_clips"][index]["skill_persistence"] == pytest.approx(np.mean(skills))
+        assert {"retrieved", "retrieval_rank"} <= difference["horizons"][index].keys()
+        details = rollout_markdown(found).split("What latents are worth")[1].split(f"Up to {horizon}:")[1]
+        row = next(line for line in details.splitlines() if line.startswith("| jepa "))
+        assert row.split("|")[2].strip() == METRICS["skill_persistence"].unit.number(float(np.mean(skills)))
     markdown = rollout_markdown(found)
+    assert "by chance it is the first in" in markdown
     assert "- thinkjepa: 3 seeds (0, 1, 2)" in markdown
     table = markdown.split("## By how much: ADE (mm)")[1]
     assert next(line for line in table.splitlines() if line.startswith("| a ")).endswith(" slope, per s |")
@@ -294,7 +320,8 @@ def test_the_command_rolls_every_variant_out(
         assert row[5].startswith(f"{1000 * mean:.1f} [")
         assert all("[" in cell for cell in row[2:])
         assert f"| {labels[name]} " in text
-    assert sum(row[0] == "constant velocity" for row in rows) == 2
+    count = sum(row[0] == "constant velocity" for row in rows)
+    assert count == 2 + len(heads), "of ADE, of FDE, and of kinds of error at each horizon"
     assert "future camera poses are not used" in markdown
     height, width, _ = matplotlib.image.imread(out / "rollout-test.png").shape
     assert width > 1000

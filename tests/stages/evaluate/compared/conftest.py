@@ -12,7 +12,14 @@ import pyarrow as pa
 import pytest
 
 from thinkjepa.stages.evaluate.compared.groups import EvaluatedRun
-from thinkjepa.stages.evaluate.table import EVALUATION_SCHEMA, ClipTable, ClipTableWriter, lists, numbers
+from thinkjepa.stages.evaluate.table import (
+    EVALUATION_SCHEMA,
+    ClipTable,
+    ClipTableWriter,
+    JointCurves,
+    lists,
+    numbers,
+)
 
 SETS = {"encoder": {"name": "encoder-1"}, "thinker": None}
 DIVISION = {"rule": {"group_by": "auto", "split_seed": 0}, "grouping": "video"}
@@ -45,6 +52,7 @@ def add_run(tmp_path: Path) -> Callable[..., EvaluatedRun]:
         feature_sets: dict[str, Any] = SETS,
         groups: Sequence[str] | None = None,
         beyond_s: Sequence[float] = (0.0,),
+        by_joint: JointCurves | None = None,
         **settings: Any,
     ) -> EvaluatedRun:
         name = "-".join([variant, str(seed), *map(str, settings.values())])
@@ -74,6 +82,7 @@ def add_run(tmp_path: Path) -> Callable[..., EvaluatedRun]:
         path = tmp_path / f"{name}.parquet"
         with ClipTableWriter(path, record) as table:
             table.append(columns)
+            table.add_by_joint(by_joint or {})
         return EvaluatedRun(name, ClipTable.read(path))
 
     return add

@@ -45,6 +45,29 @@ def test_seeds_are_averaged_clip_by_clip(add_run: AddRun) -> None:
     assert entry["seed_std"]["ade_m"] == pytest.approx(np.std([0.1, 0.4], ddof=1))
 
 
+def test_errors_of_single_joints_are_averaged_over_seeds(add_run: AddRun) -> None:
+    """Those of a baseline are the first run's, as all its figures. None are of a part of the clips."""
+    curves = [
+        {
+            "model": {"rightHand": [0.1, None], "leftHand": [0.3, 0.5]},
+            "constant_pose": {"rightHand": [1.0, 2.0]},
+        },
+        {
+            "model": {"rightHand": [0.3, None], "leftHand": [0.1, 0.2]},
+            "constant_pose": {"rightHand": [1.0, 2.0]},
+        },
+    ]
+    runs = [add_run("jepa", seed, [0.1, 0.2], by_joint=own) for seed, own in enumerate(curves)]
+    found = compare(runs)
+    joints = entry_of(found, "jepa")["ade_m_by_joint"]
+    assert joints == {"rightHand": [pytest.approx(0.2), None], "leftHand": pytest.approx([0.2, 0.35])}
+    assert entry_of(found, "constant pose")["ade_m_by_joint"] == {"rightHand": [1.0, 2.0]}
+    without = add_run("jepa", 2, [0.1, 0.2])
+    assert "ade_m_by_joint" not in entry_of(compare([*runs, without]), "jepa")
+    fewer = add_run("vlm", 0, [0.1])
+    assert "ade_m_by_joint" not in entry_of(compare([*runs, fewer]), "jepa")
+
+
 def test_best_of_seeds_takes_each_clips_best_seed(add_run: AddRun) -> None:
     """Clip by clip the better of two: (0.1 + 0.2) / 2, where no seed by itself has less than 0.25."""
     metrics = entry_of(compare([add_run("jepa", 0, [0.2, 0.8]), add_run("jepa", 1, [0.6, 0.4])]), "jepa")[

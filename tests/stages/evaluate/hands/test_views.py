@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from latent_cache import TUBELET
 
 from thinkjepa.cache import FeatureCache, VideoLabels, WriteSession
 from thinkjepa.stages.data.framing import Framing
 from thinkjepa.stages.evaluate.details import views
 from thinkjepa.stages.evaluate.details.views import frame_size_px
 from thinkjepa.stages.evaluate.evaluation import evaluate
+from thinkjepa.stages.evaluate.rollout import evaluate_rollout
 from thinkjepa.stages.evaluate.runs import TrainedRun
 
 TrainRun = Callable[..., Path]
@@ -61,7 +63,7 @@ def test_errors_are_those_of_joints_in_and_out_of_the_crop(train_run: TrainRun, 
     with_intrinsics(tmp_path / "cache", videos=12)
     result = evaluate(run)
     cache, features = FeatureCache.open(tmp_path / "cache"), TrainedRun.open(run).features(None)
-    inside, outside = [], []
+    inside, outside, first = [], [], []
     for row in pq.read_table(run / "eval-test.parquet").to_pylist():
         labels = cache.labels.find(row["video_digest"])
         truth = features.supervision.trajectory(row["clip_id"])
@@ -77,10 +79,18 @@ def test_errors_are_those_of_joints_in_and_out_of_the_crop(train_run: TrainRun, 
             expected = distance[known & chosen].mean() if (known & chosen).any() else None
             assert row[f"model_{name}_view_m"] == (expected and pytest.approx(expected, rel=1e-6))
             means += [] if expected is None else [expected]
+        if (chosen := (known & seen)[:TUBELET]).any():
+            first.append(distance[:TUBELET][chosen].mean())
     assert inside
     assert outside
     assert result["trajectory"]["model"]["inside_view_m"] == pytest.approx(np.mean(inside), rel=1e-6)
     assert result["trajectory"]["constant_pose"]["outside_view_m"] > 0
+    one, all_steps = (
+        item["trajectory"]["model"] for item in evaluate_rollout(run, horizons=[1, 2])["horizons"]
+    )
+    assert one["inside_view_m"]["mean"] == pytest.approx(np.mean(first), rel=1e-6)
+    for name in ("inside_view_m", "outside_view_m"):
+        assert all_steps[name]["mean"] == pytest.approx(result["trajectory"]["model"][name])
 
 
 def test_a_crop_that_sees_all_leaves_nothing_outside(
