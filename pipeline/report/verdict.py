@@ -37,6 +37,8 @@ FEW, MORE_DECIMALS = 10, 2
 EQUAL_SHARE = 1e-6
 """A smaller difference, as a share of the other method's score, is one of rounding."""
 
+ONE_VIDEO = "one video is too few to tell"
+
 Outcome = Literal["better", "worse", "no difference", "open"]
 
 
@@ -83,12 +85,14 @@ def verdict(
 
     `of_b` is b's own mean, `by_seed` the difference of each seed of a. A difference that rounds to nothing is
     called equality, and one whose interval holds 0 is none. One that is drawn from too little is described,
-    and said to be open.
+    and said to be open. Without an interval nothing is known of a difference that no table would show.
     """
     mean = figure["mean"]
     assert mean is not None, "a difference that no clip has is not in the table"
-    if limit := _equal_below(metric, mean, of_b):
-        return f"{a} is equal to {b} (difference below {limit})"
+    is_alone = figure["low"] is None
+    if limit := _equal_below(metric, mean, of_b, more_decimals=0 if is_alone else MORE_DECIMALS):
+        line = f"{a} is equal to {b} (difference below {limit})"
+        return f"{line}; {evidence.missing or ONE_VIDEO}" if is_alone else line
     found = outcome(metric, figure, evidence)
     if found == "no difference":
         return f"no difference between {a} and {b}: {_amount(metric, figure, 1, of_b, signed=True)}"
@@ -96,7 +100,7 @@ def verdict(
     amount = _amount(metric, figure, 1 if mean > 0 else -1, of_b)
     seeds = _seeds(metric, by_seed, better=better)
     if found == "open":
-        missing = evidence.missing or "one video is too few to tell"
+        missing = evidence.missing or ONE_VIDEO
         return f"{a} is {'better' if better else 'worse'} than {b} by {amount}{seeds}; {missing}"
     return f"{a} {'beats' if better else 'loses to'} {b} by {amount}{seeds}"
 
@@ -213,14 +217,16 @@ def _methods(comparison: Mapping[str, Any]) -> dict[str, str]:
     return {entry["name"]: entry["method"] for entry in comparison["entries"]}
 
 
-def _equal_below(metric: str, difference: float, of_b: float | None) -> str:
+def _equal_below(
+    metric: str, difference: float, of_b: float | None, *, more_decimals: int = MORE_DECIMALS
+) -> str:
     """The limit below which a difference counts as none, where it is below one; else empty."""
     if of_b and abs(difference / of_b) < EQUAL_SHARE:
         return f"{100 * EQUAL_SHARE:.4f} %"
     unit = METRICS[metric].unit
-    if not unit.rounds_to_zero(difference, more_decimals=MORE_DECIMALS):
+    if not unit.rounds_to_zero(difference, more_decimals=more_decimals):
         return ""
-    decimals = unit.decimals + MORE_DECIMALS
+    decimals = unit.decimals + more_decimals
     return f"{10**-decimals:.{decimals}f}{unit.suffix}"
 
 

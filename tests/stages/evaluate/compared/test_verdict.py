@@ -129,6 +129,16 @@ def test_one_video_has_no_interval_and_decides_nothing() -> None:
     assert line == "a is worse than b by 0.5000; 1 group is too few to tell"
 
 
+@pytest.mark.parametrize("mean", [2e-6, -4.9e-5])
+def test_without_an_interval_what_no_table_shows_is_equality(mean: float) -> None:
+    """With one it is told with two decimals more."""
+    alone = Evidence(num_groups=1, num_seeds=3)
+    line = verdict("a", "b", "l2", figure(mean, None, None), alone, of_b=0.4, by_seed=[mean] * 3)
+    assert line == "a is equal to b (difference below 0.0001); 1 group is too few to tell"
+    assert "by 0.000002 [" in verdict("a", "b", "l2", figure(2e-6, 1e-6, 3e-6), ENOUGH, of_b=0.4)
+    assert "worse than b by 0.000060;" in verdict("a", "b", "l2", figure(6e-5, None, None), alone)
+
+
 def three_seeds(add_run: AddRun, variant: str, scores: Any, **settings: Any) -> list[EvaluatedRun]:
     return [add_run(variant, seed, scores + 0.001 * seed, **settings) for seed in range(3)]
 
