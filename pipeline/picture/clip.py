@@ -57,7 +57,7 @@ STREAM_STYLES = {
     "visual": ("visual", THINKER, "v", ":"),
     "text": ("text after the frames", THINKER, "^", "-."),
     "last": ("last of the prompt", ORANGE, "D", ":"),
-    "generated": ("generated, reasoning", ORANGE, "s", "--"),
+    "generated": ("reasoning and answer", ORANGE, "s", "--"),
 }
 """Label, which names the token kinds of the stream, color, marker and line."""
 
@@ -364,7 +364,7 @@ def _draw_norms(axes: Any, thinker: ThinkerContent) -> None:
 
 
 def _draw_counts(axes: Any, thinker: ThinkerContent) -> None:
-    kinds, counts = list(thinker.token_counts), list(thinker.token_counts.values())
+    kinds, counts = zip(*thinker.named_counts.items(), strict=True)
     bars = axes.barh(kinds, counts, height=0.6, color=THINKER)
     axes.bar_label(bars, [f"{count:,}" for count in counts], padding=3, fontsize=SMALL_PT)
     axes.set_xlim(0, max(1, *counts))

@@ -69,6 +69,12 @@ class ThinkerContent:
     token_counts: Mapping[str, int]
     generated_text: str
 
+    @property
+    def named_counts(self) -> dict[str, int]:
+        """Tokens by the names that a reader knows: `generated` next to `reasoning` is the answer."""
+        answer = "answer" if "reasoning" in self.token_counts else "generated"
+        return {answer if kind == "generated" else kind: count for kind, count in self.token_counts.items()}
+
     def to_json(self) -> dict[str, Any]:
         return {
             "set": self.set_name,

@@ -229,6 +229,12 @@ def test_norms_and_token_counts_are_those_of_the_cache(view, pooled):
     assert view.thinker.generated_text == TEXT
 
 
+def test_the_two_kinds_of_generated_tokens_have_plain_names(view):
+    assert view.thinker.named_counts == {"text": 3, "visual": 2, "answer": 1, "reasoning": 0}
+    untold = replace(view.thinker, token_counts={"prompt": 5, "generated": 1})
+    assert untold.named_counts == {"prompt": 5, "generated": 1}
+
+
 def test_json_holds_numbers_and_text_but_no_pixels(view):
     record = json.loads(json.dumps(view.to_json(), allow_nan=False))
     assert record["split_frame"] == SPLIT
