@@ -9,6 +9,7 @@ from typing import Any
 import av
 import numpy as np
 
+from thinkjepa.cache import VideoLabels, file_digest
 from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.train.run import train
 from thinkjepa.stages.train.settings import TrainSettings
@@ -32,6 +33,23 @@ TINY = TrainSettings(
 def train_run(cache: Path, out: Path, *, rule: SplitRule | None = None, **settings: Any) -> Path:
     train(cache, out, replace(TINY, **settings), split=rule or SplitRule(group_by="video"))
     return out
+
+
+def drifting_hand(path: Path) -> VideoLabels:
+    """Two joints that move evenly, in every frame of a video."""
+    times_s = np.arange(NUM_FRAMES)[:, None, None] / FPS
+    return VideoLabels(
+        "test",
+        "world",
+        ("rightHand", "rightThumbTip"),
+        (np.array([[0.0, 0.0, 0.5], [0.02, 0.0, 0.5]]) + 0.03 * times_s).astype(np.float32),
+        np.ones((NUM_FRAMES, 2), dtype=np.float32),
+        None,
+        video=path.name,
+        video_digest=file_digest(path),
+        label_digest="drifting",
+        intrinsics=np.array([[160.0, 0, 80], [0, 160, 64], [0, 0, 1]]),
+    )
 
 
 def lossless_video(path: Path, *, change: slice | None) -> Path:

@@ -7,29 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from new_videos import FPS, NUM_FRAMES, SIZE, frames_of, lossless_video, train_run
+from new_videos import FPS, NUM_FRAMES, SIZE, drifting_hand, frames_of, lossless_video, train_run
 
-from thinkjepa.cache import VideoLabels, WriteSession, file_digest
+from thinkjepa.cache import WriteSession
 
 RunCommand = Callable[..., Any]
-
-
-def drifting_hand(path: Path) -> VideoLabels:
-    times_s = np.arange(NUM_FRAMES)[:, None, None] / FPS
-    return VideoLabels(
-        "test",
-        "world",
-        ("rightHand", "rightThumbTip"),
-        (np.array([[0.0, 0.0, 0.5], [0.02, 0.0, 0.5]]) + 0.03 * times_s).astype(np.float32),
-        np.ones((NUM_FRAMES, 2), dtype=np.float32),
-        None,
-        video=path.name,
-        video_digest=file_digest(path),
-        label_digest="drifting",
-        intrinsics=np.array([[160.0, 0, 80], [0, 160, 64], [0, 0, 1]]),
-    )
 
 
 @pytest.fixture(scope="module")
