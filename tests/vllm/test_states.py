@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from latent_cache import clip_row
 
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.thinker.contract import HiddenStates, TimedFrames
 from thinkjepa.stages.extract.thinker.hooks import HookedThinker
+from thinkjepa.stages.extract.thinker.kept import KIND, Kept
 from thinkjepa.stages.extract.thinker.vllm.engine import Limits
 from thinkjepa.stages.extract.thinker.vllm.process import VllmProcess
 from thinkjepa.stages.extract.thinker.vllm.thinker import VllmThinker
@@ -100,6 +102,42 @@ def test_mixed_lengths_in_one_batch_and_a_killed_engine_give_the_states_of_trans
         assert not Path(f"/proc/{second}").exists()
     finally:
         thinker.close()
+
+
+def test_slots_and_streams_are_means_over_the_states_of_vllm(
+    make_thinker: Callable[..., VllmThinker], clips: list[TimedFrames]
+) -> None:
+    """By hand, of frames of 96 x 128: each place over the frame pairs, then each pair over its places."""
+    rows, columns, pairs = 3, 4, 4
+    thinker = make_thinker()
+    thinker.load()
+    try:
+        outputs = thinker.hidden_states([clips[0], clips[3]], batch_size=2)
+    finally:
+        thinker.close()
+    for output in outputs:
+        hidden, at = output.hidden_LSD.double(), output.prompt_token_count
+        visual = hidden[:, output.token_kind_S == KIND["visual"]].unflatten(1, (pairs, rows * columns))
+        last = int((output.token_kind_S == KIND["visual"]).nonzero()[-1])
+        wanted = {
+            "slots": torch.cat([visual.mean(dim=1), visual.mean(dim=2)], dim=1),
+            "text_tokens": hidden[:, last + 1 :],
+            "pooled": torch.stack(
+                [
+                    hidden[:, :at].mean(dim=1),
+                    visual.flatten(1, 2).mean(dim=1),
+                    hidden[:, last + 1 : at].mean(dim=1),
+                    hidden[:, at - 1],
+                    hidden[:, at:].mean(dim=1),
+                ],
+                dim=1,
+            ),
+        }
+        found = output.to_features(clip_row(0, 8, windows=1), Kept(slot_segments=1, text=True, tokens=False))
+        assert found.slot_count == rows * columns + pairs
+        for name, expected in wanted.items():
+            difference = (found.arrays[name].double() - expected).abs().max()
+            assert difference < 1e-6 * expected.abs().max(), name
 
 
 @pytest.mark.parametrize(
