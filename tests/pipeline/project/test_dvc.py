@@ -194,6 +194,39 @@ def test_an_edited_table_trains_the_oracle_again_and_nothing_else(
     assert project.repro() == ["clips"], "no source reads it"
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_the_clips_of_a_table_go_through_the_whole_pipeline(
+    tmp_path: Path, tiny_models: Path, make_video: Callable[..., Path]
+) -> None:
+    """Their splits and partitions are the table's. Edited, it extracts and trains again."""
+    folder = tmp_path / "project"
+    for number in range(4):
+        make_video(folder / "videos" / f"{number}.mp4", num_frames=48 + number)
+    shutil.copytree(tiny_models, folder / "models")
+    splits = ["train,20", "train,21", "validation,22", "test,23"]
+    table = folder / "clips.csv"
+    lines = [f"{number}.mp4,{split}" for number, split in enumerate(splits)]
+    table.write_text("\n".join(["video,partition,split_frame", *lines]) + "\n")
+    project = Project(folder)
+    project.params |= {"clips_file": "clips.csv", "variants": ["jepa"]}
+    own = ["extract", "train@jepa-0", "evaluate@jepa-0", "report"]
+
+    def divided() -> dict[str, list[int]]:
+        """Split frames by partition."""
+        clips = json.loads((folder / RUN.with_name("jepa-0") / "split.json").read_text())["clips"]
+        return {name: sorted(int(item.split("@")[1]) for item in ids) for name, ids in clips.items()}
+
+    assert project.repro() == ["clips", *own]
+    assert divided() == {"train": [20, 21], "validation": [22], "test": [23]}
+    report = json.loads((folder / "results" / "report" / "comparison.json").read_text())
+    assert report["num_clips"] == 1
+    assert project.repro() == ["clips"]
+    table.write_text(table.read_text().replace("test,23", "test,25"))
+    assert project.repro() == ["clips", *own]
+    assert divided() == {"train": [20, 21], "validation": [22], "test": [25]}
+
+
 @pytest.mark.parametrize("revisions", [["workspace"], ["HEAD", "workspace"]])
 def test_the_page_of_plots_names_a_revision_only_among_several(tmp_path: Path, revisions: list[str]) -> None:
     """Its style hides a paragraph in the only box of a picture's frame: this is how DVC nests them."""
