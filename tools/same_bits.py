@@ -46,6 +46,7 @@ KINDS = {
     "anchored": "--variant thinkjepa --anchor last_pose",
     "jepa": "--variant jepa",
     "vlm": "--variant vlm",
+    "poses": "--variant poses",
 }
 NUM_VIDEOS = 12
 
@@ -119,8 +120,9 @@ def compute(checkout: Checkout) -> None:
     extract(checkout, "cache-windows", "--future-windows", "2")
     for name, flags in KINDS.items():
         train(checkout, "cache-dual-1", f"runs/{name}", *flags.split())
-    for name in ("film", "jepa"):
+    for name in ("film", "jepa", "poses"):
         checkout.run("thinkjepa-eval", "--run", f"runs/{name}", "--json", "--device", "cpu")
+    for name in ("film", "jepa"):
         train(
             checkout,
             "cache-windows",

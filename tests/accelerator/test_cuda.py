@@ -146,6 +146,26 @@ def test_training_evaluation_and_prediction_run_and_agree_with_the_cpu(
     assert predicted
 
 
+def test_hands_from_hands_alone_train_and_agree_with_the_cpu(
+    latent_cache: Callable[..., Path], tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """Variant poses reads hand labels and no frozen model, so that a cache without videos serves it."""
+    cache = latent_cache(labelled=16)
+    losses, distances = [], []
+    for device in (DEVICE, "cpu"):
+        run = tmp_path / f"run-{device}"
+        fixed = ("--cache-dir", cache, "--out", run, *TRAINING.split(), "--variant", "poses")
+        metrics = command("train", *fixed, "--precision", "fp32", "--device", device)
+        scores = command("eval", "--run", run, "--device", device)
+        losses.append(metrics["last_validation_loss"])
+        distances.append(scores["trajectory"]["model"]["ade_m"])
+        record_property(f"poses, validation loss and ADE (m) on {device}", (losses[-1], distances[-1]))
+        assert not scores["latent"]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+    assert distances[0] == pytest.approx(distances[1], rel=1e-2)
+    assert distances[1] > 0
+
+
 def test_mixed_precision_trains(on_device: Path, tmp_path: Path) -> None:
     place = ("--cache-dir", on_device, "--out", tmp_path / "run", "--precision", "bf16", "--device", DEVICE)
     assert command("train", *place, *TRAINING.split())["last_validation_loss"] > 0
