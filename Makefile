@@ -8,7 +8,7 @@ JOBS ?= 2
 bin := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help environment test test-vllm check params wheel demo soak lock clean distclean
+.PHONY: help environment test test-vllm check params wheel demo models soak lock clean distclean
 
 help: ## List the targets
 	@echo "make TARGET, where TARGET is one of"
@@ -40,6 +40,9 @@ wheel: environment ## Build the wheel into dist/
 
 demo: environment ## Run the whole pipeline on sample videos with untrained models, in demo/
 	$(bin)/thinkjepa-sample demo demo
+
+models: environment ## Train the sample's models in models/, an hour (needs the extra `sample` and a GL library)
+	VENV='$(VENV)' tools/train_encoder models/encoder
 
 soak: environment ## Run the long tests
 	$(bin)/python -m pytest -m soak --timeout 3600 $(ARGS)

@@ -91,14 +91,14 @@ def write_tiny_models(out: Path, *, seed: int) -> None:
 
     Files of the same names are replaced. The global random state is left as it was.
     """
-    with torch.random.fork_rng(devices=[]), _no_progress_bars():
+    with torch.random.fork_rng(devices=[]), no_progress_bars():
         torch.manual_seed(seed)
         _write_thinker(out / "thinker", seed=seed)
         _write_encoder(out / "encoder", seed=seed)
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
     """A bar for each file of a megabyte is noise."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

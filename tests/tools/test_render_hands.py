@@ -1,6 +1,5 @@
 """Planning and rendering of episodes; rendering itself only where mujoco and a GL library are."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -117,17 +116,6 @@ def test_without_the_extra_one_line_says_what_to_install(monkeypatch):
 def test_odd_sizes_are_refused():
     with pytest.raises(RenderError, match="even and at least 64 px"):
         check_renderable(size_px=97)
-
-
-@pytest.fixture(scope="session")
-def gl() -> None:
-    """Skips where nothing can be rendered."""
-    if importlib.util.find_spec("mujoco") is None or importlib.util.find_spec("gymnasium_robotics") is None:
-        pytest.skip("rendering needs the extra `sample`")
-    try:
-        check_renderable(size_px=64)
-    except RenderError as error:
-        pytest.skip(str(error))
 
 
 @pytest.mark.usefixtures("gl")

@@ -1,0 +1,1 @@
+"""Training of the sample's tiny models, on episodes that `hands` draws."""

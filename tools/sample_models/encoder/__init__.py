@@ -1,0 +1,1 @@
+"""Training of the sample's V-JEPA 2."""
