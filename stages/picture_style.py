@@ -7,15 +7,17 @@ they are told apart in grey, by color-blind readers, and where one lies on anoth
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import matplotlib as mpl
 import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 DPI = 120
 PANEL_IN = (3.4, 3.0)
@@ -34,6 +36,9 @@ TRUE, PREDICTED = BLUE, ORANGE
 
 SECONDS_AHEAD = "seconds after the last observed frame"
 """The clock of every picture and table that shows a future."""
+
+LOG_FROM = 4.0
+"""Ratio of the largest to the smallest value from which a logarithmic axis shows more than a linear one."""
 
 _SOLID, _DASHED, _DOTTED = "-", (0, (5, 2)), (0, (1, 1.3))
 _DASH_DOTTED, _LONG, _DASH_DOT_DOT = (0, (6, 2, 1, 2)), (0, (9, 3)), (0, (3, 1, 1, 1, 1, 1))
@@ -180,8 +185,27 @@ def legend_below(figure: Figure, panels: Iterable[Axes], *, columns: int = 3) ->
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)
 
 
+def scale_axis(axes: Axes, values: Sequence[float]) -> None:
+    """Give a logarithmic axis where values differ by much, with plain numbers at 1, 2 and 5."""
+    if min(values) <= 0 or max(values) < LOG_FROM * min(values):
+        axes.set_yscale("linear")
+        return
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def png_bytes(figure: Figure) -> bytes:
     """The figure as PNG. Equal figures give equal bytes."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=DPI, metadata={"Software": None})
+    return content.getvalue()
+
+
+def svg_bytes(figure: Figure) -> bytes:
+    """The figure as SVG on no background, its text as text. Equal figures give equal bytes."""
+    content = io.BytesIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "thinkjepa"}):
+        figure.savefig(content, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return content.getvalue()

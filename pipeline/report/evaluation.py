@@ -11,10 +11,11 @@ from thinkjepa.cache.disk.lock import WAIT, WriteLock
 from thinkjepa.cache.records import file_digest
 from thinkjepa.pipeline.cli.console import counted
 from thinkjepa.pipeline.report.markdown import (
-    VERDICT_METRICS,
     Comparison,
+    answer_lines,
     comparison_markdown,
     data_warnings,
+    ranked_models,
 )
 from thinkjepa.pipeline.report.plots import (
     difference_picture,
@@ -30,17 +31,9 @@ from thinkjepa.pipeline.report.rollouts import (
     rollout_table,
 )
 from thinkjepa.pipeline.report.tables import available, markdown_table
-from thinkjepa.pipeline.report.verdict import (
-    baseline_verdicts,
-    figure_text,
-    is_main,
-    model_verdicts,
-    question_verdicts,
-    readout_lines,
-)
+from thinkjepa.pipeline.report.verdict import figure_text, is_main
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.compared.comparison import compare
-from thinkjepa.stages.evaluate.compared.entries import MOST_GROUPS_BY_PAIRS
 from thinkjepa.stages.evaluate.compared.groups import EvaluatedRun
 from thinkjepa.stages.evaluate.compared.rollouts import compare_rollouts
 from thinkjepa.stages.evaluate.evaluation import evaluate
@@ -180,11 +173,7 @@ def rollout_page(rolled: Rolled, name: Path) -> str:
 def comparison_page(comparison: Comparison, files: Sequence[str]) -> str:
     """The terminal's page on a comparison: a table, the verdicts, and `files`, lines on where the rest is."""
     metrics = available(exhibited("page"), [entry["metrics"] for entry in comparison["entries"]])
-    ranking = comparison["ranking"]
-    models = [entry for entry in comparison["entries"] if entry["method"] == "model"]
-    if ranking is not None:
-        position = {row["name"]: index for index, row in enumerate(ranking["rows"])}
-        models.sort(key=lambda entry: position[entry["name"]])
+    ranking, models = comparison["ranking"], ranked_models(comparison)
     by_validation = len(models) > 1 and ranking is not None and ranking["clips"] == "validation"
     lines = [
         f"{counted(comparison['num_clips'], comparison['split'] + ' clip')} of "
@@ -197,16 +186,7 @@ def comparison_page(comparison: Comparison, files: Sequence[str]) -> str:
     ]
     if (left_out := len(models) - MOST_MODELS) > 0:
         lines.append(f"{counted(left_out, 'more setting')} in the file below")
-    lines.append("")
-    verdicts: list[str] = []
-    for name in VERDICT_METRICS.values():
-        verdicts += question_verdicts(comparison, name)
-    for name in VERDICT_METRICS.values():
-        verdicts += baseline_verdicts(comparison, name)
-        verdicts += readout_lines(comparison, name, of=models[0]["name"])
-    if metrics and len(models) <= MOST_GROUPS_BY_PAIRS:
-        verdicts += model_verdicts(comparison, metrics[0].name, of=models[0]["name"])
-    return "\n".join([*lines, *dict.fromkeys(verdicts), "", *files])
+    return "\n".join([*lines, "", *answer_lines(comparison), "", *files])
 
 
 def _table(comparison: Comparison, models: Sequence[Mapping[str, Any]], metrics: Sequence[Metric]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from thinkjepa.pipeline.cli.console import counted
-from thinkjepa.pipeline.report.tables import available, markdown_table, titled
+from thinkjepa.pipeline.report.tables import TableWriter, available, markdown_table, titled
 from thinkjepa.pipeline.report.verdict import (
     FEWEST_GROUPS,
     FEWEST_SEEDS,
@@ -18,9 +18,11 @@ from thinkjepa.pipeline.report.verdict import (
     model_verdicts,
     outcome,
     question_of,
+    question_verdicts,
     readout_lines,
 )
 from thinkjepa.stages.display import CLIPS, RANK
+from thinkjepa.stages.evaluate.compared.entries import MOST_GROUPS_BY_PAIRS
 from thinkjepa.stages.evaluate.compared.groups import TRAINED_ON
 from thinkjepa.stages.evaluate.metrics import METRICS, VALIDATION_METRICS, Metric, MetricKind, exhibited
 
@@ -74,6 +76,28 @@ def comparison_markdown(comparison: Comparison) -> str:
     for kind, title in DETAILS.items():
         parts += titled(title, detail_table(comparison, kind), detail_lines(comparison, kind))
     return "\n\n".join(parts) + "\n"
+
+
+def ranked_models(comparison: Comparison) -> list[Mapping[str, Any]]:
+    """The entries of models, the best on validation clips first where runs are ranked."""
+    models = [entry for entry in comparison["entries"] if entry["method"] == "model"]
+    if (ranking := comparison["ranking"]) is not None:
+        position = {row["name"]: index for index, row in enumerate(ranking["rows"])}
+        models.sort(key=lambda entry: position[entry["name"]])
+    return models
+
+
+def answer_lines(comparison: Comparison) -> list[str]:
+    """The verdicts that answer first: guidance or none, the baselines, and the best model's other pairs."""
+    models, names = ranked_models(comparison), list(VERDICT_METRICS.values())
+    lines = [line for name in names for line in question_verdicts(comparison, name)]
+    for name in names:
+        lines += baseline_verdicts(comparison, name)
+        lines += readout_lines(comparison, name, of=models[0]["name"])
+    metrics = available(exhibited("page"), [entry["metrics"] for entry in comparison["entries"]])
+    if metrics and len(models) <= MOST_GROUPS_BY_PAIRS:
+        lines += model_verdicts(comparison, metrics[0].name, of=models[0]["name"])
+    return list(dict.fromkeys(lines))
 
 
 def conditions(comparison: Comparison) -> str:
@@ -148,8 +172,11 @@ def _joint_conditions(comparison: Comparison, frames: Mapping[str, int]) -> Iter
     )
 
 
-def ranking_section(comparison: Comparison) -> list[str]:
-    """The table of a sweep: a row per group, best first, with its settings; empty for a single group."""
+def ranking_section(comparison: Comparison, *, write: TableWriter = markdown_table) -> list[str]:
+    """Title, table and note of a sweep: a row per group, best first, with its settings.
+
+    Empty for a single group.
+    """
     ranking = comparison["ranking"]
     if ranking is None or len(ranking["rows"]) < 2:
         return []
@@ -193,7 +220,7 @@ def ranking_section(comparison: Comparison) -> list[str]:
             f"**Sorted by the {comparison['split']} clips' {METRICS[sorted_by].label()}: who chooses by this "
             "order chooses on the clips that the report stands on.** Choose by a validation column."
         )
-    return ["## Runs, the best first", markdown_table(header, rows, left=2 + len(varied)), note]
+    return ["## Runs, the best first", write(header, rows, left=2 + len(varied)), note]
 
 
 def _validation_text(row: Mapping[str, Any], name: str) -> str:
@@ -204,7 +231,7 @@ def _validation_text(row: Mapping[str, Any], name: str) -> str:
     return number(mean) if std is None else f"{number(mean)} ± {number(std)}"
 
 
-def entry_table(comparison: Comparison) -> str:
+def entry_table(comparison: Comparison, *, write: TableWriter = markdown_table) -> str:
     """A row per method with mean and interval of the main metrics."""
     entries = comparison["entries"]
     shown = available(exhibited("page"), [entry["metrics"] for entry in entries])
@@ -213,10 +240,10 @@ def entry_table(comparison: Comparison) -> str:
         for entry in entries
         if available(shown, [entry["metrics"]])
     ]
-    return markdown_table(["method", "seeds", *_heads(shown, comparison)], rows, left=2)
+    return write(["method", "seeds", *_heads(shown, comparison)], rows, left=2)
 
 
-def detail_table(comparison: Comparison, kind: MetricKind) -> str:
+def detail_table(comparison: Comparison, kind: MetricKind, *, write: TableWriter = markdown_table) -> str:
     """A row per model and baseline with the means of the metrics that are details; empty without any."""
     entries = [entry for entry in comparison["entries"] if is_main(entry)]
     means = [
@@ -230,7 +257,7 @@ def detail_table(comparison: Comparison, kind: MetricKind) -> str:
         for entry, found in zip(entries, means, strict=True)
         if available(shown, [found])
     ]
-    return markdown_table(["method", *_heads(shown, comparison)], rows)
+    return write(["method", *_heads(shown, comparison)], rows)
 
 
 def detail_lines(comparison: Comparison, kind: MetricKind) -> list[str]:
@@ -248,7 +275,7 @@ def detail_lines(comparison: Comparison, kind: MetricKind) -> list[str]:
     return lines
 
 
-def difference_table(comparison: Comparison) -> str:
+def difference_table(comparison: Comparison, *, write: TableWriter = markdown_table) -> str:
     """A row per pair, with a star where a difference is more than chance; empty without pairs."""
     differences = comparison["differences"]
     shown = available(exhibited("page"), [item["metrics"] for item in differences])
@@ -257,7 +284,7 @@ def difference_table(comparison: Comparison) -> str:
         for item in differences
         if available(shown, [item["metrics"]])
     ]
-    return markdown_table(["a", "b", *_heads(shown, comparison)], rows, left=2)
+    return write(["a", "b", *_heads(shown, comparison)], rows, left=2)
 
 
 def difference_notes(comparison: Comparison) -> str:
@@ -282,7 +309,7 @@ def _signed_text(figures: Mapping[str, Figure], metric: Metric) -> str:
     return figure_text(figures[metric.name], metric.unit.signed) if metric.name in figures else ""
 
 
-def horizon_table(comparison: Comparison) -> str:
+def horizon_table(comparison: Comparison, *, write: TableWriter = markdown_table) -> str:
     """A row per latent step: ADE of models and baselines, or L2 where there are no joints."""
     main = [entry for entry in comparison["entries"] if is_main(entry)]
     metrics = available(exhibited("horizon"), [entry["metrics"] for entry in main])
@@ -301,10 +328,10 @@ def horizon_table(comparison: Comparison) -> str:
         f"{metric.label()} of each latent step. Seconds run from the last observed frame to the "
         "middle of the step's frames."
     )
-    return f"{note}\n\n{markdown_table(['seconds', *(entry['name'] for entry in shown)], rows)}"
+    return write(["seconds", *(entry["name"] for entry in shown)], rows, note=note)
 
 
-def stratum_table(comparison: Comparison, kind: str) -> str:
+def stratum_table(comparison: Comparison, kind: str, *, write: TableWriter = markdown_table) -> str:
     """A row per stratum: main metric of models and baselines, and the difference in question.
 
     Empty with a single stratum.
@@ -327,7 +354,7 @@ def stratum_table(comparison: Comparison, kind: str) -> str:
         ]
         rows.append([stratum[kind], stratum["num_clips"], *cells])
     header = [kind, "clips", *shown, *([f"{asked[0]} - {asked[1]}"] if asked else [])]
-    return f"{metric.label()} {STRATA[kind]}\n\n{markdown_table(header, rows)}"
+    return write(header, rows, note=f"{metric.label()} {STRATA[kind]}")
 
 
 def _heads(metrics: Sequence[Metric], comparison: Comparison) -> list[str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from thinkjepa.pipeline.cli.console import counted
@@ -26,9 +27,10 @@ from thinkjepa.pipeline.report.verdict import (
     is_main,
     outcome,
 )
-from thinkjepa.stages.evaluate.metrics import Metric, exhibited
+from thinkjepa.stages.evaluate.metrics import VALIDATION_METRICS, Metric, exhibited
 from thinkjepa.stages.picture_style import (
     BASELINES,
+    BEST,
     BLACK,
     PANEL_IN,
     SECONDS_AHEAD,
@@ -37,6 +39,7 @@ from thinkjepa.stages.picture_style import (
     new_figure,
     picture_style,
     png_bytes,
+    scale_axis,
     variant_look,
 )
 
@@ -56,6 +59,9 @@ END_MARGIN = 1.05
 SMALL = 1e-3
 """Below it tick labels would need a power of ten of their own."""
 
+CURVES = ("validation_distance_m", "validation_latent_error", "validation_loss")
+"""Columns of `curve.csv` that are drawn, where a run has them."""
+
 NOT_KNOWN = {"mean": np.nan, "low": None, "high": None}
 """The figure of a step at which no clip has a score."""
 
@@ -63,9 +69,12 @@ Record = Mapping[str, Any]
 
 Look = Mapping[str, Any]
 
+Encode = Callable[[Figure], bytes]
+"""The file format of a picture: `png_bytes` or `svg_bytes`."""
 
-def horizon_picture(comparison: Comparison) -> bytes:
-    """PNG: each method's means at every latent step, the models' with their intervals."""
+
+def horizon_picture(comparison: Comparison, *, encode: Encode = png_bytes) -> bytes:
+    """Each method's means at every latent step, the models' with their intervals."""
     entries = [entry for entry in comparison["entries"] if is_main(entry)]
     metrics = available(exhibited("horizon"), [entry["metrics"] for entry in entries])
     seconds = [step["seconds"] for step in comparison["horizon"]]
@@ -85,11 +94,11 @@ def horizon_picture(comparison: Comparison) -> bytes:
             _name_curves(axes, metric)
         figure.suptitle(_means_caption("means", comparison, panels), fontsize="small")
         legend_below(figure, panels)
-        return png_bytes(figure)
+        return encode(figure)
 
 
-def rollout_picture(rolled: Rolled) -> bytes:
-    """PNG: each metric over the horizons of rollouts, models with their intervals; controls are left out."""
+def rollout_picture(rolled: Rolled, *, encode: Encode = png_bytes) -> bytes:
+    """Each metric over the horizons of rollouts, models with their intervals; controls are left out."""
     seconds = [item["last_frame_s"] for item in rolled["horizons"]]
     metrics, looks = rolled_metrics(rolled), entry_looks(rolled)
     with picture_style():
@@ -103,7 +112,41 @@ def rollout_picture(rolled: Rolled) -> bytes:
             _name_curves(axes, metric)
         figure.suptitle(_means_caption("means over clips", rolled, panels), fontsize="small")
         legend_below(figure, panels)
-        return png_bytes(figure)
+        return encode(figure)
+
+
+def curve_picture(
+    comparison: Comparison, curves: Mapping[str, Sequence[Record]], *, encode: Encode = png_bytes
+) -> bytes:
+    """Validation figures of each run by epoch, a panel for each figure; seeds have one look.
+
+    `curves` are the rows of each run's `curve.csv` by the run's name. A star marks the lowest value.
+    """
+    shown = [
+        name for name in CURVES if any(row.get(name) is not None for rows in curves.values() for row in rows)
+    ]
+    looks = entry_looks(comparison)
+    with picture_style():
+        figure = new_figure(PANEL_IN[0] * max(len(shown), 1.4), PANEL_IN[1] + LEGEND_IN)
+        panels = figure.subplots(1, max(len(shown), 1), squeeze=False)[0]
+        for axes, name in zip(panels, shown, strict=False):
+            unit, drawn = VALIDATION_METRICS[name].unit, []
+            for group in comparison["groups"]:
+                look = {**looks[group["name"]], "markersize": 0}
+                for rows in (curves.get(run, ()) for run in group["runs"]):
+                    points = [
+                        (row["epoch"], unit.scale * row[name]) for row in rows if row.get(name) is not None
+                    ]
+                    if points:
+                        axes.plot(*zip(*points, strict=True), label=group["name"], **look)
+                        lowest = min(points, key=lambda point: point[1])
+                        axes.plot(*lowest, clip_on=False, **{**BEST, "color": look["color"]})
+                        drawn += [value for _, value in points]
+            axes.set(xlabel="epoch", title=VALIDATION_METRICS[name].label, ylabel=unit.axis)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            scale_axis(axes, drawn)
+        legend_below(figure, panels)
+        return encode(figure)
 
 
 def _means_caption(means: str, comparison: Record, panels: Iterable[Axes]) -> str:
@@ -148,18 +191,18 @@ def _name_curves(axes: Axes, metric: Metric) -> None:
         axes.set_ylim(0, END_MARGIN * axes.dataLim.y1)
 
 
-def distance_picture(comparison: Comparison) -> bytes:
-    """PNG: a row per method, a panel per metric, dots with intervals."""
+def distance_picture(comparison: Comparison, *, encode: Encode = png_bytes) -> bytes:
+    """A row per method, a panel per metric, dots with intervals."""
     looks = entry_looks(comparison)
     rows = [
         (entry["name"], entry["metrics"], dict.fromkeys(entry["metrics"], looks[entry["name"]]))
         for entry in comparison["entries"]
     ]
-    return _dot_picture(comparison, rows, note="")
+    return _dot_picture(comparison, rows, note="", encode=encode)
 
 
-def difference_picture(comparison: Comparison) -> bytes:
-    """PNG: a row per pair, a panel per metric, dots with intervals around a line at 0.
+def difference_picture(comparison: Comparison, *, encode: Encode = png_bytes) -> bytes:
+    """A row per pair, a panel per metric, dots with intervals around a line at 0.
 
     Models against each other and against their own shuffled guidance; with one group, against all methods.
     A dot is filled where a verdict is given, hollow where there is no difference or too little evidence.
@@ -178,11 +221,16 @@ def difference_picture(comparison: Comparison) -> bytes:
                 for metric, figure in item["metrics"].items()
             }
             rows.append((f"{item['a']} − {item['b']}", item["metrics"], filled))  # noqa: RUF001
-    return _dot_picture(comparison, rows, note="filled: a difference; hollow: none, or too little to tell")
+    note = "filled: a difference; hollow: none, or too little to tell"
+    return _dot_picture(comparison, rows, note=note, encode=encode)
 
 
 def _dot_picture(
-    comparison: Comparison, rows: Sequence[tuple[str, Record, Mapping[str, Look]]], *, note: str
+    comparison: Comparison,
+    rows: Sequence[tuple[str, Record, Mapping[str, Look]]],
+    *,
+    note: str,
+    encode: Encode,
 ) -> bytes:
     """Rows are a name, its figures by metric and their looks. With a note they are differences around 0."""
     metrics = available(exhibited("distances"), [found for _, found, _ in rows])
@@ -208,7 +256,7 @@ def _dot_picture(
         panels[0].set_ylim(len(rows) - 0.5, -0.5)
         words = [f"lines: {_intervals(comparison)}", *([note] if note else [])]
         figure.supxlabel("; ".join(words), fontsize="small")
-        return png_bytes(figure)
+        return encode(figure)
 
 
 def _in_powers(axes: Axes, label: str) -> str:

@@ -17,7 +17,7 @@ from thinkjepa.pipeline.report.markdown import (
     detail_lines,
     detail_table,
 )
-from thinkjepa.pipeline.report.tables import markdown_table
+from thinkjepa.pipeline.report.tables import TableWriter, markdown_table
 from thinkjepa.pipeline.report.verdict import (
     FEWEST_GROUPS,
     Figure,
@@ -100,7 +100,9 @@ def left_out_line(rolled: Rolled) -> str:
     )
 
 
-def rollout_table(rolled: Rolled, metric: Metric, *, controls: bool = True) -> str:
+def rollout_table(
+    rolled: Rolled, metric: Metric, *, controls: bool = True, write: TableWriter = markdown_table
+) -> str:
     """A row per method, a column per horizon; without `controls` models and baselines only."""
 
     def number(figure: Figure) -> str:
@@ -111,7 +113,7 @@ def rollout_table(rolled: Rolled, metric: Metric, *, controls: bool = True) -> s
         for entry in rollout_entries(rolled, metric)
         if controls or is_main(entry)
     ]
-    return markdown_table(["method", "seeds", *_heads(rolled, rows, skipped=2)], rows, left=1)
+    return write(["method", "seeds", *_heads(rolled, rows, skipped=2)], rows)
 
 
 def difference_table(rolled: Rolled, metric: Metric) -> str:

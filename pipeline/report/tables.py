@@ -1,15 +1,27 @@
-"""The one writer of Markdown tables, and what they have columns for."""
+"""The one writer of Markdown tables, and what tables have columns for."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from thinkjepa.stages.evaluate.metrics import Metric
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, left: int = 1) -> str:
+class TableWriter(Protocol):
+    """Writes a table in one format; arguments as of `markdown_table`."""
+
+    def __call__(
+        self, header: Sequence[str], rows: Sequence[Sequence[Any]], *, left: int = 1, note: str = ""
+    ) -> str: ...
+
+
+def markdown_table(
+    header: Sequence[str], rows: Sequence[Sequence[Any]], *, left: int = 1, note: str = ""
+) -> str:
     """A table whose columns are aligned in plain text, too, the first `left` ones to the left.
+
+    A note is a paragraph above it.
 
     Cells are written as text, without escapes.
     Empty without rows. Raises ValueError where a row has more or fewer cells than the header.
@@ -26,7 +38,8 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, left
         ]
         for line in (cells[0], rule, *cells[1:])
     ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{note}\n\n{table}" if note else table
 
 
 def titled(title: str, table: str, lines: Sequence[str] = ()) -> list[str]:

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator
 
 from thinkjepa.cache.disk.files import replace_file
 from thinkjepa.stages.display import MILLIMETERS
@@ -31,6 +31,7 @@ from thinkjepa.stages.picture_style import (
     new_figure,
     picture_style,
     png_bytes,
+    scale_axis,
 )
 from thinkjepa.stages.train.fit.state import EpochLosses, FitState
 from thinkjepa.stages.train.settings import TrainSettings
@@ -102,9 +103,6 @@ LOWEST = {
 }
 """The figure of the best epoch, in words, for each value of `--select-by`."""
 
-LOG_FROM = 4.0
-"""Ratio of the largest to the smallest value from which a logarithmic axis shows more than a linear one."""
-
 DOTS_UP_TO = 30
 """Epochs up to which each is a dot, too: a line through one of them alone would be invisible."""
 
@@ -154,7 +152,7 @@ def _picture(state: FitState, persistence_loss: float | None) -> bytes:
             with_persistence.axhline(
                 persistence_loss, label="latent persistence (validation)", **BASELINES["latent_persistence"]
             )
-            _scale(with_persistence, [*latents, persistence_loss, *([] if apart else training)])
+            scale_axis(with_persistence, [*latents, persistence_loss, *([] if apart else training)])
         legend_below(figure, [loss, *others], columns=2)
         return png_bytes(figure)
 
@@ -175,15 +173,4 @@ def _draw(
     margin = min(0.5, 0.05 * (epochs[-1] - epochs[0])) or 0.5
     axes.set_xlim(epochs[0] - margin, epochs[-1] + margin)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    _scale(axes, [*validation, *(value for values in more for value in values)])
-
-
-def _scale(axes: Axes, values: Sequence[float]) -> None:
-    """A logarithmic axis where values differ by much, with plain numbers at 1, 2 and 5."""
-    if min(values) <= 0 or max(values) < LOG_FROM * min(values):
-        axes.set_yscale("linear")
-        return
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    scale_axis(axes, [*validation, *(value for values in more for value in values)])

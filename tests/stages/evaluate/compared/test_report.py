@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from thinkjepa.pipeline.report import plots as eval_plots
 from thinkjepa.pipeline.report.evaluation import comparison_page
 from thinkjepa.pipeline.report.markdown import comparison_markdown
 from thinkjepa.pipeline.report.plots import difference_picture, distance_picture, horizon_picture
@@ -85,7 +84,7 @@ def test_pictures_are_the_same_every_time_and_differ_with_the_scores(add_run: Ad
         assert draw(one) != draw(other)
 
 
-def drawn(monkeypatch: pytest.MonkeyPatch, draw: Callable[..., bytes], comparison: object) -> Figure:
+def drawn(draw: Callable[..., bytes], comparison: object) -> Figure:
     """The figure of a picture, drawn."""
     figures: list[Figure] = []
 
@@ -93,60 +92,57 @@ def drawn(monkeypatch: pytest.MonkeyPatch, draw: Callable[..., bytes], compariso
         figures.append(figure)
         return png_bytes(figure)
 
-    monkeypatch.setattr(eval_plots, "png_bytes", keep)
-    draw(comparison)
+    draw(comparison, encode=keep)
     return figures[0]
 
 
-def test_small_differences_have_their_power_of_ten_in_the_label(
-    add_run: AddRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_small_differences_have_their_power_of_ten_in_the_label(add_run: AddRun) -> None:
     wave = 1e-8 * np.cos(np.arange(len(MANY)))
     comparison = compare([add_run("jepa", 0, MANY), add_run("vlm", 0, MANY + 3e-8 + wave)])
-    axes = drawn(monkeypatch, difference_picture, comparison).axes[0]
+    axes = drawn(difference_picture, comparison).axes[0]
     assert axes.get_xlabel() == "difference ($10^{-5}$ mm)"
     assert axes.xaxis.get_offset_text().get_text() == ""
     shown = [float(label.get_text().replace("−", "-")) for label in axes.get_xticklabels()]  # noqa: RUF001
     assert shown == pytest.approx([1e5 * tick for tick in axes.get_xticks()])
 
 
-def test_pictures_have_distances_in_millimetres(add_run: AddRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_have_distances_in_millimetres(add_run: AddRun) -> None:
     comparison = compare([add_run("jepa", seed, MANY) for seed in range(2)])
     model = next(entry for entry in comparison["entries"] if entry["method"] == "model")
     in_m = model["metrics"]["ade_m"]
     assert in_m["mean"] == pytest.approx(0.2), "JSON keeps metres"
 
-    curves = drawn(monkeypatch, horizon_picture, comparison).axes[0]
+    curves = drawn(horizon_picture, comparison).axes[0]
     assert curves.get_ylabel() == "mean distance (mm)"
     assert curves.lines[0].get_ydata() == pytest.approx([100.0, 300.0])
     band = curves.collections[0].get_paths()[0].vertices[:, 1]  # type: ignore[index]
     assert band.max() == pytest.approx(1000 * model["horizon"][1]["ade_m"]["high"])
 
-    dots = drawn(monkeypatch, distance_picture, comparison).axes[0]
+    dots = drawn(distance_picture, comparison).axes[0]
     assert dots.get_xlabel() == "mean distance (mm)"
     interval, dot = dots.lines[:2]
     assert interval.get_xdata() == pytest.approx([1000 * in_m["low"], 1000 * in_m["high"]])
     assert dot.get_xdata() == pytest.approx([200.0])
 
-    differences = drawn(monkeypatch, difference_picture, comparison).axes[0]
+    differences = drawn(difference_picture, comparison).axes[0]
     assert differences.get_xlabel() == "difference (mm)"
     assert differences.lines[2].get_xdata() == pytest.approx([-300.0])
 
 
 @pytest.mark.parametrize(("num_groups", "bands"), [(len(MANY), "; bands: 95 % intervals"), (1, "")])
 def test_the_caption_names_bands_only_where_there_are_some(
-    add_run: AddRun, monkeypatch: pytest.MonkeyPatch, num_groups: int, bands: str
+    add_run: AddRun, num_groups: int, bands: str
 ) -> None:
     comparison = compare([add_run("jepa", 0, MANY[:num_groups])])
-    figure = drawn(monkeypatch, horizon_picture, comparison)
+    figure = drawn(horizon_picture, comparison)
     assert bool(figure.axes[0].collections) == bool(bands)
     assert figure.get_suptitle().startswith(f"lines: means{bands}, {comparison['num_clips']} clip")
 
 
-def test_the_last_marker_is_inside_the_axes(add_run: AddRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_marker_is_inside_the_axes(add_run: AddRun) -> None:
     """Steps late in a horizon are near each other, measured by an axis from 0."""
     comparison = compare([add_run("jepa", 0, 5 + MANY / 100, horizon_s=(0.98, 1.0))])
-    axes = drawn(monkeypatch, horizon_picture, comparison).axes[0]
+    axes = drawn(horizon_picture, comparison).axes[0]
     assert axes.get_xlim() == pytest.approx((0, 1.05))
     assert axes.get_ylim()[1] > 1.04 * axes.lines[0].get_ydata().max()  # type: ignore[union-attr]
 
