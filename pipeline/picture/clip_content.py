@@ -323,19 +323,30 @@ def _thumbnails(
     """Small frames by index; or none, and why."""
     if not indices:
         return {}, "no feature set is shown"
-    if videos is None:
-        return {}, "give the folder of the videos with --videos"
-    path = videos / clip.video
+    path, reason = find_video(videos, clip)
+    if path is None:
+        return {}, reason
     try:
-        if not path.is_file():
-            return {}, f"{clip.video!r} is not in {str(videos)!r}"
-        if file_digest(path) != clip.video_digest:
-            return {}, f"{str(path)!r} is not the video that was extracted: its content differs"
         return _decoded(path, indices), ""
     except OSError as error:
         return {}, f"{str(path)!r} cannot be read: {error.strerror}"
     except DecodeError as error:
         return {}, f"{str(path)!r}: {error}"
+
+
+def find_video(videos: Path | None, clip: ClipRow) -> tuple[Path | None, str]:
+    """The file of a clip's video in the folder `videos`; or None, and why."""
+    if videos is None:
+        return None, "give the folder of the videos with --videos"
+    path = videos / clip.video
+    try:
+        if not path.is_file():
+            return None, f"{clip.video!r} is not in {str(videos)!r}"
+        if file_digest(path) != clip.video_digest:
+            return None, f"{str(path)!r} is not the video that was extracted: its content differs"
+    except OSError as error:
+        return None, f"{str(path)!r} cannot be read: {error.strerror}"
+    return path, ""
 
 
 def _decoded(path: Path, indices: Sequence[int]) -> dict[int, FrameStack]:

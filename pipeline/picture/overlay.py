@@ -16,7 +16,7 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from thinkjepa.pipeline.picture.page import outlined
 from thinkjepa.pipeline.picture.playback import prediction_mp4
-from thinkjepa.stages.data.decoding.client import VideoDecoder
+from thinkjepa.stages.data.decoding.client import FrameStack, VideoDecoder
 from thinkjepa.stages.data.framing import Framing, seen_box
 from thinkjepa.stages.data.joints import Bone, hand_bones
 from thinkjepa.stages.data.sampling import clock_text, seconds_ahead
@@ -164,27 +164,23 @@ def _picture(
     framing: Framing | None,
 ) -> Image.Image:
     """One frame of the overlay: a panel or two, and a caption under each."""
-    height, width = frame.shape[:2]
-    scale = PANEL_SHORT_SIDE_PX / min(height, width)
-    size = (_even(width * scale), _even(height * scale))
+    size = panel_size(frame, short_side_px=PANEL_SHORT_SIDE_PX)
     shown = [("predicted", drawn.predicted, PREDICTED_RGB)]
     if two_panels:
         shown.append(("true", drawn.true, TRUE_RGB))
     canvas = Image.new("RGB", (size[0] * len(shown), size[1] + CAPTION_PX), GREY)
     for column, (title, pixels, color) in enumerate(shown):
-        scaled = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS))
-        panel = Image.fromarray(scaled)
-        if framing is not None:
-            box = seen_box(framing, width_px=size[0], height_px=size[1])
-            panel = Image.fromarray(outlined(scaled, box))
-        if column == 0 and drawn.true is not None:
-            ghost = panel.copy()
-            _draw_hand(ghost, drawn.true * scale, bones, TRUE_RGB)
-            panel = Image.blend(panel, ghost, GHOST_OPACITY)
-        if pixels is not None:
-            _draw_hand(panel, pixels * scale, bones, color)
-        if not drawn.observed:
-            ImageDraw.Draw(panel).rectangle((0, 0, size[0] - 1, size[1] - 1), outline=color, width=4)
+        ghost = drawn.true if column == 0 else None
+        panel = hand_panel(
+            frame,
+            size,
+            bones,
+            pixels=pixels,
+            color=color,
+            ghost=ghost,
+            framed=not drawn.observed,
+            seen=framing,
+        )
         canvas.paste(panel, (column * size[0], 0))
         text = drawn.caption if column == 0 else ""
         small_print = drawn.note or note if column == 0 else ""
@@ -194,6 +190,45 @@ def _picture(
         if column == 0 and drawn.true is not None:
             _ghost_legend(canvas, size)
     return canvas
+
+
+def panel_size(frame: FrameStack, *, short_side_px: int) -> tuple[int, int]:
+    """Width and height in pixels, even, of a panel that shows a frame."""
+    height, width = frame.shape[:2]
+    scale = short_side_px / min(height, width)
+    return _even(width * scale), _even(height * scale)
+
+
+def hand_panel(
+    frame: FrameStack,
+    size: tuple[int, int],
+    bones: Sequence[Bone],
+    *,
+    pixels: Pixels | None,
+    color: Color,
+    ghost: Pixels | None,
+    framed: bool,
+    seen: Framing | None,
+) -> Image.Image:
+    """A frame scaled to `size` with a hand over it, given in the frame's own pixels.
+
+    `ghost` is the true hand, faint under it. A frame of the future is `framed` in the hand's color. The part
+    `seen` by the encoder is outlined.
+    """
+    scale = min(size) / min(frame.shape[:2])
+    scaled = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS))
+    panel = Image.fromarray(scaled)
+    if seen is not None:
+        panel = Image.fromarray(outlined(scaled, seen_box(seen, width_px=size[0], height_px=size[1])))
+    if ghost is not None:
+        under = panel.copy()
+        _draw_hand(under, ghost * scale, bones, TRUE_RGB)
+        panel = Image.blend(panel, under, GHOST_OPACITY)
+    if pixels is not None:
+        _draw_hand(panel, pixels * scale, bones, color)
+    if framed:
+        ImageDraw.Draw(panel).rectangle((0, 0, size[0] - 1, size[1] - 1), outline=color, width=4)
+    return panel
 
 
 def _caption(
