@@ -31,6 +31,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from thinkjepa.cache.disk.files import explained_os_errors, staging_name
@@ -208,6 +209,35 @@ class ClipTable:
     def lists(self, column: str) -> Floats:
         """A column of lists, `(clip, step)`."""
         return _read_lists(self.rows[column])
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPrediction:
+    """The joints that a run predicted for one clip."""
+
+    joints_m: npt.NDArray[np.float32]
+    """`(future frame, joint, 3)`"""
+    camera_pose: Floats | None
+    """Camera to world `(4, 4)` of the last observed frame; None where unknown."""
+
+
+def read_predictions(path: Path, clip_ids: Sequence[str]) -> dict[str, StoredPrediction]:
+    """The predicted joints of some clips, by clip id, of a table that `ClipTable.read` accepts.
+
+    Empty for a run without joints.
+    """
+    file = pq.ParquetFile(path)
+    if "predicted_joints_m" not in file.schema_arrow.names:
+        return {}
+    rows = file.read(["clip_id", "predicted_joints_m", "camera_pose", "future_frames"])
+    chosen = rows.filter(pc.is_in(rows["clip_id"], pa.array(clip_ids, pa.string())))
+    return {
+        row["clip_id"]: StoredPrediction(
+            np.array(row["predicted_joints_m"], np.float32).reshape(len(row["future_frames"]), -1, 3),
+            None if row["camera_pose"] is None else np.array(row["camera_pose"]).reshape(4, 4),
+        )
+        for row in chosen.to_pylist()
+    }
 
 
 def _read_scores(rows: pa.Table) -> Scores:

@@ -99,10 +99,8 @@ class CrossAttention(nn.Module):
         A sample without tokens reads a place of `states` in vain. All weights then have a gradient of zero,
         which processes that share a step exchange, and not none.
         """
-        query = self._split_heads(self.query(self.norm(x)))
-        key, value = self._split_heads(self.key(states)), self._split_heads(self.value(states))
-        if keys.rotation is not None:
-            query, key = rotate(query, rotation), rotate(key, keys.rotation)
+        query, key = self._query_and_key(x, states, keys, rotation)
+        value = self._split_heads(self.value(states))
         read = [
             F.scaled_dot_product_attention(
                 query[index, None],
@@ -114,6 +112,23 @@ class CrossAttention(nn.Module):
         output: Tensor = self.proj(torch.cat(read).transpose(1, 2).flatten(2))
         present_B = torch.tensor([count > 0 for count in keys.counts], device=x.device, dtype=output.dtype)
         return output * present_B[:, None, None]
+
+    def weights(self, x: Tensor, states: Tensor, keys: Keys, rotation: Rotation) -> list[Tensor]:
+        """The attention that `forward` reads with, of each sample: `(head, query, its own tokens)`."""
+        query, key = self._query_and_key(x, states, keys, rotation)
+        scaled = query / query.shape[-1] ** 0.5
+        return [
+            (scaled[index] @ key[index, :, :count].transpose(-1, -2)).softmax(dim=-1)
+            for index, count in enumerate(keys.counts)
+        ]
+
+    def _query_and_key(
+        self, x: Tensor, states: Tensor, keys: Keys, rotation: Rotation
+    ) -> tuple[Tensor, Tensor]:
+        query, key = self._split_heads(self.query(self.norm(x))), self._split_heads(self.key(states))
+        if keys.rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, keys.rotation)
+        return query, key
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:-1], self.heads, -1).transpose(1, 2)
