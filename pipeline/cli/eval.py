@@ -21,12 +21,52 @@ app = new_single_app()
 
 COMPARISON = "comparison"
 
+RolloutOption = Annotated[
+    str | None,
+    typer.Option(
+        "--rollout",
+        metavar="STEPS",
+        help="Roll the runs out instead, predictions becoming context, and measure over so many latent "
+        "steps, e.g. 4,8,16,32. The cache needs as many future windows (extract --future-windows).",
+    ),
+]
+
+ReportOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--report",
+        metavar="DIR",
+        help="Write the comparison as one HTML page too, DIR/index.html: answer, figures, and clips with "
+        "their videos. It needs no network.",
+    ),
+]
+
+ReportClipsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--report-clips",
+        metavar="ID,...",
+        help="Clips that the report shows: ids or VIDEO@FRAME. [default: the best, the median and the worst "
+        "of the best run]",
+    ),
+]
+
+ReportMegabytesOption = Annotated[
+    float,
+    typer.Option("--report-mb", min=0, help="Megabytes that videos and frames of the report may take."),
+]
+
+VideosOption = Annotated[
+    Path | None, typer.Option("--videos", help="Folder of the videos, of which the report shows frames.")
+]
+
 
 @app.command(
     epilog=examples(
         "thinkjepa-eval --run runs/thinkjepa-0",
         "thinkjepa-eval --runs runs --out comparison --sort ade_m",
         "thinkjepa-eval --run runs/thinkjepa-0 --rollout 4,8,16",
+        "thinkjepa-eval --runs runs --report report --videos videos",
     )
 )
 @with_settings(keys={"device": "execution.device", "cache_dir": None})
@@ -58,15 +98,11 @@ def eval_command(
     ] = None,
     split: Annotated[SplitName, typer.Option(help="Which of the run's clips are measured.")] = "test",
     cache_dir: RunCacheOption = None,
-    rollout: Annotated[
-        str | None,
-        typer.Option(
-            "--rollout",
-            metavar="STEPS",
-            help="Roll the runs out instead, predictions becoming context, and measure over so many latent "
-            "steps, e.g. 4,8,16,32. The cache needs as many future windows (extract --future-windows).",
-        ),
-    ] = None,
+    rollout: RolloutOption = None,
+    report: ReportOption = None,
+    report_clips: ReportClipsOption = None,
+    report_mb: ReportMegabytesOption = 20.0,
+    videos: VideosOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
     again: Annotated[
@@ -81,15 +117,31 @@ def eval_command(
     numbers that fit a line) into the run. Several: evaluates those that are not evaluated yet and writes
     comparison.json, comparison.md, horizon.png, distances.png and differences.png to --out: a row per
     setting, the best on validation clips first, seeds aggregated, differences paired by clip. --rollout
-    writes rollout-SPLIT.json, .md and .png. Brackets are 95 % intervals, for other groups and other seeds.
+    writes rollout-SPLIT.json, .md and .png; a later --report shows those in --out. Brackets are 95 %
+    intervals, for other groups and other seeds.
     """
     chosen = chosen_runs(run or [], runs)
+    wanted = _wanted_report(report, report_clips, videos, report_mb)
     with loading():
         context.with_resource(torch_threads(threads))
     with TerminalProgress(errors) as progress:
         how = Measurement(split, cache_dir, device, progress)
-        result, page = _measure(how, chosen, out, runs, rollout=rollout, again=again, sort_by=sort)
+        result, page = _measure(
+            how, chosen, out, runs, rollout=rollout, again=again, sort_by=sort, report=wanted
+        )
     print_result(json, result, page)
+
+
+def _wanted_report(
+    folder: Path | None, clips: str | None, videos: Path | None, limit_mb: float
+) -> WantedReport | None:
+    """The report that the flags ask for. Raises StageError for its clips without its folder."""
+    if folder is None:
+        if clips is not None:
+            raise StageError("--report-clips are clips of the report: name its folder with --report")
+        return None
+    named = tuple(filter(None, map(str.strip, (clips or "").split(","))))
+    return WantedReport(folder, named, videos, limit_mb)
 
 
 def chosen_runs(named: list[Path], beneath: Path | None) -> list[Path]:
@@ -100,6 +152,16 @@ def chosen_runs(named: list[Path], beneath: Path | None) -> list[Path]:
     if not found:
         raise StageError("no run given: name runs with --run, or a folder of runs with --runs")
     return list({path.resolve(): path for path in found}.values())
+
+
+@dataclass(frozen=True, slots=True)
+class WantedReport:
+    """The page that is asked for: its folder, its clips (empty: the usual ones), videos and size limit."""
+
+    folder: Path
+    clips: tuple[str, ...]
+    videos: Path | None
+    limit_mb: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +182,18 @@ class Measurement:
         )
 
     def compare(
-        self, runs: list[Path], out: Path | None, *, again: bool, sort_by: str | None
+        self,
+        runs: list[Path],
+        out: Path | None,
+        *,
+        again: bool,
+        sort_by: str | None,
+        report: WantedReport | None = None,
     ) -> tuple[dict[str, Any], str]:
-        """Compare runs in `out`, those without an evaluation of their weights evaluated first, or all."""
+        """Compare runs in `out`, those without an evaluation of their weights evaluated first, or all.
+
+        Writes the report of the comparison too where one is asked for.
+        """
         from thinkjepa.pipeline.report.evaluation import write_comparison
         from thinkjepa.stages.evaluate.runs import is_evaluated, read_evaluations
 
@@ -131,8 +202,23 @@ class Measurement:
         for path in runs:
             if again or not is_evaluated(path, self.split, cache_dir=self.cache_dir):
                 self.evaluate(path)
-        comparison, page = write_comparison(out, read_evaluations(runs, self.split), sort_by=sort_by)
-        return dict(comparison), page
+        evaluated = read_evaluations(runs, self.split)
+        comparison, page = write_comparison(out, evaluated, sort_by=sort_by)
+        if report is None:
+            return dict(comparison), page
+        from thinkjepa.pipeline.report.page.build import PageSettings, write_page
+
+        settings = PageSettings(report.clips, report.videos, report.limit_mb, self.cache_dir, self.device)
+        written = write_page(
+            report.folder,
+            comparison,
+            evaluated,
+            runs,
+            settings=settings,
+            rollouts=out,
+            progress=self.progress,
+        )
+        return {**comparison, "report": str(written)}, f"{page}\nreport: {written}"
 
     def roll_out(self, runs: list[Path], horizons: str, out: Path | None) -> tuple[dict[str, Any], str]:
         """Roll runs out over horizons such as `4,8`, into their folders, and compare them in `out`."""
@@ -158,14 +244,21 @@ def _measure(
     rollout: str | None,
     again: bool,
     sort_by: str | None,
+    report: WantedReport | None,
 ) -> tuple[dict[str, Any], str]:
-    """Figures and page of what the flags ask for. Runs beneath a folder are compared there by default."""
+    """Figures and page of what the flags ask for.
+
+    Runs beneath a folder are compared there by default, named ones in the folder of their report.
+    """
     place = out or (beneath / COMPARISON if beneath else None)
     if rollout is not None:
+        if report is not None:
+            raise StageError("--rollout and --report are two steps: roll out first, then write the report")
         return how.roll_out(chosen, rollout, place)
-    if len(chosen) == 1 and out is None:
+    if len(chosen) == 1 and out is None and report is None:
         return how.evaluate(chosen[0])
-    return how.compare(chosen, place, again=again, sort_by=sort_by)
+    place = place or (report.folder if report else None)
+    return how.compare(chosen, place, again=again, sort_by=sort_by, report=report)
 
 
 def main() -> None:

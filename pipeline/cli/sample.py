@@ -18,7 +18,8 @@ something changes, and not what it means. So this shows that every step runs, wh
 variants and baselines are compared. Which variant is better here says nothing about the method; that such
 features predict a hand worse than "it stays where it is" is no surprise. See README, "Real models".
 
-  {out}/results/report      comparison.md, the table above; horizon.png, distances.png, differences.png
+  {out}/results/report      index.html, one page of it all, with clips; comparison.md, the table above;
+                            horizon.png, distances.png, differences.png
   {out}/results/pictures    hands.png: labels over the frames; features.png: a clip as both models saw it;
                             future.mp4: the hand predicted over a test clip's future, next to the true one
   {out}/results/runs        a folder a run: curve.png, metrics.json, eval-test.md

@@ -44,8 +44,9 @@ class DemoError(ThinkJepaError):
 def draw_pictures(out: Path) -> list[str]:
     """Hands over the frames, features of a test clip, and its predicted future; in `results/pictures`.
 
-    The run is the first of the matrix in `out`/params.yaml. The clip is the last one of the first test video:
-    there the hand is on its way. Returns the commands that drew them, as run in `out`.
+    The page of the comparison comes last, in `results/report`. The run is the first of the matrix in
+    `out`/params.yaml. The clip is the last one of the first test video: there the hand is on its way. Returns
+    the commands that drew them, as run in `out`.
     """
     params = read_params(out / "params.yaml")
     videos, features = (os.path.relpath(folder, out) for folder in (params.videos, params.cache_dir))
@@ -58,6 +59,8 @@ def draw_pictures(out: Path) -> list[str]:
         predict = ["thinkjepa-predict", "--run", run, "--cache-dir", features]
         predict += ["--video", f"{videos}/{clip.video}", "--split-frame", str(clip.split_frame)]
         commands += [[*show, "--videos", videos], [*predict, "-o", f"{pictures}/future.mp4"]]
+        report = ["--out", "results/report", "--report", "results/report", "--videos", videos]
+        commands.append(["thinkjepa-eval", "--runs", "results/runs", "--cache-dir", features, *report])
     (out / pictures).mkdir(parents=True, exist_ok=True)
     for command in commands:
         _run(out, *command)

@@ -36,7 +36,7 @@ def trained(latent_cache: Callable[..., Path], tmp_path: Path) -> Callable[..., 
 
 
 def read_of(run: TrainedRun, cache: Path | None = None) -> list[Attended | None]:
-    """Of each test clip."""
+    """The places that are read of each test clip."""
     features, model = run.features(cache), run.model()
     ids = run.clip_ids("test")
     return [attended(model, features, features.batch([clip_id], CPU), clip_id) for clip_id in ids]
