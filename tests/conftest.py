@@ -1,6 +1,9 @@
 """Settings of all tests, and the fixtures that most of them use; the others are plugins in `tests/makers`."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # Before anything imports torch, matplotlib or a model library; commands that tests start inherit them. One
 # thread, because results are promised to be the same bits for the same thread count only.
@@ -8,6 +11,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["DVC_NO_ANALYTICS"] = "1"
+
+if "THINKJEPA_MEMORY" not in os.environ:  # nor may tests write into the user's own folder
+    os.environ["THINKJEPA_MEMORY"] = tempfile.mkdtemp(prefix="thinkjepa-memory-")
+    atexit.register(shutil.rmtree, os.environ["THINKJEPA_MEMORY"], ignore_errors=True)
 
 from collections.abc import Callable
 from hashlib import sha256

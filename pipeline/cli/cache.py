@@ -150,12 +150,20 @@ def serve_thinker_command(
     epilog=examples(
         "thinkjepa-cache doctor",
         "thinkjepa-cache doctor --cache-dir /data/features --device cuda",
+        "thinkjepa-cache doctor --rehash  # after weights were copied by a tool that keeps times",
     ),
 )
 def doctor_command(
     *,
     cache_dir: Annotated[Path, typer.Option("--cache-dir", help="Folder where the cache will be.")] = Path(),
     device: Annotated[str, typer.Option(help=f"Device that the models will run on: {DEVICES}.")] = "auto",
+    rehash: Annotated[
+        bool,
+        typer.Option(
+            "--rehash",
+            help="Read the weights of all models that were used again, and compare their remembered digests.",
+        ),
+    ] = False,
     json: JsonOption = False,
 ) -> int:
     """Try everything that extraction needs: versions, decoder, devices, disk, a clip through tiny models.
@@ -165,7 +173,7 @@ def doctor_command(
     from thinkjepa.pipeline.report.doctor import describe_finding, examine, is_healthy
 
     findings = []
-    for finding in examine(cache_dir, device=device):
+    for finding in examine(cache_dir, device=device, rehash=rehash):
         findings.append(finding)
         if not json:
             print_text(describe_finding(finding))

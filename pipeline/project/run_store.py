@@ -24,7 +24,8 @@ from thinkjepa.stages.data.tracked_files import Selection
 from thinkjepa.stages.device import chosen_threads
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.runs import TrainedRun
-from thinkjepa.stages.extract.models.weights import find_model, weights_digest
+from thinkjepa.stages.extract.models.digests import weights_digest
+from thinkjepa.stages.extract.models.weights import find_model
 from thinkjepa.stages.train.init_from import WarmStart
 from thinkjepa.stages.train.model.config import parse_source
 from thinkjepa.stages.train.plan import library_versions, same_run

@@ -29,6 +29,7 @@ from thinkjepa.stages.data.decoding.client import VideoDecoder
 from thinkjepa.stages.data.decoding.exact_frames import missing_decoders
 from thinkjepa.stages.data.plan import ClipSettings
 from thinkjepa.stages.device import choose_device, chosen_threads, usable_cores
+from thinkjepa.stages.extract.models import digests
 from thinkjepa.stages.extract.run import extract
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings
 from thinkjepa.stages.progress import NoProgress
@@ -57,8 +58,11 @@ class Finding:
     remedy: str = ""
 
 
-def examine(cache_dir: Path, *, device: str) -> Iterator[Finding]:
-    """Findings as they come, a few seconds in all. A check that fails with an error is a finding, too."""
+def examine(cache_dir: Path, *, device: str, rehash: bool = False) -> Iterator[Finding]:
+    """Findings as they come, a few seconds in all. A check that fails with an error is a finding, too.
+
+    With `rehash` the weights of all remembered models are read again before.
+    """
     with tempfile.TemporaryDirectory(prefix="thinkjepa-doctor-") as scratch:
         checks: Sequence[tuple[str, Callable[[], Iterator[Finding]]]] = (
             ("versions", check_versions),
@@ -68,7 +72,8 @@ def examine(cache_dir: Path, *, device: str) -> Iterator[Finding]:
             ("limits", check_limits),
             ("extraction", lambda: check_extraction(Path(scratch), device)),
         )
-        for name, check in checks:
+        weights = [("weights", check_weights)] if rehash else []
+        for name, check in (*weights, *checks):
             try:
                 yield from check()
             except (ThinkJepaError, OSError, RuntimeError, ValueError, ImportError) as error:
@@ -96,6 +101,23 @@ def check_versions() -> Iterator[Finding]:
                 f"{needed.name} is {found}",
                 f"pip install '{needed.name}{needed.specifier}'",
             )
+
+
+def check_weights() -> Iterator[Finding]:
+    """Remembered digests of weights against the weights, all of which are read."""
+    models, num_bytes = 0, 0
+    for found in digests.rehash():
+        models, num_bytes = models + 1, num_bytes + found.num_bytes
+        if found.changed:
+            yield Finding(
+                "weights",
+                "broken",
+                f"{', '.join(found.changed)} in {str(found.folder)!r} changed and kept size and times: sets "
+                "extracted since then name the weights of before",
+                "the memory is corrected now; extract again, which makes new sets",
+            )
+    read = f"{counted(models, 'model')} remembered, {human_bytes(num_bytes)} read again"
+    yield Finding("weights", "ok", f"{read}, in {str(digests.memory_folder())!r}")
 
 
 def check_decoder(scratch: Path) -> Iterator[Finding]:

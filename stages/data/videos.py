@@ -3,7 +3,7 @@
 The memory works as git's index: a file whose size, change times and inode are those of the last reading is
 taken to hold the same bytes. A file that was changed shortly before it was read is not remembered, because a
 later write may fall into the same tick of the clock. A write that leaves size, times and inode as they were,
-for instance under a clock that was turned back, is not noticed.
+for instance under a clock that was turned back, is not noticed, unless a memory's `state` has more.
 """
 
 from __future__ import annotations
@@ -111,40 +111,62 @@ def is_inside(path: Path, root: Path) -> bool:
 CLOCK_GRAIN_NS = 2_000_000_000
 """The coarsest time stamps in use: FAT has them every two seconds."""
 
+FileState = list[int | str]
+"""Size, modification and change time (ns), inode; perhaps more. Another state is another content."""
+
 Seen = list[int | str]
-"""Size, modification and change time (ns), inode, digest."""
+"""State and digest."""
+
+
+def file_state(path: Path) -> FileState:
+    """The state of a file without reading it. Raises OSError."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 class DigestMemory:
-    """Digests of files, kept in a file that `save` rewrites. A damaged file counts as an empty memory."""
+    """Digests of files, kept in a file that `save` rewrites. A damaged file counts as an empty memory.
 
-    def __init__(self, path: Path) -> None:
+    A digest is known while the `state` of its file stays.
+    """
+
+    def __init__(self, path: Path, *, state: Callable[[Path], FileState] = file_state) -> None:
         self._path = path
+        self._state = state
         self._before = _read(path)
         self._now: dict[str, Seen] = {}
 
     def digest(self, path: Path, read: Callable[[Path], str]) -> str:
         """The digest of a file, from `read` where it is not remembered. Raises OSError."""
-        key, signature = str(path.absolute()), _signature(path)
+        key, state = str(path.absolute()), self._state(path)
         known = self._before.get(key)
-        if known is not None and known[:-1] == signature:
+        if known is not None and known[:-1] == state:
             self._now[key] = known
             return str(known[-1])
         started_ns = time.time_ns()
         digest = read(path)
-        if max(signature[1:3]) < started_ns - CLOCK_GRAIN_NS and _signature(path) == signature:
-            self._now[key] = [*signature, digest]
+        changed_ns = max(path.stat().st_mtime_ns, path.stat().st_ctime_ns)
+        if changed_ns < started_ns - CLOCK_GRAIN_NS and self._state(path) == state:
+            self._now[key] = [*state, digest]
         return digest
+
+    def known(self, path: Path) -> str | None:
+        """The digest of a file, None where the file is to be read, or is not there."""
+        seen = self._before.get(str(path.absolute()))
+        try:
+            return str(seen[-1]) if seen and seen[:-1] == self._state(path) else None
+        except OSError:
+            return None
+
+    @property
+    def paths(self) -> list[Path]:
+        """Files that were remembered, whether or not they have changed."""
+        return [Path(name) for name in self._before]
 
     def save(self) -> None:
         """Write the digests that this run asked for. Raises CacheError where that fails."""
         if self._now != self._before:
             replace_file(self._path, json.dumps(self._now, separators=(",", ":")).encode())
-
-
-def _signature(path: Path) -> list[int]:
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def _read(path: Path) -> dict[str, Seen]:

@@ -27,8 +27,8 @@ from thinkjepa.stages.device import torch_threads
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract.figures import require_space
 from thinkjepa.stages.extract.models.costs import PromptSizes
+from thinkjepa.stages.extract.models.digests import is_identified
 from thinkjepa.stages.extract.models.pair import TRANSFORMERS, FrozenModels, Storing
-from thinkjepa.stages.extract.models.weights import is_identified
 from thinkjepa.stages.extract.remembered import extraction_record
 from thinkjepa.stages.extract.report import ExtractReport, Tally
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings, VllmSettings

@@ -28,13 +28,9 @@ from thinkjepa.stages.data.framing import Framing, letterbox_framing, processor_
 from thinkjepa.stages.data.plan import ClipSettings
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.extract import encoder as folder_of_families
+from thinkjepa.stages.extract.models.digests import preprocessing_digest, weights_digest
 from thinkjepa.stages.extract.models.runtime import library_versions, run_source
-from thinkjepa.stages.extract.models.weights import (
-    ModelFolder,
-    explained_load_errors,
-    preprocessing_digest,
-    weights_digest,
-)
+from thinkjepa.stages.extract.models.weights import ModelFolder, explained_load_errors
 from thinkjepa.stages.extract.settings import EncoderFit
 from thinkjepa.stages.extract.views import letterboxed
 

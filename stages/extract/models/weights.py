@@ -5,19 +5,16 @@ Every failure is one sentence with the remedy.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.filesize import decimal
 from safetensors import SafetensorError, safe_open
 
-from thinkjepa.cache import file_digest, fingerprint
 from thinkjepa.cache.text import one_line, without_passwords
 from thinkjepa.stages.errors import StageError
 
@@ -98,9 +95,6 @@ DESCRIPTION = ("*.json", "*.jinja", "*.txt", "*.model")
 NEEDED = (*DESCRIPTION, "*.safetensors")
 """Files to fetch from a hub to run a model, without pickled weights."""
 
-MEMORY_FILE = ".thinkjepa-digest.json"
-"""Stores a weights digest next to the weights, valid while their sizes and change times stay."""
-
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 """A thinker needs one of them. Without any, transformers silently makes an empty tokenizer of the rest."""
 
@@ -109,7 +103,8 @@ LACKING = r"a directory containing an? (?:file named )?([\w.-]+\.\w+)"
 
 UNFINISHED = "where its download into {path} never ended, run again with network and without HF_HUB_OFFLINE"
 
-INFORMATIVE = ("README.md", MEMORY_FILE, ".gitattributes")
+INFORMATIVE = ("README.md", ".gitattributes", ".thinkjepa-digest.json")
+"""Files that change nothing. The last one was an earlier version's memory of the weights' digest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,38 +173,6 @@ def _shards(index: Path) -> set[str]:
         raise StageError(f"{str(index)!r} cannot be read ({error}): copy the model again") from error
 
 
-def weights_digest(model: ModelFolder) -> str:
-    """sha256 over the names and contents of the weight files and config.json."""
-    if (known := _remembered(model)) is not None:
-        return known
-    digest = fingerprint([[path.name, file_digest(path)] for path in _identifying(model)])
-    try:
-        memory = {"files": _state(model), "digest": digest}
-        (model.path / MEMORY_FILE).write_text(json.dumps(memory), encoding="utf-8")
-    except OSError:
-        return digest  # a read-only model folder: computed again next time
-    return digest
-
-
-def is_identified(model: ModelFolder) -> bool:
-    """True if the digest of a model's weights is known without reading them."""
-    return _remembered(model) is not None
-
-
-def preprocessing_digest(model: ModelFolder) -> str:
-    """sha256 over everything but the weights: tokenizer, chat template, processor settings."""
-    weights = {path.name for path in model.weight_files}
-    files = [
-        path
-        for path in sorted(model.path.iterdir())
-        if path.is_file() and path.name not in weights and path.name not in ("config.json", *INFORMATIVE)
-    ]
-    joined = hashlib.sha256()
-    for path in files:
-        joined.update(f"{path.name} {file_digest(path)}\n".encode())
-    return joined.hexdigest()
-
-
 @contextmanager
 def explained_load_errors(model: ModelFolder, role: str) -> Iterator[None]:
     """Turn the errors of transformers for a folder that it cannot load into one line."""
@@ -231,20 +194,3 @@ def explained_load_errors(model: ModelFolder, role: str) -> Iterator[None]:
         raise StageError(
             f"--{role} {model.name!r} cannot be loaded: {type(error).__name__}: {reason[:300]}"
         ) from error
-
-
-def _identifying(model: ModelFolder) -> list[Path]:
-    return [model.path / "config.json", *model.weight_files]
-
-
-def _state(model: ModelFolder) -> list[list[Any]]:
-    """Names, sizes and change times of the identifying files."""
-    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in _identifying(model)]
-
-
-def _remembered(model: ModelFolder) -> str | None:
-    try:
-        known = json.loads((model.path / MEMORY_FILE).read_text(encoding="utf-8"))
-        return str(known["digest"]) if known["files"] == _state(model) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

@@ -18,13 +18,9 @@ from thinkjepa.stages.data.decoding.client import FrameStack
 from thinkjepa.stages.data.framing import Framing
 from thinkjepa.stages.data.plan import ClipSettings
 from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.extract.models.digests import preprocessing_digest, weights_digest
 from thinkjepa.stages.extract.models.runtime import library_versions, run_source
-from thinkjepa.stages.extract.models.weights import (
-    ModelFolder,
-    explained_load_errors,
-    preprocessing_digest,
-    weights_digest,
-)
+from thinkjepa.stages.extract.models.weights import ModelFolder, explained_load_errors
 from thinkjepa.stages.extract.settings import ModelSettings, parse_layers
 from thinkjepa.stages.extract.thinker.contract import (
     HiddenStates,

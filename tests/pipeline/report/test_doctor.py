@@ -19,12 +19,14 @@ def broken(findings: list[Finding]) -> dict[str, Finding]:
 
 
 def test_the_command_finds_this_machine_healthy(tmp_path: Path) -> None:
-    done = run_command("thinkjepa-cache", "doctor", "--json", "--cache-dir", tmp_path / "new" / "cache")
+    done = run_command(
+        "thinkjepa-cache", "doctor", "--rehash", "--json", "--cache-dir", tmp_path / "new" / "cache"
+    )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["healthy"]
     names = {finding["name"] for finding in report["findings"]}
-    assert names == {"versions", "decoder", "cpu", "gpu", "disk", "limits", "extraction"}
+    assert names == {"weights", "versions", "decoder", "cpu", "gpu", "disk", "limits", "extraction"}
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
 
 

@@ -16,7 +16,8 @@ from transformers import GenerationConfig
 from thinkjepa.cache.text import without_passwords
 from thinkjepa.stages.data.framing import Framing
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.extract.models.weights import ModelFolder, weights_digest
+from thinkjepa.stages.extract.models.digests import weights_digest
+from thinkjepa.stages.extract.models.weights import ModelFolder
 from thinkjepa.stages.extract.settings import ModelSettings, VllmSettings
 from thinkjepa.stages.extract.thinker.base import Thinker, as_stop_ids
 from thinkjepa.stages.extract.thinker.contract import HiddenStates, Prompt, TimedFrames
