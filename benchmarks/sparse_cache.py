@@ -12,7 +12,8 @@ from paper_features import clip_id
 from thinkjepa.cache import ArraySpec, FeatureSet
 from thinkjepa.cache.disk.files import crc32c
 from thinkjepa.cache.disk.layout import clips_dir, index_dir, shard_file
-from thinkjepa.cache.shards.format import CRC_BYTES, INDEX_DTYPE, create_arrays, grow
+from thinkjepa.cache.shards.format import CRC_BYTES, INDEX_DTYPE
+from thinkjepa.cache.shards.metadata import create_arrays, grow
 from thinkjepa.cache.tables.catalog import write_catalog
 from thinkjepa.cache.tables.index import JOIN
 from thinkjepa.cache.tables.parquet import CLIPS_SCHEMA, INDEX_SCHEMA, write_arrow

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from thinkjepa.cache.tables.clips import ClipSelection
     from thinkjepa.cache.tables.labels import LabelTable, ReferenceFrame, VideoLabels
     from thinkjepa.cache.upkeep.merge import MergeReport, count_features, merge
-    from thinkjepa.cache.upkeep.remove import Removal, plan_clip_removal, plan_set_removal, remove
+    from thinkjepa.cache.upkeep.removal import Removal
+    from thinkjepa.cache.upkeep.remove import plan_clip_removal, plan_set_removal, remove
     from thinkjepa.cache.upkeep.verify import Problem, count_clips, drop_clips, verify
 
 _LAZY = {
@@ -52,7 +53,8 @@ _LAZY = {
     "tables.clips": ("ClipSelection",),
     "tables.labels": ("LabelTable", "ReferenceFrame", "VideoLabels"),
     "upkeep.merge": ("MergeReport", "count_features", "merge"),
-    "upkeep.remove": ("Removal", "plan_clip_removal", "plan_set_removal", "remove"),
+    "upkeep.removal": ("Removal",),
+    "upkeep.remove": ("plan_clip_removal", "plan_set_removal", "remove"),
     "upkeep.verify": ("Problem", "count_clips", "drop_clips", "verify"),
 }
 """Names by the module that defines them. No name is that of a module, which its import would replace."""

@@ -188,7 +188,9 @@ class FeatureCache:
         """The mapped shard of a clip's array, and the clip's position in it. Raises CacheError."""
         row = int(self._rows(set_name, [clip_id])[0])
         number, slot = divmod(row, self._set(set_name).rows_per_shard)
-        return self._array(set_name, self._spec(set_name, array)).shard(number), slot
+        shard = self._array(set_name, self._spec(set_name, array)).shard(number)
+        shard.require_clip(slot, clip_id)
+        return shard, slot
 
     def _rows(self, set_name: str, clip_ids: Sequence[str]) -> Rows:
         rows = self.index(set_name).locate_all(clip_ids)

@@ -7,8 +7,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from thinkjepa.cache.disk.checksums import adopt, sweep, tidy
-from thinkjepa.cache.disk.files import explained_os_errors, refuse_links_out, replace_file
+from thinkjepa.cache.disk.checksums import NAME as LEDGER
+from thinkjepa.cache.disk.checksums import STAGING, adopt, sweep, tidy
+from thinkjepa.cache.disk.files import explained_os_errors, make_folder, refuse_links_out, replace_file
 from thinkjepa.cache.disk.layout import (
     cache_json,
     clips_dir,
@@ -29,7 +30,7 @@ from thinkjepa.cache.records import (
     IndexRow,
 )
 from thinkjepa.cache.shards.assignment import assign, assigned, forget, next_shard, unfinished_shards
-from thinkjepa.cache.shards.format import create_arrays
+from thinkjepa.cache.shards.metadata import create_arrays, restore_metadata
 from thinkjepa.cache.shards.write import PATIENCE_S, OpenShard, journal_rows
 from thinkjepa.cache.tables.catalog import (
     read_catalog,
@@ -42,6 +43,7 @@ from thinkjepa.cache.tables.clips import ClipTable
 from thinkjepa.cache.tables.index import SetIndex, join_index_files
 from thinkjepa.cache.tables.labels import LabelTable, VideoLabels, write_labels
 from thinkjepa.cache.tables.parquet import CLIPS_SCHEMA, FAILURES_SCHEMA, next_number, read_table, write_table
+from thinkjepa.cache.upkeep.removal import clear_unknown, finish_removal
 
 
 class SetWriter:
@@ -101,8 +103,11 @@ class SetWriter:
     def _seal(self) -> None:
         if self._open is None:
             return
-        with self._open:
-            pass
+        if self._open.rows:
+            with self._open:
+                pass
+        else:
+            self._open.discard()
         self._open = None
         join_index_files(index_dir(self.root, self.feature_set.name))
 
@@ -115,8 +120,13 @@ def done_clip_ids(writer: SetWriter) -> set[str]:
 
 REMEDY = f"{WAIT} (thinkjepa-cache extract does so with --wait), or choose another --cache-dir"
 
-OURS = (".lock", ".holder.json")
-"""Files that a folder without a cache may have: a run ended before it created one."""
+OURS = (".lock", ".holder.json", LEDGER)
+"""Files, next to staging ones, of a folder whose cache is not made yet: a run ended before it was."""
+
+
+def _is_foreign(path: Path) -> bool:
+    """True if a file of a folder without a catalog was not left by a run that was making a cache."""
+    return path.name not in OURS and not any(path.match(pattern) for pattern in STAGING)
 
 
 class WriteSession:
@@ -131,8 +141,8 @@ class WriteSession:
         self.root = root
         self._lock = WriteLock(root, remedy=REMEDY, on_wait=on_wait)
         with explained_os_errors("create", root):
-            root.mkdir(parents=True, exist_ok=True)
-            if not cache_json(root).exists() and any(path.name not in OURS for path in root.iterdir()):
+            make_folder(root)
+            if not cache_json(root).exists() and any(map(_is_foreign, root.iterdir())):
                 raise CacheError(
                     f"{str(root)!r} is not empty and not a feature cache: choose a new or empty folder"
                 )
@@ -151,16 +161,19 @@ class WriteSession:
         return self._lock.token
 
     def _prepare(self) -> None:
-        """Read the catalog, and remove the partial files of killed runs."""
+        """Read the catalog, remove the partial files of killed runs, and finish what they began."""
         if not cache_json(self.root).exists():
             write_catalog(self.root, {})
-        self.feature_sets = read_catalog(self.root)
+        feature_sets = read_catalog(self.root)
         for left in self.root.glob("*/journal.jsonl"):
             raise CacheError(
                 f"{str(left)!r} was left by an extraction of an earlier version: finish that one first, or "
                 "remove the file: the clips of its unfinished shard are then extracted again"
             )
         sweep(self.root)
+        self.feature_sets = finish_removal(self.root, feature_sets)
+        clear_unknown(self.root, self.feature_sets)
+        restore_metadata(self.root, self.feature_sets)
         adopt(self.root)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -7,12 +7,13 @@ alarm. Shards and journals carry checksums of their own.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from thinkjepa.cache.disk.files import checksum, explained_os_errors, remove_file, replace_file
+from thinkjepa.cache.disk.files import checksum, explained_os_errors, fsync_folder, remove_file, replace_file
 from thinkjepa.cache.disk.layout import cache_json
 from thinkjepa.cache.disk.lines import LineFile, checked_lines, encoded
 from thinkjepa.cache.records import CacheError
@@ -115,6 +116,18 @@ def remove_listed(path: Path) -> None:
     remove_file(path)
 
 
+def remove_tree(root: Path, folder: Path) -> None:
+    """Remove a folder of a cache, durably. Its small files are gone from the ledger before the first goes."""
+    inside = f"{folder.relative_to(root).as_posix()}/"
+    listed = {file for file in read_ledger(root).entries if file.startswith(inside)}
+    listed |= {file for file in small_files(root) if file.startswith(inside)}
+    if listed:
+        _append(root, [Entry(file, "removed") for file in sorted(listed)])
+    with explained_os_errors("remove", folder):
+        shutil.rmtree(folder)
+        fsync_folder(folder.parent)
+
+
 def read_listed(path: Path) -> bytes:
     """The content of a small file. Raises CacheError where it is not as written, and OSError."""
     root = root_of(path)
@@ -146,7 +159,7 @@ def sweep(root: Path) -> None:
 
     splits/ and selections/ are left alone: training writes them without that lock.
     """
-    folders = {Path(pattern).parent.as_posix() for pattern in PATTERNS}
+    folders = {Path(pattern).parent.as_posix() for pattern in (*PATTERNS, "*/journal/*")}
     for folder in sorted(folders - {"splits", "selections"}):
         for pattern in STAGING:
             for path in root.glob(f"{folder}/{pattern}"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -70,10 +71,21 @@ def open_unlinked(path: Path, mode: str) -> FileIO:
     return FileIO(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, NEW_FILE_MODE))
 
 
+def make_folder(folder: Path) -> None:
+    """Create a folder durably, with those above it that are missing."""
+    missing = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        fsync_folder(path.parent)
+
+
 def replace_file(path: Path, content: bytes | memoryview) -> None:
     """Replace a file atomically: a reader finds the old content or the new one, never a part."""
     with explained_os_errors("write", path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         staging = staging_name(path)
         try:
             with staging.open("xb") as file:
@@ -87,10 +99,38 @@ def replace_file(path: Path, content: bytes | memoryview) -> None:
         fsync_folder(path.parent)
 
 
+def name_file(staging: Path, path: Path) -> None:
+    """Give a file that is written its name, in place of an older one, after its content is on the disk."""
+    with explained_os_errors("write", path):
+        with staging.open("rb") as file:
+            os.fsync(file.fileno())
+        staging.replace(path)
+        fsync_folder(path.parent)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it to another file system: durably, in place of an older one."""
+    make_folder(target.parent)
+    staging = staging_name(target)
+    try:
+        try:
+            os.link(source, staging)
+        except OSError:  # another file system, or one without links
+            with source.open("rb") as original, staging.open("xb") as copy:
+                shutil.copyfileobj(original, copy)
+        name_file(staging, target)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
 def remove_file(path: Path) -> None:
-    """Remove a file, if it is there."""
+    """Remove a file durably, if it is there."""
     with explained_os_errors("remove", path):
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            return
+        fsync_folder(path.parent)
 
 
 DEEPEST = 3

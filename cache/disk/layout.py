@@ -32,6 +32,11 @@ def extraction_file(root: Path) -> Path:
     return root / "extraction.json"
 
 
+def removal_file(root: Path) -> Path:
+    """Plan of a removal that is not finished."""
+    return root / "removal.jsonl"
+
+
 def clips_dir(root: Path) -> Path:
     """Numbered parquet files of clips. Of two rows with the same key the later file's counts."""
     return root / "clips"

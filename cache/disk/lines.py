@@ -16,7 +16,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Self
 
-from thinkjepa.cache.disk.files import checksum, explained_os_errors, fsync_folder, write_all
+from thinkjepa.cache.disk.files import checksum, explained_os_errors, fsync_folder, make_folder, write_all
 from thinkjepa.cache.records import CacheError, canonical_json
 
 Record = dict[str, Any]
@@ -40,25 +40,26 @@ class LineFile:
         """
         self.path = path
         with explained_os_errors("write", path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             self._file = _opened_alone(path, patience_s)
 
     def resume(self) -> list[Record]:
-        """The records before the first damaged line. The rest is cut off, a new file's name synced."""
+        """The records before the first damaged line. The rest is cut off, the file's name synced."""
         with explained_os_errors("write", self.path):
             records, end = _committed(self.path.read_bytes())
             self._file.truncate(end)
-            if not records:
-                fsync_folder(self.path.parent)
+            fsync_folder(self.path.parent)
         return records
 
     def append(self, records: Iterable[Mapping[str, Any]], *, durable: bool = True) -> None:
         """Append records. A torn last line is cut off first. `durable` syncs the records to the disk."""
         with explained_os_errors("write", self.path):
-            self._cut_torn_line()
+            is_new = self._cut_torn_line() == 0
             write_all(self._file.fileno(), [encoded(records)])
             if durable:
                 os.fsync(self._file.fileno())
+                if is_new:
+                    fsync_folder(self.path.parent)
 
     def close(self) -> None:
         """Let others open it."""
@@ -70,13 +71,15 @@ class LineFile:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _cut_torn_line(self) -> None:
+    def _cut_torn_line(self) -> int:
+        """Cut off what comes after the last newline. Returns the bytes that are left."""
         end = self._file.seek(0, os.SEEK_END)
         if end:
             self._file.seek(end - 1)
             if self._file.read(1) != NEWLINE:
                 self._file.seek(0)
-                self._file.truncate(self._file.read().rfind(NEWLINE) + 1)
+                end = self._file.truncate(self._file.read().rfind(NEWLINE) + 1)
+        return end
 
 
 def encoded(records: Iterable[Mapping[str, Any]]) -> bytes:

@@ -21,7 +21,7 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
-from thinkjepa.cache.disk.files import explained_os_errors, replace_file
+from thinkjepa.cache.disk.files import explained_os_errors, make_folder, replace_file
 from thinkjepa.cache.disk.layout import holder_file, lock_file
 from thinkjepa.cache.records import CacheError
 from thinkjepa.cache.text import without_passwords
@@ -52,7 +52,7 @@ class WriteLock:
 
     def __enter__(self) -> Self:
         with explained_os_errors("lock", self.folder / self._file):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             self._acquire()
             try:
                 self.token = _sign_in(holder_file(self.folder, self._file))

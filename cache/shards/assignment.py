@@ -13,7 +13,7 @@ from thinkjepa.cache.disk.files import remove_file
 from thinkjepa.cache.disk.layout import assigned_file, index_dir, journal_dir, journal_file
 from thinkjepa.cache.disk.lines import LineFile, read_lines
 from thinkjepa.cache.records import FeatureSet
-from thinkjepa.cache.shards.format import create_arrays, grow
+from thinkjepa.cache.shards.metadata import create_arrays, grow
 from thinkjepa.cache.tables.parquet import next_number, numbered_files
 
 

@@ -1,16 +1,15 @@
-"""The file of one zarr v3 shard, streamed by the writer and mapped by the reader, and arrays' zarr metadata.
+"""The file of one zarr v3 shard, streamed by the writer and mapped by the reader.
 
 Format (zarr v3 specification, `sharding_indexed` codec, index at the end): encoded inner chunks in any
-order, then the index, a little-endian uint64 pair (offset, bytes) per inner chunk in C order of the
-shard's chunk grid, (2^64 - 1, 2^64 - 1) where a chunk is missing, then the crc32c of the index. An inner
-chunk is its raw little-endian values followed by their crc32c (4 bytes), by which any zarr
+order, the shard's identity, then the index, a little-endian uint64 pair (offset, bytes) per inner chunk in C
+order of the shard's chunk grid, (2^64 - 1, 2^64 - 1) where a chunk is missing, then the crc32c of the index.
+An inner chunk is its raw little-endian values followed by their crc32c (4 bytes), by which any zarr
 implementation detects a flipped bit.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import mmap
 import os
@@ -18,23 +17,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-import zarr
-from zarr.codecs import Crc32cCodec
 
-from thinkjepa.cache.disk.checksums import adopt, read_listed, replace_listed
 from thinkjepa.cache.disk.files import (
     BackgroundSync,
     Bytes,
     crc32c,
     explained_os_errors,
     fsync_folder,
+    make_folder,
     open_unlinked,
     write_all,
 )
-from thinkjepa.cache.disk.layout import array_dir, store_dir
-from thinkjepa.cache.records import ArraySpec, CacheError, FeatureSet
-from thinkjepa.cache.shards.encoding import zarr_compressors
+from thinkjepa.cache.records import SET_NAME_HEX, ArraySpec, CacheError
+from thinkjepa.cache.shards.identity import ShardIdentity, read_identity
 
 ChunkEntry = tuple[int, int, int]
 """Number of an inner chunk in C order of the shard's grid, offset in the file, encoded bytes."""
@@ -66,18 +61,26 @@ class ShardWriter:
         self.partial = path.with_name(path.name + ".partial")
         self._index = np.full((num_chunks, 2), MISSING, dtype=INDEX_DTYPE)
         with explained_os_errors("write", self.partial):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             self._file = open_unlinked(self.partial, "r+b" if size else "wb")
-            found = os.fstat(self._file.fileno()).st_size
-            if found < size:
+            try:
+                self._continue(size)
+            except BaseException:
                 self._file.close()
-                raise CacheError(
-                    f"{str(self.partial)!r} has {found} bytes, the journal says {size}: the file was changed "
-                    "from outside; remove it and the journal next to the set's index, then extract again"
-                )
-            self._file.truncate(size)
-            self._file.seek(size)
+                raise
         self.size = size
+
+    def _continue(self, size: int) -> None:
+        """Make the file's name durable, and cut off what was not committed."""
+        fsync_folder(self.path.parent)
+        found = os.fstat(self._file.fileno()).st_size
+        if found < size:
+            raise CacheError(
+                f"{str(self.partial)!r} has {found} bytes, the journal says {size}: the file was changed "
+                "from outside; remove it and the journal next to the set's index, then extract again"
+            )
+        self._file.truncate(size)
+        self._file.seek(size)
 
     def append_all(self, numbers: Sequence[int], raws: Sequence[Bytes]) -> list[ChunkEntry]:
         """Append inner chunks (their numbers and raw bytes, which must stay as they are until the flush).
@@ -109,11 +112,11 @@ class ShardWriter:
         with explained_os_errors("write", self.partial):
             self._sync.finish(self._file.fileno())
 
-    def begin_seal(self) -> None:
-        """Append the index and start to make it durable."""
+    def begin_seal(self, identity: ShardIdentity) -> None:
+        """Append the identity and the index, and start to make them durable."""
         raw = self._index.view(np.uint8).reshape(-1)
         with explained_os_errors("write", self.partial):
-            write_all(self._file.fileno(), [raw.data, trailer(raw)])
+            write_all(self._file.fileno(), [identity.encoded(), raw.data, trailer(raw)])
         self.begin_flush()
 
     def end_seal(self) -> None:
@@ -163,7 +166,31 @@ class MappedShard:
             raise CacheError(f"shard {str(path)!r} has a damaged or truncated index: restore it from a copy")
         self._index = encoded[:-CRC_BYTES].view(INDEX_DTYPE).reshape(num_chunks, 2)
         self._end = size - index_bytes - CRC_BYTES
+        try:
+            self.identity = read_identity(self._bytes[: self._end])
+        except CacheError as error:
+            raise CacheError(f"shard {str(path)!r}: {error}; restore it from a copy") from error
         self._checked = np.zeros(num_chunks, dtype=bool)
+
+    def require(self, wanted: ShardIdentity) -> None:
+        """Raise CacheError where this is the shard of another set, array or number."""
+        if self.identity is not None and self.identity.differs_from(wanted):
+            raise CacheError(
+                f"shard {str(self.path)!r} is of another place: shard {self.identity.shard} of array "
+                f"{self.identity.array!r}, set {self.identity.fingerprint[:SET_NAME_HEX]}; restore its own"
+            )
+
+    def require_clip(self, slot: int, clip_id: str) -> None:
+        """Raise CacheError where the clip at a position is another one."""
+        if self.identity is None:
+            return
+        clips = self.identity.clips
+        found = clips[slot] if slot < len(clips) else "none"
+        if found != clip_id:
+            raise CacheError(
+                f"shard {str(self.path)!r} has clip {found!r} in its place: the cache was changed from "
+                "outside or since it was opened; run the command again, or thinkjepa-cache verify --repair"
+            )
 
     def chunk(self, number: int) -> Bytes | None:
         """The raw bytes of an inner chunk, a view into the map, or None where it was never written."""
@@ -202,48 +229,3 @@ def stored_bytes(spec: ArraySpec, lengths: Mapping[str, int]) -> int:
 def chunk_number(grid: tuple[int, ...], row: int, position: tuple[int, ...]) -> int:
     """C-order number, within a shard, of the chunk at `position` of the clip in `row`."""
     return row * math.prod(grid) + int(np.ravel_multi_index(position, grid)) if grid else row
-
-
-ZARR_DTYPES: Mapping[torch.dtype, str] = {
-    torch.float16: "float16",
-    torch.bfloat16: "uint16",
-    torch.float32: "float32",
-    torch.uint8: "uint8",
-}
-"""zarr-python 3.1 has no bfloat16: its bits are stored."""
-
-
-def create_arrays(root: Path, feature_set: FeatureSet) -> None:
-    """Write the zarr metadata of a feature set. What exists is kept."""
-    with explained_os_errors("write", store_dir(root)):
-        group = zarr.open_group(store_dir(root), mode="a", zarr_format=3)
-        group = group.require_group(feature_set.name)
-        for spec in feature_set.arrays.values():
-            if spec.name not in group:
-                _create_array(group, spec, feature_set.rows_per_shard)
-    adopt(root)
-
-
-def _create_array(group: zarr.Group, spec: ArraySpec, rows_per_shard: int) -> None:
-    fp8 = {"stored": "float8_e4m3fn bits, times <array>_scale"} if spec.encoding == "fp8" else {}
-    group.create_array(
-        spec.name,
-        shape=(0, *spec.shape),
-        chunks=(1, *spec.chunks),
-        shards=(rows_per_shard, *(n * size for n, size in zip(spec.chunk_grid, spec.chunks, strict=True))),
-        dtype=ZARR_DTYPES[spec.stored_dtype],
-        compressors=[*zarr_compressors(spec.codec, itemsize=spec.stored_dtype.itemsize), Crc32cCodec()],
-        fill_value=0,
-        dimension_names=("clip", *spec.dims),
-        attributes={"encoding": spec.dtype, **fp8},
-    )
-
-
-def grow(root: Path, set_name: str, array: str, rows: int) -> None:
-    """Extend the clip axis of an array to at least `rows`."""
-    path = array_dir(root, set_name, array) / "zarr.json"
-    with explained_os_errors("write", path):
-        metadata = json.loads(read_listed(path))
-    if metadata["shape"][0] < rows:  # written here, as zarr would not announce it in the ledger
-        metadata["shape"][0] = rows
-        replace_listed(path, json.dumps(metadata, indent=2).encode())

@@ -23,6 +23,7 @@ from thinkjepa.cache.disk.files import Bytes, require_inside
 from thinkjepa.cache.disk.layout import array_dir, shard_file
 from thinkjepa.cache.records import ArraySpec, CacheError, FeatureSet
 from thinkjepa.cache.shards.format import MappedShard
+from thinkjepa.cache.shards.identity import ShardIdentity
 
 Rows = npt.NDArray[np.int64]
 """Indices of clips on the clip axis."""
@@ -81,7 +82,9 @@ class MappedArray:
         if number not in self._shards:
             num_chunks = self._set.rows_per_shard * self._chunks_per_clip
             path = self._path(number)
-            self._shards[number] = MappedShard(path, num_chunks=num_chunks, chunk_bytes=self.spec.chunk_bytes)
+            shard = MappedShard(path, num_chunks=num_chunks, chunk_bytes=self.spec.chunk_bytes)
+            shard.require(ShardIdentity.of(self._set, self.spec.name, number))
+            self._shards[number] = shard
         return self._shards[number]
 
     def gather(self, clip_ids: Sequence[str], rows: Rows, part: Part, out: torch.Tensor) -> None:
@@ -97,6 +100,7 @@ class MappedArray:
         for position, (number, slot) in enumerate(zip(numbers.tolist(), slots.tolist(), strict=True)):
             try:
                 shard = self.shard(number)
+                shard.require_clip(slot, clip_ids[position])
                 if whole:
                     _copy(shard.chunk(slot), raw[position].reshape(-1))
                 else:
@@ -179,16 +183,14 @@ class CompressedArray(MappedArray):
     def __init__(self, root: Path, feature_set: FeatureSet, spec: ArraySpec) -> None:
         super().__init__(root, feature_set, spec)
         self._opened: zarr.Array[Any] | None = None
-        self._found: set[int] = set()
 
     def gather(self, clip_ids: Sequence[str], rows: Rows, part: Part, out: torch.Tensor) -> None:
         """Decompress clip by clip. zarr reads a shard that is missing as zeros, so that is checked first."""
         target = (out.view(torch.uint16) if out.dtype == torch.bfloat16 else out).numpy()
         for clip_id, row, values in zip(clip_ids, rows.tolist(), target, strict=True):
             try:
-                if (number := row // self._set.rows_per_shard) not in self._found:
-                    self._path(number)
-                    self._found.add(number)
+                number, slot = divmod(row, self._set.rows_per_shard)
+                self.shard(number).require_clip(slot, clip_id)
                 values[...] = self._read(row, part)
             except CacheError as error:
                 raise CacheError(f"clip {clip_id!r}, array {self.spec.name}: {error}") from error

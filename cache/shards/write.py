@@ -40,7 +40,9 @@ from thinkjepa.cache.records import (
 )
 from thinkjepa.cache.shards.assignment import is_visible
 from thinkjepa.cache.shards.encoding import blocks, prepared
-from thinkjepa.cache.shards.format import ChunkEntry, ShardWriter, chunk_number, grow
+from thinkjepa.cache.shards.format import ChunkEntry, MappedShard, ShardWriter, chunk_number
+from thinkjepa.cache.shards.identity import ShardIdentity
+from thinkjepa.cache.shards.metadata import grow
 from thinkjepa.cache.tables.index import SetIndex
 from thinkjepa.cache.tables.parquet import INDEX_SCHEMA, write_table
 
@@ -156,7 +158,7 @@ class OpenShard:
             self.is_sealed = is_visible(root, feature_set.name, number)
             """Whether another process sealed it before: then there is nothing left to do."""
             if not self.is_sealed:
-                self._rows = self._resumed()
+                self._resume()
         except BaseException:
             self.close()
             raise
@@ -207,8 +209,8 @@ class OpenShard:
         """Make the clips visible."""
         if not self.is_sealed:
             check_holder(self.root, self._token)
-            for writer in self._writers.values():
-                writer.begin_seal()
+            for name, writer in self._writers.items():
+                writer.begin_seal(self._identity(self.feature_set.arrays[name]))
             num_rows = (self.number + 1) * self.feature_set.rows_per_shard
             for name, writer in self._writers.items():
                 writer.end_seal()
@@ -216,6 +218,15 @@ class OpenShard:
             write_table(index_file(self.root, self.feature_set.name, self.number), self._rows, INDEX_SCHEMA)
         remove_file(self._journal.path)  # that of a shard that was sealed before is new, without a line
         self._journal.close()
+
+    def discard(self) -> None:
+        """Remove the shard, to which nothing was committed: its number is free again."""
+        assert not self._rows
+        for spec in self.feature_set.arrays.values():
+            self._writers[spec.name].close()
+            remove_file(_partial(self._file(spec)))
+        remove_file(self._journal.path)
+        self.close()
 
     def close(self) -> None:
         """Close the files. Committed batches stay for the next process."""
@@ -278,22 +289,27 @@ class OpenShard:
     def _known_failures(self) -> Mapping[str, IndexRow]:
         return SetIndex(self.root, self.feature_set.name).failed
 
-    def _resumed(self) -> list[IndexRow]:
+    def _resume(self) -> None:
+        """Continue after the journal. Its first line is written only where no file of the shard is."""
         lines = self._journal.resume()
         first = {"shard": self.number, "fingerprint": self.feature_set.fingerprint}
         if not lines:
+            for spec in self.feature_set.arrays.values():
+                remove_file(self._file(spec))
+                remove_file(_partial(self._file(spec)))
             self._journal.append([first])
             self._open_writers({})
-            return []
+            return
         if lines[0] != first:
             raise CacheError(f"{str(self._journal.path)!r} is the journal of another shard: put back its own")
+        self._rows = journal_rows(lines)
         self._reopen(lines[1:])
-        return journal_rows(lines)
 
     def _reopen(self, batches: Sequence[Mapping[str, Any]]) -> None:
         """Open writers after the last committed chunk.
 
-        A run killed while sealing has renamed some arrays already: they are renamed back.
+        A run killed while sealing has renamed some arrays already: they are renamed back. A file with other
+        clips is none of them.
         """
         entries = {
             name: [(int(n), int(at), int(size)) for line in batches for n, at, size in line["chunks"][name]]
@@ -301,9 +317,11 @@ class OpenShard:
         }
         for spec in self.feature_set.arrays.values():
             sealed = self._file(spec)
-            if sealed.exists():
+            if sealed.exists() and not self._is_own(sealed, spec):
+                remove_file(sealed)
+            elif sealed.exists():
                 with explained_os_errors("continue", sealed):
-                    sealed.replace(sealed.with_name(sealed.name + ".partial"))
+                    sealed.replace(_partial(sealed))
         self._open_writers(
             {name: max((at + size for _, at, size in chunks), default=0) for name, chunks in entries.items()}
         )
@@ -314,15 +332,35 @@ class OpenShard:
         for name, spec in self.feature_set.arrays.items():
             self._writers[name] = ShardWriter(
                 self._file(spec),
-                num_chunks=self.feature_set.rows_per_shard * math.prod(spec.chunk_grid),
+                num_chunks=self._num_chunks(spec),
                 sync=self._sync,
                 size=sizes.get(name, 0),
             )
 
+    def _num_chunks(self, spec: ArraySpec) -> int:
+        return self.feature_set.rows_per_shard * math.prod(spec.chunk_grid)
+
+    def _identity(self, spec: ArraySpec) -> ShardIdentity:
+        clips = [row.clip_id for row in self._rows if row.status == "ok"]
+        return ShardIdentity.of(self.feature_set, spec.name, self.number, clips=clips)
+
+    def _is_own(self, sealed: Path, spec: ArraySpec) -> bool:
+        """True unless a sealed file says that it has other clips. Its chunks have checksums of their own."""
+        try:
+            shard = MappedShard(sealed, num_chunks=self._num_chunks(spec), chunk_bytes=spec.chunk_bytes)
+        except CacheError:
+            return True
+        return shard.identity in (None, self._identity(spec))
+
     def _file(self, spec: ArraySpec) -> Path:
         path = shard_file(self.root, self.feature_set.name, spec, self.number)
-        require_inside(self.root, path.with_name(path.name + ".partial"))
+        require_inside(self.root, _partial(path))
         return path
+
+
+def _partial(sealed: Path) -> Path:
+    """The file of a shard that is not sealed yet."""
+    return sealed.with_name(sealed.name + ".partial")
 
 
 def _failed_row(failure: Failure) -> IndexRow:

@@ -197,14 +197,15 @@ def _add_failures(session: WriteSession, caches: Sequence[FeatureCache]) -> None
     failures = [item for cache in caches for item in cache.failures if item.clip_id not in done]
     session.record_failures(failures, videos={item.video for item in failures})
     for name, feature_set in session.feature_sets.items():
-        have = set(merged.index(name).clip_ids.to_pylist())
-        rows = [
-            row.failure
+        index = merged.index(name)
+        have = set(index.clip_ids.to_pylist())
+        failed = {
+            clip_id: row.failure
             for cache in caches
             if name in cache.feature_sets
-            for row in cache.index(name).failed.values()
-            if row.clip_id not in have
-        ]
-        if rows:
-            with session.writer(feature_set) as writer:
-                writer.append([], list(dict.fromkeys(rows)))
+            for clip_id, row in cache.index(name).failed.items()
+            if clip_id not in have
+        }
+        known = {clip_id: row.failure for clip_id, row in index.failed.items()}
+        with session.writer(feature_set) as writer:
+            writer.append([], [item for clip_id, item in failed.items() if known.get(clip_id) != item])

@@ -10,14 +10,12 @@ then copied to the workspace, where DVC expects them.
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from thinkjepa.cache import file_digest, fingerprint
-from thinkjepa.cache.disk.files import replace_file
+from thinkjepa.cache.disk.files import link_or_copy, replace_file
 from thinkjepa.pipeline.project.params import model_place
 from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.data.tracked_files import Selection
@@ -100,13 +98,4 @@ def show_run(kept: Path, shown: Path) -> None:
         if path.is_file() and not path.name.startswith("."):
             replace_file(shown / path.name, path.read_bytes())
     for path in (kept / WEIGHTS).glob("*.safetensors"):
-        _link(path, shown / WEIGHTS / path.name)
-
-
-def _link(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:  # another file system
-        shutil.copyfile(source, target)
+        link_or_copy(path, shown / WEIGHTS / path.name)

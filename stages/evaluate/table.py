@@ -34,7 +34,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from thinkjepa.cache.disk.files import explained_os_errors, staging_name
+from thinkjepa.cache.disk.files import explained_os_errors, name_file, staging_name
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.baselines import METHODS
 from thinkjepa.stages.evaluate.metrics import METRICS, MetricKind
@@ -128,7 +128,7 @@ class ClipTableWriter:
                     )
                     self._writer.close()
                 if kind is None:
-                    self._staging.replace(self._path)
+                    name_file(self._staging, self._path)
         finally:
             self._staging.unlink(missing_ok=True)
 

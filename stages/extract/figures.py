@@ -14,6 +14,7 @@ import torch
 
 from thinkjepa.cache import ClipRow, Failure, FeatureSet, Kind, WriteSession
 from thinkjepa.cache.shards.format import CRC_BYTES, INDEX_DTYPE, stored_bytes
+from thinkjepa.cache.shards.identity import ShardIdentity
 from thinkjepa.stages.data.history import Histories
 from thinkjepa.stages.data.labels.contract import LabelError
 from thinkjepa.stages.data.labels.readers import LabelFolder, LabelSource
@@ -149,13 +150,21 @@ class Estimate(FolderEstimate):
 GB = 10**9
 
 
+CLIP_ID_BYTES = 25
+"""Of a clip in a shard's identity: a video's id, a split frame of five digits, quotes and a comma."""
+
+
 def index_bytes(feature_set: FeatureSet, *, num_clips: int) -> int:
-    """Bytes of the indexes of a set's shards: a pair of offset and length for each chunk a shard may hold."""
+    """Bytes of a set's shards besides features: offset and length of each chunk, and identities."""
     shards = math.ceil(num_clips / feature_set.rows_per_shard)
     pairs = feature_set.rows_per_shard * sum(
         math.prod(spec.chunk_grid) for spec in feature_set.arrays.values()
     )
-    return shards * (2 * INDEX_DTYPE.itemsize * pairs + CRC_BYTES * len(feature_set.arrays))
+    identities = sum(
+        shards * len(ShardIdentity.of(feature_set, name, 0).encoded()) + num_clips * CLIP_ID_BYTES
+        for name in feature_set.arrays
+    )
+    return shards * (2 * INDEX_DTYPE.itemsize * pairs + CRC_BYTES * len(feature_set.arrays)) + identities
 
 
 LABEL_RECORD_BYTES = 2200

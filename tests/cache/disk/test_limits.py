@@ -121,7 +121,7 @@ def test_too_few_open_files_are_one_line_and_nothing_is_lost(
         for spare in range(1, 16)  # another call fails each time
     ]
     failures = [message for message in messages if message]
-    assert len(failures) > 5
+    assert len(failures) >= 4  # with five it goes through: zarr's metadata is made in memory
     assert all("too many open files: raise the limit with `ulimit -n`" in failure for failure in failures)
     write(root, feature_set, batches)
     assert tree_digest(root) == tree_digest(tmp_path / "whole")

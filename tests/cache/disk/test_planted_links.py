@@ -15,6 +15,7 @@ from thinkjepa.cache.disk.files import BackgroundSync, replace_file, staging_nam
 from thinkjepa.cache.disk.layout import lock_file
 from thinkjepa.cache.disk.lock import WriteLock
 from thinkjepa.cache.shards.format import ShardWriter
+from thinkjepa.cache.shards.identity import ShardIdentity
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def write_shard(path: Path) -> None:
         writer.append_all([0], [np.arange(8, dtype=np.uint8)])
         writer.begin_flush()
         writer.end_flush()
-        writer.begin_seal()
+        writer.begin_seal(ShardIdentity("0123", "values", 0, ("v@1",)))
         writer.end_seal()
     finally:
         sync.close()

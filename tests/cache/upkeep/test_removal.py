@@ -18,9 +18,11 @@ from thinkjepa.cache import (
     remove,
     verify,
 )
-from thinkjepa.cache.disk.layout import shard_file, store_dir
+from thinkjepa.cache.disk.checksums import remove_tree
+from thinkjepa.cache.disk.layout import removal_file, shard_file, store_dir
 from thinkjepa.cache.shards.assignment import is_unfinished
-from thinkjepa.cache.upkeep import remove as removal
+from thinkjepa.cache.tables.catalog import write_catalog
+from thinkjepa.cache.upkeep import removal
 
 Build = Callable[..., object]
 CLIPS = [f"{video:016x}@{split}" for video in range(5) for split in (4, 9)]
@@ -97,7 +99,7 @@ def test_removed_clips_can_be_extracted_again(filled: Path, encoder_set: Build, 
     assert problems(filled) == []
 
 
-@pytest.mark.parametrize("killed_in", ["_remove_clips", "_remove_uncatalogued", "_remove_empty_shards"])
+@pytest.mark.parametrize("killed_in", ["clear_unknown", "_remove_clips", "_remove_empty_shards"])
 @pytest.mark.parametrize("whole_set", [True, False])
 def test_a_removal_that_is_cut_short_leaves_a_whole_cache_and_can_be_finished(
     filled: Path, monkeypatch: pytest.MonkeyPatch, killed_in: str, whole_set: bool
@@ -111,11 +113,15 @@ def test_a_removal_that_is_cut_short_leaves_a_whole_cache_and_can_be_finished(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(removal, killed_in, killed)
         run(filled, planned)
-        killed()  # a set's removal never comes to the clips
     assert problems(filled) == []
+    assert removal.planned_removal(filled) is not None
+    again = FeatureCache.open(filled)
+    asked = plan_set_removal(again, "thinker") if whole_set else plan_clip_removal(again, CLIPS[:4])
+    assert asked.freed_bytes == planned.freed_bytes, "the same request finds the removal that was begun"
     rest = [clip_id for clip_id in CLIPS[:5] if clip_id in cache_ids(filled)][-1:]
     run(filled, plan_clip_removal(FeatureCache.open(filled), rest))
     assert problems(filled) == []
+    assert removal.planned_removal(filled) is None
     left = {path.name for path in store_dir(filled).iterdir() if path.is_dir()}
     assert left == set(FeatureCache.open(filled).feature_sets)
 
@@ -148,4 +154,37 @@ def test_nothing_is_removed_while_another_process_writes(filled: Path) -> None:
     planned = plan_set_removal(FeatureCache.open(filled), "thinker")
     with WriteSession(filled), pytest.raises(CacheError, match="being written"):
         run(filled, planned)
+    assert problems(filled) == []
+
+
+@pytest.mark.parametrize("catalogued", [False, True])
+def test_what_a_removal_left_is_never_taken_for_new_features(
+    filled: Path, thinker_set: Build, make_features: Build, make_clip: Build, catalogued: bool
+) -> None:
+    """Earlier versions had no plan: a removal cut short left the shards of a set without its index."""
+    thinker = name(filled, "thinker")
+    remove_tree(filled, filled / thinker)
+    with WriteSession(filled) as session:
+        pass
+    if not catalogued:
+        write_catalog(filled, {key: item for key, item in session.feature_sets.items() if key != thinker})
+    with pytest.raises(RuntimeError, match="stopped"), WriteSession(filled) as session:
+        with session.writer(session.resolve(thinker_set())) as writer:  # type: ignore[arg-type]
+            writer.append([make_features(thinker_set(), clip_id) for clip_id in CLIPS[4:6]])  # type: ignore[misc]
+            raise RuntimeError("stopped")
+    with WriteSession(filled) as session, session.writer(session.feature_sets[thinker]) as writer:
+        writer.append([make_features(thinker_set(), clip_id) for clip_id in CLIPS[:4]])  # type: ignore[misc]
+    assert problems(filled) == []
+    found = FeatureCache.open(filled).read(thinker, "pooled", CLIPS[:6])
+    wanted = [make_features(thinker_set(), clip_id).arrays["pooled"] for clip_id in CLIPS[:6]]  # type: ignore[attr-defined]
+    assert torch.equal(found, torch.stack(wanted))
+
+
+def test_a_damaged_plan_is_one_clear_error(filled: Path) -> None:
+    removal.plan_removal(filled, plan_set_removal(FeatureCache.open(filled), "thinker"))
+    path = removal_file(filled)
+    path.write_bytes(path.read_bytes().replace(b"thinker", b"thonker"))
+    with pytest.raises(CacheError, match=r"removal\.jsonl.*damaged.*remove it and repeat the rm"):
+        WriteSession(filled).__enter__()
+    path.unlink()
     assert problems(filled) == []

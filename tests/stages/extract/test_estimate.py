@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from thinkjepa.cache import FeatureCache
 from thinkjepa.cache.disk.layout import array_dir
 from thinkjepa.cache.shards.format import stored_bytes
+from thinkjepa.cache.shards.identity import read_identity
 from thinkjepa.pipeline.cli.console import human_bytes
 from thinkjepa.pipeline.report.extraction import describe_estimate
 from thinkjepa.stages.data.plan import ClipSettings
@@ -109,6 +110,12 @@ def counted_flops(work: Callable[[], object], model: Any) -> int:
     return int(counter.get_total_flops())
 
 
+def _identity_bytes(path: Path, index_bytes: int) -> int:
+    identity = read_identity(np.fromfile(path, dtype=np.uint8)[:-index_bytes])
+    assert identity is not None
+    return len(identity.encoded())
+
+
 def test_clips_tokens_and_bytes_equal_those_of_the_extraction(
     figures: Estimate, videos: Path, tmp_path: Path, run_extract: Callable[..., Any]
 ) -> None:
@@ -132,6 +139,7 @@ def test_clips_tokens_and_bytes_equal_those_of_the_extraction(
             files = [path for path in shards if path.is_file()]
             index_bytes = 16 * feature_set.rows_per_shard * math.prod(spec.chunk_grid) + 4
             payload = sum(path.stat().st_size - index_bytes for path in files)
+            payload -= sum(_identity_bytes(path, index_bytes) for path in files)
             assert payload > 0
             assert predicted.array_bytes[name] == pytest.approx(payload, rel=0.02)
     shards = [path for path in cache.path.glob("features.zarr/*/*/c/**/*") if path.is_file()]
