@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from thinkjepa.cache.upkeep.merge import MergeReport, count_features, merge
     from thinkjepa.cache.upkeep.removal import Removal
     from thinkjepa.cache.upkeep.remove import plan_clip_removal, plan_set_removal, remove
-    from thinkjepa.cache.upkeep.verify import Problem, count_clips, drop_clips, verify
+    from thinkjepa.cache.upkeep.verify import Problem, count_clips, drop_clips, repair, verify
 
 _LAZY = {
     "dataset": ("FeatureDataset",),
@@ -55,7 +55,7 @@ _LAZY = {
     "upkeep.merge": ("MergeReport", "count_features", "merge"),
     "upkeep.removal": ("Removal",),
     "upkeep.remove": ("plan_clip_removal", "plan_set_removal", "remove"),
-    "upkeep.verify": ("Problem", "count_clips", "drop_clips", "verify"),
+    "upkeep.verify": ("Problem", "count_clips", "drop_clips", "repair", "verify"),
 }
 """Names by the module that defines them. No name is that of a module, which its import would replace."""
 
@@ -101,6 +101,7 @@ __all__ = [
     "plan_clip_removal",
     "plan_set_removal",
     "remove",
+    "repair",
     "set_differences",
     "shown",
     "verify",

@@ -1,6 +1,7 @@
 """Reading a cache: clips' features are copied once, from mapped shards into a tensor.
 
-Reading needs no lock: sealed shards never change, and the index names only sealed ones.
+Reading needs no lock: sealed shards never change, the index names only sealed ones, and the tables are kept
+open.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from thinkjepa.cache.disk.layout import failures_file
+from thinkjepa.cache.disk.kept import keep_file
+from thinkjepa.cache.disk.layout import clips_dir, failures_file, index_dir
 from thinkjepa.cache.records import SCALE, ArraySpec, CacheError, Failure, FeatureSet, Kind
 from thinkjepa.cache.shards.encoding import restored
 from thinkjepa.cache.shards.format import MappedShard
@@ -24,7 +26,7 @@ from thinkjepa.cache.tables.catalog import choose_set, find_set, read_catalog
 from thinkjepa.cache.tables.clips import ClipSelection, ClipTable
 from thinkjepa.cache.tables.index import SetIndex
 from thinkjepa.cache.tables.labels import LabelTable
-from thinkjepa.cache.tables.parquet import FAILURES_SCHEMA, read_table
+from thinkjepa.cache.tables.parquet import FAILURES_SCHEMA, keep_files, read_kept
 
 ArrayKey = tuple[str, str]
 """Name of a feature set and of one of its arrays."""
@@ -52,13 +54,22 @@ class BatchBuffers:
 
 
 class FeatureCache:
-    """A cache opened for reading. Everything is read on first use. A pickle holds no open files."""
+    """A cache opened for reading: it shows the clips and rows of its opening, whatever is written meanwhile.
+
+    Everything is read on first use. A pickle holds no open files: it opens the cache anew.
+    """
 
     def __init__(self, path: Path, feature_sets: Mapping[str, FeatureSet]) -> None:
         self.path = path
         self.feature_sets = dict(feature_sets)
+        self._open()
+
+    def _open(self) -> None:
         self._arrays: dict[ArrayKey, MappedArray] = {}
         self._indexes: dict[str, SetIndex] = {}
+        folders = [clips_dir(self.path), *(index_dir(self.path, name) for name in self.feature_sets)]
+        self._kept = {folder: keep_files(folder) for folder in folders}
+        self._kept_failures = keep_file(failures_file(self.path))
 
     @classmethod
     def open(cls, path: str | Path) -> FeatureCache:
@@ -66,19 +77,22 @@ class FeatureCache:
         return cls(Path(path), read_catalog(Path(path)))
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {"path": self.path, "feature_sets": self.feature_sets}
-        return {**kept, "_arrays": {}, "_indexes": {}}
+        return {"path": self.path, "feature_sets": self.feature_sets}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
 
     @cached_property
     def clips(self) -> ClipTable:
         """Every planned clip, with or without features."""
-        return ClipTable(self.path)
+        return ClipTable(self.path, kept=self._kept[clips_dir(self.path)])
 
     @cached_property
     def failures(self) -> list[Failure]:
         """Videos and clips without features, of the last run that met each video."""
-        path = failures_file(self.path)
-        return read_table(path, Failure, FAILURES_SCHEMA) if path.exists() else []
+        file = self._kept_failures
+        return [] if file is None else read_kept(file, Failure, FAILURES_SCHEMA)
 
     @cached_property
     def labels(self) -> LabelTable:
@@ -88,7 +102,8 @@ class FeatureCache:
     def index(self, set_name: str) -> SetIndex:
         """Index rows of a feature set by clip_id."""
         if set_name not in self._indexes:
-            self._indexes[set_name] = SetIndex(self.path, self._set(set_name).name)
+            kept = self._kept[index_dir(self.path, self._set(set_name).name)]
+            self._indexes[set_name] = SetIndex(self.path, set_name, kept=kept)
         return self._indexes[set_name]
 
     def find_set(self, selector: str) -> FeatureSet:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from thinkjepa.cache.disk.kept import KeptFile
 from thinkjepa.cache.disk.layout import clips_dir
 from thinkjepa.cache.records import ClipRow, Kind
 from thinkjepa.cache.tables.index import IdLookup, last_of_equal
@@ -26,8 +27,9 @@ KEY = ("clip_id", "thinker_sampling", "dense_sampling")
 class ClipTable:
     """All planned clips, with or without features. Of rows with the same key the newest counts."""
 
-    def __init__(self, root: Path) -> None:
-        self._rows = ParquetRows(clips_dir(root), columns=KEY, schema=CLIPS_SCHEMA)
+    def __init__(self, root: Path, *, kept: Sequence[KeptFile] | None = None) -> None:
+        """Read the present files, or those `kept`."""
+        self._rows = ParquetRows(clips_dir(root), columns=KEY, schema=CLIPS_SCHEMA, kept=kept)
         self._ids, thinker, dense = (self._rows.release(name) for name in KEY)
         keys = pc.binary_join_element_wise(self._ids, thinker, dense, " ")
         sparse = thinker.dictionary_encode()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from thinkjepa.cache.disk.checksums import remove_listed
+from thinkjepa.cache.disk.kept import KeptFile
 from thinkjepa.cache.disk.layout import index_dir
-from thinkjepa.cache.records import RAGGED, IndexRow
+from thinkjepa.cache.records import RAGGED, CacheError, IndexRow
 from thinkjepa.cache.tables.parquet import (
     INDEX_SCHEMA,
-    TRIES,
     ParquetRows,
     Positions,
-    RowsChangedError,
     frozen,
     numbered_files,
     read_arrow,
@@ -36,8 +35,6 @@ FOUND_ONE_BY_ONE = 16
 
 HASHED_AT_ONCE = 1 << 16
 """Bounds the memory of ids that are Python strings for a moment."""
-
-Found = TypeVar("Found")
 
 
 class IdLookup:
@@ -106,18 +103,16 @@ def hash_ids(ids: pa.Array) -> npt.NDArray[np.uint64]:
 class SetIndex(Mapping[str, IndexRow]):
     """The index rows of a feature set by clip_id: the features where there are any, else the last failure.
 
-    Columns are read on request. Where a writer has joined or rewritten files meanwhile, the index is read
-    again: answers by clip_id are right before and after.
+    It is the index of its opening, whatever a writer joins or removes meanwhile. Columns are read on request.
     """
 
-    def __init__(self, root: Path, set_name: str) -> None:
-        self._folder = index_dir(root, set_name)
-        self._load()
-
-    def _load(self) -> None:
-        self.__dict__.pop("failed", None)
+    def __init__(self, root: Path, set_name: str, *, kept: Sequence[KeptFile] | None = None) -> None:
+        """Read the present index files, or those `kept`."""
+        self.name = set_name
         self._numbers: dict[str, Positions] = {}
-        self._rows = ParquetRows(self._folder, columns=["clip_id", "row"], schema=INDEX_SCHEMA)
+        self._rows = ParquetRows(
+            index_dir(root, set_name), columns=["clip_id", "row"], schema=INDEX_SCHEMA, kept=kept
+        )
         ids, array_rows = self._rows.release("clip_id"), self._rows.release("row").to_numpy()
         ok = array_rows >= 0
         self._ok, self._failed = np.flatnonzero(ok).astype(np.int32), np.flatnonzero(~ok)
@@ -134,7 +129,7 @@ class SetIndex(Mapping[str, IndexRow]):
     @property
     def token_counts(self) -> Positions:
         """Tokens of each of `clip_ids`."""
-        return self._current(lambda: self._numbers_of("token_count"))
+        return self._numbers_of("token_count")
 
     def tokens_by_clip(self) -> dict[str, int]:
         """Tokens of every clip with features, 0 in an encoder's set."""
@@ -144,7 +139,7 @@ class SetIndex(Mapping[str, IndexRow]):
     @cached_property
     def failed(self) -> dict[str, IndexRow]:
         """Clips without features, with the last failure of each."""
-        rows = self._current(lambda: [IndexRow(**frozen(row)) for row in self._rows.take(self._failed)])
+        rows = [IndexRow(**frozen(row)) for row in self._rows.take(self._failed)]
         return {row.clip_id: row for row in rows if self._lookup.find(row.clip_id) is None}
 
     def locate(self, clip_id: str) -> int | None:
@@ -160,17 +155,21 @@ class SetIndex(Mapping[str, IndexRow]):
         return positions
 
     def count_tokens(self, clip_ids: Sequence[str], *, axis: str = "token") -> Positions:
-        """Tokens of clips that have features, or their entries along another ragged axis."""
-        return self._current(lambda: self._numbers_of(RAGGED[axis])[self._positions(clip_ids)])
+        """Tokens of clips, or their entries along another ragged axis.
+
+        Raises CacheError for a clip without features.
+        """
+        positions = self._positions(clip_ids)
+        if (positions < 0).any():
+            clip_id = clip_ids[int((positions < 0).argmax())]
+            raise CacheError(f"clip {clip_id!r} has no features in {self.name}: run thinkjepa-cache extract")
+        return self._numbers_of(RAGGED[axis])[positions]
 
     def frame_px(self, clip_id: str) -> tuple[int, int] | None:
         """Width and height of the frames of a clip that has features, None where they are not known."""
-        width, height = self._current(
-            lambda: [
-                int(self._numbers_of(column)[self._positions([clip_id])[0]])
-                for column in ("frame_width_px", "frame_height_px")
-            ]
-        )
+        position = self._positions([clip_id])[0]
+        columns = ("frame_width_px", "frame_height_px")
+        width, height = (int(self._numbers_of(column)[position]) for column in columns)
         return (width, height) if width and height else None
 
     def _numbers_of(self, column: str) -> Positions:
@@ -192,9 +191,6 @@ class SetIndex(Mapping[str, IndexRow]):
 
     def values_of(self, clip_ids: Sequence[str], column: str) -> list[Any]:
         """One column of the index for clips that have features."""
-        return self._current(lambda: self._values_of(clip_ids, column))
-
-    def _values_of(self, clip_ids: Sequence[str], column: str) -> list[Any]:
         positions = self._lookup.find_all(clip_ids)
         order = np.argsort(positions, kind="stable")
         rows = self._rows.take(self._ok[positions[order]].astype(np.int64), [column])
@@ -203,19 +199,7 @@ class SetIndex(Mapping[str, IndexRow]):
             values[position] = row[column]
         return values
 
-    def _current(self, read: Callable[[], Found]) -> Found:
-        """The result of `read`, repeated where files have changed since the index was loaded."""
-        for _ in range(TRIES - 1):
-            try:
-                return read()
-            except RowsChangedError:
-                self._load()
-        return read()
-
     def __getitem__(self, clip_id: str) -> IndexRow:
-        return self._current(lambda: self._row(clip_id))
-
-    def _row(self, clip_id: str) -> IndexRow:
         position = self._lookup.find(clip_id)
         if position is None:
             return self.failed[clip_id]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from thinkjepa.cache.disk.checksums import replace_listed
+from thinkjepa.cache.disk.kept import KeptFile
 from thinkjepa.cache.records import CacheError, ClipRow, Failure, IndexRow
 
 Positions = npt.NDArray[np.int64]
@@ -86,6 +86,12 @@ def read_table(path: Path, record: type[Record], schema: pa.Schema) -> list[Reco
     return [record(**frozen(row)) for row in read_arrow(path, schema).to_pylist()]
 
 
+def read_kept(file: KeptFile, record: type[Record], schema: pa.Schema) -> list[Record]:
+    """Records of a file that was opened before. Raises CacheError on a damaged file or missing columns."""
+    rows = ParquetRows(file.path.parent, columns=schema.names, schema=schema, kept=[file])
+    return [record(**frozen(row)) for row in rows.take(np.arange(len(rows), dtype=np.int64))]
+
+
 def read_arrow(path: Path, schema: pa.Schema) -> pa.Table:
     """The columns of a schema. Raises CacheError on a damaged file or missing columns."""
     try:
@@ -131,13 +137,6 @@ def _tuples(value: Any) -> Any:
 TRIES = 5
 """A writer may join small files into one between listing and opening them: then they are listed again."""
 
-Identity = tuple[int, int, int, int]
-"""Device, inode, bytes and time of change: a file that was replaced has another."""
-
-
-class RowsChangedError(CacheError):
-    """The files have changed since their rows were counted: a writer joined them, or removed clips."""
-
 
 @dataclass(frozen=True, slots=True)
 class NumberedFile:
@@ -174,27 +173,38 @@ def release_unused() -> None:
     pa.default_memory_pool().release_unused()
 
 
+def keep_files(folder: Path) -> list[KeptFile]:
+    """The numbered files of a folder as they are now, in the order of their numbers."""
+    for _ in range(TRIES):
+        try:
+            return [KeptFile(item.path) for item in numbered_files(folder)]
+        except FileNotFoundError:
+            continue
+    raise CacheError(f"{str(folder)!r}: its files vanish while they are read; run the same command again")
+
+
 class ParquetRows:
     """Rows of all numbered files of a folder, by their position in the order of the files.
 
-    Positions hold as long as the files do: reading one that has changed raises RowsChangedError.
+    They are those of its opening: what a writer joins or removes afterwards is read as it was.
     """
 
-    def __init__(self, folder: Path, *, columns: Sequence[str], schema: pa.Schema) -> None:
-        """Read `columns` of all files. Raises CacheError for a damaged file."""
-        self._folder, self._schema = folder, schema
-        for attempt in range(TRIES):
-            self.files = numbered_files(folder)
-            self._identities: dict[Path, Identity] = {}
-            try:
-                tables = [self._read(item.path, columns) for item in self.files]
-                break
-            except FileNotFoundError:
-                if attempt == TRIES - 1:
-                    raise CacheError(f"{str(folder)!r}: its files vanish while they are read") from None
+    def __init__(
+        self, folder: Path, *, columns: Sequence[str], schema: pa.Schema, kept: Sequence[KeptFile] | None
+    ) -> None:
+        """Read `columns` of all files, of those `kept` or of the present ones.
+
+        Raises CacheError for a damaged file.
+        """
+        self._schema = schema
+        self._files = keep_files(folder) if kept is None else list(kept)
+        tables = [self._read(file, columns) for file in self._files]
         self._starts = np.cumsum([0, *(table.num_rows for table in tables)])
         empty = pa.schema([schema.field(name) for name in columns]).empty_table()
         self._table: pa.Table = pa.concat_tables([empty, *tables])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
 
     def release(self, name: str) -> pa.Array:
         """A column that was read, as one array. The table drops it."""
@@ -204,7 +214,7 @@ class ParquetRows:
 
     def read_column(self, name: str) -> pa.Array:
         """A column of all rows that was not read at the beginning."""
-        parts = [self._read(item.path, [name])[name] for item in self.files]
+        parts = [self._read(file, [name])[name] for file in self._files]
         return pa.concat_arrays(
             [chunk for part in parts for chunk in part.chunks]
             or [pa.array([], self._schema.field(name).type)]
@@ -218,35 +228,14 @@ class ParquetRows:
             stop = start
             while stop < len(positions) and owners[stop] == owners[start]:
                 stop += 1
-            table = self._read(self.files[owners[start]].path, columns or self._schema.names)
+            table = self._read(self._files[owners[start]], columns or self._schema.names)
             inside = positions[start:stop] - self._starts[owners[start]]
             yield from table.take(pa.array(inside)).to_pylist()
             start = stop
 
-    def _read(self, path: Path, columns: Sequence[str]) -> pa.Table:
-        """Columns of one file. Raises FileNotFoundError at the first reading, later RowsChangedError."""
+    def _read(self, file: KeptFile, columns: Sequence[str]) -> pa.Table:
         try:
-            with path.open("rb") as raw:
-                self._check_identity(path, _identity(raw.fileno()))
+            with file.open() as raw:
                 return _read_columns(raw, pa.schema([self._schema.field(name) for name in columns]))
-        except FileNotFoundError:
-            if path in self._identities:
-                raise self._changed() from None
-            raise
         except (OSError, pa.ArrowException, ValueError) as error:
-            raise _unreadable(path, error) from error
-
-    def _check_identity(self, path: Path, found: Identity) -> None:
-        if self._identities.setdefault(path, found) != found:
-            raise self._changed()
-
-    def _changed(self) -> RowsChangedError:
-        return RowsChangedError(
-            f"{str(self._folder)!r} was changed while it was read (clips were removed, or files joined): "
-            "run the same command again"
-        )
-
-
-def _identity(descriptor: int) -> Identity:
-    status = os.fstat(descriptor)
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+            raise _unreadable(file.path, error) from error

@@ -168,6 +168,28 @@ def stored_features(cache: FeatureCache, feature_set: FeatureSet, row: IndexRow)
     )
 
 
+def repair(root: Path, problems: Iterable[Problem], *, full: bool) -> int:
+    """Drop the clips whose problems are still there, so that extraction computes them again.
+
+    The caller has the cache locked: what another process has mended or made since then is kept. Returns the
+    number of dropped clips.
+    """
+    cache = FeatureCache.open(root)
+    named: dict[str, set[str]] = {}
+    for problem in problems:
+        if problem.clip_id and problem.feature_set in cache.feature_sets:
+            named.setdefault(problem.feature_set, set()).add(problem.clip_id)
+    present: list[Problem] = []
+    for name, clip_ids in named.items():
+        feature_set, index = cache.feature_sets[name], cache.index(name)
+        present += [item for item in _rows(cache, feature_set, index) if item.clip_id in clip_ids]
+        for clip_id in sorted(clip_ids):
+            held = index.locate(clip_id) is not None
+            if held and (reason := clip_fault(cache, feature_set, clip_id, full=full)):
+                present.append(Problem(name, clip_id, reason))
+    return drop_clips(root, present)
+
+
 def drop_clips(root: Path, problems: Iterable[Problem]) -> int:
     """Mark clips with problems as failed in the index, so that extraction computes them again.
 

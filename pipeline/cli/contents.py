@@ -287,7 +287,8 @@ def verify_command(
     json: JsonOption = False,
 ) -> int:
     """Check a cache against itself and name what is damaged. Exit status 3 where something is."""
-    from thinkjepa.cache import FeatureCache, WriteSession, count_clips, drop_clips
+    from thinkjepa.cache import FeatureCache, WriteSession, count_clips
+    from thinkjepa.cache import repair as drop_damaged
     from thinkjepa.cache import verify as find_problems
 
     with TerminalProgress(errors) as progress:
@@ -296,7 +297,7 @@ def verify_command(
     dropped = 0
     if repair and problems:
         with WriteSession(cache):
-            dropped = drop_clips(cache, problems)
+            dropped = drop_damaged(cache, problems, full=full)
     lines = [f"{problem.feature_set} {problem.clip_id}: {problem.reason}".strip() for problem in problems]
     found = f"{counted(len(problems), 'problem')}, {counted(dropped, 'clip')} dropped"
     if len(problems) > dropped and not repair:

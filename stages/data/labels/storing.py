@@ -104,7 +104,7 @@ def import_labels(videos: Path, cache_dir: Path, *, decoder: VideoDecoder, progr
 
     Raises StageError where there are none, CacheError where there is no cache.
     """
-    cache = FeatureCache.open(cache_dir)
+    FeatureCache.open(cache_dir)
     files = find_videos(videos)
     labels = LabelFolder(videos, files)
     labels.require_any()
@@ -120,7 +120,8 @@ def import_labels(videos: Path, cache_dir: Path, *, decoder: VideoDecoder, progr
         )
         report.failures += unreadable
         names = {display_name(path, videos) for path in files}
-        others = [item for item in cache.failures if item.video in names and item.stage != "labels"]
+        before = FeatureCache.open(cache_dir).failures
+        others = [item for item in before if item.video in names and item.stage != "labels"]
         session.record_failures([*others, *report.failures], videos=names)
     return report
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thinkjepa.cache import CacheError, ClipRow, IndexRow
+from thinkjepa.cache.disk import kept
 from thinkjepa.cache.disk.layout import clips_dir, index_dir, index_file
 from thinkjepa.cache.tables import index as index_module
 from thinkjepa.cache.tables.clips import ClipTable
@@ -128,10 +129,12 @@ def test_a_join_that_was_killed_shows_nothing_twice(tmp_path: Path, monkeypatch:
     assert [path.name for path in index_dir(tmp_path, "set").iterdir()] == ["000000-000003.parquet"]
 
 
-def test_a_reader_goes_on_while_files_are_joined_and_rewritten(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("held_bytes", [kept.HELD_BYTES, 0], ids=["in memory", "by descriptor"])
+def test_a_reader_sees_its_files_while_they_are_joined_and_rewritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_bytes: int
 ) -> None:
     monkeypatch.setattr(index_module, "JOIN", 4)
+    monkeypatch.setattr(kept, "HELD_BYTES", held_bytes)
     rows = [[failed(f"{number}@9", "why"), ok(f"{number}@0", 4 * number)] for number in range(4)]
     for number in (0, 1, 3):  # shards are sealed in any order
         write_table(index_file(tmp_path, "set", number), rows[number], INDEX_SCHEMA)
@@ -141,22 +144,26 @@ def test_a_reader_goes_on_while_files_are_joined_and_rewritten(
     assert readers[0]["3@0"] == ok("3@0", 12)
     assert readers[1].count_tokens(["3@0", "0@0"]).tolist() == [13, 1]
     assert readers[2].values_of(["3@0", "1@0"], "checksum") == ["0000000c", "00000004"]
-    assert set(readers[3].failed) == {f"{number}@9" for number in range(4)}
+    assert set(readers[3].failed) == {f"{number}@9" for number in (0, 1, 3)}
+    assert set(SetIndex(tmp_path, "set").failed) == {f"{number}@9" for number in range(4)}
     joined = index_dir(tmp_path, "set") / "000000-000003.parquet"
     write_table(joined, [row for part in rows[1:] for row in part], INDEX_SCHEMA)  # 0@0 and 0@9 are removed
-    assert readers[4].tokens_by_clip() == {"1@0": 5, "2@0": 9, "3@0": 13}
-    assert readers[0]["3@0"] == ok("3@0", 12)
+    assert readers[4].tokens_by_clip() == {"0@0": 1, "1@0": 5, "3@0": 13}
+    assert readers[0]["0@0"] == ok("0@0", 0)
+    assert SetIndex(tmp_path, "set").tokens_by_clip() == {"1@0": 5, "2@0": 9, "3@0": 13}
+    with pytest.raises(CacheError, match="clip '0@0' has no features in set"):
+        SetIndex(tmp_path, "set").count_tokens(["1@0", "0@0"])  # not those of another clip
 
 
-def test_clip_rows_that_changed_under_a_reader_are_an_error(
+def test_clip_rows_that_change_under_a_reader_are_read_as_they_were(
     tmp_path: Path, make_clip: Callable[..., ClipRow]
 ) -> None:
     path = clips_dir(tmp_path) / "000000.parquet"
     write_table(path, [make_clip("a@4"), make_clip("b@4")], CLIPS_SCHEMA)
     clips = ClipTable(tmp_path).all()
     write_table(path, [make_clip("b@4")], CLIPS_SCHEMA)
-    with pytest.raises(CacheError, match="was changed while it was read"):
-        list(clips)
+    assert list(clips) == [make_clip("a@4"), make_clip("b@4")]
+    assert list(ClipTable(tmp_path).all()) == [make_clip("b@4")]
 
 
 def test_a_damaged_index_file_is_named(tmp_path: Path) -> None:
