@@ -43,6 +43,7 @@ demo: environment ## Run the whole pipeline on sample videos with untrained mode
 
 models: environment ## Train the sample's models in models/, an hour (needs the extra `sample` and a GL library)
 	VENV='$(VENV)' tools/train_encoder models/encoder
+	VENV='$(VENV)' tools/train_thinker models/thinker
 
 soak: environment ## Run the long tests
 	$(bin)/python -m pytest -m soak --timeout 3600 $(ARGS)

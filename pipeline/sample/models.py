@@ -5,7 +5,7 @@
 ones (shapes, token kinds, dependence on every pixel) and none of the meaning.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,8 @@ SPECIAL_TOKENS = (
 )
 THINK_TOKENS = ("<think>", "</think>")
 
-# Qwen3-VL's conversation: a vision item is between its two marks, and a Thinking model's answer begins
-# with the reasoning already opened.
+# Qwen3-VL's conversation: a vision item is between its two marks. A Thinking model's answer begins with the
+# reasoning already opened, which follows here.
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 {{- '<|im_start|>' + message.role + '\\n' -}}
@@ -64,14 +64,14 @@ CHAT_TEMPLATE = """\
 {{- '<|im_end|>\\n' -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
-{{- '<|im_start|>assistant\\n<think>\\n' -}}
+{{- '<|im_start|>assistant\\nOPENING' -}}
 {%- endif -%}
 """
+THINKING = "<think>\\n"
 
 # One visual token is a 32 px square of two frames: 20 of them hold 160 x 120 px at its own resolution.
 PATCH_PX = 16
 MERGE_SIZE = 2
-VISUAL_TOKEN_PX = (PATCH_PX * MERGE_SIZE) ** 2
 MAX_TOKENS_PER_FRAME = 20
 MAX_THINKER_FRAMES = 64
 
@@ -110,11 +110,13 @@ def no_progress_bars() -> Iterator[None]:
 
 
 def _write_thinker(folder: Path, *, seed: int) -> None:
-    processor = _thinker_processor()
+    processor = thinker_processor(
+        qwen_tokenizer(), patch_px=PATCH_PX, max_tokens_per_frame=MAX_TOKENS_PER_FRAME, opening=THINKING
+    )
     model = Qwen3VLForConditionalGeneration(_thinker_config(processor.tokenizer))
     _depend_on_the_frames(model)
     _speak_printable_ascii(model, processor.tokenizer)
-    model.generation_config = _generation_config(processor.tokenizer)
+    model.generation_config = generation_config(processor.tokenizer)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     _write_readme(folder, title="A tiny thinker", model_class="Qwen3-VL Thinking", seed=seed)
@@ -184,7 +186,7 @@ def _thinker_config(tokenizer: Qwen2Tokenizer) -> Qwen3VLConfig:
     )
 
 
-def _generation_config(tokenizer: Qwen2Tokenizer) -> GenerationConfig:
+def generation_config(tokenizer: Qwen2Tokenizer) -> GenerationConfig:
     """Sampling is on, as in the published files: whoever needs greedy answers has to ask for them."""
     token_id = tokenizer.convert_tokens_to_ids
     return GenerationConfig(
@@ -223,37 +225,41 @@ def _speak_printable_ascii(model: Qwen3VLForConditionalGeneration, tokenizer: Qw
     model.lm_head.weight[silent] = 0.0
 
 
-def _thinker_processor() -> Qwen3VLProcessor:
-    """Image and video processor share mean and std, as inference engines may normalize once for both."""
+def thinker_processor(
+    tokenizer: Qwen2Tokenizer, *, patch_px: int, max_tokens_per_frame: int, opening: str
+) -> Qwen3VLProcessor:
+    """The processor of a small Qwen3-VL; `opening` begins every answer.
+
+    Image and video processor share mean and std, as inference engines may normalize once for both.
+    """
     normalization: dict[str, Any] = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
-    patches: dict[str, Any] = {"patch_size": PATCH_PX, "temporal_patch_size": 2, "merge_size": MERGE_SIZE}
-    image_px = {"shortest_edge": 4 * VISUAL_TOKEN_PX, "longest_edge": MAX_TOKENS_PER_FRAME * VISUAL_TOKEN_PX}
-    video_px = {
-        "shortest_edge": 4 * VISUAL_TOKEN_PX,
-        "longest_edge": MAX_THINKER_FRAMES * MAX_TOKENS_PER_FRAME * VISUAL_TOKEN_PX,
-    }
-    tokenizer = _byte_tokenizer()
+    patches: dict[str, Any] = {"patch_size": patch_px, "temporal_patch_size": 2, "merge_size": MERGE_SIZE}
+    token_px = (patch_px * MERGE_SIZE) ** 2
+    smallest_px, largest_px = 4 * token_px, max_tokens_per_frame * token_px
+    image_px = {"shortest_edge": smallest_px, "longest_edge": largest_px}
+    video_px = {"shortest_edge": smallest_px, "longest_edge": MAX_THINKER_FRAMES * largest_px}
     return Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=image_px, **patches, **normalization),
         tokenizer=tokenizer,
         video_processor=Qwen3VLVideoProcessor(
             size=video_px,
-            max_video_tokens=MAX_TOKENS_PER_FRAME,
+            max_video_tokens=max_tokens_per_frame,
             # Explicit because transformers 5.22 turns it on where it is not set, which changes every feature.
             cap_pixels_per_frame=True,
             **patches,
             **normalization,
         ),
-        chat_template=CHAT_TEMPLATE,
+        chat_template=CHAT_TEMPLATE.replace("OPENING", opening),
     )
 
 
-def _byte_tokenizer() -> Qwen2Tokenizer:
-    """Qwen's tokenizer without merges: ids 0-255 are the bytes, the added tokens follow."""
-    vocabulary = {symbol: index for index, symbol in enumerate(sorted(ByteLevel.alphabet()))}
+def qwen_tokenizer(merges: Sequence[tuple[str, str]] = ()) -> Qwen2Tokenizer:
+    """Qwen's tokenizer: ids 0-255 are the bytes, what merges make of them and the added tokens follow."""
+    symbols = [*sorted(ByteLevel.alphabet()), *("".join(pair) for pair in merges)]
+    vocabulary = {symbol: index for index, symbol in enumerate(symbols)}
     tokenizer = Qwen2Tokenizer(
         vocab=vocabulary,
-        merges=[],
+        merges=list(merges),
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         extra_special_tokens=list(SPECIAL_TOKENS),
