@@ -170,7 +170,7 @@ def test_intervals_hold_the_truth_in_93_to_98_of_100(groups: int, seeds: int, wo
 @pytest.mark.soak
 @pytest.mark.parametrize(("world", "seeds"), [("groups", 1), ("groups", 3), ("alike", 3)])
 @pytest.mark.parametrize("groups", [10, 20, 50])
-def test_intervals_of_skewed_groups_hold_the_truth_in_92_to_96_of_100(
+def test_intervals_of_skewed_groups_hold_the_truth_in_92_to_98_of_100(
     groups: int, seeds: int, world: str
 ) -> None:
     """Student's t alone holds it in 88 to 94. One seed tells nothing of others, which differ in `alike`."""
@@ -182,4 +182,4 @@ def test_intervals_of_skewed_groups_hold_the_truth_in_92_to_96_of_100(
         )
         _, low, high = interval(group_of, scores)
         held += low <= 0.0 <= high
-    assert 0.92 <= held / repetitions <= 0.96
+    assert 0.92 <= held / repetitions <= 0.98
