@@ -115,7 +115,10 @@ class MappedArray:
         path = shard_file(self._root, self._set.name, self.spec, number)
         require_inside(self._root, path)
         if not path.is_file():
-            raise CacheError(f"shard {str(path)!r} is missing: restore it, or extract into a new cache")
+            raise CacheError(
+                f"shard {str(path)!r} is missing: run the command again if clips were removed meanwhile, "
+                "else restore it, or extract into a new cache"
+            )
         return path
 
     def _move_all(self, shard: MappedShard, slot: int, moves: Sequence[Move], target: Bytes) -> None:

@@ -25,6 +25,7 @@ from thinkjepa.cache import (
     plan_clip_removal,
     plan_set_removal,
     remove,
+    repair,
     verify,
 )
 
@@ -116,6 +117,24 @@ def remove_named(root: Path, *, selector: str = "", clip_ids: Sequence[str] = ()
         pass
 
 
+def repaired(root: Path) -> None:
+    """Check a cache, and drop the clips that are damaged."""
+    problems = verify(root, full=True, advance=lambda count: None)
+    with WriteSession(root):
+        repair(root, problems, full=True)
+
+
+def damage(root: Path) -> None:
+    """Flip bits of one clip in each set."""
+    cache = FeatureCache.open(root)
+    for item in cache.feature_sets.values():
+        array = next(iter(item.arrays))
+        shard, _ = cache.shard_of(item.name, array, FIRST[1])
+        content = bytearray(shard.path.read_bytes())
+        content[len(content) // 8] ^= 255
+        shard.path.write_bytes(content)
+
+
 def _failure(clip_id: str) -> Failure:
     return Failure("", "thinker", "broken", clip_id=clip_id)
 
@@ -150,6 +169,7 @@ def commands(makers: Makers, tmp_path: Path) -> dict[str, Command]:
         "rm set": lambda root: remove_named(root, selector="thinker"),
         "rm clips": lambda root: remove_named(root, clip_ids=FIRST[:5]),
         "merge": merged,
+        "repair": repaired,
     }
 
 

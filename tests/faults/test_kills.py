@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Command, copied, faults
+from .conftest import Command, copied, damage, faults
 from .kill_points import NEVER, killed_at
 
 TreeDigest = Callable[[Path], Mapping[str, str]]
@@ -44,6 +44,47 @@ def check_every_point(
         assert faults(cut) == [], f"killed before step {point} of {total}"
         found = digest(cut)
         assert found == wanted, f"killed before step {point} of {total}"
+
+
+def check_pairs(
+    commands: Mapping[str, Command], first: str, filled: Path, folder: Path, *, sampled: int | None
+) -> None:
+    """Kill a command at points, run any other to its end, then the first again: no fault after either.
+
+    A cache that is repaired has faults until then.
+    """
+    start = copied(filled, folder / "start")
+    if first == "repair":
+        damage(start)
+        assert len(faults(start)) == 2
+    whole = copied(start, folder / "whole")
+    total = killed_at(NEVER, lambda: commands[first](whole), whole)
+    assert total
+    points = list(range(1, total))
+    for point in points if sampled is None else random.Random(1).sample(points, sampled):
+        cut = copied(start, folder / "cut")
+        assert killed_at(point, lambda root=cut: commands[first](root), cut) is None
+        for second in (*FROM_FILLED, "repair"):
+            both = copied(cut, folder / "both")
+            for name in (second, first):
+                killed_at(NEVER, lambda root=both, name=name: commands[name](root), both)
+                where = f"{first} killed before step {point} of {total}, then {second}"
+                assert faults(both) == [] or (first, name) == ("repair", second), where
+
+
+@pytest.mark.parametrize("first", [*FROM_FILLED, "repair"])
+def test_a_killed_command_is_followed_by_any_other(
+    first: str, commands: dict[str, Command], filled: Path, tmp_path: Path
+) -> None:
+    check_pairs(commands, first, filled, tmp_path, sampled=1)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("first", [*FROM_FILLED, "repair"])
+def test_a_command_that_is_killed_at_any_step_is_followed_by_any_other(
+    first: str, commands: dict[str, Command], filled: Path, tmp_path: Path
+) -> None:
+    check_pairs(commands, first, filled, tmp_path, sampled=None)
 
 
 @pytest.mark.parametrize("name", [*FROM_FILLED, *FROM_NOTHING])
