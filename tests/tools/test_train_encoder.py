@@ -239,15 +239,18 @@ def test_the_card_says_what_was_measured_and_that_it_is_not_enough(written):
     folder, _ = written
     card = (folder / "README.md").read_text()
     assert "No label\nis used" in card
+    assert "Steps: 3 of 3 planned ones" in card
     assert "What can be read off it" not in card
     figures = {
         "joints": {"last pose held": {"mean_m": 0.1234, "last_step_m": 0.2}},
         **dict.fromkeys(("color", "place"), 0.5),
         **dict.fromkeys(("effective_rank", "latent_std", "num_episodes", "num_trained", "num_tested"), 3),
         "data_seed": 112,
+        "off_pixels": {"color": 0.25, "place": 1.0},
     }
     write_check(folder, {**figures, "good_enough": False})
     assert "| last pose held | 123.4 | 200.0 |" in (folder / "README.md").read_text()
+    assert "Off the pixels it is\n25.0% and 100.0%" in (folder / "README.md").read_text()
     assert "not good enough" in (folder / "README.md").read_text()
     write_check(folder, {**figures, "good_enough": True})
     assert "not good enough" not in (folder / "README.md").read_text()

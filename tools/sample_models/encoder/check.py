@@ -166,15 +166,7 @@ def check_encoder(
             "head"
         )
         joints |= found
-    card = {
-        name: share_read_right(
-            own.observed.flatten(1),
-            [getattr(episode, name) for episode in episodes],
-            num_validation=parts.num_validation,
-            num_test=parts.num_test,
-        )
-        for name in ("color", "place")
-    }
+    card = read_card(own, episodes, parts)
     best, held = next(iter(joints.values())), joints["last pose held"]
     shares = [best.mean_m / held.mean_m, best.last_step_m / held.last_step_m]
     return {
@@ -182,11 +174,25 @@ def check_encoder(
         "share_of_held_mean": shares[0],
         "share_of_held_last_step": shares[1],
         **card,
+        "off_pixels": read_card(clips["pixels"], episodes, parts),
         "effective_rank": effective_rank(own),
         "latent_std": float(own.future.flatten(0, 2).std(dim=0).mean()),
         "num_trained": parts.num_train(len(episodes)),
         "num_tested": parts.num_test,
         "good_enough": max(shares) <= MOST_OF_HELD and min(card.values()) >= LEAST_READ,
+    }
+
+
+def read_card(clips: Clips, episodes: Sequence[DrawnEpisode], parts: Parts) -> dict[str, float]:
+    """Shares of the last clips whose card's color and place are read off the observed window."""
+    return {
+        name: share_read_right(
+            clips.observed.flatten(1),
+            [getattr(episode, name) for episode in episodes],
+            num_validation=parts.num_validation,
+            num_test=parts.num_test,
+        )
+        for name in ("color", "place")
     }
 
 

@@ -67,16 +67,16 @@ def train(
     out: Out,
     data: Data = Path("drawn-for-encoder"),
     episodes: Episodes = 240,
-    steps: Steps = 2600,
+    steps: Steps = 3000,
     batch_size: BatchSize = 16,
     learning_rate: LearningRate = 2e-3,
     pixel_weight: PixelWeight = 1.0,
-    width: Width = 64,
+    width: Width = 48,
     depth: Depth = 4,
     heads: Heads = 2,
     check: Check = False,
     check_episodes: CheckEpisodes = 560,
-    epochs: Epochs = 40,
+    epochs: Epochs = 25,
     threads: Threads = 1,
     workers: Workers = 1,
     seed: Seed = 0,
@@ -157,7 +157,7 @@ def _trained(out: Path, drawn: list[DrawnEpisode], training: Training, **shape: 
 def _checked(out: Path, drawn: list[DrawnEpisode], *, epochs: int, seed: int) -> dict[str, Any]:
     """Measure, write the figures into the model's folder, and return them."""
     from sample_models.encoder.check import Parts, check_encoder
-    from sample_models.encoder.files import open_model, open_untrained, write_check
+    from sample_models.encoder.files import open_model, open_untrained, weights_of, write_check
 
     parts = Parts(*(round(share * len(drawn)) for share in (VALIDATED, TESTED)))
     with TerminalProgress(errors) as progress:
@@ -170,7 +170,7 @@ def _checked(out: Path, drawn: list[DrawnEpisode], *, epochs: int, seed: int) ->
             seed=seed,
             advance=lambda: progress.advance(1),
         )
-    figures |= {"num_episodes": len(drawn), "data_seed": CHECKED_ON.seed}
+    figures |= {"num_episodes": len(drawn), "data_seed": CHECKED_ON.seed, "weights": weights_of(out)}
     write_check(out, figures)
     return figures
 

@@ -54,8 +54,8 @@ is used: no joint, no color, no place.
 
 - Data: {episodes} episodes of seed {data_seed}, {frames:,} frames, a third each with a card, a late
   card and a neutral one. Pairs of color and place that are held out of all training are not among them.
-- Steps: {steps:,} of {batch_size} windows of 16 frames, or as many more of 8 or 4. Seed {seed}, learning rate
-  {learning_rate:g}, {minutes:.0f} minutes on {threads} thread(s) of a shared machine.
+- Steps: {steps_done:,} of {steps:,} planned ones, of {batch_size} windows of 16 frames, or as many more of
+  8 or 4. Seed {seed}, learning rate {learning_rate:g}, {minutes:.0f} minutes on {threads} thread(s).
 - Written by `tools/train_encoder` with torch {torch} and transformers {transformers}.
 - Mean figures of the last twentieth of the steps: error of latents {latent_error:.3f}, of what is decoded
   {pixel_error:.3f}, deviation of the target's dims {target_std:.2f} (0 would be a collapse).
@@ -73,8 +73,11 @@ next to the observed poses as in every run, and measured on {num_tested} others.
 {rows}
 
 The card is read off the observed window, in view until its end (`late-cue`), by a ridge regression, on
-episodes that it was not fitted on: the color {color:.1%}, the place {place:.1%}. The effective rank of future
-latents is {effective_rank:.1f} of {width}, the deviation of their dims {latent_std:.2f}.
+episodes that it was not fitted on: the color {color:.1%}, the place {place:.1%}. Off the pixels it is
+{off_pixels[color]:.1%} and {off_pixels[place]:.1%}.
+
+The effective rank of future latents is {effective_rank:.1f} of {width}, the deviation of their dims
+{latent_std:.2f}.
 
 {verdict}
 """
@@ -155,6 +158,7 @@ def training_record(
     }
     return {
         **{name: getattr(training, name) for name in SETTINGS},
+        "steps_done": len(steps),
         "episodes": len(pictures),
         "frames": sum(map(len, pictures)),
         "data_seed": data_seed,
@@ -174,6 +178,11 @@ def open_model(folder: Path) -> VideoEncoder:
     with no_progress_bars():
         encoder.load()
     return encoder
+
+
+def weights_of(folder: Path) -> str:
+    """The digest of a folder's weights, as stage one records it."""
+    return str(open_model(folder).origin["weights"])
 
 
 def open_untrained(folder: Path, *, seed: int) -> VideoEncoder:
