@@ -109,7 +109,7 @@ def expand(
     json: JsonOption = False,
 ) -> None:
     """Write episodes of a simulated hand as EgoDex does: OUT/<task>/<i>.mp4 and .hdf5, OUT/episodes.json."""
-    from thinkjepa.pipeline.sample.episodes import FACTS_FILE, expand, expand_shipped
+    from thinkjepa.pipeline.sample.expand import FACTS_FILE, expand, expand_shipped
 
     claim_folder(out, kind="hands", force=force)
     written = expand_shipped(out) if episodes is None else expand(episodes, out)

@@ -15,7 +15,7 @@ from thinkjepa.cache import ClipRow, FeatureCache, ThinkJepaError
 from thinkjepa.cache.disk.files import explained_os_errors
 from thinkjepa.pipeline.project.params import read_params
 from thinkjepa.pipeline.project.setup import NewProject, set_up_project
-from thinkjepa.pipeline.sample.episodes import expand_shipped
+from thinkjepa.pipeline.sample.expand import expand_shipped
 from thinkjepa.pipeline.sample.folder import claim_folder, write_manifest
 from thinkjepa.pipeline.sample.models import write_tiny_models
 from thinkjepa.stages.json_files import read_json

@@ -1,26 +1,21 @@
-"""Episodes of a simulated hand: videos with a pose archive, written out in the layout of EgoDex.
+"""Episodes of a simulated hand: videos with a pose archive.
 
 `poses.npz` (no pickle) holds the hand's skeleton, the hinges and the camera frame by frame, and the facts of
 each episode. Joints are computed from that again (`Skeleton.joint_poses`): 30 smooth channels are a tenth of
 the positions and rotations of 23 joints. Channels are rounded to steps, and their second differences are
 compressed, as hands accelerate little from frame to frame. `tools/hands` writes the archive.
-
-Written out, an episode is a video and an HDF5 file of transforms, as in EgoDex (arXiv 2505.11709).
 """
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
 import zipfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from importlib.resources import as_file, files
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 
@@ -31,8 +26,6 @@ Floats = npt.NDArray[np.float64]
 
 POSES_FILE = "poses.npz"
 
-FACTS_FILE = "episodes.json"
-
 VERSION = 2
 
 VIDEO_NAME = r"[\w-]+(/[\w-]+)*\.mp4"
@@ -40,6 +33,9 @@ VIDEO_NAME = r"[\w-]+(/[\w-]+)*\.mp4"
 
 STEP_M, STEP_RAD = 2e-5, 2e-5
 """Rounding moves a fingertip, at the end of six hinges 0.2 m from the wrist, by less than 0.05 mm."""
+
+PLACES = ("left", "middle", "right")
+"""Names of the three pads, from left to right."""
 
 SKELETON_TEXTS = ("bodies", "joints")
 
@@ -176,43 +172,6 @@ def _json(values: npt.NDArray[Any]) -> Any:
     return json.loads(values.tobytes().decode())
 
 
-def expand_shipped(out: Path) -> list[Path]:
-    """Write out the episodes of the package, as `expand` does."""
-    with as_file(files("thinkjepa.pipeline.sample") / "hands") as folder:
-        return expand(folder, out)
-
-
-def expand(folder: Path, out: Path) -> list[Path]:
-    """Write `out/<task>/<i>.mp4` and `.hdf5` of all episodes of a folder, and `out/episodes.json`.
-
-    Returns the files written. Nothing is read or written through a link that leads out of these folders.
-    Raises ArchiveError where the folder lacks poses or a video.
-    """
-    skeleton, episodes = read_archive(folder / POSES_FILE)
-    written = [out / FACTS_FILE]
-    for episode in episodes:
-        source, video = folder / episode.facts.video, out / episode.facts.video
-        if not source.is_file() or not source.resolve().is_relative_to(folder.resolve()):
-            raise ArchiveError(f"{str(folder)!r} has poses of {episode.facts.video!r}, and not the video")
-        _make_way(video, out)
-        shutil.copyfile(source, video)
-        _make_way(video.with_suffix(".hdf5"), out)
-        _write_poses(video.with_suffix(".hdf5"), skeleton, episode)
-        written += [video, video.with_suffix(".hdf5")]
-    facts = {episode.facts.video: asdict(episode.facts) for episode in episodes}
-    _make_way(written[0], out)
-    written[0].write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    return written
-
-
-def _make_way(path: Path, out: Path) -> None:
-    """Make the folder of a new file, and remove a file or link of its name, which would be written to."""
-    if not path.parent.resolve().is_relative_to(out.resolve()):
-        raise ArchiveError(f"{str(path.parent)!r} is a link that leads out of {str(out)!r}: remove it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-
-
 def joint_transforms(skeleton: Skeleton, episode: Episode) -> dict[str, Floats]:
     """Joint to world `(frame, 4, 4)`, y up, by EgoDex's name of the joint."""
     poses = Y_UP @ skeleton.joint_poses(episode.hand)
@@ -222,18 +181,3 @@ def joint_transforms(skeleton: Skeleton, episode: Episode) -> dict[str, Floats]:
 def camera_transforms(episode: Episode) -> Floats:
     """Camera to world `(frame, 4, 4)`, y up; of the camera x right, y down, z forward."""
     return np.asarray(Y_UP @ camera_poses(episode.camera))
-
-
-def _write_poses(path: Path, skeleton: Skeleton, episode: Episode) -> None:
-    """Write an HDF5 file: `transforms` and `confidences` by joint, the camera, and the description."""
-    certain = np.ones(episode.facts.num_frames, np.float32)
-    poses = {"camera": camera_transforms(episode), **joint_transforms(skeleton, episode)}
-    with h5py.File(path, "w") as file:
-        file["camera/intrinsic"] = np.asarray(episode.intrinsics, np.float32)
-        for name, values in poses.items():
-            file[f"transforms/{name}"] = np.asarray(values, np.float32)
-        for name in skeleton.joints:
-            file[f"confidences/{name}"] = certain
-        file.attrs["llm_description"] = episode.facts.description
-        file.attrs["which_llm_description"] = "1"
-        file.attrs["llm_type"] = "reset"

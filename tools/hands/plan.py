@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hands.things import COLORS, KINDS, Thing, draw_thing
+from thinkjepa.pipeline.sample.episodes import PLACES
 
 Floats = npt.NDArray[np.float64]
 
@@ -40,8 +41,6 @@ SENTENCES = {
     "slide": "Slide the {thing} over the table to the {place} pad, then slide it back.",
     "turn": "Pick up the {thing}, turn it and put it on the {place} pad, then put it back.",
 }
-
-PLACES = ("left", "middle", "right")
 
 NUM_CANDIDATES = 3
 """Things that the hand might take: of different colors, so that a color tells which."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from thinkjepa.pipeline.sample.episodes import expand_shipped
+from thinkjepa.pipeline.sample.expand import expand_shipped
 
 NUM_TASKS, VIDEOS_A_TASK = 8, 2
 CLIPS = "--thinker-frames 4 --observed-frames 8 --future-frames 8 --future-windows 8 --dense-fps 20"

@@ -9,17 +9,17 @@ import h5py
 import numpy as np
 import pytest
 from hands.archive import checked_positions_m, stored_checks_m, write_archive
-from hands.plan import PLACES
 
 from thinkjepa.pipeline.sample.episodes import (
+    PLACES,
     POSES_FILE,
     ArchiveError,
     Episode,
     camera_transforms,
-    expand,
     joint_transforms,
     read_archive,
 )
+from thinkjepa.pipeline.sample.expand import expand
 from thinkjepa.pipeline.sample.skeleton import Skeleton
 from thinkjepa.stages.data.joints import PAPER_JOINTS
 from thinkjepa.stages.data.labels.readers import LabelSource

@@ -23,7 +23,7 @@ from transformers import VJEPA2Config, VJEPA2Model
 
 from thinkjepa.cache import FeatureCache
 from thinkjepa.pipeline.cli import train as train_app
-from thinkjepa.pipeline.sample.episodes import expand_shipped
+from thinkjepa.pipeline.sample.expand import expand_shipped
 from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.data.plan import ClipSettings
 from thinkjepa.stages.data.tracked_files import make_selection, write_selection
