@@ -6,9 +6,10 @@ ARGS ?=
 JOBS ?= 2
 
 bin := $(VENV)/bin
+evidence := VENV='$(abspath $(VENV))' tools/run_evidence
 
 .DEFAULT_GOAL := help
-.PHONY: help environment test test-vllm check params wheel demo models soak lock clean distclean
+.PHONY: help environment test test-vllm check params wheel demo models evidence soak lock clean distclean
 
 help: ## List the targets
 	@echo "make TARGET, where TARGET is one of"
@@ -44,6 +45,10 @@ demo: environment ## Run the whole pipeline on sample videos with untrained mode
 models: environment ## Train the sample's models in models/, an hour (needs the extra `sample` and a GL library)
 	VENV='$(VENV)' tools/train_encoder models/encoder
 	VENV='$(VENV)' tools/train_thinker models/thinker
+
+evidence: environment ## Show on the sample whether a thinker helps: hours, in evidence/, goes on where it stopped
+	$(evidence) setup --project evidence
+	cd evidence && PATH='$(CURDIR)/tools':$$PATH VENV='$(abspath $(VENV))' '$(abspath $(VENV))/bin/dvc' repro
 
 soak: environment ## Run the long tests
 	$(bin)/python -m pytest -m soak --timeout 3600 $(ARGS)

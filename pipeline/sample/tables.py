@@ -7,7 +7,7 @@ classes.csv   video, condition, color, place, object_cell, place_cell, pair
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from thinkjepa.pipeline.sample.episodes import PLACES, Facts
@@ -59,7 +59,7 @@ def cell_of(position_m: tuple[float, float, float]) -> str:
     return f"{int(x_m // CELL_M)},{int(-z_m // CELL_M)}"
 
 
-def _write(path: Path, rows: list[dict[str, object]]) -> Path:
+def _write(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()

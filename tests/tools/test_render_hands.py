@@ -122,9 +122,7 @@ def test_odd_sizes_are_refused():
 def test_same_seed_same_bytes_of_poses_and_episodes_only_add(tmp_path):
     def write(name: str, *, count: int) -> bytes:
         out = tmp_path / name
-        paths = generate.render_episodes(
-            out, numbers=range(count), seed=5, conditions=["cue"], size_px=64, workers=1
-        )
+        paths = generate.render_episodes({"cue": out}, numbers=range(count), seed=5, size_px=64, workers=1)
         assert all(path.is_file() for path in paths)
         return (out / POSES_FILE).read_bytes()
 

@@ -49,10 +49,9 @@ def render(
     with TerminalProgress(errors) as progress:
         progress.begin("render", total=episodes, unit="episodes")
         written = render_episodes(
-            out,
+            {condition: out / condition if len(chosen) > 1 else out for condition in chosen},
             numbers=range(episodes),
             seed=seed,
-            conditions=chosen,
             pairs=pairs,
             size_px=size,
             workers=workers or os.cpu_count() or 1,

@@ -78,25 +78,22 @@ def check_renderable(*, size_px: int) -> None:
 
 
 def render_episodes(
-    out: Path,
+    folders: Mapping[Condition, Path],
     *,
     numbers: Sequence[int],
     seed: int,
-    conditions: Sequence[Condition],
     size_px: int,
     workers: int,
     pairs: Pairs = "all",
     advance: Callable[[int], None] = lambda count: None,
 ) -> list[Path]:
-    """Write `<task>/<i>.mp4` and `poses.npz` into a folder, after `check_renderable`.
+    """Write `<task>/<i>.mp4` and `poses.npz` into the folder of each condition, after `check_renderable`.
 
-    The folder is `out`, or `out/<condition>` where there are several conditions. Returns the files written.
-    Episode i depends on the seed, on `pairs` and on i alone. The same seed gives the same bytes of poses.
-    The bytes of videos depend on the GL library and the encoder too.
+    Returns the files written. Episode i depends on the seed, on `pairs` and on i alone. The same
+    seed gives the same bytes of poses. Those of videos depend on the GL library and the encoder too.
     """
-    folders = {condition: out / condition if len(conditions) > 1 else out for condition in conditions}
     render = partial(render_episode, folders, seed=seed, size_px=size_px, pairs=pairs)
-    episodes: dict[Condition, list[Episode]] = {condition: [] for condition in conditions}
+    episodes: dict[Condition, list[Episode]] = {condition: [] for condition in folders}
     # Fresh processes: a GL library's state does not survive a fork.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(numbers)), mp_context=context) as pool:

@@ -1,0 +1,54 @@
+"""Gates before any comparison: what the pyramid reads tells object and place, and only where a card told.
+
+A read-out is linear and fitted on other episodes than it is scored on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cue_probe
+
+from evidence.plan import Plan
+from thinkjepa.cache import FeatureCache, ThinkJepaError
+from thinkjepa.stages.train.data.features import choose_features
+
+READ = ("streams", "slots")
+"""The arrays that are read out, by their names in the probe."""
+
+TOLD_SHARE, CHANCE_SHARE = 0.9, 0.1
+"""Read right at least under `cue`, and at most above the commonest class under `no-cue`."""
+
+
+class GateError(ThinkJepaError):
+    """A gate failed: no comparison would mean anything."""
+
+
+def read_outs(plan: Plan, project: Path, *, seed: int = 0) -> dict[str, Any]:
+    """Share of clips whose color and place are read right, by condition and array, and whether it passes."""
+    found: dict[str, Any] = {}
+    for condition in plan.conditions:
+        facts = cue_probe.read_facts(project / "videos" / condition)
+        cache = FeatureCache.open(project / "features" / condition)
+        for name in READ:
+            features = choose_features(cache, cue_probe.READINGS[name])
+            clips = list(features.clips)
+            states = cue_probe.what_is_read(name, features, [clip.clip_id for clip in clips])
+            for target in cue_probe.TARGETS:
+                classes = [str(facts[clip.video][target]) for clip in clips]
+                found.setdefault(condition, {})[f"{name}_{target}"] = cue_probe.read_out(
+                    states, classes, seed=seed
+                )
+                found[condition][f"majority_{target}"] = max(map(classes.count, classes)) / len(classes)
+    return {**found, "passed": passed(found)}
+
+
+def passed(found: dict[str, Any]) -> bool:
+    """Whether the card is read where it told, by one of the arrays, and by none where it did not."""
+    for target in cue_probe.TARGETS:
+        told = max(found["cue"][f"{name}_{target}"] for name in READ)
+        guessed = max(found["no-cue"][f"{name}_{target}"] for name in READ)
+        if told < TOLD_SHARE or guessed > found["no-cue"][f"majority_{target}"] + CHANCE_SHARE:
+            return False
+    return True
