@@ -11,6 +11,7 @@ import yaml
 from hands.plan import Condition, Pairs
 
 from thinkjepa.cache import ThinkJepaError
+from thinkjepa.stages.settings import SettingsError
 from thinkjepa.stages.train.settings import TrainSettings
 
 
@@ -113,5 +114,5 @@ class Plan:
             raise PlanError(f"{arm} reads the cache {cache!r}: caches are {', '.join(self.caches)}")
         try:
             return Job(condition, arm, seed, cache, TrainSettings(**settings))
-        except TypeError as error:
+        except SettingsError as error:
             raise PlanError(f"settings of {arm}: {error}") from error
