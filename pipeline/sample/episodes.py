@@ -134,10 +134,14 @@ def _parse(arrays: dict[str, npt.NDArray[Any]]) -> tuple[Skeleton, list[Episode]
 
 
 def _of_version_1(values: dict[str, Any]) -> dict[str, Any]:
-    """Facts as they are now: version 1 knew one thing and one place, and nothing was put back."""
+    """Facts as they are now: version 1 knew where one thing and its pad are, and nothing was put back."""
     kept = {name: value for name, value in values.items() if name not in ("object_m", "place_m")}
     end = values["num_frames"]
-    added = {"objects_m": [values["object_m"]], "places_m": [values["place_m"]], "back_frames": [end, end]}
+    added = {
+        "objects_m": [values["object_m"]],
+        "places_m": [values["place_m"]] * len(PLACES),
+        "back_frames": [end, end],
+    }
     return {**kept, **added, "seen_pair": True}
 
 

@@ -45,7 +45,7 @@ def read_outs(plan: Plan, project: Path, *, seed: int = 0) -> dict[str, Any]:
 
 
 def passed(found: dict[str, Any]) -> bool:
-    """Whether the card is read where it told, by one of the arrays, and by none where it did not."""
+    """Return True if an array tells what a card told, and none does where the card was neutral."""
     for target in cue_probe.TARGETS:
         told = max(found["cue"][f"{name}_{target}"] for name in READ)
         guessed = max(found["no-cue"][f"{name}_{target}"] for name in READ)

@@ -1,6 +1,8 @@
 """The episodes that come with the package keep what they promise, and are written out as EgoDex has them."""
 
+import csv
 import json
+import shutil
 from importlib.resources import files
 from pathlib import Path
 
@@ -21,6 +23,8 @@ from thinkjepa.pipeline.sample.episodes import (
 )
 from thinkjepa.pipeline.sample.expand import expand
 from thinkjepa.pipeline.sample.skeleton import Skeleton
+from thinkjepa.pipeline.sample.tables import cell_of
+from thinkjepa.stages.data.cutting.reading import read_clip_file
 from thinkjepa.stages.data.joints import PAPER_JOINTS
 from thinkjepa.stages.data.labels.readers import LabelSource
 from thinkjepa.stages.data.trajectories import project, to_camera, to_world
@@ -148,6 +152,42 @@ def test_expansion_writes_what_egodex_readers_expect(shipped, expanded):
             assert file.attrs["llm_description"] == facts.description
             assert file.attrs["which_llm_description"] == "1"
             assert file.attrs["llm_type"] != "reversible"
+
+
+def test_episodes_in_folders_are_written_out_with_their_clips_and_classes(tmp_path, shipped):
+    skeleton, episodes = shipped
+    for folder, some in {"train/cue": episodes[:2], "test/cue": episodes[2:3]}.items():
+        for episode in some:
+            video = tmp_path / "episodes" / folder / episode.facts.video
+            video.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(HANDS / episode.facts.video, video)
+        write_archive(tmp_path / "episodes" / folder / POSES_FILE, skeleton, some)
+    written = expand(tmp_path / "episodes", tmp_path / "out")
+    assert {path for path in (tmp_path / "out").rglob("*") if path.is_file()} == set(written)
+    clips = read_clip_file(tmp_path / "out" / "clips.csv")
+    clips.check_videos([path.relative_to(tmp_path / "out").as_posix() for path in written], tmp_path)
+    rows = {video: row for video, (row,) in clips.by_video.items()}
+    assert {video: row.partition for video, row in rows.items()} == {
+        **{f"train/cue/{episode.facts.video}": "train" for episode in episodes[:2]},
+        f"test/cue/{episodes[2].facts.video}": "test",
+    }
+    for episode in episodes[:2]:
+        row = rows[f"train/cue/{episode.facts.video}"]
+        assert row.split_frame == episode.facts.split_frame
+        assert row.group == f"{episode.facts.seed}-{episode.facts.episode}"
+    with (tmp_path / "out" / "classes.csv").open() as file:
+        classes = list(csv.DictReader(file))
+    assert [line["color"] for line in classes] == [
+        episode.facts.object.split()[0] for episode in (episodes[2], *episodes[:2])
+    ]
+
+
+@pytest.mark.parametrize(
+    ("position_m", "cell"),
+    [((0.165, 0, -0.205), "1,1"), ((-0.165, 0, -0.415), "-2,3"), ((-0.055, 9, -0.31), "-1,2")],
+)
+def test_a_cell_is_a_square_of_the_table(position_m, cell):
+    assert cell_of(position_m) == cell
 
 
 def test_joints_return_from_the_pixels(expanded):
