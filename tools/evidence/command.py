@@ -30,7 +30,7 @@ def setup(project: Project = Path()) -> None:
 
 
 @app.command(epilog=examples("tools/run_evidence data --project evidence"))
-def data(project: Project = Path()) -> None:
+def data(project: Project = Path(), workers: Workers = None) -> None:
     """Render all episodes under all conditions, and write them out as videos with poses."""
     from evidence.data import expand_conditions, render_parts
 
@@ -38,7 +38,9 @@ def data(project: Project = Path()) -> None:
     with TerminalProgress(errors) as progress:
         total = sum(part.episodes for part in plan.parts.values())
         progress.begin("render", total=total, unit="episodes")
-        render_parts(plan, project / "episodes", advance=progress.advance)
+        render_parts(
+            plan, project / "episodes", workers=workers or os.cpu_count() or 1, advance=progress.advance
+        )
     expand_conditions(plan, project / "episodes", project / "videos")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from thinkjepa.pipeline.sample.expand import expand
 SIZE_PX = 96
 
 
-def render_parts(plan: Plan, out: Path, *, advance: Callable[[int], None]) -> None:
+def render_parts(plan: Plan, out: Path, *, workers: int, advance: Callable[[int], None]) -> None:
     """Write `out/<condition>/<part>` for each part that is not there yet, whole or not at all."""
     for name, part in plan.parts.items():
         folders = {condition: out / condition / name for condition in plan.conditions}
@@ -24,21 +23,21 @@ def render_parts(plan: Plan, out: Path, *, advance: Callable[[int], None]) -> No
             advance(part.episodes)
             continue
         check_renderable(size_px=SIZE_PX)
-        _render(part, out / ".unfinished", plan, advance=advance)
+        _render(part, out / ".unfinished", plan, workers=workers, advance=advance)
         for condition, folder in folders.items():
             shutil.rmtree(folder, ignore_errors=True)
             folder.parent.mkdir(parents=True, exist_ok=True)
             (out / ".unfinished" / condition).replace(folder)
 
 
-def _render(part: Part, out: Path, plan: Plan, *, advance: Callable[[int], None]) -> None:
+def _render(part: Part, out: Path, plan: Plan, *, workers: int, advance: Callable[[int], None]) -> None:
     shutil.rmtree(out, ignore_errors=True)
     render_episodes(
         {condition: out / condition for condition in plan.conditions},
         numbers=range(part.episodes),
         seed=part.seed,
         size_px=SIZE_PX,
-        workers=os.cpu_count() or 1,
+        workers=workers,
         pairs=part.pairs,
         advance=advance,
     )

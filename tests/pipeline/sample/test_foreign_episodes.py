@@ -10,7 +10,8 @@ import pytest
 from commands import run_command
 from hands.archive import write_archive
 
-from thinkjepa.pipeline.sample.episodes import POSES_FILE, ArchiveError, expand, read_archive
+from thinkjepa.pipeline.sample.episodes import POSES_FILE, ArchiveError, read_archive
+from thinkjepa.pipeline.sample.expand import expand
 
 HANDS = Path(str(files("thinkjepa.pipeline.sample") / "hands"))
 
@@ -58,7 +59,8 @@ def test_links_where_files_go_are_replaced_or_refused(tmp_path: Path) -> None:
     links = [out / "episodes.json", out / "task" / "0.mp4", out / "task" / "0.hdf5"]
     for link in links:
         link.symlink_to(victim)
-    assert sorted(expand(folder, out)) == sorted(links)
+    tables = [out / "clips.csv", out / "classes.csv"]
+    assert sorted(expand(folder, out)) == sorted([*links, *tables])
     assert victim.read_text() == "mine"
     assert (out / "task" / "0.mp4").read_bytes() == b"a video"
     for link in links:
