@@ -122,7 +122,9 @@ def in_differences(cue: Measured, neutral: Measured, metric: str) -> Figure:
 
 
 def _of_unseen(found: Measured) -> dict[str, dict[str, float]]:
-    """Means over test clips whose pair of color and place training never showed."""
+    """Means over test clips whose pair of color and place training never showed; empty where there are none."""
+    if not found.unseen.any():
+        return {}
     return {
         arm: {metric: float(found.values(arm, metric)[:, found.unseen].mean()) for metric in METRICS}
         for arm in (*found.tables, *BASELINES)
