@@ -122,7 +122,7 @@ def in_differences(cue: Measured, neutral: Measured, metric: str) -> Figure:
 
 
 def _of_unseen(found: Measured) -> dict[str, dict[str, float]]:
-    """Means over test clips whose pair of color and place training never showed; empty where there are none."""
+    """Means over test clips whose pair of color and place training never showed, if there are any."""
     if not found.unseen.any():
         return {}
     return {
