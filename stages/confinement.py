@@ -1,8 +1,8 @@
 """Limits of a child process that reads files of others: memory, written files, processor time.
 
-A child calls `confine` before it opens such a file, and `allow_cpu` before each piece of work. Past a limit
-an allocation fails with MemoryError and a write with OSError. A calculation that does not end is killed by
-SIGXCPU, also where the parent does not watch. The parent still has its own time-out.
+A child calls `confine` before it opens such a file, and `allow_cpu`, `allow_memory` before each piece of
+work. Past a limit an allocation fails with MemoryError and a write with OSError. A calculation that does not
+end is killed by SIGXCPU, also where the parent does not watch. The parent still has its own time-out.
 
 Imports the standard library only: a child starts in half a second.
 """
@@ -14,6 +14,7 @@ import os
 import resource
 import signal
 import sys
+from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 
@@ -49,6 +50,19 @@ def allow_cpu(seconds: float) -> None:
     limit = int(used.ru_utime + used.ru_stime + seconds) + 1  # the kernel counts whole seconds
     _, most = resource.getrlimit(resource.RLIMIT_CPU)
     resource.setrlimit(resource.RLIMIT_CPU, (limit if most < 0 else min(limit, most), most))
+
+
+def allow_memory(memory_bytes: int) -> None:
+    """Let this process allocate so much more than it has now, within the limit of `confine`.
+
+    A later call counts anew. Only Linux tells a process what it has allocated.
+    """
+    if sys.platform != "linux":
+        return
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5])
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = pages * resource.getpagesize() + memory_bytes
+    resource.setrlimit(resource.RLIMIT_DATA, (limit if most < 0 else min(limit, most), most))
 
 
 def default_memory_bytes() -> int:

@@ -32,11 +32,12 @@ def describe_check(check: FolderCheck) -> str:
 
 def describe_import(report: LabelReport, cache_dir: Path) -> str:
     """One line: videos with labels, those stored now, and those that could not be read."""
+    gone = f" ({report.withdrawn_videos} lost theirs now)" if report.withdrawn_videos else ""
     broken = f", {len(report.failures)} could not be read (see above)" if report.failures else ""
     return (
         f"{counted(report.labelled_videos, 'video')} with labels in {cache_dir}: {report.added} stored now, "
         f"{report.labelled_videos - report.added} already there; "
-        f"{counted(report.unlabelled_videos, 'video')} without a label file{broken}"
+        f"{counted(report.unlabelled_videos, 'video')} without a label file{gone}{broken}"
     )
 
 

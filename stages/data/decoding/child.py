@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import errno
 import gc
-import json
 import os
 import sys
 from collections.abc import Iterable
 from multiprocessing.connection import Connection
-from typing import Any
 
+from thinkjepa.stages.child_process import next_request, send
 from thinkjepa.stages.confinement import allow_cpu, confine, default_memory_bytes
 from thinkjepa.stages.data.decoding.client import SharedFrames
 from thinkjepa.stages.data.decoding.exact_frames import ExactFrames, Image
@@ -23,11 +22,12 @@ from thinkjepa.stages.data.decoding.exact_frames import ExactFrames, Image
 def serve(pipe: Connection, shared: SharedFrames, *, threads: int, cpu_s: float) -> None:
     """Answer requests until the parent is gone: frames one by one, as there is room for them, or an error.
 
+
     Each answer takes `cpu_s` of processor time at most.
     """
     reader: ExactFrames | None = None
     pipe.send_bytes(b"{}")
-    while (request := _next_request(pipe)) is not None:
+    while (request := next_request(pipe)) is not None:
         try:
             allow_cpu(cpu_s)
             if "open" in request:
@@ -35,7 +35,7 @@ def serve(pipe: Connection, shared: SharedFrames, *, threads: int, cpu_s: float)
                 gc.collect()  # a decoder is part of a cycle with its frames: 19 MB of 720p
                 reader = ExactFrames(request["open"], threads=threads)
                 height, width, _ = reader.first.shape
-                _send(pipe, {"width": width, "height": height})
+                send(pipe, {"width": width, "height": height})
                 pipe.send_bytes(reader.times_s.tobytes())
             elif "frames" in request:
                 assert reader is not None
@@ -43,7 +43,7 @@ def serve(pipe: Connection, shared: SharedFrames, *, threads: int, cpu_s: float)
                 images = reader.images(request["frames"])
                 _send_frames(images, room, request["at_once"], pipe, cpu_s=cpu_s)
         except Exception as error:  # whatever a decoder raises is this file's answer, not the child's end
-            _send(pipe, {"error": _reason(error)})
+            send(pipe, {"error": _reason(error)})
 
 
 def _send_frames(
@@ -52,22 +52,10 @@ def _send_frames(
     """Fill the room `(frame, height, width, 3)` again and again, a stack of it while another one is read."""
     for number, image in enumerate(images):
         if number >= len(room) and number % at_once == 0:
-            _next_request(pipe)  # the oldest stack is free
+            next_request(pipe)  # the oldest stack is free
         room[number % len(room)] = image
-        _send(pipe, {})
+        send(pipe, {})
         allow_cpu(cpu_s)
-
-
-def _send(pipe: Connection, header: dict[str, Any]) -> None:
-    pipe.send_bytes(json.dumps(header).encode())
-
-
-def _next_request(pipe: Connection) -> dict[str, Any] | None:
-    try:
-        request: dict[str, Any] = json.loads(pipe.recv_bytes())
-    except (EOFError, OSError):
-        return None
-    return request
 
 
 def _reason(error: Exception) -> str:

@@ -1,27 +1,21 @@
 """Decoding of video frames by a child process, because a decoder may hang holding the interpreter's lock.
 
-The parent sends requests over a pipe (JSON, nothing is pickled) and kills the child when no answer comes in
-time. A child that aborts on a malformed file costs that file only. It runs within limits
-of memory and time, and writes no file. Frames are in memory that both processes map: sent through the pipe,
-each frame was copied twice and woke both processes dozens of times.
+A child that aborts on a malformed file costs that file only. It runs within limits of memory and time, and
+writes no file. Frames are in memory that both processes map: sent through the pipe, each frame was copied
+twice and woke both processes dozens of times.
 
 Imports nothing of the project that is slow to import, as the child imports this module too.
 """
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
-from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,7 +23,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thinkjepa.stages.confinement import KILLED_FOR_TIME, default_memory_bytes
+from thinkjepa.stages.child_process import ChildEndedError, ChildProcess, NoAnswerError
+from thinkjepa.stages.confinement import default_memory_bytes
 from thinkjepa.stages.errors import StageError
 
 
@@ -73,15 +68,6 @@ FrameStack = npt.NDArray[np.uint8]
 
 CHILD = "thinkjepa.stages.data.decoding.child"
 
-START_TIMEOUT_S = 120.0
-"""For the child's own start (interpreter, numpy, libav): half a second on an idle machine."""
-
-KILLED = (signal.SIGKILL, signal.SIGBUS)
-"""Signals that end a process where memory runs out, its own or the shared one."""
-
-EXIT_TIMEOUT_S = 10.0
-"""From the end of the pipe to the end of the process that closed it."""
-
 
 class DecodeError(StageError):
     """A video cannot be opened or decoded, or its frame times are not real."""
@@ -112,8 +98,7 @@ class VideoDecoder:
     def __init__(self, *, timeout_s: float, threads: int = 0) -> None:
         self.timeout_s = timeout_s
         self.threads = threads
-        self._process: subprocess.Popen[bytes] | None = None
-        self._pipe: Connection | None = None
+        self._child: ChildProcess | None = None
         self._frames = SharedFrames.create()
         self._path: Path | None = None
         self._shape = (0, 0, 3)
@@ -123,13 +108,13 @@ class VideoDecoder:
     @property
     def pid(self) -> int | None:
         """Process id of the child, where there is one."""
-        return self._process.pid if self._process else None
+        return self._child.pid if self._child else None
 
     def open(self, path: Path) -> VideoInfo:
         """Open a video and read the times of all its frames."""
         if self._unread:  # who asked for them wants no more
             self._stop()
-        if self._process is None:
+        if self._child is None:
             self._start()
         self._path = None  # the child lets go of the last video even if this one does not open
         # Absolute, or a file named `http:...` or `concat:...` would be taken for a URL.
@@ -154,7 +139,7 @@ class VideoDecoder:
         the next frames, one stack ahead. A caller that wants no more leaves the iteration; the next request
         starts a new child then.
         """
-        if self._path != path or self._process is None or self._unread:
+        if self._path != path or self._child is None or self._unread:
             self.open(path)
         at_once = max(1, min(at_once, len(indices)))
         room = self._room(min(2 * at_once, len(indices)))
@@ -186,9 +171,9 @@ class VideoDecoder:
 
     def interrupt(self) -> None:
         """From another thread: end whatever is being decoded, with a DecodeError."""
-        process = self._process
-        if process:
-            process.kill()
+        child = self._child
+        if child:
+            child.kill()
 
     def __enter__(self) -> VideoDecoder:
         return self
@@ -200,70 +185,57 @@ class VideoDecoder:
         self._frames.close()
 
     def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            handles = (theirs.fileno(), self._frames.file)
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", CHILD, *map(str, (*handles, self.threads, self.timeout_s))],
-                pass_fds=handles,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                process_group=0,  # Ctrl-C is for us: a decoder that ends looks like a broken video
-            )
-        self._pipe = Connection(ours.detach())
-        self._answer(START_TIMEOUT_S)
+        self._child = ChildProcess(
+            CHILD,
+            str(self.threads),
+            str(self.timeout_s),
+            name="the decoder process",
+            handles=(self._frames.file,),
+        )
+        try:
+            with self._explained() as child:
+                child.wait_until_ready()
+        except BaseException:
+            self._stop()
+            raise
 
     def _send(self, request: dict[str, Any]) -> None:
-        assert self._pipe is not None
-        try:
-            self._pipe.send_bytes(json.dumps(request).encode())
-        except OSError as error:
-            raise self._crashed() from error
+        with self._explained() as child:
+            child.send(request)
 
     def _header(self) -> dict[str, Any]:
         """The next header; an error is the last one of a request."""
-        header = self._answer(self.timeout_s)
+        with self._explained() as child:
+            header = child.answer(self.timeout_s)
         if "error" in header:
             self._unread = 0
             raise DecodeError(header["error"])
         return header
 
-    def _answer(self, timeout_s: float) -> dict[str, Any]:
-        assert self._pipe is not None
-        if not self._pipe.poll(timeout_s):
-            self._stop()
-            raise DecodeError(f"no answer from the decoder for {timeout_s:g} s, ended it (--decode-timeout)")
-        answer: dict[str, Any] = json.loads(self._receive())
-        return answer
-
     def _receive(self) -> bytes:
-        assert self._pipe is not None
-        try:
-            return self._pipe.recv_bytes()
-        except (EOFError, OSError) as error:
-            raise self._crashed() from error
+        with self._explained() as child:
+            return child.receive(self.timeout_s)
 
-    def _crashed(self) -> DecodeError:
-        process = self._process
-        status = process.wait(timeout=EXIT_TIMEOUT_S) if process else None
-        self._stop()
-        how = f"signal {-status}" if status is not None and status < 0 else f"exit status {status}"
-        if status is not None and -status in KILLED:
-            return DecodeError(f"the decoder process was killed ({how}), perhaps for lack of memory")
-        if status == -KILLED_FOR_TIME:
-            return DecodeError("the decoder used up its processor time, ended it (--decode-timeout)")
-        return DecodeError(f"the decoder process ended by itself ({how}): the file is malformed")
+    @contextmanager
+    def _explained(self) -> Iterator[ChildProcess]:
+        """The child. Its end is a DecodeError."""
+        assert self._child is not None
+        try:
+            yield self._child
+        except NoAnswerError as error:
+            self._stop()
+            raise DecodeError(
+                f"no answer from the decoder for {self.timeout_s:g} s, ended it (--decode-timeout)"
+            ) from error
+        except ChildEndedError as error:
+            self._stop()
+            remedy = " (--decode-timeout)" if error.was_slow else ""
+            raise DecodeError(f"the decoder process {error}{remedy}") from error
 
     def _stop(self) -> None:
-        process, pipe = self._process, self._pipe
-        self._process = self._pipe = self._path = None
-        self._unread = 0
-        if process:
-            process.kill()
-            process.wait()
-        if pipe:
-            pipe.close()
+        child, self._child, self._path, self._unread = self._child, None, None, 0
+        if child:
+            child.stop()
 
 
 def check_times(times_s: npt.NDArray[np.float64]) -> None:

@@ -147,6 +147,8 @@ def _check_video(
         check.findings.append(
             Finding("warning", "no_labels", "no label file next to the video, and no rows of it in a table")
         )
+        if cached is not None:
+            check.findings += _against_cache(path, None, cached)
         return
     check.label_file = display_name(found.path, folder)
     try:
@@ -161,16 +163,19 @@ def _check_video(
         check.findings += _against_cache(path, found, cached)
 
 
-def _against_cache(video: Path, found: LabelSource, cached: LabelTable) -> list[Finding]:
+def _against_cache(video: Path, found: LabelSource | None, cached: LabelTable) -> list[Finding]:
     try:
-        stored, digest = cached.label_digest(file_digest(video)), found.digest()
+        stored, digest = cached.label_digest(file_digest(video)), found.digest() if found else None
     except OSError as error:
         raise LabelError(f"cannot be read: {error.strerror or error}") from error
-    if stored == digest:
+    if (stored or None) == digest:
         return []
-    message = (
-        "the cache holds labels of another file" if stored else "the cache holds no labels of this video"
-    )
+    if not digest:
+        message = "the cache holds labels of a file that is gone"
+    elif stored:
+        message = "the cache holds labels of another file"
+    else:
+        message = "the cache holds no labels of this video"
     return [Finding("warning", "cache", f"{message}: run thinkjepa-data import")]
 
 

@@ -5,7 +5,7 @@ Shape letters: F frames, J joints.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,17 @@ Poses = npt.NDArray[np.float64]
 
 MAX_FILE_BYTES = 2 * 2**30
 """Limit of a file and of what it declares to hold: 2.2 hours of EgoDex's 69 transforms at 30 Hz."""
+
+MAX_EXPANSION = 1032
+"""Deflate makes at most this much of a byte: a file that declares more was never written."""
+
+ANY_SAMPLES = 1_000_000
+"""Samples that a file of any size may declare: a joint table may have few rows in a long video."""
+
+MAX_JOINTS = 1000
+MAX_NAME = 200
+MAX_TEXT = 2**16
+"""Characters of a joint's name, and of a description."""
 
 MAX_FRAMES = 1_000_000
 MAX_SAMPLES = 20_000_000
@@ -59,7 +70,12 @@ class LabelReader:
 
 
 def check_values(labels: VideoLabels) -> None:
-    """Raise LabelError where a number is not finite or not possible, naming joint and frame."""
+    """Raise LabelError where a name or a number is not possible, naming joint and frame."""
+    check_names(labels.joint_names)
+    if len(labels.description) > MAX_TEXT:
+        raise LabelError(
+            f"its description has {len(labels.description):,} characters, of {MAX_TEXT:,} allowed"
+        )
     _check_positions(labels.positions_m, labels.joint_names)
     _check_confidences(labels.confidences, labels.joint_names)
     if labels.camera_poses is not None:
@@ -77,8 +93,33 @@ def check_num_frames(labelled: int, in_video: int) -> None:
         )
 
 
-def check_extent(num_frames: int, num_joints: int) -> None:
+def check_size(path: Path) -> None:
+    """Raise LabelError for a file that is larger than any labels, before it is read. Raises OSError."""
+    if (size := path.stat().st_size) > MAX_FILE_BYTES:
+        raise LabelError(f"has {size:,} bytes, {MAX_FILE_BYTES:,} are allowed: cut the video and its labels")
+
+
+def check_names(joints: Sequence[str]) -> None:
+    """Raise LabelError where joints could not be named by a flag, or are too many, or one is there twice."""
+    if len(joints) > MAX_JOINTS:
+        raise LabelError(f"has {len(joints):,} joints, of {MAX_JOINTS:,} allowed")
+    for name in joints:
+        if not name.strip() or not name.isprintable() or "," in name or len(name) > MAX_NAME:
+            raise LabelError(
+                f"joint {name[:MAX_NAME]!r} is no name: printable, without commas, 1 to {MAX_NAME} characters"
+            )
+    if len(set(joints)) < len(joints):
+        raise LabelError("has a joint of the same name twice")
+
+
+def check_extent(num_frames: int, num_joints: int, *, file_bytes: int) -> None:
     """Raise LabelError before anything of that size is allocated."""
+    held = max(ANY_SAMPLES, MAX_EXPANSION * file_bytes)
+    if num_frames * num_joints > held:
+        raise LabelError(
+            f"declares more than the file can hold: {num_frames:,} frames of {num_joints:,} joints in "
+            f"{file_bytes:,} bytes"
+        )
     if num_frames > MAX_FRAMES or num_frames * num_joints > MAX_SAMPLES:
         raise LabelError(
             f"{num_frames:,} frames of {num_joints:,} joints are more than the {MAX_FRAMES:,} frames and "

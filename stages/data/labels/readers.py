@@ -8,32 +8,18 @@ that offers a `READER`. Nothing else names it.
 from __future__ import annotations
 
 import os
-import pkgutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from importlib import import_module
 from pathlib import Path
 
 from thinkjepa.cache import VideoLabels, file_digest
-from thinkjepa.stages.data.labels import formats
-from thinkjepa.stages.data.labels.contract import LabelError, LabelReader, check_num_frames, check_values
+from thinkjepa.stages.data.labels.client import label_process
+from thinkjepa.stages.data.labels.contract import LabelError, check_num_frames, check_size
+from thinkjepa.stages.data.labels.formats import FOLDER_FILES, NAMES_HELP, OWN_FILES
 from thinkjepa.stages.data.videos import FileSignature, SourceVideo, file_signature, is_inside, is_plain
 from thinkjepa.stages.errors import StageError
-
-READERS: tuple[LabelReader, ...] = tuple(
-    import_module(f"{formats.__name__}.{item.name}").READER for item in pkgutil.iter_modules(formats.__path__)
-)
-"""The formats, by the names of their modules."""
-
-OWN_FILES = {suffix: reader for reader in READERS for suffix in reader.suffixes}
-"""Readers of a video's own file, by the end of its name."""
-
-FOLDER_FILES = {name: reader for reader in READERS for name in reader.folder_files}
-"""Readers of files with the labels of many videos, by the file's name."""
-
-NAMES_HELP = ", ".join([*(f"<video>{suffix}" for suffix in OWN_FILES), *FOLDER_FILES])
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +36,8 @@ class LabelSource:
     def read(self) -> VideoLabels:
         """The checked labels, without the video's name and digests."""
         with _named_errors(self.path):
-            if self.rows_of is None:
-                labels = OWN_FILES[self.path.suffix].read(self.path)
-            else:
-                labels = _read_folder(self.path, file_signature(self.path))[self.rows_of]()
-            check_values(labels)
-        return labels
+            check_size(self.path)
+            return label_process().read(self.path, rows_of=self.rows_of)
 
     def read_for(self, num_frames: int) -> VideoLabels:
         """The labels of a video with so many frames. Labels of far more frames are refused."""
@@ -66,16 +48,16 @@ class LabelSource:
 
     def labels_of(self, video: SourceVideo, num_frames: int) -> VideoLabels:
         """The labels of a video with so many frames, as the cache stores them."""
-        return replace(
-            self.read_for(num_frames),
-            video=video.name,
-            video_digest=video.digest,
-            label_digest=self.digest(),
-        )
+        digest = self.digest()
+        labels = self.read_for(num_frames)
+        if self.digest() != digest:
+            raise LabelError(f"{self.path.name!r} has changed while it was read: run the same command again")
+        return replace(labels, video=video.name, video_digest=video.digest, label_digest=digest)
 
     def digest(self) -> str:
         """The sha256 of the file's content."""
         with _named_errors(self.path):
+            check_size(self.path)
             return _file_digest(self.path, file_signature(self.path))
 
 
@@ -87,9 +69,14 @@ class LabelFolder:
         self.paths = {video: self._existing(video) for video in videos}
         """Every label file that exists for a video, whatever it is and holds."""
 
+    @property
+    def has_any(self) -> bool:
+        """Whether any of the videos may have a label file."""
+        return any(self.paths.values())
+
     def require_any(self) -> None:
         """Raise StageError where none of the videos has a label file."""
-        if not any(self.paths.values()):
+        if not self.has_any:
             raise StageError(
                 f"no labels for any of the {len(self.paths)} videos under {str(self._root)!r}: looked for "
                 f"{NAMES_HELP}"
@@ -122,7 +109,8 @@ class LabelFolder:
             return LabelSource(path)
         name = video.relative_to(path.parent).as_posix()
         with _named_errors(path):
-            held = name in _read_folder(path, file_signature(path))
+            check_size(path)
+            held = label_process().holds(path, name)
         return LabelSource(path, rows_of=name) if held else None
 
 
@@ -149,12 +137,6 @@ def _named_errors(path: Path) -> Iterator[None]:
         raise LabelError(f"{path.name!r}: {error}") from error
     except OSError as error:
         raise LabelError(f"{path.name!r} cannot be read: {error.strerror or error}") from error
-
-
-@lru_cache(maxsize=2)
-def _read_folder(path: Path, signature: FileSignature) -> Mapping[str, Callable[[], VideoLabels]]:
-    """Read once for all videos of the folder, again where the file has changed."""
-    return FOLDER_FILES[path.name].read_folder(path)
 
 
 @lru_cache(maxsize=2)

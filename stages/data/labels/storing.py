@@ -27,6 +27,10 @@ class LabelReport:
     """Labelled videos whose labels were stored now."""
     unlabelled_videos: int = 0
     """Videos without a label file."""
+    withdrawn_videos: int = 0
+    """Unlabelled videos that lost their labels in the cache now, because their file is gone."""
+    kept_videos: int = 0
+    """Unlabelled videos of a folder without any labels, whose labels in the cache are of another folder."""
     failures: list[Failure] = field(default_factory=list)
     """Failures of the stage `labels`: these videos keep their features and are trained without hands."""
 
@@ -41,9 +45,10 @@ def store_labels(
 ) -> LabelReport:
     """Store the labels of videos where the cache lacks them or holds others.
 
-    A video whose label file is broken loses the labels that the cache held of an earlier file, so that
-    nothing is trained on labels that are gone. `num_frames` gives the number of frames of a video and may
-    raise LabelError.
+    A video whose label file is broken or gone loses the labels that the cache held of an earlier file, so
+    that nothing is trained on labels that are gone. Videos of a folder without any label file keep theirs,
+    which were imported from elsewhere. `num_frames` gives the number of frames of a video and may raise
+    LabelError.
     """
     report = LabelReport()
     session.add_labels(_changed(LabelTable(session.root), videos, labels, num_frames, report, progress))
@@ -59,12 +64,17 @@ def _changed(
     progress: Progress,
 ) -> Iterator[VideoLabels]:
     far: list[str] = []  # videos whose joints lie too far apart
+    gone: list[str] = []  # videos whose labels were withdrawn
     for video in videos:
         stored = known.label_digest(video.digest)
         try:
             found = labels.find(video.path)
             if found is None:
                 report.unlabelled_videos += 1
+                if stored and labels.has_any:
+                    gone.append(video.name)
+                    yield _withdrawn(video)
+                report.kept_videos += bool(stored) and not labels.has_any
                 continue
             if found.digest() != stored:
                 read = found.labels_of(video, num_frames(video))
@@ -79,8 +89,21 @@ def _changed(
             progress.failed(failure)
             if stored:
                 yield _withdrawn(video)
+    report.withdrawn_videos = len(gone)
+    if gone:
+        progress.note(f"hand labels withdrawn, their file is gone: {_counted(gone)}")
+    if report.kept_videos:
+        progress.note(
+            f"the folder has no hand labels: {report.kept_videos:,} of its videos keep those that the cache "
+            "holds from elsewhere"
+        )
     if warning := describe_far(far):
         progress.note(warning)
+
+
+def _counted(videos: Sequence[str]) -> str:
+    """The first of some videos, and the number of others."""
+    return f"{videos[0]!r}" + (f" and {len(videos) - 1:,} other videos" if len(videos) > 1 else "")
 
 
 def _withdrawn(video: SourceVideo) -> VideoLabels:

@@ -249,7 +249,9 @@ def test_import_adds_mends_and_withdraws_labels_without_a_model(
     cached = object_of(run_command("thinkjepa-data", "check", videos, "--cache-dir", cache_dir, "--json"))
     assert "cache" not in cached["findings"]
     stale = object_of(run_command("thinkjepa-data", "check", folder, "--cache-dir", cache_dir, "--json"))
-    assert stale["findings"]["cache"] == 2
+    assert stale["findings"]["cache"] == 3
+    gone = [item["message"] for item in stale["details"][3]["findings"] if item["kind"] == "cache"]
+    assert gone == ["the cache holds labels of a file that is gone: run thinkjepa-data import"]
 
 
 def test_manifest_and_selection_change_with_labels_and_only_where_there_are_any(

@@ -20,21 +20,21 @@ import numpy.typing as npt
 from thinkjepa.cache import VideoLabels
 from thinkjepa.stages.data.joints import EGODEX_JOINTS
 from thinkjepa.stages.data.labels.contract import (
+    MAX_EXPANSION,
     MAX_FILE_BYTES,
+    MAX_JOINTS,
+    MAX_TEXT,
     LabelError,
     LabelReader,
     Poses,
-    Positions,
     check_extent,
 )
 
 CAMERA = "camera"
-MAX_EXPANSION = 1032
-"""Deflate makes at most this much of a byte: a file that declares more was never written."""
+MAX_ENTRIES = MAX_JOINTS + 1
+"""Of a group: the joints and the camera."""
 
-MAX_JOINTS = 1000
-MAX_TEXT_BYTES = 2**16
-READ_ERRORS = (RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError)
+READ_ERRORS = (RuntimeError, KeyError, ValueError, TypeError, OverflowError)
 """Errors of h5py on damaged files, next to OSError."""
 
 
@@ -46,7 +46,7 @@ def read(path: Path) -> VideoLabels:
         raise LabelError("is not an HDF5 file, or was cut short")
     try:
         with h5py.File(path, "r", locking=False) as file:
-            return _read(_Contents(file, declarable_bytes=MAX_EXPANSION * path.stat().st_size))
+            return _read(_Contents(file, file_bytes=path.stat().st_size))
     except LabelError:
         raise
     except (OSError, *READ_ERRORS) as error:
@@ -58,7 +58,7 @@ class _Contents:
     """Reads groups and numbers of a file, as far as its size makes them plausible."""
 
     file: Any
-    declarable_bytes: int
+    file_bytes: int
     declared_bytes: int = 0
 
     def names(self, group: str) -> tuple[str, ...]:
@@ -66,26 +66,35 @@ class _Contents:
         if group not in self.file:
             return ()
         found = self._follow(self.file, group)
-        if not isinstance(found, h5py.Group) or len(found) > MAX_JOINTS:
-            raise LabelError(f"{group!r} is no group of at most {MAX_JOINTS} entries")
+        if not isinstance(found, h5py.Group) or len(found) > MAX_ENTRIES:
+            raise LabelError(f"{group!r} is no group of at most {MAX_ENTRIES} entries")
         if wrong := [name for name in found if not isinstance(name, str) or not name.isprintable()]:
             raise LabelError(f"{group!r} has an entry {wrong[0]!r}, which is no name")
         return tuple(found)
 
-    def numbers(self, group: str, name: str) -> npt.NDArray[Any]:
-        """All of one data set, in its own dtype."""
+    def found(self, group: str, name: str) -> Any:
+        """A data set of numbers in this file, which nothing has read yet."""
         where = f"{group}/{name}"
         data = self._follow(self._follow(self.file, group), name, where)
         if not isinstance(data, h5py.Dataset) or data.shape is None or data.dtype.kind not in "fiu":
             raise LabelError(f"{where!r} is no array of numbers")
         if data.external or data.is_virtual:
             raise LabelError(f"{where!r} is in another file: not followed")
-        self.declared_bytes += math.prod(data.shape) * data.dtype.itemsize
         chunk_bytes = math.prod(data.chunks or ()) * data.dtype.itemsize
-        if max(self.declared_bytes, chunk_bytes) > min(self.declarable_bytes, MAX_FILE_BYTES):
-            raise LabelError(f"declares more than the file can hold: {where!r} with shape {data.shape}")
+        self._check_bytes(data, max(chunk_bytes, math.prod(data.shape) * data.dtype.itemsize))
+        return data
+
+    def numbers(self, data: Any) -> npt.NDArray[Any]:
+        """All of one data set, in its own dtype."""
+        self.declared_bytes += math.prod(data.shape) * data.dtype.itemsize
+        self._check_bytes(data, self.declared_bytes)
         values: npt.NDArray[Any] = data[...]
         return values
+
+    def _check_bytes(self, data: Any, declared_bytes: int) -> None:
+        if declared_bytes > min(MAX_EXPANSION * self.file_bytes, MAX_FILE_BYTES):
+            where = str(data.name).strip("/")
+            raise LabelError(f"declares more than the file can hold: {where!r} with shape {data.shape}")
 
     def text(self, name: str) -> str:
         """One attribute of the file as text, empty where it is not there or no short text or number."""
@@ -93,14 +102,14 @@ class _Contents:
         if name not in attributes:
             return ""
         identity = attributes.get_id(name)
-        if identity.shape not in ((), (1,)) or identity.get_storage_size() > MAX_TEXT_BYTES:
+        if identity.shape not in ((), (1,)) or identity.get_storage_size() > MAX_TEXT:
             return ""
         value = np.ravel(attributes[name])[0]
         if isinstance(value, bytes):
             value = value.decode("utf-8", "replace")
         if not isinstance(value, str | int | float | np.number):
             return ""
-        return str(value)[:MAX_TEXT_BYTES].encode("utf-8", "replace").decode()
+        return str(value)[:MAX_TEXT].encode("utf-8", "replace").decode()
 
     @staticmethod
     def _follow(parent: Any, name: str, where: str = "") -> Any:
@@ -114,16 +123,17 @@ def _read(contents: _Contents) -> VideoLabels:
     joints = _in_order([name for name in names if name != CAMERA])
     if not joints:
         raise LabelError("has no group 'transforms' with joints in it")
-    camera = _transforms(contents, CAMERA) if CAMERA in names else None
-    num_frames = len(camera if camera is not None else _transforms(contents, joints[0]))
-    check_extent(num_frames, len(joints))
+    num_frames = len(_found_transforms(contents, CAMERA if CAMERA in names else joints[0]))
+    check_extent(num_frames, len(joints), file_bytes=contents.file_bytes)
+    camera = _transforms(contents, CAMERA, num_frames).astype(np.float64) if CAMERA in names else None
     confident = frozenset(contents.names("confidences"))
     positions_m = np.empty((num_frames, len(joints), 3), dtype=np.float32)
     confidences = np.ones((num_frames, len(joints)), dtype=np.float32)
-    for index, joint in enumerate(joints):
-        positions_m[:, index] = _positions(contents, joint, num_frames)
-        if joint in confident:
-            confidences[:, index] = _confidences(contents, joint, num_frames)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf, and is refused by name
+        for index, joint in enumerate(joints):
+            positions_m[:, index] = _transforms(contents, joint, num_frames)[:, :3, 3]
+            if joint in confident:
+                confidences[:, index] = _confidences(contents, joint, num_frames)
     return VideoLabels(
         source="egodex",
         reference_frame="world",
@@ -142,27 +152,25 @@ def _in_order(names: list[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (known.get(name, len(known)), name)))
 
 
-def _transforms(contents: _Contents, name: str) -> Poses:
-    values = contents.numbers("transforms", name)
-    if values.ndim != 3 or values.shape[1:] != (4, 4):
-        raise LabelError(f"'transforms/{name}' has shape {values.shape}, expected (frames, 4, 4)")
-    return values.astype(np.float64)
+def _found_transforms(contents: _Contents, name: str) -> Any:
+    data = contents.found("transforms", name)
+    if data.ndim != 3 or data.shape[1:] != (4, 4):
+        raise LabelError(f"'transforms/{name}' has shape {data.shape}, expected (frames, 4, 4)")
+    return data
 
 
-def _positions(contents: _Contents, joint: str, num_frames: int) -> Positions:
-    values = _transforms(contents, joint)
-    _check_length(f"transforms/{joint}", len(values), num_frames)
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf, and is refused by name
-        return values[:, :3, 3].astype(np.float32)
+def _transforms(contents: _Contents, name: str, num_frames: int) -> npt.NDArray[Any]:
+    data = _found_transforms(contents, name)
+    _check_length(f"transforms/{name}", len(data), num_frames)
+    return contents.numbers(data)
 
 
-def _confidences(contents: _Contents, joint: str, num_frames: int) -> Positions:
-    values = contents.numbers("confidences", joint)
-    if values.ndim != 1:
-        raise LabelError(f"'confidences/{joint}' has shape {values.shape}, expected (frames,)")
-    _check_length(f"confidences/{joint}", len(values), num_frames)
-    with np.errstate(over="ignore"):
-        return values.astype(np.float32)
+def _confidences(contents: _Contents, joint: str, num_frames: int) -> npt.NDArray[Any]:
+    data = contents.found("confidences", joint)
+    if data.ndim != 1:
+        raise LabelError(f"'confidences/{joint}' has shape {data.shape}, expected (frames,)")
+    _check_length(f"confidences/{joint}", len(data), num_frames)
+    return contents.numbers(data)
 
 
 def _check_length(where: str, found: int, expected: int) -> None:
@@ -173,12 +181,12 @@ def _check_length(where: str, found: int, expected: int) -> None:
 def _intrinsics(contents: _Contents) -> Poses | None:
     if "intrinsic" not in contents.names("camera"):
         return None
-    values = contents.numbers("camera", "intrinsic")
-    if values.size == 0:
+    data = contents.found("camera", "intrinsic")
+    if not data.size:
         return None
-    if values.shape != (3, 3):
-        raise LabelError(f"'camera/intrinsic' has shape {values.shape}, expected (3, 3)")
-    return values.astype(np.float64)
+    if data.shape != (3, 3):
+        raise LabelError(f"'camera/intrinsic' has shape {data.shape}, expected (3, 3)")
+    return contents.numbers(data).astype(np.float64)
 
 
 def _description(contents: _Contents) -> str:

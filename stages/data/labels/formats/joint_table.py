@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from thinkjepa.cache import ReferenceFrame, VideoLabels
 from thinkjepa.stages.data.labels.contract import (
-    MAX_FILE_BYTES,
+    MAX_EXPANSION,
     MAX_FRAMES,
     MAX_SAMPLES,
     LabelError,
@@ -31,6 +31,7 @@ from thinkjepa.stages.data.labels.contract import (
     Poses,
     Positions,
     check_extent,
+    check_names,
 )
 
 NEEDED = {"frame": pa.int64(), "joint": pa.string(), "x": pa.float64(), "y": pa.float64(), "z": pa.float64()}
@@ -47,7 +48,7 @@ VIDEO = "video"
 
 def read(path: Path) -> VideoLabels:
     """Joints of one video. Raises LabelError for a broken table, OSError where it cannot be opened."""
-    return _labels(_table(path, TYPES))
+    return _labels(_table(path, TYPES), file_bytes=path.stat().st_size)
 
 
 def read_folder(path: Path) -> dict[str, Callable[[], VideoLabels]]:
@@ -59,13 +60,13 @@ def read_folder(path: Path) -> dict[str, Callable[[], VideoLabels]]:
     if VIDEO not in table.column_names:
         raise LabelError(f"has no column {VIDEO!r} with the video of each row, as a table of a folder has")
     table = table.take(pc.sort_indices(table[VIDEO]))
-    rows, begin = table.drop_columns([VIDEO]), 0
+    rows, begin, file_bytes = table.drop_columns([VIDEO]), 0, path.stat().st_size
     by_video: dict[str, Callable[[], VideoLabels]] = {}
     for item in pc.value_counts(table[VIDEO].combine_chunks()):  # in order of the sorted rows
         name, count = item["values"].as_py(), item["counts"].as_py()
         if name is None:
             raise LabelError(f"has {count} rows without a {VIDEO}")
-        by_video[name] = partial(_labels, rows.slice(begin, count))
+        by_video[name] = partial(_labels, rows.slice(begin, count), file_bytes=file_bytes)
         begin += count
     return by_video
 
@@ -74,27 +75,33 @@ def _table(path: Path, types: Mapping[str, pa.DataType]) -> pa.Table:
     with path.open("rb") as file:
         try:
             is_parquet = path.suffix == ".parquet"
-            table = _read_parquet(file, types) if is_parquet else _read_csv(file, path, types)
+            table = _read_parquet(file, path, types) if is_parquet else _read_csv(file, types)
             _check_columns(table.column_names, types)
             return table.cast(pa.schema([(name, types[name]) for name in table.column_names]))
+        except MemoryError:
+            raise
         except pa.ArrowException as error:
             reason = " ".join(str(error).split())[:160]
             raise LabelError(f"cannot be read as {path.suffix[1:]}: {reason}") from error
 
 
-def _read_csv(file: object, path: Path, types: Mapping[str, pa.DataType]) -> pa.Table:
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise LabelError(f"is larger than the {MAX_FILE_BYTES:,} bytes allowed: cut video and labels")
-    texts = pyarrow.csv.ConvertOptions(column_types=dict(types))
-    return pyarrow.csv.read_csv(file, convert_options=texts)
+def _read_csv(file: object, types: Mapping[str, pa.DataType]) -> pa.Table:
+    return pyarrow.csv.read_csv(
+        file,
+        read_options=pyarrow.csv.ReadOptions(use_threads=False),
+        convert_options=pyarrow.csv.ConvertOptions(column_types=dict(types)),
+    )
 
 
-def _read_parquet(file: object, types: Mapping[str, pa.DataType]) -> pa.Table:
-    source = pq.ParquetFile(file)
-    if source.metadata.num_rows > MAX_SAMPLES:
-        raise LabelError(f"has {source.metadata.num_rows:,} rows, at most {MAX_SAMPLES:,} are allowed")
+def _read_parquet(file: object, path: Path, types: Mapping[str, pa.DataType]) -> pa.Table:
+    source = pq.ParquetFile(file, page_checksum_verification=True)
+    most = min(MAX_SAMPLES, MAX_EXPANSION * path.stat().st_size)
+    if source.metadata.num_rows > most:
+        raise LabelError(
+            f"has {source.metadata.num_rows:,} rows, at most {most:,} are allowed in a file of its size"
+        )
     _check_columns(source.schema_arrow.names, types)
-    return source.read()
+    return source.read(use_threads=False)
 
 
 def _check_columns(names: list[str], types: Mapping[str, pa.DataType]) -> None:
@@ -109,7 +116,7 @@ def _check_columns(names: list[str], types: Mapping[str, pa.DataType]) -> None:
         raise LabelError(f"has some of the columns {', '.join(INTRINSICS)}: give all four or none")
 
 
-def _labels(table: pa.Table) -> VideoLabels:
+def _labels(table: pa.Table, *, file_bytes: int) -> VideoLabels:
     """The joints in the rows of one video. Raises LabelError where they are no labels."""
     if not len(table):
         raise LabelError("has no rows")
@@ -122,9 +129,9 @@ def _labels(table: pa.Table) -> VideoLabels:
     encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
     joints, numbers = encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False)
     _check_frames(frames)
-    _check_names(joints)
+    check_names(joints)
     num_frames = int(frames.max()) + 1
-    check_extent(num_frames, len(joints))
+    check_extent(num_frames, len(joints), file_bytes=file_bytes)
     _check_single(frames, numbers, joints)
     return VideoLabels(
         source="table",
@@ -141,14 +148,6 @@ def _check_frames(frames: npt.NDArray[np.int64]) -> None:
     if frames.min() < 0 or frames.max() >= MAX_FRAMES:
         wrong = frames[(frames < 0) | (frames >= MAX_FRAMES)][0]
         raise LabelError(f"frame {wrong} is not from 0 to {MAX_FRAMES - 1:,}")
-
-
-def _check_names(joints: list[str]) -> None:
-    for name in joints:
-        if not name.strip() or not name.isprintable() or "," in name or len(name) > 200:
-            raise LabelError(
-                f"joint {name[:200]!r} is no name: printable, without commas, 1 to 200 characters"
-            )
 
 
 def _check_single(frames: npt.NDArray[np.int64], numbers: npt.NDArray[np.int32], joints: list[str]) -> None:

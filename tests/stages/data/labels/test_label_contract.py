@@ -19,7 +19,8 @@ import pytest
 from thinkjepa.cache import VideoLabels
 from thinkjepa.stages.data.labels import formats
 from thinkjepa.stages.data.labels.contract import LabelError, LabelReader, check_values
-from thinkjepa.stages.data.labels.readers import FOLDER_FILES, OWN_FILES, READERS, LabelSource, find_labels
+from thinkjepa.stages.data.labels.formats import FOLDER_FILES, OWN_FILES, READERS
+from thinkjepa.stages.data.labels.readers import LabelSource, find_labels
 
 JOINTS = ("rightHand", "leftHand")
 POSITIONS_M = np.arange(24, dtype=np.float32).reshape(4, 2, 3) / 8
@@ -135,6 +136,17 @@ def test_impossible_numbers_are_refused_with_joint_and_frame(
     getattr(labels, field)[index] = value
     with pytest.raises(LabelError, match=message):
         LabelSource(written(tmp_path, module, labels)).read()
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("name", ["left,hand", "x" * 60_000, "a\u202eb"])
+def test_names_that_no_flag_can_hold_are_refused_in_every_format(
+    tmp_path: Path, module: str, name: str
+) -> None:
+    labels = replace(made(), joint_names=("rightHand", name))
+    with pytest.raises(LabelError, match="is no name") as error:
+        LabelSource(written(tmp_path, module, labels)).read()
+    assert len(str(error.value)) < 600
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00" * 4096, b"no labels\n", bytes(range(256)) * 16])
