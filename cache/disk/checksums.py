@@ -7,13 +7,25 @@ alarm. Shards and journals carry checksums of their own.
 
 from __future__ import annotations
 
+import errno
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from thinkjepa.cache.disk.files import checksum, explained_os_errors, fsync_folder, remove_file, replace_file
+import numpy as np
+
+from thinkjepa.cache.disk.files import (
+    checksum,
+    crc32c,
+    explained_os_errors,
+    fsync_folder,
+    remove_file,
+    replace_file,
+)
 from thinkjepa.cache.disk.layout import cache_json
 from thinkjepa.cache.disk.lines import LineFile, checked_lines, encoded
 from thinkjepa.cache.records import CacheError
@@ -72,12 +84,12 @@ class Ledger:
         """The fault of a listed file in words, or an empty string."""
         entries = self.entries[file]
         try:
-            content = (root / file).read_bytes()
+            found = _summed(root / file)
         except FileNotFoundError:
             return "" if entries[0].state != "written" else "is missing"
         except OSError as error:
             return f"cannot be read ({error.strerror})"
-        if entries[-1].state == "removed" or _is_listed(content, entries):
+        if entries[-1].state == "removed" or _is_listed(found, entries):
             return ""
         return f"is damaged or was changed from outside (crc32c differs from {NAME})"
 
@@ -86,8 +98,22 @@ def _entry(file: str, state: Literal["writing", "written"], content: bytes | mem
     return Entry(file, state, memoryview(content).nbytes, checksum([content]))
 
 
-def _is_listed(content: bytes, entries: Sequence[Entry]) -> bool:
-    found = (len(content), checksum([content]))
+Sum = tuple[int, str]
+"""Bytes of a file, and their crc32c."""
+
+PIECE_BYTES = 8 * 2**20
+
+
+def _summed(path: Path) -> Sum:
+    """The sum of a file, read in pieces. Raises OSError."""
+    crc = size = 0
+    with path.open("rb", buffering=0) as file:
+        while piece := file.read(PIECE_BYTES):
+            crc, size = crc32c(np.frombuffer(piece, dtype=np.uint8), crc), size + len(piece)
+    return size, f"{crc:08x}"
+
+
+def _is_listed(found: Sum, entries: Sequence[Entry]) -> bool:
     return any(found == (item.bytes, item.crc32c) for item in entries)
 
 
@@ -133,14 +159,35 @@ def read_listed(path: Path) -> bytes:
     root = root_of(path)
     content = b""
     for _ in range(TRIES):
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block for ever
+            raise OSError(errno.EINVAL, "is no file")
         content = path.read_bytes()
         entries = [] if root is None else read_ledger(root).entries.get(path.relative_to(root).as_posix(), [])
-        if not entries or _is_listed(content, entries):
+        if not entries or _is_listed((len(content), checksum([content])), entries):
             return content
     raise CacheError(
         f"{str(path)!r} is damaged or was changed from outside (crc32c {checksum([content])} is not in "
         f"{NAME}): restore it from a copy"
     )
+
+
+def is_as_listed(root: Path, path: Path, ledger: Ledger) -> bool:
+    """Whether a small file of a cache has a content that its ledger lists; a file that it lacks has.
+
+    The file is read once, as long as it does not change. Raises OSError.
+    """
+    file = path.relative_to(root).as_posix()
+    for attempt in range(TRIES):
+        entries = (read_ledger(root) if attempt else ledger).entries.get(file, [])
+        status = path.stat()
+        if not entries or _is_listed(_summed_once(path, status.st_size, status.st_mtime_ns), entries):
+            return True
+    return False
+
+
+@lru_cache(maxsize=2**16)
+def _summed_once(path: Path, size: int, changed_ns: int) -> Sum:
+    return _summed(path)
 
 
 def adopt(root: Path) -> None:
@@ -217,9 +264,20 @@ def read_ledger(root: Path) -> Ledger:
     except FileNotFoundError:
         return ledger
     records, ledger.damage = checked_lines(content)
-    for record in records:
-        ledger.add(Entry(**record))
+    for number, record in enumerate(records, start=1):
+        try:
+            ledger.add(_checked_entry(Entry(**record)))
+        except TypeError:
+            ledger.damage.append(f"record {number} is none of a file")
     return ledger
+
+
+def _checked_entry(entry: Entry) -> Entry:
+    """An entry of a file inside the cache. Raises TypeError for another, which would lead out of it."""
+    file = entry.file
+    if not isinstance(file, str) or "\0" in file or Path(file).is_absolute() or ".." in Path(file).parts:
+        raise TypeError(file)
+    return entry
 
 
 def _present(root: Path, file: str) -> Entry:

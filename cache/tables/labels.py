@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from thinkjepa.cache.disk.checksums import replace_listed
+from thinkjepa.cache.disk.checksums import Ledger, is_as_listed, read_ledger, replace_listed
 from thinkjepa.cache.disk.files import checksum, explained_os_errors
 from thinkjepa.cache.disk.layout import labels_dir
 from thinkjepa.cache.records import CacheError
@@ -111,9 +111,9 @@ def write_labels(root: Path, labels: Iterable[VideoLabels]) -> int:
 
 def drop_labels(root: Path, video_digests: Collection[str]) -> None:
     """Remove the labels of videos from a cache that this process has locked."""
-    gone = pa.array(sorted(video_digests), pa.string())
+    gone, ledger = pa.array(sorted(video_digests), pa.string()), read_ledger(root)
     for path in _paths(labels_dir(root)):
-        batches = list(_batches(path))
+        batches = list(_batches(path, ledger))
         kept = [
             item for item in batches if not pc.any(pc.is_in(item["video_digest"], value_set=gone)).as_py()
         ]
@@ -124,7 +124,8 @@ def drop_labels(root: Path, video_digests: Collection[str]) -> None:
 class LabelTable:
     """All labels of a cache, by video digest.
 
-    Numbers are views into the mapped files, checked against their crc32c on first touch.
+    All bytes of a file are compared with the ledger before Arrow opens it: Arrow crashes on some damage.
+    Numbers are views into the mapped files, checked against their own crc32c on first touch.
     """
 
     def __init__(self, root: Path) -> None:
@@ -135,8 +136,9 @@ class LabelTable:
     def _rows(self) -> dict[str, tuple[pa.RecordBatch, int]]:
         """The newest row of each video: a batch, and a position in it."""
         rows: dict[str, tuple[pa.RecordBatch, int]] = {}
+        ledger = read_ledger(self._folder.parent)
         for path in _paths(self._folder):
-            for batch in _batches(path):
+            for batch in _batches(path, ledger):
                 digests = batch["video_digest"].to_pylist()
                 rows |= {digest: (batch, row) for row, digest in enumerate(digests)}
         return rows
@@ -165,9 +167,20 @@ class LabelTable:
         if video_digest not in self._rows:
             return None
         batch, row = self._rows[video_digest]
+        try:
+            return self._found(video_digest, batch, row)
+        except (ValueError, TypeError) as error:  # a row that no version has written
+            raise CacheError(
+                f"{str(self._folder)!r}: the labels of video {video_digest[:16]!r} are damaged ({error}); "
+                "remove the folder and run thinkjepa-data import again"
+            ) from error
+
+    def _found(self, video_digest: str, batch: pa.RecordBatch, row: int) -> VideoLabels:
         texts = {name: batch[name][row].as_py() for name in TEXTS}
         joints = tuple(batch["joint_names"][row].as_py())
         frames = batch["num_frames"][row].as_py()
+        if frames < 0:
+            raise ValueError(f"{frames} frames")
         flat = {name: _values(batch[name], row) for name in NUMBERS}
         if video_digest not in self._checked and batch["checksum"][row].as_py() != _checksum(flat):
             raise CacheError(
@@ -230,7 +243,8 @@ def _values(column: pa.Array, row: int) -> npt.NDArray[Any] | None:
 
 
 def _known(values: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
-    assert values is not None, "the writer always writes positions and confidences"
+    if values is None:
+        raise ValueError("positions or confidences are missing")
     return values
 
 
@@ -238,13 +252,22 @@ def _paths(folder: Path) -> list[Path]:
     return [item.path for item in numbered_files(folder, SUFFIX)]
 
 
-def _batches(path: Path) -> Iterator[pa.RecordBatch]:
+def _batches(path: Path, ledger: Ledger) -> Iterator[pa.RecordBatch]:
+    """The rows of one file. Its bytes are compared with the ledger before Arrow reads any of them."""
     try:
         with explained_os_errors("read", path):
+            if not is_as_listed(path.parent.parent, path, ledger):
+                raise CacheError(
+                    f"{str(path)!r} is damaged or was changed from outside (crc32c differs): remove it and "
+                    "run thinkjepa-data import again"
+                )
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
             if reader.schema != LABELS_SCHEMA:
                 raise CacheError(f"{str(path)!r} has other columns than labels have: remove it, import again")
-            yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
+            for number in range(reader.num_record_batches):
+                batch = reader.get_batch(number)
+                batch.validate(full=True)  # of a file that no ledger lists
+                yield batch
     except pa.ArrowException as error:
         reason = " ".join(str(error).split())[:200]
         raise CacheError(

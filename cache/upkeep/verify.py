@@ -7,7 +7,6 @@ that all values are finite.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,12 +16,14 @@ from typing import Any
 import numpy as np
 
 from thinkjepa.cache.disk.checksums import ledger_faults
+from thinkjepa.cache.disk.json_text import parse_json
 from thinkjepa.cache.disk.layout import (
     array_dir,
     assigned_file,
     clips_dir,
     index_dir,
     journal_dir,
+    labels_dir,
     shard_file,
 )
 from thinkjepa.cache.disk.lines import checked_lines
@@ -69,11 +70,13 @@ def count_clips(cache: FeatureCache) -> int:
 def verify(root: Path, *, full: bool, advance: Advance) -> list[Problem]:
     """All problems of a cache. Raises CacheError where `root` is none, or cannot be opened at all."""
     cache = FeatureCache.open(root)
-    problems = [Problem("", "", f"{str(root / file)!r}: {reason}") for file, reason in ledger_faults(root)]
+    faults = list(ledger_faults(root))
+    problems = [Problem("", "", f"{str(root / file)!r}: {reason}") for file, reason in faults]
     unreadable = list(_planned_clips(root))
     if unreadable:
         return [*problems, *unreadable]
-    problems += _labels(root)
+    if not any(file.startswith(f"{labels_dir(root).name}/") for file, _ in faults):
+        problems += _labels(root)
     for feature_set in cache.feature_sets.values():
         problems += _unfinished(root, feature_set)
         try:
@@ -228,10 +231,15 @@ def _labels(root: Path) -> Iterator[Problem]:
     """Find labels that cannot be read, or whose numbers are not those that were stored."""
     table = LabelTable(root)
     try:
-        for digest in table.video_digests:
-            table.find(digest)
+        videos = table.video_digests
     except CacheError as error:
         yield Problem("", "", str(error))
+        return
+    for digest in videos:
+        try:
+            table.find(digest)
+        except CacheError as error:
+            yield Problem("", "", str(error))
 
 
 def _described(
@@ -256,7 +264,7 @@ def _described(
 
 def _metadata_fault(path: Path, feature_set: FeatureSet, spec: ArraySpec) -> str:
     try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
+        metadata = parse_json(path.read_bytes())
         shape, sharding = metadata["shape"], metadata["codecs"][0]["configuration"]
         found = (tuple(shape[1:]), tuple(sharding["chunk_shape"]), metadata["attributes"].get("encoding"))
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:

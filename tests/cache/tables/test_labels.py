@@ -1,13 +1,16 @@
 """Labels come back as they were stored, the newest of a video first, and damage is found."""
 
 import copy
+import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from thinkjepa.cache import CacheError, FeatureCache, LabelTable, VideoLabels, WriteSession
-from thinkjepa.cache.tables.labels import FILE_BYTES, write_labels
+from thinkjepa.cache import CacheError, FeatureCache, LabelTable, VideoLabels, WriteSession, verify
+from thinkjepa.cache.tables.labels import FILE_BYTES, LABELS_SCHEMA, write_labels
 
 
 def labels_of(video: str, *, frames: int = 5, camera: bool = True, label_digest: str = "a") -> VideoLabels:
@@ -68,6 +71,55 @@ def test_large_labels_are_cut_into_several_files(tmp_path: Path) -> None:
     assert len(list((tmp_path / "labels").iterdir())) == 2
     for item in stored:
         assert_same(LabelTable(tmp_path).find(item.video_digest), item)
+
+
+def test_a_flipped_bit_anywhere_is_found_before_any_label_is_read(tmp_path: Path) -> None:
+    """Texts, names of joints and Arrow's own headers have no checksum but the file's."""
+    with WriteSession(tmp_path) as session:
+        session.add_labels([labels_of("a"), labels_of("b")])
+    path = tmp_path / "labels" / "000000.arrow"
+    raw = path.read_bytes()
+    assert verify(tmp_path, full=True, advance=lambda count: None) == []
+    texts = [raw.index(text) for text in (b"what a shows", b"rightThumbTip", b"a.mp4", b"world")]
+    chance = random.Random(0)
+    for place in (*texts, *(chance.randrange(len(raw)) for _ in range(60))):
+        path.write_bytes(raw[:place] + bytes([raw[place] ^ 4]) + raw[place + 1 :])
+        table = FeatureCache.open(tmp_path).labels
+        with pytest.raises(CacheError, match=r"labels/000000\.arrow' is damaged"):
+            table.find("a" * 8)
+        with pytest.raises(CacheError, match=r"labels/000000\.arrow' is damaged"):
+            table.label_digest("b" * 8)
+        problems = verify(tmp_path, full=True, advance=lambda count: None)
+        assert ["labels/000000.arrow" in item.reason for item in problems] == [True], f"byte {place}"
+    path.write_bytes(raw)
+    assert verify(tmp_path, full=True, advance=lambda count: None) == []
+
+
+def test_rows_that_no_version_writes_are_refused(tmp_path: Path) -> None:
+    """A file from elsewhere, with checksums of its own."""
+    write_labels(tmp_path, [labels_of("a"), labels_of("b")])
+    path = tmp_path / "labels" / "000000.arrow"
+    with pa.ipc.open_file(path) as file:
+        rows = [file.get_batch(number).to_pylist()[0] for number in range(file.num_record_batches)]
+    hostile: list[dict[str, Any]] = [
+        {"num_frames": 2**40},
+        {"num_frames": -1},
+        {"joint_names": None},
+        {"joint_names": ["rightHand"]},
+        {"positions_m": None},
+        {"reference_frame": "moon"},
+        {"intrinsics": [1.0]},
+    ]
+    for change in hostile:
+        batches = [
+            pa.RecordBatch.from_pylist([row], schema=LABELS_SCHEMA) for row in [rows[0] | change, rows[1]]
+        ]
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, LABELS_SCHEMA) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+        with pytest.raises(CacheError, match=r"labels of video .* are damaged"):
+            LabelTable(tmp_path).find("a" * 8)
+        assert_same(LabelTable(tmp_path).find("b" * 8), labels_of("b"))
 
 
 def test_a_flipped_bit_is_found_and_names_the_video(tmp_path: Path) -> None:
