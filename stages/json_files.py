@@ -2,11 +2,18 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from thinkjepa.cache.disk.checksums import read_listed, replace_listed
+from thinkjepa.cache.disk.json_text import parse_json
 from thinkjepa.stages.errors import StageError
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""sha256 in hex digits."""
 
 
 def json_bytes(value: object) -> bytes:
@@ -28,7 +35,7 @@ def write_json(path: Path, value: object) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object stored at `path`. Raises StageError where it is missing or no JSON object."""
     try:
-        value = json.loads(read_listed(path))
+        value = parse_json(read_listed(path))
     except FileNotFoundError as error:
         raise StageError(f"{str(path)!r} does not exist") from error
     except (OSError, ValueError) as error:
@@ -36,3 +43,26 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise StageError(f"{str(path)!r} holds a JSON {type(value).__name__}, expected an object")
     return value
+
+
+def read_record(path: Path, kind: type[Any]) -> dict[str, Any]:
+    """The object stored at `path`, with the fields of a dataclass. Raises StageError for another."""
+    record = read_json(path)
+    check_record(record, kind, path)
+    return record
+
+
+def check_record(record: Mapping[str, Any], kind: type[Any], path: Path) -> None:
+    """Raise StageError where a record of a file lacks fields of a dataclass, or has other values than those.
+
+    Keys that the dataclass does not name are left alone: later versions write more.
+    """
+    try:
+        TypeAdapter(kind).validate_json(json.dumps(record), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise StageError(
+            f"{str(path)!r} is damaged or was changed by hand ({where[:100]}: {first['msg']}): restore it "
+            "from a copy, or make it again"
+        ) from error

@@ -9,6 +9,7 @@ the value and what is allowed, in one line. Records and copies are made as of an
 from __future__ import annotations
 
 from dataclasses import field, fields
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
@@ -50,7 +51,9 @@ def flag_name(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", defer_build=True))  # help is shown without a check
+@dataclass(
+    frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True)
+)  # help is shown without a check
 class Settings:
     """Base of all groups. Making an instance raises SettingsError for a value that is not allowed."""
 
@@ -67,6 +70,14 @@ class Settings:
             raise SettingsError(_first_problem(error, allowed)) from error
 
 
+def expanded(name: str) -> Path:
+    """The path of a setting, `~` and `~user` replaced by a home folder. An unknown user's stays as it is."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
 def part_of(settings: Settings, kind: type[Part], /, **others: Any) -> Part:
     """A `kind` of the settings of the same names; `others` are its fields that settings name otherwise."""
     names = [item.name for item in fields(kind) if item.name not in others]  # type: ignore[arg-type]
@@ -79,7 +90,7 @@ def _first_problem(error: ValidationError, allowed: dict[str, str]) -> str:
         return first["msg"].removeprefix("Value error, ")
     name = str(first["loc"][0])
     if first["type"].startswith(OUT_OF_BOUNDS):
-        reason = f"give {allowed[name]}"
+        reason = f"give {allowed[name] or 'a finite number'}"
     else:
         same = [item for item in others if item["loc"][:1] == first["loc"][:1]]  # of a union
         reason = " or ".join(item["msg"] for item in (first, *same))

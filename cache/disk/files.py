@@ -30,6 +30,9 @@ REMEDIES = {
     errno.EPERM: "permission denied: check the folder's owner and mode",
     errno.EMFILE: "too many open files: raise the limit with `ulimit -n`",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.ENAMETOOLONG: "a name in the path is too long: 255 bytes are allowed",
+    errno.EAGAIN: "no further process or thread can be started: end some, or raise the limit (`ulimit -u`)",
+    errno.ENOMEM: "no memory is left: end other processes",
     errno.EFBIG: "file too large for this file system or limit (`ulimit -f`)",
     errno.ELOOP: "a link is in its place, and is not followed: remove the link",
 }

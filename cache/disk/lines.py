@@ -8,7 +8,6 @@ was never committed.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from thinkjepa.cache.disk.files import checksum, explained_os_errors, fsync_folder, make_folder, write_all
+from thinkjepa.cache.disk.json_text import parse_json
 from thinkjepa.cache.records import CacheError, canonical_json
 
 Record = dict[str, Any]
@@ -134,8 +134,11 @@ def _decoded(line: bytes) -> Record | None:
     body = line[9:]
     if not body or line[:9] != f"{checksum([body])} ".encode():
         return None
-    record: Record = json.loads(body)
-    return record
+    try:
+        record = parse_json(body)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def _opened_alone(path: Path, patience_s: float | None) -> FileIO:

@@ -22,6 +22,7 @@ from typing import Self
 from filelock import FileLock, Timeout
 
 from thinkjepa.cache.disk.files import explained_os_errors, make_folder, replace_file
+from thinkjepa.cache.disk.json_text import parse_json
 from thinkjepa.cache.disk.layout import holder_file, lock_file
 from thinkjepa.cache.records import CacheError
 from thinkjepa.cache.text import without_passwords
@@ -131,7 +132,7 @@ def _sign_in(path: Path) -> str:
 
 def _read(path: Path) -> dict[str, str]:
     with suppress(OSError, ValueError):
-        record = json.loads(path.read_bytes())
+        record = parse_json(path.read_bytes())
         if isinstance(record, dict) and {"token", "pid", "host", "user", "since", "command"} <= set(record):
             return {name: str(value) for name, value in record.items()}
     return {}

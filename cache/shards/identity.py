@@ -6,12 +6,12 @@ It stands between the inner chunks and the shard's index, where zarr does not lo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from thinkjepa.cache.disk.files import Bytes, checksum
+from thinkjepa.cache.disk.json_text import parse_json
 from thinkjepa.cache.records import CacheError, FeatureSet, canonical_json
 
 MARK = b"tjshard1"
@@ -72,10 +72,13 @@ def read_identity(chunks: Bytes) -> ShardIdentity | None:
     intact = int(checksum([body]), 16) == int.from_bytes(tail[:CRC_BYTES], "little")
     if not intact or not tail.endswith(MARK):
         raise CacheError("the record of its set and clips is damaged")
-    record: Mapping[str, Any] = json.loads(body)
-    return ShardIdentity(
-        str(record["fingerprint"]), str(record["array"]), int(record["shard"]), tuple(record["clips"])
-    )
+    try:
+        record: Mapping[str, Any] = parse_json(body)
+        return ShardIdentity(
+            str(record["fingerprint"]), str(record["array"]), int(record["shard"]), tuple(record["clips"])
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise CacheError(f"the record of its set and clips is damaged ({error})") from error
 
 
 def _flipped_bits(mark: bytes) -> int:

@@ -17,8 +17,9 @@ from zarr.storage import MemoryStore
 
 from thinkjepa.cache.disk.checksums import read_listed, replace_listed
 from thinkjepa.cache.disk.files import explained_os_errors
+from thinkjepa.cache.disk.json_text import parse_json
 from thinkjepa.cache.disk.layout import array_dir, index_dir, store_dir
-from thinkjepa.cache.records import ArraySpec, FeatureSet
+from thinkjepa.cache.records import ArraySpec, CacheError, FeatureSet
 from thinkjepa.cache.shards.encoding import zarr_compressors
 from thinkjepa.cache.tables.parquet import next_number
 
@@ -63,9 +64,13 @@ def restore_metadata(root: Path, feature_sets: Mapping[str, FeatureSet]) -> None
 def grow(root: Path, set_name: str, array: str, rows: int) -> None:
     """Extend the clip axis of an array to at least `rows`."""
     path = array_dir(root, set_name, array) / NAME
-    with explained_os_errors("write", path):
-        metadata = json.loads(read_listed(path))
-    if metadata["shape"][0] < rows:  # written here, as zarr would not announce it in the ledger
+    try:
+        with explained_os_errors("write", path):
+            metadata = parse_json(read_listed(path))
+        found = int(metadata["shape"][0])
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise CacheError(f"{str(path)!r} is damaged ({error}): restore it from a copy") from error
+    if found < rows:  # written here, as zarr would not announce it in the ledger
         metadata["shape"][0] = rows
         replace_listed(path, json.dumps(metadata, indent=2).encode())
 

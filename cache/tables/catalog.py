@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from thinkjepa.cache.disk.checksums import read_listed, replace_listed
 from thinkjepa.cache.disk.files import explained_os_errors, refuse_links_out
+from thinkjepa.cache.disk.json_text import parse_json
 from thinkjepa.cache.disk.layout import READABLE, SCHEMA, cache_json, extraction_file
 from thinkjepa.cache.records import (
     SET_NAME_HEX,
@@ -18,6 +21,7 @@ from thinkjepa.cache.records import (
     ArraySpec,
     CacheError,
     Codec,
+    Encoding,
     FeatureSet,
     Kind,
     fingerprint,
@@ -39,7 +43,7 @@ def read_catalog(root: Path) -> dict[str, FeatureSet]:
         )
     refuse_links_out(root)
     with _explained_damage(path), explained_os_errors("read", path):
-        content = json.loads(read_listed(path))
+        content = parse_json(read_listed(path))
         schema = content["schema"]
     if schema not in READABLE:
         raise CacheError(
@@ -47,7 +51,7 @@ def read_catalog(root: Path) -> dict[str, FeatureSet]:
             "use the version of thinkjepa that wrote it, or extract into a new folder"
         )
     with _explained_damage(path):
-        return {record["name"]: FeatureSet.from_json(record) for record in content["feature_sets"]}
+        return {item.name: item for item in map(_checked_set, content["feature_sets"])}
 
 
 @contextmanager
@@ -58,6 +62,32 @@ def _explained_damage(path: Path) -> Iterator[None]:
         raise CacheError(
             f"{str(path)!r} is damaged or was changed by hand ({error}): restore it from a copy"
         ) from error
+
+
+def _checked_set(record: Any) -> FeatureSet:
+    """The set of a record. Raises ValueError, KeyError or TypeError for an invalid or impossible one."""
+    item = FeatureSet.from_json(record)
+    mappings, texts = (item.origin, item.source), (item.kind, item.fingerprint)
+    if not all(isinstance(value, Mapping) for value in mappings) or not re.fullmatch(
+        r"[0-9a-f]{64}", texts[1]
+    ):
+        raise ValueError(f"{item.name}: its origin, source or fingerprint is none")
+    if not all(isinstance(layer, int) and layer >= 0 for layer in item.layers):
+        raise ValueError(f"{item.name}: its layers are {str(item.layers)[:60]}")
+    if not all(isinstance(stream, str) for stream in item.streams):
+        raise ValueError(f"{item.name}: its streams are {str(item.streams)[:60]}")
+    for spec in item.arrays.values():
+        if not all(isinstance(dim, str) for dim in spec.dims) or len(spec.dims) > MAX_RANK:
+            raise ValueError(f"{item.name}: {spec.name} has axes {str(spec.dims)[:60]}")
+        if spec.codec not in get_args(Codec) or spec.encoding not in get_args(Encoding):
+            raise ValueError(
+                f"{item.name}: {spec.name} is in codec {spec.codec!r}, encoding {spec.encoding!r}"
+            )
+        if math.prod(spec.shape) > MAX_CLIP_VALUES or math.prod(spec.chunks) > MAX_CLIP_VALUES:
+            raise ValueError(f"{item.name}: {spec.name} has {spec.shape} values a clip")
+    if item.rows_per_shard > MAX_ROWS_READ:
+        raise ValueError(f"{item.name}: {item.rows_per_shard:,} clips a shard")
+    return item
 
 
 def write_catalog(root: Path, feature_sets: Mapping[str, FeatureSet]) -> None:
@@ -114,6 +144,14 @@ def _with_fp8(arrays: tuple[ArraySpec, ...], names: Collection[str]) -> Iterator
         else:
             yield spec
 
+
+MAX_RANK = 8
+
+MAX_CLIP_VALUES = 2**34
+"""Values of one array of a clip: a set of all tokens at 4096 x 36 x 5120 has a twentieth."""
+
+MAX_ROWS_READ = 2**20
+"""Clips of a shard that a cache may name. Larger ones are of no writer."""
 
 MAX_ROWS_PER_SHARD = 256
 """Keeps a shard's index small: 256 clips x 8 layers x 64 token chunks x 16 B = 2 MiB."""
@@ -215,7 +253,7 @@ def read_last_extraction(root: Path) -> Mapping[str, Any]:
     with explained_os_errors("read", path):
         content = read_listed(path)
     try:
-        record = json.loads(content)
+        record = parse_json(content)
     except ValueError as error:
         raise CacheError(
             f"{str(path)!r} is damaged ({error}): remove it, and give settings by flags"

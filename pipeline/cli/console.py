@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json as json_format
 import platform
 import sys
@@ -51,6 +52,9 @@ class SafeConsole(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(without_passwords(printable(text)), **options)
 
+
+SHOWN = 200
+"""Characters of a path that an error quotes."""
 
 EXIT_DONE = 0
 
@@ -149,9 +153,25 @@ def run_app(app: typer.Typer) -> NoReturn:
         status = EXIT_INTERRUPTED
     except BrokenPipeError:
         sys.exit(EXIT_BROKEN_PIPE)
+    except (OSError, RuntimeError) as error:
+        if not (line := _of_this_machine(error)):
+            raise
+        _fail(line)
     if status == EXIT_INTERRUPTED:  # typer itself makes this of Ctrl-C
         errors.print("interrupted: run the same command again to continue")
     sys.exit(status if isinstance(status, int) else EXIT_DONE)
+
+
+def _of_this_machine(error: OSError | RuntimeError) -> str:
+    """The line for a path or a limit of this machine that no stage has explained, empty for a defect."""
+    from thinkjepa.cache.disk.files import REMEDIES
+
+    if isinstance(error, RuntimeError):
+        return REMEDIES[errno.EAGAIN] if "can't start new thread" in str(error) else ""
+    if not error.filename and error.errno not in REMEDIES:
+        return ""
+    what = f"{str(error.filename)[:SHOWN]!r}: " if error.filename else ""
+    return f"{what}{REMEDIES.get(error.errno or 0, error.strerror or str(error))}"
 
 
 def _explained(error: TyperException) -> str:

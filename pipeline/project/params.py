@@ -20,7 +20,7 @@ from thinkjepa.pipeline.cli.options import meant, parse_settings
 from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.data.plan import ClipSettings
 from thinkjepa.stages.extract.settings import ExecutionSettings, ModelSettings, VllmSettings
-from thinkjepa.stages.settings import SettingsError, setting
+from thinkjepa.stages.settings import SettingsError, expanded, setting
 from thinkjepa.stages.train.model.config import Variant
 from thinkjepa.stages.train.settings import TrainSettings
 
@@ -46,9 +46,14 @@ def project_folder(workspace: Path) -> Path:
 
 def model_place(name: str, project: Path) -> str:
     """A model's name, or its folder in the project, if there is one of that name."""
-    folder = project / Path(name).expanduser()
+    folder = project / expanded(name)
     return str(folder) if name and folder.is_dir() else name
 
+
+MAX_BYTES = 2**20
+MAX_VALUES = 10_000
+MAX_DEPTH = 8
+"""Limits of a params.yaml: ours has 200 values, three deep."""
 
 Settings = TypeVar("Settings")
 
@@ -173,12 +178,37 @@ def read_given(path: Path) -> Mapping[str, Any]:
 
 def _read_mapping(path: Path) -> Mapping[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+        content = yaml.safe_load(raw[:MAX_BYTES].decode("utf-8"))
+    except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
         raise SettingsError(f"cannot read {str(path)!r}: {error}") from error
+    except RecursionError as error:
+        raise SettingsError(f"cannot read {str(path)!r}: it is nested too deep") from error
+    if len(raw) > MAX_BYTES or not _is_plain(content):
+        raise SettingsError(
+            f"{path}: no settings are so many or so deep: {MAX_VALUES:,} values, {MAX_DEPTH} within each "
+            "other, are allowed, with names for keys"
+        )
     if not isinstance(content, dict):
         raise SettingsError(f"{path}: expected keys such as videos, cache_dir, clips")
     return content
+
+
+def _is_plain(content: Any) -> bool:
+    """True if a value is small as a tree: a few aliases of YAML may stand for billions of values."""
+    level, seen = [content], 0
+    for _ in range(MAX_DEPTH):
+        deeper: list[Any] = []
+        for value in level:
+            inside = list(value.values()) if isinstance(value, dict) else value
+            if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
+                return False
+            deeper += inside if isinstance(inside, list) else []
+            if (seen := seen + 1) + len(deeper) > MAX_VALUES:
+                return False
+        level = deeper
+    return not level
 
 
 def _folders(content: Mapping[str, Any], path: Path) -> Folders:

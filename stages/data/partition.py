@@ -35,7 +35,7 @@ from thinkjepa.stages.data.groups import (
     resolve_rule,
 )
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.json_files import read_json, write_json
+from thinkjepa.stages.json_files import read_record, write_json
 from thinkjepa.stages.settings import Settings, setting
 
 if TYPE_CHECKING:
@@ -288,8 +288,17 @@ def planned_partition(
     return StoredPartition(rule=rule, grouping=grouping, partition=partition)
 
 
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """Content of a partition's file, as far as it is read."""
+
+    grouping: str
+    groups: dict[str, SplitName]
+    videos: dict[str, SplitName]
+
+
 def _read(path: Path, rule: SplitRule) -> StoredPartition:
-    record = read_json(path)
+    record = read_record(path, _Stored)
     groups = {group: as_split_name(name) for group, name in record["groups"].items()}
     videos = {digest: as_split_name(name) for digest, name in record["videos"].items()}
     return StoredPartition(rule, record["grouping"], Partition(groups=groups, videos=videos))

@@ -8,15 +8,18 @@ the digest of the chosen clips (ids and checksums). The list of clips is in the 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from thinkjepa.cache import file_digest, fingerprint
+from thinkjepa.cache.records import SET_NAME
 from thinkjepa.stages.data.labels.readers import LabelFolder, is_readable_file
 from thinkjepa.stages.data.videos import DigestMemory, display_name, find_videos
 from thinkjepa.stages.errors import StageError
-from thinkjepa.stages.json_files import read_json, write_json
+from thinkjepa.stages.json_files import Digest, check_record, read_json, read_record, write_json
 from thinkjepa.stages.progress import Progress
 
 if TYPE_CHECKING:
@@ -75,25 +78,34 @@ def table_manifest(table: Path | None) -> dict[str, Any]:
 
 SELECTION_SCHEMA = "thinkjepa.selection.v1"
 
+SetName = Annotated[str, Field(pattern=f"^({SET_NAME.pattern})?$")]
+
 
 @dataclass(frozen=True, slots=True)
 class Selection:
     """Chosen sets and clips, without times and paths: the same features give the same selection."""
 
     schema: str
-    thinker: str
+    thinker: SetName
     """Empty where no thinker is read."""
-    encoder: str
+    encoder: SetName
     num_clips: int
-    clips: str
+    clips: Digest
     """Digest of the clips' ids and the checksums of their features in the sets that are read."""
-    names: str
+    names: Digest
     """Digest of the videos' contents and relative names, from which the groups of a split follow, and of
     the groups and partitions that the user's table of clips names."""
     labels: str = ""
     """Digest of the label files that the chosen clips' videos have hand labels from; empty where none has."""
     history: str = ""
     """Digest of the chosen clips' history, which only some runs read; empty where it is not kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class _ClipList:
+    """Content of a selection's list in the cache."""
+
+    clip_ids: list[str]
 
 
 def make_selection(
@@ -156,10 +168,13 @@ def write_selection(path: Path, selection: Selection) -> None:
 def read_selection(path: Path) -> Selection:
     """The selection in a file. Raises StageError where the file is none."""
     record = read_json(path)
-    if record.get("schema") != SELECTION_SCHEMA:
+    if record.get("schema") != SELECTION_SCHEMA or not set(record) <= {
+        item.name for item in fields(Selection)
+    }:
         raise StageError(
             f"{str(path)!r} is no selection of clips: the extract step of `dvc repro` writes one"
         )
+    check_record(record, Selection, path)
     return Selection(**record)
 
 
@@ -170,7 +185,7 @@ def selected_clip_ids(cache_dir: Path, selection: Selection) -> list[str]:
         raise StageError(
             f"cache {str(cache_dir)!r} does not hold this selection of clips: run the extraction again"
         )
-    return list(read_json(path)["clip_ids"])
+    return list(read_record(path, _ClipList)["clip_ids"])
 
 
 def labels_digest(cache: FeatureCache, video_digests: Collection[str]) -> str:

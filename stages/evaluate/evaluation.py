@@ -64,7 +64,7 @@ from thinkjepa.stages.evaluate.table import (
     table_path,
 )
 from thinkjepa.stages.intervals import INTERVAL_METHOD, Floats
-from thinkjepa.stages.json_files import read_json, write_json
+from thinkjepa.stages.json_files import write_json
 from thinkjepa.stages.progress import NoProgress, Progress
 from thinkjepa.stages.train.data.features import Batch, Features
 from thinkjepa.stages.train.model.forecast import ForecastModel
@@ -143,7 +143,7 @@ def describe(
     run: TrainedRun, features: Features, split_name: SplitName, clips: Sequence[ClipRow]
 ) -> dict[str, Any]:
     """The record of what is evaluated, without times and paths."""
-    division, head = read_json(run.path / "split.json"), run.shape.head
+    division, head = run.division, run.shape.head
     return {
         "schema": EVALUATION_SCHEMA,
         "split": split_name,

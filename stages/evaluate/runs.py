@@ -1,9 +1,11 @@
 """Finished training runs: their models, splits and features, and their current evaluations."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from thinkjepa.cache import FeatureCache
 from thinkjepa.cache.disk.layout import cache_json
@@ -13,14 +15,89 @@ from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.evaluate.compared.groups import EvaluatedRun
 from thinkjepa.stages.evaluate.metrics import VALIDATION_METRICS
 from thinkjepa.stages.evaluate.table import ClipTable, table_path
-from thinkjepa.stages.json_files import read_json
+from thinkjepa.stages.json_files import Digest, check_record, read_json, read_record
 from thinkjepa.stages.train.data.feature_sets import find_serving, guiding_record, serves
 from thinkjepa.stages.train.data.features import Features, build_features
 from thinkjepa.stages.train.data.sources import ORACLE_FILE, GuidanceSource, shuffled_source
 from thinkjepa.stages.train.fit.state import Checkpoint, load_model, shape_from_json
-from thinkjepa.stages.train.model.config import ModelShape, parse_source
+from thinkjepa.stages.train.model.config import ModelShape, Variant, parse_source
 from thinkjepa.stages.train.model.forecast import ForecastModel
 from thinkjepa.stages.train.plan import RUN_SCHEMA
+
+MAX_PATH = 4096
+"""Bytes of a path, of Linux."""
+
+LARGEST_SIZE = 2**16
+"""Of a model's widths and counts: a run.json with larger ones was changed by hand."""
+
+LARGEST_COUNT = 2**10
+"""Of blocks, levels and windows, each of which is made by itself."""
+
+MADE_ONE_BY_ONE = ("depth", "levels", "windows")
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    file: Annotated[str, Field(pattern=r"^checkpoints/[A-Za-z0-9_.-]+\.safetensors$")]
+    sha256: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadSet:
+    name: str
+    fingerprint: str
+    layers: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadSets:
+    encoder: _ReadSet
+    thinker: _ReadSet | None = None
+    history: _ReadSet | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    seed: int
+    clips_per_forward: Annotated[int, Field(gt=0)]
+    guidance_source: str = "own"
+    min_confidence: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    variant: Variant
+    guidance: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _RunRecord:
+    """Content of run.json, as far as an evaluation reads it. The model's sizes are checked by its shape."""
+
+    cache: Annotated[str, Field(pattern=r"^[^\x00]+$", max_length=MAX_PATH)]
+    settings: _Settings
+    feature_sets: _ReadSets
+    model: _Model
+    labels: str
+    checkpoint: _Weights
+    split_sha256: str
+    reference_frames: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Clips:
+    train: list[str]
+    validation: list[str]
+    test: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Division:
+    """Content of split.json, as far as it is read."""
+
+    rule: dict[str, Any]
+    grouping: str
+    clips: _Clips
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +118,12 @@ class TrainedRun:
                 f"run {str(path)!r} has schema {record.get('schema')!r}, this version reads {RUN_SCHEMA!r}: "
                 "train again"
             )
+        check_record(record, _RunRecord, path / "run.json")
         _refuse_earlier_tokens(path, record)
-        return cls(path=path, record=record)
+        _refuse_sizes(record["model"], path / "run.json")
+        run = cls(path=path, record=record)
+        _ = run.shape  # raises for none
+        return run
 
     @property
     def variant(self) -> str:
@@ -59,7 +140,7 @@ class TrainedRun:
 
     @property
     def shape(self) -> ModelShape:
-        return shape_from_json(self.record["model"])
+        return shape_from_json(self.record["model"], path=self.path / "run.json")
 
     def model(self) -> ForecastModel:
         """The best epoch's model, in evaluation mode."""
@@ -125,12 +206,17 @@ class TrainedRun:
         if kind == "shuffled":
             return shuffled_source({side: self.clip_ids(side) for side in SPLIT_NAMES}, seed=settings["seed"])
         if kind == "oracle":
-            return GuidanceSource.of_oracle(read_json(self.path / ORACLE_FILE))
+            return _oracle(self.path / ORACLE_FILE)
         return GuidanceSource(kind)
 
     def clip_ids(self, split_name: SplitName) -> tuple[str, ...]:
         """The clips of this split when the run was trained, sorted."""
-        return tuple(read_json(self.path / "split.json")["clips"][split_name])
+        return tuple(self.division["clips"][split_name])
+
+    @property
+    def division(self) -> dict[str, Any]:
+        """The run's partition, with its clips by split name."""
+        return read_record(self.path / "split.json", _Division)
 
     @property
     def trained_on(self) -> dict[str, dict[str, Any]]:
@@ -138,7 +224,7 @@ class TrainedRun:
 
         They are those of split.json, which runs of every version have.
         """
-        found = clip_digests(read_json(self.path / "split.json")["clips"])
+        found = clip_digests(self.division["clips"])
         if not self.record["labels"]:
             return found
         num_clips = sum(int(clips["count"]) for clips in found.values())
@@ -151,6 +237,26 @@ class TrainedRun:
             if any(name.startswith(prefix) for name in self.clip_ids(split_name)):
                 return split_name
         return None
+
+
+def _refuse_sizes(record: Mapping[str, Any], path: Path) -> None:
+    """Raise StageError for a model that no memory holds, before any of it is built."""
+    for name, value in record.items():
+        most = LARGEST_COUNT if name.endswith(MADE_ONE_BY_ONE) else LARGEST_SIZE
+        if isinstance(value, dict):
+            _refuse_sizes(value, path)
+        elif isinstance(value, int) and not 0 <= value <= most:
+            raise StageError(
+                f"{str(path)!r} was changed by hand: {name} of its model is {value}, of 0 to {most}"
+            )
+
+
+def _oracle(path: Path) -> GuidanceSource:
+    record = read_json(path)
+    try:
+        return GuidanceSource.of_oracle(record)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StageError(f"{str(path)!r} is damaged or was changed by hand ({error}): train again") from error
 
 
 def _refuse_earlier_tokens(path: Path, record: Mapping[str, Any]) -> None:
@@ -231,4 +337,9 @@ def _current_table(run_dir: Path, split_name: str) -> ClipTable:
 
 def _validation(run_dir: Path) -> dict[str, float]:
     metrics = read_json(run_dir / "metrics.json")
-    return {name: metrics[name] for name in VALIDATION_METRICS if metrics.get(name) is not None}
+    found = {name: metrics[name] for name in VALIDATION_METRICS if metrics.get(name) is not None}
+    if wrong := [name for name, value in found.items() if not isinstance(value, int | float)]:
+        raise StageError(
+            f"{str(run_dir / 'metrics.json')!r} was changed by hand ({wrong[0]} is no number): train again"
+        )
+    return found

@@ -129,10 +129,11 @@ class ExecutionSettings(Settings):
     )
     decode_timeout: float = setting(
         60.0,
-        "Seconds without an answer after which the decoder is ended.",
+        "Seconds without an answer after which the decoder is ended, up to a day.",
         rare=True,
         gt=0,
-        allowed="seconds above 0",
+        le=86_400,
+        allowed="seconds above 0, up to 86400",
     )
     max_failures: str = setting(
         "",

@@ -22,6 +22,7 @@ from thinkjepa.stages.extract.remembered import LOCAL
 from thinkjepa.stages.extract.settings import ModelSettings
 from thinkjepa.stages.extract.thinker.base import Thinker
 from thinkjepa.stages.extract.thinker.hooks import HookedThinker
+from thinkjepa.stages.settings import expanded
 
 NOT_COMPARED = ("sampling", "versions", "fp8", *STORAGE)
 """No properties of the model; other versions are only warned of."""
@@ -82,10 +83,16 @@ def found_model(made: FeatureSet, cache: Path) -> str:
     name = str(made.source["model"])
     if made.source["revision"] != LOCAL:
         return name
-    paths = candidates(Path(name).expanduser(), cache)
+    paths = candidates(expanded(name), cache)
     last = read_last_extraction(cache)
     if last.get(f"{made.kind}_set") == made.name:
-        paths.insert(1, Path(last["settings"]["models"][made.kind]))
+        try:
+            paths.insert(1, Path(last["settings"]["models"][made.kind]))
+        except (KeyError, TypeError) as error:
+            raise StageError(
+                f"extraction.json of cache {str(cache)!r} was changed by hand: remove it, and name the model "
+                f"with --{made.kind}"
+            ) from error
     for path in paths:
         if path.is_dir():
             return str(path)

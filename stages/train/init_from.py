@@ -7,7 +7,6 @@ The head count is not visible in the weights: another count loads without an err
 it is taken from the checkpoint's config, and a predictor of another count is refused.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from thinkjepa.cache.disk.json_text import parse_json
 from thinkjepa.stages.errors import StageError
 from thinkjepa.stages.train.model.forecast import ForecastModel
 from thinkjepa.stages.train.model.trunk import MLP_RATIO
@@ -125,10 +125,12 @@ def start_from(model: ForecastModel, checkpoint: WarmStart) -> None:
 
 def _config(folder: Path) -> dict[str, Any]:
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = parse_json((folder / "config.json").read_bytes())
     except (OSError, ValueError) as error:
         raise StageError(f"init_from {str(folder)!r}: config.json cannot be read: {error}") from error
-    return dict(config)
+    if not isinstance(config, dict):
+        raise StageError(f"init_from {str(folder)!r}: config.json holds no object")
+    return config
 
 
 def _predictor_weights(folder: Path) -> dict[str, Tensor]:

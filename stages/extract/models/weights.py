@@ -5,7 +5,6 @@ Every failure is one sentence with the remedy.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,8 +14,10 @@ from pathlib import Path
 from rich.filesize import decimal
 from safetensors import SafetensorError, safe_open
 
+from thinkjepa.cache.disk.json_text import parse_json
 from thinkjepa.cache.text import one_line, without_passwords
 from thinkjepa.stages.errors import StageError
+from thinkjepa.stages.settings import expanded
 
 REVISION_FLAGS = {"thinker": "--revision", "encoder": "--encoder-revision"}
 
@@ -131,7 +132,7 @@ def find_model(name: str, *, revision: str, role: str, need_weights: bool = True
 
     Without `need_weights` the model can be described but not loaded, and its weights are not downloaded.
     """
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if folder.is_dir():
         found = ModelFolder(name, folder, revision="local")
     else:
@@ -158,7 +159,7 @@ def _missing_files(model: ModelFolder, role: str, *, need_weights: bool) -> str:
         try:
             with safe_open(path, framework="np"):
                 pass
-        except SafetensorError as error:
+        except (OSError, SafetensorError) as error:
             return f"{path.name} is damaged or was not copied whole ({error})"
     if role == "thinker" and not any((model.path / name).is_file() for name in TOKENIZERS):
         return f"the folder has no tokenizer ({', '.join(TOKENIZERS)})"
@@ -168,7 +169,7 @@ def _missing_files(model: ModelFolder, role: str, *, need_weights: bool) -> str:
 def _shards(index: Path) -> set[str]:
     """The weight files that an index names. Raises StageError where it cannot be read."""
     try:
-        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return set(parse_json(index.read_bytes())["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StageError(f"{str(index)!r} cannot be read ({error}): copy the model again") from error
 

@@ -9,14 +9,15 @@ epoch, step).
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -132,14 +133,47 @@ def load_model(run_dir: Path, checkpoint: Checkpoint, shape: ModelShape) -> Fore
             f"weights {str(path)!r} have sha256 {digest[:DIGEST_HEX]}.., run.json says "
             f"{checkpoint.sha256[:DIGEST_HEX]}..: the file is damaged or from another run; train again"
         )
+    try:
+        tensors = safetensors.torch.load(content)
+    except SafetensorError as error:
+        raise StageError(f"weights {str(path)!r} are no safetensors ({error}): train again") from error
+    _check_fit(tensors, shape, path)
     model = build_model(shape, seed=0)
-    model.load_state_dict(safetensors.torch.load(content))
+    model.load_state_dict(tensors)
     return model.eval()
 
 
-def shape_from_json(record: Mapping[str, Any]) -> ModelShape:
-    """The shape of a model as `run.json` has it. Runs from before guidance was a choice have the default."""
-    return TypeAdapter(ModelShape).validate_python(record)
+def _check_fit(tensors: Mapping[str, Tensor], shape: ModelShape, path: Path) -> None:
+    """Raise StageError where weights are not of a model of this shape, before that takes any memory."""
+    with torch.device("meta"):
+        wanted = {name: value.shape for name, value in build_model(shape, seed=0).state_dict().items()}
+    found = {name: value.shape for name, value in tensors.items()}
+    if apart := sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name)):
+        name = apart[0]
+        raise StageError(
+            f"weights {str(path)!r} are not of the model that run.json describes ({name} is "
+            f"{_size(found.get(name))}, expected {_size(wanted.get(name))}): train again"
+        )
+
+
+def _size(shape: torch.Size | None) -> str:
+    return "missing" if shape is None else str(tuple(shape))
+
+
+def shape_from_json(record: Mapping[str, Any], *, path: Path) -> ModelShape:
+    """The shape of a model as `run.json` has it. Runs from before guidance was a choice have the default.
+
+    Raises StageError, which names the file `path`, for a record that is none.
+    """
+    try:
+        return TypeAdapter(ModelShape).validate_python(record)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise StageError(
+            f"{str(path)!r} is damaged or was changed by hand (model.{where[:100]}: {first['msg']}): "
+            "restore it from a copy, or train again"
+        ) from error
 
 
 MODEL, OPTIMIZER, BEST = "model/", "optimizer/", "best/"
@@ -168,9 +202,10 @@ class ResumeFile:
         """Restore `model` and `optimizer` from a file of the same key. Without one they stay as they are."""
         if self._header().get("key") != self.key:
             return FitState()
-        tensors = safetensors.torch.load_file(self.path)
-        model.load_state_dict(_with_prefix(MODEL, tensors))
-        _restore_optimizer_state(optimizer, _with_prefix(OPTIMIZER, tensors))
+        with self._explained():
+            tensors = safetensors.torch.load_file(self.path)
+            model.load_state_dict(_with_prefix(MODEL, tensors))
+            _restore_optimizer_state(optimizer, _with_prefix(OPTIMIZER, tensors))
         return replace(self.peek(), best_weights=_with_prefix(BEST, tensors))
 
     def peek(self) -> FitState:
@@ -178,8 +213,19 @@ class ResumeFile:
         header = self._header()
         if header.get("key") != self.key:
             return FitState()
-        curve = tuple(EpochLosses(**losses) for losses in json.loads(header["curve"]))
-        return FitState(curve=curve, partial=PartialEpoch(*json.loads(header["partial"])))
+        with self._explained():
+            curve = tuple(EpochLosses(**losses) for losses in json.loads(header["curve"]))
+            return FitState(curve=curve, partial=PartialEpoch(*json.loads(header["partial"])))
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise StageError(
+                f"{str(self.path)!r} is damaged or was changed by hand ({reason}): remove it to start again"
+            ) from error
 
     @property
     def holds_another(self) -> bool:
@@ -188,12 +234,14 @@ class ResumeFile:
 
     def found_record(self) -> dict[str, Any]:
         """The record in the file, of whatever key; empty where an earlier version wrote it."""
-        record: dict[str, Any] = json.loads(self._header().get("record", "{}"))
-        return record
+        with self._explained():
+            record: dict[str, Any] = dict(json.loads(self._header().get("record", "{}")))
+            return record
 
     def threads(self) -> int:
         """Threads of the run in the file, of whatever key; 0 without a file."""
-        return int(self._header().get("threads", "0"))
+        with self._explained():
+            return int(self._header().get("threads", "0"))
 
     def remove(self) -> None:
         """Remove the file of a run that is written, and the rest of files whose writing was killed."""

@@ -19,7 +19,9 @@ from thinkjepa.cache import (
     WriteSession,
     plan_clip_removal,
     remove,
+    verify,
 )
+from thinkjepa.cache.disk.lines import encoded
 
 TreeDigest = Callable[[Path], dict[str, str]]
 CLIPS = ["a@4", "b@4"]
@@ -71,7 +73,59 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "no arrays": lambda record: record.pop("arrays"),
     "arrays in a list": lambda record: record.update(arrays=[]),
     "more than there is": lambda record: record.update(extra=1),
+    "huge shape": lambda record: record["arrays"]["observed"].update(shape=[2**40, 4, 8]),
+    "huge chunks": lambda record: record["arrays"]["observed"].update(chunks=[2**40, 4, 8]),
+    "axes that are no names": lambda record: record["arrays"]["observed"].update(dims=[1, 2, 3]),
+    "text for axes": lambda record: record["arrays"]["observed"].update(dims="abc", shape="abc"),
+    "many clips a shard": lambda record: record.update(rows_per_shard=2**60),
+    "unknown codec": lambda record: record["arrays"]["observed"].update(codec="zip"),
+    "unknown encoding": lambda record: record["arrays"]["observed"].update(encoding="fp4"),
+    "origin in a list": lambda record: record.update(origin=[]),
+    "origin in a text": lambda record: record.update(origin="here"),
+    "source in a text": lambda record: record.update(source="here"),
+    "layers in words": lambda record: record["origin"].update(layers=["one"]),
+    "layers in a number": lambda record: record["origin"].update(layers=5),
+    "no fingerprint": lambda record: record.update(fingerprint="../.."),
+    "no record": lambda record: record.clear(),
 }
+
+CONTENTS = {
+    "NaN": lambda text: text.replace("4,", "NaN,", 1),
+    "deep": lambda text: text.replace("4,", "[" * 50_000 + "]" * 50_000 + ",", 1),
+    "half a pair": lambda text: text.replace('"observed"', '"\\ud800"', 1),
+    "cut": lambda text: text[: len(text) // 2],
+    "a list": lambda text: f"[{text}]",
+    "no sets": lambda text: '{"schema": "thinkjepa.cache.v2"}',
+    "sets in words": lambda text: '{"schema": "thinkjepa.cache.v2", "feature_sets": "all"}',
+    "a schema that is none": lambda text: '{"schema": ["thinkjepa.cache.v2"], "feature_sets": []}',
+}
+
+
+@pytest.mark.parametrize("change", CONTENTS.values(), ids=CONTENTS)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_catalog_that_is_no_json_of_ours_is_one_clear_error(
+    filled: Path, change: Callable[[str], str], encoding: str
+) -> None:
+    text = (filled / "cache.json").read_text()
+    (filled / "cache.json").write_bytes(change(text).encode(encoding))
+    (filled / "checksums.jsonl").unlink()
+    with pytest.raises(
+        CacheError, match=r"cache\.json' is damaged or was changed by hand|has schema"
+    ) as raised:
+        FeatureCache.open(filled)
+    assert len(str(raised.value)) < 1000
+
+
+def test_a_ledger_that_names_files_outside_reads_none_of_them(filled: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    entry = {"state": "written", "bytes": 1, "crc32c": "00000000"}
+    named = [{"file": name, **entry} for name in ("../secret", str(tmp_path / "secret"), "a\0b", 7)]
+    with (filled / "checksums.jsonl").open("ab") as ledger:
+        ledger.write(encoded([*named, {"unknown": 1}]))
+    problems = [item.reason for item in verify(filled, full=False, advance=lambda count: None)]
+    assert len(problems) == len(named) + 1
+    assert all("is none of a file" in reason for reason in problems)
+    assert FeatureCache.open(filled).select().clip_ids.to_pylist() == CLIPS
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -150,7 +151,7 @@ def test_a_vlm_of_an_earlier_version_or_the_papers_head_reads_its_latents(
     head = replace(HEAD, inputs=inputs)  # type: ignore[arg-type]
     record = asdict(replace(model_shape("vlm"), head=head))
     del record["head"]["reader_depth"]
-    model = build_model(shape_from_json(record), seed=1)
+    model = build_model(shape_from_json(record, path=Path("run.json")), seed=1)
     assert model.reader is None
     initialize(model.head, named_generator(1, "head"))
     found = model(

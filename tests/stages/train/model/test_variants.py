@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -160,7 +161,7 @@ def test_weights_depend_on_the_seed_and_nothing_else(model_shape: BuildShape, va
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_shape_survives_json(model_shape: BuildShape, variant: str) -> None:
     shape = model_shape(variant)
-    assert shape_from_json(asdict(shape)) == shape
+    assert shape_from_json(asdict(shape), path=Path("run.json")) == shape
 
 
 def test_guided_variant_without_a_thinker_is_refused(model_shape: BuildShape) -> None:
