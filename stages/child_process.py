@@ -115,7 +115,7 @@ class ChildProcess:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the process is gone, as after the end of the thread that started it."""
+        """True if the process is gone, as after the end of the thread that started it."""
         return self._process.poll() is not None
 
     def send(self, request: Mapping[str, Any]) -> None:

@@ -172,7 +172,7 @@ def read_listed(path: Path) -> bytes:
 
 
 def is_as_listed(root: Path, path: Path, ledger: Ledger) -> bool:
-    """Whether a small file of a cache has a content that its ledger lists; a file that it lacks has.
+    """True if a small file of a cache has a content that its ledger lists, or is not listed.
 
     The file is read once, as long as it does not change. Raises OSError.
     """

@@ -8,18 +8,18 @@ compressed, as hands accelerate little from frame to frame. `tools/hands` writes
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from thinkjepa.cache import ThinkJepaError
+from thinkjepa.cache.disk.json_text import parse_json
 from thinkjepa.pipeline.sample.skeleton import NUM_BASE, Skeleton, camera_poses
 
 Floats = npt.NDArray[np.float64]
@@ -30,6 +30,9 @@ VERSION = 2
 
 VIDEO_NAME = r"[\w-]+(/[\w-]+)*\.mp4"
 """An episode's video, by its path in a folder: it never leads out of it."""
+
+MAX_BYTES = 256 * 2**20
+"""Of an archive unpacked: hours of episodes. A few kB can declare more."""
 
 STEP_M, STEP_RAD = 2e-5, 2e-5
 """Rounding moves a fingertip, at the end of six hinges 0.2 m from the wrist, by less than 0.05 mm."""
@@ -107,10 +110,18 @@ def read_archive(path: Path) -> tuple[Skeleton, list[Episode]]:
     try:
         # Opened here: numpy leaves the files that it opens open where they are damaged.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            _check_size(opened)
             arrays = {name: file[name] for name in file.files}
         return _parse(arrays)
-    except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zipfile, zlib, numpy and json raise a dozen kinds for a damaged archive
         raise ArchiveError(f"{str(path)!r} is not a pose archive of version {VERSION}: {error}") from error
+
+
+def _check_size(archive: BinaryIO) -> None:
+    with zipfile.ZipFile(archive) as file:
+        held_bytes = sum(item.file_size for item in file.infolist())
+    if held_bytes > MAX_BYTES:
+        raise ValueError(f"it declares {held_bytes:,} bytes, of {MAX_BYTES:,} allowed")
 
 
 def _parse(arrays: dict[str, npt.NDArray[Any]]) -> tuple[Skeleton, list[Episode]]:
@@ -173,7 +184,7 @@ def _decode(planes: npt.NDArray[np.uint8], frames: Sequence[int]) -> list[Floats
 
 
 def _json(values: npt.NDArray[Any]) -> Any:
-    return json.loads(values.tobytes().decode())
+    return parse_json(values.tobytes())
 
 
 def joint_transforms(skeleton: Skeleton, episode: Episode) -> dict[str, Floats]:

@@ -63,7 +63,7 @@ class LabelProcess:
         return self._child.pid if self._child else None
 
     def holds(self, path: Path, video: str) -> bool:
-        """Whether a folder's file has rows of a video, by the video's path under the folder."""
+        """True if a folder's file has rows of a video, by the video's path under the folder."""
         with self._answering() as child:
             return bool(self._ask(child, "holds", path, video)["holds"])
 

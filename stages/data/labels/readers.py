@@ -71,7 +71,7 @@ class LabelFolder:
 
     @property
     def has_any(self) -> bool:
-        """Whether any of the videos may have a label file."""
+        """True if any of the videos may have a label file."""
         return any(self.paths.values())
 
     def require_any(self) -> None:
