@@ -46,13 +46,14 @@ thinkers are.
 
 On words alone, with the chat template and the prompt of extraction ("{prompt}"). {episodes:,} episodes of
 seed {data_seed}, without the pairs of color and place that are held out of all training, each with a card,
-with a neutral card and with a card until the split; 8 frames from the start to the split. {steps:,} steps
-of {batch_size} examples, {one_pair:.0%} of them with two frames, seed {seed}. In each example frames are
-moved, made brighter or darker, and compressed at random, and most cards are pasted from another episode. In
-{through_text:.0%} of examples the answer sees the frames through the text of the prompt alone, so that its
-tokens hold the plan. In {misheard:.0%} of the answers the color that
-they go on from is any color: as pairs of color and place are held out, a model learns else that a color
-excludes a place.{before}
+with a neutral card and with a card until the split; 8 frames from the start to the split. {steps:,}
+steps{stopped} of {batch_size} examples, {one_pair:.0%} of them with two frames, seed {seed}.{before}
+
+In each example frames are moved, made brighter or darker, and compressed at random, and most cards are
+pasted from another episode. In {through_text:.0%} of examples the answer sees the frames through the text
+of the prompt alone, so that its tokens hold the plan. In {misheard:.0%} of the answers the color that they
+go on from is any color: as pairs of color and place are held out, a model learns else that a color excludes
+a place.
 
 Written by `tools/train_thinker` with torch {torch} and transformers {transformers},
 in {minutes:.0f} minutes on {threads} thread(s).
@@ -148,6 +149,7 @@ def write_card(out: Path) -> None:
         vision_width=config.vision_config.hidden_size,
         words=config.text_config.vocab_size,
         check=_checked(out),
+        stopped=f" (ended after {done:,})" if (done := training.get("stopped_after")) else "",
         before=_before(training.pop("earlier")),
         **training,
     )
@@ -183,10 +185,10 @@ def _before(earlier: Sequence[Mapping[str, Any]]) -> str:
     """A sentence on the trainings before."""
     if not earlier:
         return ""
+    steps = [record.get("stopped_after", record["steps"]) for record in earlier]
     runs = "; then ".join(
-        f"{record['steps']:,} steps of {record['batch_size']} examples, with any color in "
-        f"{record['misheard']:.0%} of the answers"
-        for record in earlier
+        f"{number:,} steps of {record['batch_size']} examples (any color in {record['misheard']:.0%})"
+        for number, record in zip(steps, earlier, strict=True)
     )
     return f" It began with the weights of {runs} (`--start`)."
 
