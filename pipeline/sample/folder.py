@@ -11,7 +11,7 @@ from thinkjepa.cache import ThinkJepaError
 
 MANIFEST = ".thinkjepa-sample.json"
 
-Kind = Literal["models", "videos", "episodes", "hands"]
+Kind = Literal["models", "videos", "episodes", "hands", "maze"]
 
 
 @dataclass(frozen=True, slots=True)

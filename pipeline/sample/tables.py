@@ -37,7 +37,7 @@ def write_tables(out: Path, episodes: Mapping[str, Facts]) -> list[Path]:
         for video, facts in episodes.items()
     ]
     classes = [{"video": video, **classes_of(facts)} for video, facts in episodes.items()]
-    return [_write(out / CLIPS_FILE, clips), _write(out / CLASSES_FILE, classes)]
+    return [write_rows(out / CLIPS_FILE, clips), write_rows(out / CLASSES_FILE, classes)]
 
 
 def classes_of(facts: Facts) -> dict[str, str]:
@@ -59,7 +59,8 @@ def cell_of(position_m: tuple[float, float, float]) -> str:
     return f"{int(x_m // CELL_M)},{int(-z_m // CELL_M)}"
 
 
-def _write(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
+def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
+    """Write a table with the columns of its first row. Returns its file."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
