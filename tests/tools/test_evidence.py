@@ -9,10 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from evidence.measure import FILE, FINGERTIPS, choices, nearest
+from evidence.hand_choices import FINGERTIPS, decide, nearest
+from evidence.measure import FILE, choices
 from evidence.plan import Plan, PlanError
 from evidence.setup import HERE
-from evidence.summary import BASELINES, METRICS, SLOPE, SummaryError, ablated, summarize
+from evidence.summary import BASELINES, SLOPE, SummaryError, ablated, summarize
+
+METRICS = ("ade_m", "fde_m", "object", "place", "rollout_ade_32_m")
 
 SHARED = ("epochs", "batch_size", "learning_rate", "depth", "width", "heads", "joints", "schedule")
 
@@ -97,7 +100,7 @@ def test_choices_are_read_at_the_grasp_and_at_the_release_in_the_world():
         world_m = np.full((8, 4, 3), 9.0)  # (frame, joint, 3): nothing else may be read
         world_m[1, 1:], world_m[4, 1:] = at_grasp, at_release  # frames 34 and 40
         seen = (world_m - pose[:3, 3]) @ turn
-        right = choices(seen.reshape(1, 4, 2, 4, 3), joints, [clip], features, facts)  # type: ignore[arg-type,list-item]
+        right = choices(seen.reshape(1, 4, 2, 4, 3), joints, [clip], features, facts, decide)  # type: ignore[arg-type,list-item]
         return float(right["object"][0]), float(right["place"][0])
 
     assert found([0.02, 0.3, -0.21], [0.09, 0.2, 0.01]) == (1.0, 1.0)

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from evidence.plan import Plan
+from evidence.plan import Plan, TaskName
 from thinkjepa.pipeline.cli.console import errors, new_app, print_text, run_app
 from thinkjepa.pipeline.cli.help import examples
 from thinkjepa.pipeline.cli.progress import TerminalProgress
 
-app = new_app("The evidence on the hand sample, step by step.")
+app = new_app("The evidence on the hand sample, or on the memory maze, step by step.")
 
 PARAMS = "params.yaml"
 
@@ -22,26 +22,26 @@ Workers = Annotated[int | None, typer.Option(min=1, help="Processes. [default: o
 
 
 @app.command(epilog=examples("tools/run_evidence setup --project evidence"))
-def setup(project: Project = Path()) -> None:
+def setup(
+    project: Project = Path(),
+    task: Annotated[TaskName, typer.Option(help="Task of a new project.")] = "hands",
+) -> None:
     """Write settings and models into a new project; what is there is kept."""
     from evidence.setup import set_up
 
-    set_up(project)
+    set_up(project, task=task)
 
 
 @app.command(epilog=examples("tools/run_evidence data --project evidence"))
 def data(project: Project = Path(), workers: Workers = None) -> None:
     """Render all episodes under all conditions, and write them out as videos with poses."""
-    from evidence.data import expand_conditions, render_parts
+    from evidence.tasks import TASKS
 
     plan = Plan.read(project / PARAMS)
     with TerminalProgress(errors) as progress:
         total = sum(part.episodes for part in plan.parts.values())
         progress.begin("render", total=total, unit="episodes")
-        render_parts(
-            plan, project / "episodes", workers=workers or os.cpu_count() or 1, advance=progress.advance
-        )
-    expand_conditions(plan, project / "episodes", project / "videos")
+        TASKS[plan.task].write_videos(plan, project, workers or os.cpu_count() or 1, progress.advance)
 
 
 @app.command(epilog=examples("tools/run_evidence features --project evidence"))
@@ -57,13 +57,14 @@ def features(project: Project = Path()) -> None:
 
 @app.command(epilog=examples("tools/run_evidence gates --project evidence"))
 def gates(project: Project = Path()) -> None:
-    """Read object and place out of what guides; ends with status 1 where a gate fails."""
+    """Read what a cue tells out of what guides; ends with status 1 where a gate fails that must hold."""
     from evidence.gates import read_outs
 
-    found = read_outs(Plan.read(project / PARAMS), project)
+    plan = Plan.read(project / PARAMS)
+    found = read_outs(plan, project)
     (project / "gates.json").write_text(json_module.dumps(found, indent=1) + "\n", encoding="utf-8")
     print_text(json_module.dumps(found, indent=1))
-    if not found["passed"]:
+    if plan.gates_must_pass and not found["passed"]:
         raise typer.Exit(1)
 
 
@@ -80,7 +81,7 @@ def runs(
     chosen = [job for job in plan.jobs() if not only or job.arm in only.split(",")]
     with TerminalProgress(errors) as progress:
         progress.begin("runs", total=len(chosen), unit="runs")
-        run_all(chosen, project, workers=workers or os.cpu_count() or 1, advance=progress.advance)
+        run_all(plan, chosen, project, workers=workers or os.cpu_count() or 1, advance=progress.advance)
     if not only:
         names = [job.name for job in chosen]
         (project / "runs" / "finished.json").write_text(json_module.dumps(names, indent=1) + "\n")
@@ -95,7 +96,9 @@ def report(
     from evidence.summary import ablated, summarize
 
     plan = Plan.read(project / PARAMS)
-    result = {**summarize(plan, project), "ablations": ablated(plan, project)}
+    result = summarize(plan, project)
+    if plan.ablations:
+        result["ablations"] = ablated(plan, project)
     (out / "evidence.json").write_text(json_module.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

@@ -15,6 +15,12 @@ from thinkjepa.pipeline.sample.expand import expand
 SIZE_PX = 96
 
 
+def write_videos(plan: Plan, project: Path, workers: int, advance: Callable[[int], None]) -> None:
+    """Render what `project/episodes` lacks, and write `project/videos/<condition>`."""
+    render_parts(plan, project / "episodes", workers=workers, advance=advance)
+    expand_conditions(plan, project / "episodes", project / "videos")
+
+
 def render_parts(plan: Plan, out: Path, *, workers: int, advance: Callable[[int], None]) -> None:
     """Write `out/<condition>/<part>` for each part that is not there yet, whole or not at all."""
     for name, part in plan.parts.items():

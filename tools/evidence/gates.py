@@ -1,17 +1,21 @@
-"""Gates before any comparison: what the pyramid reads tells object and place, and only where a card told.
+"""Gates before any comparison: what the pyramid reads tells what the cue told, and only where it was told.
 
 A read-out is linear and fitted on other episodes than it is scored on.
 """
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import cue_probe
 
 from evidence.plan import Plan
+from evidence.tasks import TASKS
 from thinkjepa.cache import FeatureCache, ThinkJepaError
+from thinkjepa.pipeline.sample.tables import CLASSES_FILE
 from thinkjepa.stages.train.data.features import choose_features
 
 READ = ("streams", "slots")
@@ -26,29 +30,36 @@ class GateError(ThinkJepaError):
 
 
 def read_outs(plan: Plan, project: Path, *, seed: int = 0) -> dict[str, Any]:
-    """Share of clips whose color and place are read right, by condition and array, and whether it passes."""
+    """Share of clips of which each class is read right, by condition and array, and whether it passes."""
     found: dict[str, Any] = {}
+    told = TASKS[plan.task].told
     for condition in plan.conditions:
-        facts = cue_probe.read_facts(project / "videos" / condition)
+        rows = _read_classes(project / "videos" / condition / CLASSES_FILE)
         cache = FeatureCache.open(project / "features" / condition)
         for name in READ:
             features = choose_features(cache, cue_probe.READINGS[name])
             clips = list(features.clips)
             states = cue_probe.what_is_read(name, features, [clip.clip_id for clip in clips])
-            for target in cue_probe.TARGETS:
-                classes = [str(facts[clip.video][target]) for clip in clips]
+            for target in told:
+                classes = [rows[clip.video][target] for clip in clips]
                 found.setdefault(condition, {})[f"{name}_{target}"] = cue_probe.read_out(
                     states, classes, seed=seed
                 )
                 found[condition][f"majority_{target}"] = max(map(classes.count, classes)) / len(classes)
-    return {**found, "passed": passed(found)}
+    return {**found, "passed": passed(found, told)}
 
 
-def passed(found: dict[str, Any]) -> bool:
-    """Return True if an array tells what a card told, and none does where the card was neutral."""
-    for target in cue_probe.TARGETS:
+def passed(found: dict[str, Any], targets: Sequence[str]) -> bool:
+    """Return True if an array tells what a cue told, and none does where the cue was neutral."""
+    for target in targets:
         told = max(found["cue"][f"{name}_{target}"] for name in READ)
         guessed = max(found["no-cue"][f"{name}_{target}"] for name in READ)
         if told < TOLD_SHARE or guessed > found["no-cue"][f"majority_{target}"] + CHANCE_SHARE:
             return False
     return True
+
+
+def _read_classes(path: Path) -> dict[str, dict[str, str]]:
+    """Rows of a table of classes, by video."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return {row["video"]: row for row in csv.DictReader(file)}

@@ -10,12 +10,15 @@ from functools import partial
 from pathlib import Path
 
 from evidence.measure import FILE, measure
-from evidence.plan import Job
+from evidence.plan import Job, Plan
+from evidence.tasks import TASKS
 from thinkjepa.stages.data.partition import SplitRule
 from thinkjepa.stages.train.run import train
 
 
-def run_all(jobs: Sequence[Job], project: Path, *, workers: int, advance: Callable[[int], None]) -> None:
+def run_all(
+    plan: Plan, jobs: Sequence[Job], project: Path, *, workers: int, advance: Callable[[int], None]
+) -> None:
     """Train and measure what `project/runs` lacks, each run on one thread."""
     waiting = []
     for job in jobs:
@@ -26,12 +29,12 @@ def run_all(jobs: Sequence[Job], project: Path, *, workers: int, advance: Callab
     # Fresh processes: a forked one shares torch's threads with this one.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        for done in as_completed([pool.submit(partial(run_one, project, job)) for job in waiting]):
+        for done in as_completed([pool.submit(partial(run_one, plan, project, job)) for job in waiting]):
             done.result()
             advance(1)
 
 
-def run_one(project: Path, job: Job) -> None:
+def run_one(plan: Plan, project: Path, job: Job) -> None:
     """Train one run and measure it."""
     videos, out = project / "videos" / job.condition, project / "runs" / job.name
     cache_dir = project / "features" / job.cache
@@ -39,4 +42,4 @@ def run_one(project: Path, job: Job) -> None:
     if settings.oracle_table:
         settings = replace(settings, oracle_table=str(videos / settings.oracle_table))
     train(cache_dir, out, settings, split=SplitRule(partition="file", group_by="file"))
-    measure(out, cache_dir=cache_dir, videos=videos)
+    measure(out, cache_dir=cache_dir, videos=videos, decide=TASKS[plan.task].decide, horizons=plan.horizons)

@@ -9,19 +9,23 @@ from pathlib import Path
 import torch
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
+from evidence.plan import TaskName
+from evidence.tasks import TASKS
 from thinkjepa.pipeline.project.setup import run_dvc
 
 HERE = Path(__file__).parent / "project"
+
+PARAMS = "params.yaml"
 
 WEIGHTS = "model.safetensors"
 
 SEED = 0
 
 
-def set_up(project: Path) -> None:
+def set_up(project: Path, *, task: TaskName = "hands") -> None:
     """Write what `project` lacks; settings that are there are kept."""
     project.mkdir(parents=True, exist_ok=True)
-    for source in HERE.iterdir():
+    for source in (HERE / "dvc.yaml", TASKS[task].params):
         if not (project / source.name).exists():
             shutil.copyfile(source, project / source.name)
     trained, untrained = project / "models" / "trained", project / "models" / "untrained" / "thinker"

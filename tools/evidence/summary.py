@@ -18,14 +18,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from evidence.measure import FILE, HORIZONS
+from evidence.measure import FILE
 from evidence.plan import Plan
 from thinkjepa.cache import ThinkJepaError
 from thinkjepa.stages.intervals import Clusters, Figure, Parts
 
 Floats = npt.NDArray[np.float64]
-
-METRICS = ("ade_m", "fde_m", "object", "place", *(f"rollout_ade_{steps}_m" for steps in HORIZONS))
 
 SLOPE = "slope_m_per_s"
 
@@ -56,6 +54,9 @@ class Measured:
         self.clusters = Clusters(
             groups=self.first["group"].to_pylist(), videos=self.first["video"].to_pylist()
         )
+        found = [name for name in self.first.column_names if name.startswith("model_")]
+        self.metrics = [name.removeprefix("model_") for name in found if name != f"model_{SLOPE}"]
+        """All but the slope."""
         self.unseen = np.array(self.first["unseen"].to_pylist())
 
     def values(self, arm: str, metric: str) -> Floats:
@@ -87,23 +88,28 @@ def summarize(plan: Plan, project: Path) -> dict[str, Any]:
                     **found.figure([found.values(arm, metric)]),
                     "seeds": len(found.values(arm, metric)),
                 }
-                for metric in (*METRICS, SLOPE)
+                for metric in (*found.metrics, SLOPE)
             }
             for arm in arms
         }
         if GUIDED in arms:
             differences[condition] = {
-                arm: {metric: found.figure([subtracted(found, arm, metric)]) for metric in (*METRICS, SLOPE)}
+                arm: {
+                    metric: found.figure([subtracted(found, arm, metric)])
+                    for metric in (*found.metrics, SLOPE)
+                }
                 for arm in arms
                 if arm != GUIDED
             }
     result["differences"] = differences
-    result["unseen_pairs"] = {condition: _of_unseen(found) for condition, found in measured.items()}
+    if all(found.unseen.any() for found in measured.values()):
+        result["unseen_pairs"] = {condition: _of_unseen(found) for condition, found in measured.items()}
     if all(
         {GUIDED, UNGUIDED} <= set(measured[name].tables) for name in ("cue", "no-cue") if name in measured
     ):
         result["difference_in_differences"] = {
-            metric: in_differences(measured["cue"], measured["no-cue"], metric) for metric in METRICS
+            metric: in_differences(measured["cue"], measured["no-cue"], metric)
+            for metric in measured["cue"].metrics
         }
     return result
 
@@ -126,7 +132,7 @@ def _of_unseen(found: Measured) -> dict[str, dict[str, float]]:
     if not found.unseen.any():
         return {}
     return {
-        arm: {metric: float(found.values(arm, metric)[:, found.unseen].mean()) for metric in METRICS}
+        arm: {metric: float(found.values(arm, metric)[:, found.unseen].mean()) for metric in found.metrics}
         for arm in (*found.tables, *BASELINES)
     }
 
@@ -136,7 +142,7 @@ def ablated(plan: Plan, project: Path) -> dict[str, Any]:
     names = [GUIDED, UNGUIDED, *plan.ablations]
     found = Measured(project / "runs" / "cue", names, plan.ablation_seeds)
     return {
-        name: {metric: found.figure([found.values(name, metric)]) for metric in METRICS}
+        name: {metric: found.figure([found.values(name, metric)]) for metric in found.metrics}
         for name in found.tables
     }
 
