@@ -60,7 +60,8 @@ def _explained_damage(path: Path) -> Iterator[None]:
         yield
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CacheError(
-            f"{str(path)!r} is damaged or was changed by hand ({error}): restore it from a copy"
+            f"{str(path)!r} is damaged or was changed by hand ({str(error)[:MAX_REASON]}): restore it "
+            "from a copy"
         ) from error
 
 
@@ -144,6 +145,9 @@ def _with_fp8(arrays: tuple[ArraySpec, ...], names: Collection[str]) -> Iterator
         else:
             yield spec
 
+
+MAX_REASON = 300
+"""Characters of an error that quotes the file."""
 
 MAX_RANK = 8
 

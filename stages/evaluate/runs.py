@@ -36,6 +36,9 @@ LARGEST_COUNT = 2**10
 MADE_ONE_BY_ONE = ("depth", "levels", "windows")
 
 
+Positive = Annotated[int, Field(gt=0)]
+
+
 @dataclass(frozen=True, slots=True)
 class _Weights:
     file: Annotated[str, Field(pattern=r"^checkpoints/[A-Za-z0-9_.-]+\.safetensors$")]
@@ -59,15 +62,31 @@ class _ReadSets:
 @dataclass(frozen=True, slots=True)
 class _Settings:
     seed: int
-    clips_per_forward: Annotated[int, Field(gt=0)]
+    clips_per_forward: Positive
     guidance_source: str = "own"
     min_confidence: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
+class _Guidance:
+    kind: str = ""
+    cross_tokens: str = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class _Grid:
+    observed_steps: Positive
+    future_steps: Positive
+    height: Positive
+    width: Positive
+    dim: Positive
+
+
+@dataclass(frozen=True, slots=True)
 class _Model:
     variant: Variant
-    guidance: dict[str, Any] = field(default_factory=dict)
+    grid: _Grid
+    guidance: _Guidance = field(default_factory=_Guidance)
 
 
 @dataclass(frozen=True, slots=True)

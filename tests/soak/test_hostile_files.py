@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,7 @@ def edited(value: Any, edits: list[Edit]) -> Any:
         if replacement == "absent" and isinstance(container, dict):
             del container[key]
         else:
-            container[key] = replacement
+            container[key] = deepcopy(replacement)  # the next edit may be inside it
     return value
 
 

@@ -79,6 +79,8 @@ RUNS: dict[str, Change] = {
     "negative depth": lambda record: record["model"]["trunk"].update(depth=-3),
     "huge grid": lambda record: record["model"]["grid"].update(height=2**30),
     "guidance in words": lambda record: record["model"].update(guidance="film"),
+    "empty grid": lambda record: record["model"]["grid"].update(dim=0),
+    "no tokens": lambda record: record["model"]["guidance"].update(cross_tokens=None),
     "no settings": lambda record: record.pop("settings"),
     "no clip a forward": lambda record: record["settings"].update(clips_per_forward=0),
     "seed in words": lambda record: record["settings"].update(seed="zero"),
