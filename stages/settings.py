@@ -89,9 +89,9 @@ def _first_problem(error: ValidationError, allowed: dict[str, str]) -> str:
     if not first["loc"]:  # of several settings together: the message names them
         return first["msg"].removeprefix("Value error, ")
     name = str(first["loc"][0])
-    if first["type"].startswith(OUT_OF_BOUNDS):
+    same = [item for item in others if item["loc"][:1] == first["loc"][:1]]  # of a union
+    if first["type"].startswith(OUT_OF_BOUNDS) and (allowed[name] or not same):
         reason = f"give {allowed[name] or 'a finite number'}"
     else:
-        same = [item for item in others if item["loc"][:1] == first["loc"][:1]]  # of a union
         reason = " or ".join(item["msg"] for item in (first, *same))
     return f"{flag_name(name)} {first['input']!r}: {reason}"

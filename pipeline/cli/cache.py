@@ -84,7 +84,7 @@ def extract_command(
     the clips and models of its last extraction: they hold where no flag or params.yaml says otherwise.
     Another prompt, thinker, encoder or dtype makes another feature set in the same cache.
 
-    Exit status: 0 all done; 2 wrong use; 3 more videos failed than --max-failures accepts.
+    Exit status: 0 done; 2 wrong use; 3 more videos failed than --max-failures.
     """
     find_videos(videos)  # a wrong folder is refused before seconds of imports
     with loading():

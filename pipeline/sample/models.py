@@ -110,9 +110,7 @@ def no_progress_bars() -> Iterator[None]:
 
 
 def _write_thinker(folder: Path, *, seed: int) -> None:
-    processor = thinker_processor(
-        qwen_tokenizer(), patch_px=PATCH_PX, max_tokens_per_frame=MAX_TOKENS_PER_FRAME, opening=THINKING
-    )
+    processor = untrained_processor()
     model = Qwen3VLForConditionalGeneration(_thinker_config(processor.tokenizer))
     _depend_on_the_frames(model)
     _speak_printable_ascii(model, processor.tokenizer)
@@ -223,6 +221,13 @@ def _speak_printable_ascii(model: Qwen3VLForConditionalGeneration, tokenizer: Qw
     silent = torch.ones(len(tokenizer), dtype=torch.bool)
     silent[spoken] = False
     model.lm_head.weight[silent] = 0.0
+
+
+def untrained_processor() -> Qwen3VLProcessor:
+    """The processor of the untrained thinker."""
+    return thinker_processor(
+        qwen_tokenizer(), patch_px=PATCH_PX, max_tokens_per_frame=MAX_TOKENS_PER_FRAME, opening=THINKING
+    )
 
 
 def thinker_processor(

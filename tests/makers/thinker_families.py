@@ -68,7 +68,7 @@ def write_family(family: str, folder: Path) -> Path:
 
 
 def _qwen3_vl_moe() -> tuple[Part, Part]:
-    processor = sample._thinker_processor()
+    processor = sample.untrained_processor()
     dense = sample._thinker_config(processor.tokenizer).to_dict()
     text, vision = dense["text_config"], dense["vision_config"]
     text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "num_hidden_layers": 4}
@@ -80,7 +80,7 @@ def _qwen3_vl_moe() -> tuple[Part, Part]:
 
 
 def _qwen2_5_vl() -> tuple[Part, Part]:
-    tokenizer = sample._byte_tokenizer()
+    tokenizer = sample.qwen_tokenizer()
     visual_px = 28 * 28
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]}
     vision = {
@@ -215,7 +215,7 @@ def _idefics_config(tokenizer: Qwen2Tokenizer) -> Mapping[str, Any]:
 
 
 def _idefics_tokenizer(tokens: tuple[str, ...] = IDEFICS_TOKENS) -> Qwen2Tokenizer:
-    tokenizer = sample._byte_tokenizer()
+    tokenizer = sample.qwen_tokenizer()
     tokenizer.add_tokens([AddedToken(token, special=True) for token in tokens])
     return tokenizer
 

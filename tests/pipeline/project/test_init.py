@@ -166,7 +166,7 @@ def test_a_sample_project_has_videos_and_models_and_keeps_edited_settings(tmp_pa
     params = yaml.safe_load((folder / "params.yaml").read_text())
     assert params["train"]["epochs"] == 30
     assert made["notes"] == [
-        f"96 videos (.mp4, .mkv, .webm, .avi, .mov) of 194 files under {str(Path('project/videos'))!r}",
+        f"96 videos (.mp4, .mkv, .webm, .avi, .mov) of 196 files under {str(Path('project/videos'))!r}",
         "training: 3 runs (variants x seeds: 3 x 1) of 30 epochs, depth 4",
     ], "nothing about a hub"
     for place in (params["models"]["thinker"], params["models"]["encoder"]):

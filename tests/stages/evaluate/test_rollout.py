@@ -328,8 +328,7 @@ def test_the_command_rolls_every_variant_out(
     assert height > 400
     captions: list[str] = []
     keep = lambda figure: captions.append(figure.get_suptitle()) or b""  # noqa: E731
-    monkeypatch.setattr("thinkjepa.pipeline.report.plots.png_bytes", keep)
-    rollout_picture(compared)
+    rollout_picture(compared, encode=keep)
     count = f"{compared['num_clips']} clips of {compared['num_videos']} videos"
     assert captions == [f"lines: means over clips; bands: 95 % intervals, {count}"]
     status, _, stderr = run("--run", tmp_path / "runs" / "jepa", "--rollout", "four")

@@ -14,6 +14,7 @@ from extraction import RunCommand
 
 from thinkjepa.cache import FeatureCache, FeatureSet, fingerprint, verify
 from thinkjepa.cache.disk.checksums import replace_listed
+from thinkjepa.cache.shards.identity import LENGTH_BYTES, MARK, TAIL_BYTES
 
 SET_NAME_HEX = 12
 
@@ -54,7 +55,18 @@ def as_of_before(cache_dir: Path) -> FeatureSet:
     replace_listed(cache_dir / "cache.json", json.dumps(content).encode())
     for parent in (cache_dir, cache_dir / "features.zarr"):
         (parent / item.name).rename(parent / name)
+    for shard in (cache_dir / "features.zarr" / name).rglob("c/**/*"):
+        if shard.is_file():
+            take_identity(shard)
     return FeatureCache.open(cache_dir).find_set(name)
+
+
+def take_identity(shard: Path) -> None:
+    """Take from a sealed shard the record of its set, which earlier versions did not write."""
+    content = shard.read_bytes()
+    end = content.rindex(MARK) + len(MARK)
+    size = int.from_bytes(content[end - len(MARK) - LENGTH_BYTES : end - len(MARK)], "little")
+    shard.write_bytes(content[: end - TAIL_BYTES - size] + content[end:])
 
 
 @pytest.fixture
