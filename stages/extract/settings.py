@@ -67,7 +67,7 @@ class ModelSettings(Settings):
     )
     thinker_view: Literal["full", "encoder"] = setting(
         "full",
-        "Frames for the thinker: full, or encoder, what that one sees, a control.",
+        "Frames for the thinker: full, or encoder, what it sees, a control.",
         rare=True,
     )
     keep_history: bool = setting(

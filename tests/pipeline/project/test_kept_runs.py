@@ -18,10 +18,21 @@ from thinkjepa.stages.train.settings import TrainSettings
 SELECTION = Selection("s", "thinker-1", "encoder-1", num_clips=3, clips="c", names="n")
 WEIGHTS = "checkpoints/model-0.safetensors"
 
+SETTINGS = {"seed": 0, "clips_per_forward": 4}
+
 
 def kept(folder: Path, **record: object) -> Path:
     """A finished run of this record; two settings may end in the same weights."""
-    whole = {"schema": RUN_SCHEMA, "checkpoint": {"file": WEIGHTS, "sha256": "0"}, "cache": "a", **record}
+    whole = {
+        "schema": RUN_SCHEMA,
+        "checkpoint": {"file": WEIGHTS, "sha256": "0" * 64},
+        "cache": "a",
+        "feature_sets": {"encoder": {"name": "encoder-1", "fingerprint": "1"}},
+        "model": {"variant": "jepa"},
+        "labels": "",
+        "split_sha256": "2",
+        **record,
+    }
     (folder / "checkpoints").mkdir(parents=True)
     (folder / WEIGHTS).write_bytes(b"weights")
     (folder / "run.json").write_text(json.dumps(whole))
@@ -50,8 +61,8 @@ def test_the_history_counts_in_runs_that_it_guides() -> None:
 
 
 def test_a_run_is_found_by_its_record_wherever_its_cache_was(tmp_path: Path) -> None:
-    kept(tmp_path / "runs" / "one", settings={"guidance": "film"})
-    other = kept(tmp_path / "runs" / "two", settings={"guidance": "adaln"})
+    kept(tmp_path / "runs" / "one", settings={**SETTINGS, "guidance": "film"})
+    other = kept(tmp_path / "runs" / "two", settings={**SETTINGS, "guidance": "adaln"})
     shown = tmp_path / "shown"
     show_run(other, shown)
     record = json.loads((shown / "run.json").read_text())
