@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from latent_cache import BuildShape
 
 from thinkjepa.pipeline.project.run_store import find_kept, kept_name, show_run
 from thinkjepa.stages.data.partition import SplitRule
@@ -28,7 +29,6 @@ def kept(folder: Path, **record: object) -> Path:
         "checkpoint": {"file": WEIGHTS, "sha256": "0" * 64},
         "cache": "a",
         "feature_sets": {"encoder": {"name": "encoder-1", "fingerprint": "1"}},
-        "model": {"variant": "jepa"},
         "labels": "",
         "split_sha256": "2",
         **record,
@@ -60,9 +60,10 @@ def test_the_history_counts_in_runs_that_it_guides() -> None:
         assert len({kept_name(settings, SplitRule(), item, None) for item in selections}) == names
 
 
-def test_a_run_is_found_by_its_record_wherever_its_cache_was(tmp_path: Path) -> None:
-    kept(tmp_path / "runs" / "one", settings={**SETTINGS, "guidance": "film"})
-    other = kept(tmp_path / "runs" / "two", settings={**SETTINGS, "guidance": "adaln"})
+def test_a_run_is_found_by_its_record_wherever_its_cache_was(tmp_path: Path, model_shape: BuildShape) -> None:
+    model = asdict(model_shape("jepa"))
+    kept(tmp_path / "runs" / "one", model=model, settings={**SETTINGS, "guidance": "film"})
+    other = kept(tmp_path / "runs" / "two", model=model, settings={**SETTINGS, "guidance": "adaln"})
     shown = tmp_path / "shown"
     show_run(other, shown)
     record = json.loads((shown / "run.json").read_text())
