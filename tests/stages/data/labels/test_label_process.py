@@ -96,7 +96,9 @@ def test_a_byte_that_hangs_the_hdf5_library_costs_one_time_out(tmp_path: Path, r
 
 def test_ctrl_c_ends_the_reading_of_a_file_that_hangs(tmp_path: Path) -> None:
     script = (
-        "import sys, threading, _thread\nfrom pathlib import Path\n"
+        "import signal, sys\nfrom pathlib import Path\n"
+        # A shell lets its background jobs ignore the signal, and their children inherit that.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from thinkjepa.stages.data.labels.client import label_process\n"
         "label_process().read(Path(sys.argv[1]))\nprint(label_process().pid, flush=True)\n"
         "label_process().read(Path(sys.argv[2]))\n"
