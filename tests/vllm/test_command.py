@@ -18,6 +18,8 @@ from thinkjepa.cache import ClipRow, FeatureCache
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 SMALL = ("--thinker-frames", "4", "--observed-frames", "4", "--future-frames", "4", "--dense-fps", "10")
+KEEP = ("--keep", "pooled,slots,text,tokens")
+"""Sets are compared by all tokens."""
 SPLIT = 30
 TOLERANCE = 1e-5
 """Of a layer's largest state, float32: states go up to 25 here."""
@@ -60,7 +62,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def arguments(videos: Path, tiny_models: Path) -> tuple[object, ...]:
     models = ("--thinker", tiny_models / "thinker", "--encoder", tiny_models / "encoder")
-    layers = ("--layers", "0,1,2,3,4,5,6", "--max-new-tokens", 6, "--stride-s", "0.2")
+    layers = ("--layers", "0,1,2,3,4,5,6", "--max-new-tokens", 6, *KEEP, "--stride-s", "0.2")
     return ("extract", "--videos", videos, *models, *SMALL, *layers, "--json")
 
 

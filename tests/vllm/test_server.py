@@ -22,6 +22,7 @@ from thinkjepa.stages.extract.settings import ModelSettings
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
+KEEP = ("--keep", "pooled,slots,text,tokens")
 COMMAND = str(Path(sys.executable).parent / "thinkjepa-cache")
 START_TIMEOUT_S = 240.0
 TOLERANCE = 1e-5
@@ -76,7 +77,17 @@ def test_a_server_makes_the_cache_of_transformers(
         check=False,
     )
     assert made.returncode == 0
-    of_thinker = ("--thinker", thinker, "--layers", layers, "--frames-as", frames_as, "--max-new-tokens", 4)
+    of_thinker = (
+        "--thinker",
+        thinker,
+        "--layers",
+        layers,
+        "--frames-as",
+        frames_as,
+        "--max-new-tokens",
+        4,
+        *KEEP,
+    )
     extract = (
         *("extract", "--videos", videos, "--cache-dir", cache_dir, *of_thinker, "--json"),
         *("--encoder", tiny_models / "encoder", "--thinker-frames", 4, "--observed-frames", 4),
