@@ -5,7 +5,7 @@
 ones (shapes, token kinds, dependence on every pixel) and none of the meaning.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -137,27 +137,13 @@ def _thinker_config(tokenizer: Qwen2Tokenizer) -> Qwen3VLConfig:
     `initializer_range` is about 1 / sqrt(width): with the usual 0.02 a model this narrow would hardly change
     its residual stream from one layer to the next.
     """
-    token_id = tokenizer.convert_tokens_to_ids
     text = {
-        "vocab_size": len(tokenizer),
         "hidden_size": 64,
         "intermediate_size": 128,
         "num_hidden_layers": NUM_THINKER_LAYERS,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "head_dim": 32,
-        "max_position_embeddings": 8192,
         "initializer_range": 0.12,
-        # Sections of half a head for time, height and width: 24 : 20 : 20 in the published models.
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 5_000_000.0,
-            "mrope_section": [6, 5, 5],
-            "mrope_interleaved": True,
-        },
-        "pad_token_id": token_id("<|endoftext|>"),
-        "bos_token_id": token_id("<|endoftext|>"),
-        "eos_token_id": token_id("<|im_end|>"),
     }
     vision = {
         "depth": 4,
@@ -165,16 +151,37 @@ def _thinker_config(tokenizer: Qwen2Tokenizer) -> Qwen3VLConfig:
         "intermediate_size": 128,
         "num_heads": 2,
         "patch_size": PATCH_PX,
-        "spatial_merge_size": MERGE_SIZE,
-        "temporal_patch_size": 2,
         "out_hidden_size": 64,
         "num_position_embeddings": 64,
         "deepstack_visual_indexes": [0, 1, 2],
         "initializer_range": 0.12,
     }
+    return qwen3_vl_config(tokenizer, text=text, vision=vision, rope_theta=5_000_000.0)
+
+
+def qwen3_vl_config(
+    tokenizer: Qwen2Tokenizer, *, text: Mapping[str, Any], vision: Mapping[str, Any], rope_theta: float
+) -> Qwen3VLConfig:
+    """The configuration of a small Qwen3-VL with heads of 32 dims and the ids of this tokenizer's marks."""
+    token_id = tokenizer.convert_tokens_to_ids
+    shared_text = {
+        "vocab_size": len(tokenizer),
+        "head_dim": 32,
+        "max_position_embeddings": 8192,
+        # Sections of half a head for time, height and width: 24 : 20 : 20 in the published models.
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": rope_theta,
+            "mrope_section": [6, 5, 5],
+            "mrope_interleaved": True,
+        },
+        "pad_token_id": token_id("<|endoftext|>"),
+        "bos_token_id": token_id("<|endoftext|>"),
+        "eos_token_id": token_id("<|im_end|>"),
+    }
     return Qwen3VLConfig(
-        text_config=text,
-        vision_config=vision,
+        text_config={**shared_text, **text},
+        vision_config={"spatial_merge_size": MERGE_SIZE, "temporal_patch_size": 2, **vision},
         image_token_id=token_id("<|image_pad|>"),
         video_token_id=token_id("<|video_pad|>"),
         vision_start_token_id=token_id("<|vision_start|>"),

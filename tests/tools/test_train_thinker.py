@@ -222,7 +222,7 @@ def test_training_learns_and_is_the_same_for_the_same_seed(processor):
 def test_an_interrupted_training_continues_to_the_same_weights(processor, tmp_path):
     settings = Training(steps=6, batch_size=2, learning_rate=1e-3, seed=3, one_pair=0.5)
     whole = weights_after(processor, settings)
-    state = tmp_path / "state.pt"
+    state = tmp_path / "state.safetensors"
     model = new_model(processor.tokenizer, width=64, vision_width=32, seed=1)
     steps = train(
         model, Collator(processor), ExampleMaker(two_episodes()), settings, state_file=state, save_every=4
@@ -285,4 +285,4 @@ def test_the_command_trains_a_model_that_transformers_load(tmp_path, renderable,
     assert len(AutoProcessor.from_pretrained(out).tokenizer) == len(processor.tokenizer)
     card_text = (out / "README.md").read_text()
     assert "2 episodes of seed 101" in " ".join(card_text.split())
-    assert not list((tmp_path / "data").glob("*.pt"))
+    assert not list((tmp_path / "data").glob("*.safetensors"))

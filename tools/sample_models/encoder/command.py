@@ -10,6 +10,7 @@ import typer
 from hands.generate import check_renderable
 
 from sample_models.encoder.episodes import Drawing, DrawnEpisode, draw_episodes, read_episode
+from sample_models.flags import EXIT_FAILED, Check, LearningRate, Threads, Workers
 from thinkjepa.cache import ThinkJepaError
 from thinkjepa.pipeline.cli.console import JsonOption, errors, new_single_app, print_result, run_app
 from thinkjepa.pipeline.cli.help import examples
@@ -30,8 +31,6 @@ CHECKED_ON = Drawing(seed=112, size_px=96, conditions=("late-cue",), before=4, a
 TESTED, VALIDATED = 0.2, 0.1
 """Shares of the check's episodes that measure the head, and that choose its epoch. The others train it."""
 
-EXIT_FAILED = 1
-
 LEAST_EPISODES = 20
 
 NUM_SAVES = 20
@@ -44,22 +43,16 @@ Episodes = Annotated[
 ]
 Steps = Annotated[int, typer.Option(min=1, help="Training steps, about 0.4 s each on one core.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Windows of 16 frames in a step.")]
-LearningRate = Annotated[float, typer.Option(min=0, help="AdamW's largest learning rate.")]
 PixelWeight = Annotated[
     float, typer.Option(min=0, help="Weight of what is decoded in the loss; 0: V-JEPA's loss alone.")
 ]
 Width = Annotated[int, typer.Option(min=6, help="Dims of a latent: at least 6 for each head.")]
 Depth = Annotated[int, typer.Option(min=1, help="Blocks of the encoder.")]
 Heads = Annotated[int, typer.Option(min=1, help="Attention heads of a block.")]
-Check = Annotated[
-    bool, typer.Option("--check", help="Measure the model in OUT instead. Status 1: it is not good enough.")
-]
 CheckEpisodes = Annotated[
     int, typer.Option(min=LEAST_EPISODES, help="Episodes of --check: 7 of 10 train the head.")
 ]
 Epochs = Annotated[int, typer.Option(min=1, help="Passes of the head of --check over its episodes.")]
-Threads = Annotated[int, typer.Option(min=1, help="Threads of the arithmetic.")]
-Workers = Annotated[int, typer.Option(min=1, help="Processes that draw.")]
 
 
 @app.command(epilog=examples("tools/train_encoder encoder", "tools/train_encoder encoder --check --json"))

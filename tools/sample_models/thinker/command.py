@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from hands.generate import check_renderable
 
+from sample_models.flags import EXIT_FAILED, Check, LearningRate, Threads, Workers
 from sample_models.thinker.sights import FRAME_PX, Drawing, Sights, draw_sights
 from thinkjepa.cache import ThinkJepaError
 from thinkjepa.pipeline.cli.console import JsonOption, errors, new_single_app, print_result, run_app
@@ -25,8 +26,6 @@ TRAINED_ON, CHECKED_ON = 101, 102
 HEAD_WIDTH = 64
 """Widths are multiples of it: two heads of 32 that share a key."""
 
-EXIT_FAILED = 1
-
 LEAST_EPISODES = 40
 
 
@@ -38,7 +37,6 @@ Episodes = Annotated[
 ]
 Steps = Annotated[int, typer.Option(min=1, help="Training steps, about 0.6 s each on one core.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Examples of a step.")]
-LearningRate = Annotated[float, typer.Option(min=0, help="AdamW's largest learning rate.")]
 OnePair = Annotated[
     float, typer.Option(min=0, max=1, help="Share of steps, the first ones, with two frames an example.")
 ]
@@ -51,14 +49,9 @@ VisionWidth = Annotated[int, typer.Option(min=32, help="Dims of the vision's sta
 Start = Annotated[
     Path | None, typer.Option(help="Folder of a thinker of these widths, whose weights are the first ones.")
 ]
-Check = Annotated[
-    bool, typer.Option("--check", help="Measure the model in OUT instead. Status 1: it is not good enough.")
-]
 CheckEpisodes = Annotated[
     int, typer.Option(min=LEAST_EPISODES, help="Episodes of --check, each under three conditions.")
 ]
-Threads = Annotated[int, typer.Option(min=1, help="Threads of the arithmetic.")]
-Workers = Annotated[int, typer.Option(min=1, help="Processes that draw.")]
 
 
 @app.command(epilog=examples("tools/train_thinker thinker", "tools/train_thinker thinker --check --json"))
@@ -149,7 +142,7 @@ def _trained(
     model = new_model(processor.tokenizer, width=width, vision_width=vision_width, seed=settings["seed"])
     if start is not None:
         start_from(model, start)
-    state_file = data / f"training-{width}-{vision_width}.pt"
+    state_file = data / f"training-{width}-{vision_width}.safetensors"
     done, started_s = [], monotonic()
     with TerminalProgress(errors) as progress:
         progress.begin("train", total=settings["steps"], unit="steps")

@@ -16,7 +16,13 @@ from transformers import Qwen2Tokenizer, Qwen3VLConfig, Qwen3VLForConditionalGen
 
 from sample_models.thinker.sights import FRAME_PX
 from sample_models.thinker.words import all_words
-from thinkjepa.pipeline.sample.models import MERGE_SIZE, generation_config, qwen_tokenizer, thinker_processor
+from thinkjepa.pipeline.sample.models import (
+    MERGE_SIZE,
+    generation_config,
+    qwen3_vl_config,
+    qwen_tokenizer,
+    thinker_processor,
+)
 from thinkjepa.stages.extract.settings import ModelSettings
 
 PATCH_PX = 8
@@ -50,27 +56,13 @@ def new_model(
 
 
 def _config(tokenizer: Qwen2Tokenizer, *, width: int, vision_width: int) -> Qwen3VLConfig:
-    token_id = tokenizer.convert_tokens_to_ids
     text = {
-        "vocab_size": len(tokenizer),
         "hidden_size": width,
         "intermediate_size": 3 * width,
         "num_hidden_layers": 6,
         "num_attention_heads": width // 32,
         "num_key_value_heads": width // 64,
-        "head_dim": 32,
-        "max_position_embeddings": 8192,
         "initializer_range": 0.04,
-        # Sections of half a head for time, height and width. The longest distances are hundreds of tokens.
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 10_000.0,
-            "mrope_section": [6, 5, 5],
-            "mrope_interleaved": True,
-        },
-        "pad_token_id": token_id("<|endoftext|>"),
-        "bos_token_id": token_id("<|endoftext|>"),
-        "eos_token_id": token_id("<|im_end|>"),
     }
     vision = {
         "depth": 4,
@@ -78,23 +70,13 @@ def _config(tokenizer: Qwen2Tokenizer, *, width: int, vision_width: int) -> Qwen
         "intermediate_size": 3 * vision_width,
         "num_heads": vision_width // 32,
         "patch_size": PATCH_PX,
-        "spatial_merge_size": MERGE_SIZE,
-        "temporal_patch_size": 2,
         "out_hidden_size": width,
         "num_position_embeddings": (FRAME_PX // PATCH_PX) ** 2,
         "deepstack_visual_indexes": [1],
         "initializer_range": 0.04,
     }
-    return Qwen3VLConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=token_id("<|image_pad|>"),
-        video_token_id=token_id("<|video_pad|>"),
-        vision_start_token_id=token_id("<|vision_start|>"),
-        vision_end_token_id=token_id("<|vision_end|>"),
-        tie_word_embeddings=False,
-        dtype="float32",
-    )
+    # The longest distances are hundreds of tokens: a smaller base of the rotation than the published one.
+    return qwen3_vl_config(tokenizer, text=text, vision=vision, rope_theta=10_000.0)
 
 
 def _merges() -> list[tuple[str, str]]:

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from transformers import Qwen3VLForConditionalGeneration
 
 from sample_models.thinker.batches import Batch, Collator, ExampleMaker
+from thinkjepa.cache import fingerprint
+from thinkjepa.stages.train.fit.state import FitState, PartialEpoch, ResumeFile
 
 SENTENCE_WEIGHT = 3.0
 """Weight of the first sentence's tokens; those of the lists after it have 1."""
@@ -93,8 +95,11 @@ def train(
         pct_start=training.warmup,
         cycle_momentum=False,
     )
-    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
-    begin = _restore(state_file, parts, training)
+    resume = ResumeFile(state_file, fingerprint(asdict(training))) if state_file else None
+    begin = resume.load(model, optimizer).partial.steps_done if resume else 0
+    if begin:
+        schedule.load_state_dict({**schedule.state_dict(), "last_epoch": begin - 1, "_step_count": begin})
+        schedule.step()
     model.train()
     for number in range(begin, training.steps):
         rng = np.random.default_rng([training.seed, number])
@@ -108,8 +113,8 @@ def train(
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if state_file is not None and (number + 1) % save_every == 0:
-            _save(state_file, parts, training, number + 1)
+        if resume is not None and (number + 1) % save_every == 0:
+            resume.save(FitState(partial=PartialEpoch(steps_done=number + 1)), model, optimizer)
         yield Step(number + 1, loss.item(), sentence.item(), first.item())
     model.eval()
 
@@ -154,26 +159,3 @@ def attention_mask(is_visual_BS: Tensor, prompt_length: int, through_text: Tenso
     rows = through_text.nonzero().flatten()
     mask[rows, prompt_length:, int(visual[0]) : int(visual[-1]) + 1] = False
     return mask[:, None]
-
-
-def _save(
-    path: Path, parts: dict[str, nn.Module | torch.optim.Optimizer], training: Training, step: int
-) -> None:
-    partial = path.with_suffix(".partial")
-    states = {name: part.state_dict() for name, part in parts.items()}
-    torch.save({**states, "training": asdict(training), "step": step}, partial)
-    partial.replace(path)
-
-
-def _restore(
-    path: Path | None, parts: dict[str, nn.Module | torch.optim.Optimizer], training: Training
-) -> int:
-    """The step to continue with: 0 where there is no state of this training."""
-    if path is None or not path.exists():
-        return 0
-    state = torch.load(path, weights_only=True)
-    if state["training"] != asdict(training):
-        return 0
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    return int(state["step"])
